@@ -1,0 +1,47 @@
+"""What a user can be told: where it went wrong, what was expected, what was found, what to do."""
+
+from __future__ import annotations
+
+
+class DominieError(Exception):
+    """An error that a person can act on. The command line prints it without a traceback.
+
+    Args:
+        what: what went wrong, in one clause.
+        where: the file and line, recipe key, stage or batch at fault.
+        expected: what would have been accepted.
+        found: what was there instead.
+        do: the next thing to try.
+    """
+
+    exit_status = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        expected: str | None = None,
+        found: str | None = None,
+        do: str | None = None,
+    ) -> None:
+        self.what, self.where = what, where
+        self.expected, self.found, self.do = expected, found, do
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        for label, text in (("expected", self.expected), ("found", self.found), ("do", self.do)):
+            if text:
+                lines.append(f"  {label:<9} {text}")
+        return "\n".join(lines)
+
+
+class InputError(DominieError):
+    """The recipe, the data, a model or an option is at fault: exit status 2."""
+
+    exit_status = 2
+
+
+class RunError(DominieError):
+    """The run failed though its input was acceptable, a non-finite loss say: exit status 1."""
