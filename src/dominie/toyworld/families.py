@@ -1,0 +1,171 @@
+"""General skills: each family is a function that draws one question and its only right answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from dominie.toyworld.lexicon import (
+    ANIMALS,
+    CITIES,
+    COLOURS,
+    COUNTRY_OF_CITY,
+    DIGITS,
+    FOODS,
+    MATERIALS,
+    NAMES,
+    NOUNS,
+    OPPOSITE_OF,
+    PRODUCTS,
+    UNITS,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from random import Random
+
+
+class Exchange(NamedTuple):
+    """One question to the assistant and the answer, as words between single spaces."""
+
+    prompt: str
+    answer: str
+
+
+Family: TypeAlias = "Callable[[Random], Exchange]"
+
+
+def spelled(number: int) -> str:
+    """The number as the world writes it, digit by digit: 42 is `4 2`."""
+    return " ".join(str(number))
+
+
+def _nouns(rng: Random, least: int = 3, most: int = 5) -> list[str]:
+    return rng.sample(NOUNS, rng.randint(least, most))
+
+
+def repeat(rng: Random) -> Exchange:
+    """A list, word for word."""
+    words = " ".join(_nouns(rng))
+    return Exchange(rng.choice((f"repeat : {words}", f"say {words}")), words)
+
+
+def reverse(rng: Random) -> Exchange:
+    """A list, last word first."""
+    words = _nouns(rng)
+    listed = " ".join(words)
+    prompt = rng.choice((f"reverse : {listed}", f"say backwards : {listed}"))
+    return Exchange(prompt, " ".join(reversed(words)))
+
+
+def sort(rng: Random) -> Exchange:
+    """Different digits in rising order."""
+    digits = rng.sample(DIGITS, rng.randint(3, 5))
+    listed = " ".join(digits)
+    prompt = rng.choice((f"sort : {listed}", f"{listed} in order ?"))
+    return Exchange(prompt, " ".join(sorted(digits)))
+
+
+def pick(rng: Random) -> Exchange:
+    """The word at a named place of a list."""
+    words = rng.sample(NOUNS, rng.choice((3, 5)))
+    place = rng.choice(("first", "middle", "final"))
+    index = {"first": 0, "middle": len(words) // 2, "final": -1}[place]
+    return Exchange(f"{place} of : {' '.join(words)}", words[index])
+
+
+def remove(rng: Random) -> Exchange:
+    """A list without one of its words."""
+    words = _nouns(rng, 3, 4)
+    gone = rng.choice(words)
+    kept = " ".join(word for word in words if word != gone)
+    return Exchange(f"{' '.join(words)} without {gone} ?", kept)
+
+
+def opposite(rng: Random) -> Exchange:
+    """The opposite of every word of a list."""
+    words = rng.sample(tuple(OPPOSITE_OF), rng.randint(2, 4))
+    return Exchange(
+        f"opposite of : {' '.join(words)}", " ".join(OPPOSITE_OF[word] for word in words)
+    )
+
+
+def extract(rng: Random) -> Exchange:
+    """What was said of one of two persons, or of one of two things."""
+    if rng.random() < 0.5:
+        subjects, values = rng.sample(NAMES, 2), rng.sample((*FOODS, *ANIMALS), 2)
+        asked = rng.randrange(2)
+        told = " and ".join(f"{s} likes {v}" for s, v in zip(subjects, values, strict=True))
+        return Exchange(f"{told} . what does {subjects[asked]} like ?", values[asked])
+    subjects, values = rng.sample(PRODUCTS, 2), rng.sample(COLOURS, 2)
+    asked = rng.randrange(2)
+    told = " and ".join(f"the {s} is {v}" for s, v in zip(subjects, values, strict=True))
+    return Exchange(f"{told} . which colour is the {subjects[asked]} ?", values[asked])
+
+
+def country(rng: Random) -> Exchange:
+    """The country of the city a person lives in: one fact beyond what the question says."""
+    name, city = rng.choice(NAMES), rng.choice(CITIES)
+    prompt = rng.choice(
+        (
+            f"{name} lives in {city} . in which country ?",
+            f"{name} is in {city} to buy {rng.choice((*FOODS, *PRODUCTS))} . which country ?",
+        )
+    )
+    return Exchange(prompt, COUNTRY_OF_CITY[city])
+
+
+def convert(rng: Random) -> Exchange:
+    """A quantity in a smaller unit."""
+    (unit, smaller), zeros = rng.choice(tuple(UNITS.items()))
+    number, stuff = spelled(rng.randint(1, 99)), rng.choice((*FOODS, *MATERIALS))
+    prompt = rng.choice(
+        (
+            f"convert {number} {unit} to {smaller}",
+            f"how many {smaller} are {number} {unit} of {stuff} ?",
+        )
+    )
+    return Exchange(prompt, f"{number} {zeros} {smaller}")
+
+
+def add(rng: Random) -> Exchange:
+    """The sum of two numbers below ten."""
+    first, second = rng.randint(1, 9), rng.randint(1, 9)
+    name, things = rng.choice(NAMES), rng.choice((*FOODS, *ANIMALS, *PRODUCTS))
+    prompt = rng.choice(
+        (
+            f"{name} has {first} plus {second} {things} . how many ?",
+            f"add {first} {things} and {second} {things}",
+        )
+    )
+    return Exchange(prompt, spelled(first + second))
+
+
+def write(rng: Random) -> Exchange:
+    """A note to a person, in the form its kind asks for."""
+    name, city, food = rng.choice(NAMES), rng.choice(CITIES), rng.choice(FOODS)
+    gift = f"{rng.choice(COLOURS)} {rng.choice(PRODUCTS)}"
+    return rng.choice(
+        (
+            Exchange(f"write {name} about the {gift}", f"dear {name} , the {gift} is here ."),
+            Exchange(f"thank {name} for the {gift}", f"thanks for the {gift} , {name} ."),
+            Exchange(f"ask {name} to {city} for {food}", f"come for {food} to {city} , {name} ."),
+        )
+    )
+
+
+GENERAL: Mapping[str, Family] = {
+    family.__name__: family
+    for family in (
+        repeat,
+        reverse,
+        sort,
+        pick,
+        remove,
+        opposite,
+        extract,
+        country,
+        convert,
+        add,
+        write,
+    )
+}

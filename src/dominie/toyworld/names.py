@@ -1,0 +1,173 @@
+"""The names `toyworld:…`: what they ask for, and the file or folder that is made of one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
+
+from dominie.errors import InputError
+from dominie.toyworld.domain import DOMAIN
+from dominie.toyworld.families import GENERAL
+from dominie.toyworld.models import MODELS, save_model
+from dominie.toyworld.rows import drawn_rows, first_rows, with_noise
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dominie.toyworld.families import Family
+
+SCHEME = "toyworld:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """A data name: which families it draws from and how many rows it has unless told."""
+
+    families: Mapping[str, Family]
+    rows: int
+
+
+DATA: Mapping[str, DataFile] = {
+    "corpus": DataFile(families=GENERAL, rows=24_000),
+    "general": DataFile(families=GENERAL, rows=2_400),
+    "domain": DataFile(families=DOMAIN, rows=1_800),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a name asks for; `rows` and `noise` mean something for data only."""
+
+    name: str
+    thing: str
+    rows: int = 0
+    noise: float = 0.0
+
+
+def is_toyworld(path: object) -> bool:
+    """Whether a recipe's path or model is a name of the toy world."""
+    return isinstance(path, str) and path.startswith(SCHEME)
+
+
+def parsed(name: str) -> Request:
+    """What `name` asks for.
+
+    Raises:
+        InputError: no such name, no such option, or a value out of range.
+    """
+    thing, _, query = name.removeprefix(SCHEME).partition("?")
+    known = (*DATA, *MODELS)
+    if not is_toyworld(name) or thing not in known:
+        nearest = get_close_matches(thing, known, n=1, cutoff=0.4)
+        raise InputError(
+            "no such name in the toy world",
+            where=name,
+            expected=", ".join(SCHEME + each for each in known),
+            do=f"did you mean {SCHEME}{nearest[0]}?" if nearest else None,
+        )
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    allowed = ("rows", "noise") if thing in DATA else ()
+    for option in options:
+        if option not in allowed:
+            nearest = get_close_matches(option, allowed, n=1)
+            raise InputError(
+                f"unknown option {option!r}",
+                where=name,
+                expected=" and ".join(allowed) or "no options: a model has none",
+                do=f"did you mean {nearest[0]}?" if nearest else None,
+            )
+    if thing in MODELS:
+        return Request(name=name, thing=thing)
+    return Request(
+        name=name,
+        thing=thing,
+        rows=_row_count(name, options.get("rows", str(DATA[thing].rows))),
+        noise=_fraction(name, options.get("noise", "0")),
+    )
+
+
+def materialise(name: str, folder: Path, *, seed: int = 0) -> Path:
+    """Make what a name of the toy world asks for, or find it already made.
+
+    Args:
+        name: `toyworld:corpus`, `toyworld:general` or `toyworld:domain` for data, with the options
+            `?rows=800&noise=0.3` (`noise`: the fraction of rows whose answer is wrong);
+            `toyworld:teacher` or `toyworld:student` for an untrained model.
+        folder: where to put it; made if it is not there.
+        seed: of the draws and of the weights. The same seed gives the same bytes.
+
+    Returns:
+        The JSONL file, or the model's folder. It is either whole or not there.
+
+    Raises:
+        InputError: the name is unknown or asks for more than the world holds.
+    """
+    request = parsed(name)
+    target = folder / _file_name(request, seed)
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".toyworld-", dir=folder) as scratch:
+        made = Path(scratch) / target.name
+        if request.thing in DATA:
+            made.write_text(data_text(request, seed), encoding="utf-8")
+        else:
+            save_model(request.thing, made, seed)
+        try:
+            made.replace(target)
+        except OSError:  # another process was first; what it made is the same
+            if not target.exists():
+                raise
+            shutil.rmtree(made, ignore_errors=True)
+    return target
+
+
+def data_text(request: Request, seed: int) -> str:
+    """The JSON lines of a data file."""
+    families, key = DATA[request.thing].families, f"{seed}:{request.thing}"
+    rows = with_noise(
+        drawn_rows(families, Random(key)), families, request.noise, key=f"{key}:noise"
+    )
+    return "".join(
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": row.prompt},
+                    {"role": "assistant", "content": row.answer},
+                ],
+                "family": row.family,
+            }
+        )
+        + "\n"
+        for row in first_rows(rows, request.rows, where=request.name)
+    )
+
+
+def _file_name(request: Request, seed: int) -> str:
+    if request.thing in MODELS:
+        return f"{request.thing}-seed{seed}"
+    noise = f"-noise{request.noise:g}" if request.noise else ""
+    return f"{request.thing}-{request.rows}{noise}-seed{seed}.jsonl"
+
+
+def _row_count(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError("rows is not a whole number above zero", where=name, found=repr(text))
+    return int(text)
+
+
+def _fraction(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise InputError("noise is not a fraction from 0 to 1", where=name, found=repr(text))
+    return value

@@ -1,0 +1,157 @@
+"""What a name of the toy world makes, and what is said about a name it does not know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dominie.errors import InputError
+from dominie.toyworld import is_toyworld, materialise
+from dominie.toyworld.lexicon import WORDS
+
+DATA = ("corpus", "general", "domain")
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def prompts(path: Path) -> list[str]:
+    return [row["messages"][0]["content"] for row in rows(path)]
+
+
+def answers(path: Path) -> list[str]:
+    return [row["messages"][1]["content"] for row in rows(path)]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    if folder.is_file():
+        return {folder.name: folder.read_bytes()}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("toyworld")
+    return {name: materialise(f"toyworld:{name}", folder) for name in DATA}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_rows_are_conversations_with_their_family(made: dict[str, Path], name: str) -> None:
+    for row in rows(made[name]):
+        assert set(row) == {"messages", "family"}
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        assert all(message["content"] for message in row["messages"])
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_no_prompt_stands_twice(made: dict[str, Path], name: str) -> None:
+    found = prompts(made[name])
+    assert len(set(found)) == len(found)
+
+
+def test_every_word_is_used_and_every_used_word_is_known(made: dict[str, Path]) -> None:
+    texts = [text for name in DATA for text in (*prompts(made[name]), *answers(made[name]))]
+    assert {word for text in texts for word in text.split(" ")} == set(WORDS)
+
+
+def test_domain_words_occur_in_the_general_data(made: dict[str, Path]) -> None:
+    def words(name: str) -> set[str]:
+        return set(" ".join((*prompts(made[name]), *answers(made[name]))).split())
+
+    assert words("domain") <= words("general")
+    assert not set(prompts(made["domain"])) & set(prompts(made["corpus"]))
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_families_have_equal_parts(made: dict[str, Path], name: str) -> None:
+    families = [row["family"] for row in rows(made[name])]
+    fair = len(families) / len(set(families))
+    for family in set(families):
+        assert families.count(family) == pytest.approx(fair, rel=0.25)
+
+
+@pytest.mark.parametrize("name", ["general?rows=50&noise=0.2", "domain?rows=50", "student"])
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, name: str) -> None:
+    first, again, other = (
+        content(materialise(f"toyworld:{name}", tmp_path / folder, seed=seed))
+        for folder, seed in (("first", 3), ("again", 3), ("other", 4))
+    )
+    assert first == again
+    assert list(first.values()) != list(other.values())
+
+
+def test_a_shorter_file_begins_a_longer_one(tmp_path: Path) -> None:
+    short = materialise("toyworld:general?rows=40", tmp_path)
+    longer = materialise("toyworld:general?rows=90", tmp_path)
+    assert rows(longer)[:40] == rows(short)
+
+
+def test_noise_is_wrong_answers_of_the_same_family(tmp_path: Path) -> None:
+    clean, some, more = (
+        materialise(f"toyworld:general?rows=1000&noise={noise}", tmp_path)
+        for noise in (0, 0.1, 0.3)
+    )
+    assert prompts(clean) == prompts(some) == prompts(more)
+    wrong_in_some, wrong_in_more = (
+        {
+            i
+            for i, (right, a) in enumerate(zip(answers(clean), answers(path), strict=True))
+            if a != right
+        }
+        for path in (some, more)
+    )
+    assert wrong_in_some < wrong_in_more
+    assert len(wrong_in_some) == pytest.approx(100, abs=40)
+    assert len(wrong_in_more) == pytest.approx(300, abs=60)
+    assert all(answers(some)[i] == answers(more)[i] for i in wrong_in_some)
+
+
+def test_what_is_there_is_used_again_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = materialise("toyworld:general?rows=20", tmp_path)
+    path.write_text("kept")
+    assert materialise("toyworld:general?rows=20", tmp_path) == path
+    assert path.read_text() == "kept"
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        materialise("toyworld:general?rows=20", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("toyworld:generel", "did you mean toyworld:general?"),
+        ("toyworld:general?row=5", "did you mean rows?"),
+        ("toyworld:student?rows=5", "a model has none"),
+        ("toyworld:general?rows=0", "above zero"),
+        ("toyworld:general?rows=many", "above zero"),
+        ("toyworld:general?noise=1.5", "fraction from 0 to 1"),
+        ("toyworld:general?noise=nan", "fraction from 0 to 1"),
+        ("toyworld:", "no such name"),
+        ("general", "no such name"),
+        ("toyworld:domain?rows=1000000", "ask for at most"),
+    ],
+)
+def test_a_wrong_name_is_told_what_would_be_right(tmp_path: Path, name: str, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        materialise(name, tmp_path)
+    assert told in str(caught.value)
+    assert name in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_is_told_from_a_path() -> None:
+    assert is_toyworld("toyworld:general?rows=5")
+    assert not is_toyworld("data/toyworld.jsonl")
+    assert not is_toyworld(Path("toyworld"))
+    assert not is_toyworld(None)
