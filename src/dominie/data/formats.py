@@ -1,0 +1,262 @@
+"""One row of any known format -> the messages, tools and further columns of a conversation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from dominie.errors import InputError
+
+Message = dict[str, Any]
+Scalar = str | int | float | bool
+
+ROLES = ("system", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {
+    **{role: role for role in ROLES},
+    **dict.fromkeys(("human",), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("observation", "function_response"), "tool"),
+    "function_call": "assistant",
+}
+_KNOWN_FORMATS = (
+    "a column `messages` or `conversations`, or columns `prompt` and `completion`, "
+    "or `instruction`, (`input`,) `output`"
+)
+
+
+class Parsed(NamedTuple):
+    """What a row holds."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None
+    fields: dict[str, Scalar]
+
+
+def parsed_row(row: Any, where: str) -> Parsed:
+    """The conversation in a row, its format told by its columns.
+
+    Args:
+        row: the decoded row, an object from column to value; a null is an absent column.
+        where: the file and line, for messages.
+
+    Raises:
+        InputError: a row of no known format, a wrong type, an unknown role, or no answer in it.
+    """
+    if not isinstance(row, dict):
+        raise _wrong_type("the row", row, 'an object: {"messages": […]}', where)
+    columns = {key: value for key, value in row.items() if value is not None}
+    messages, used = _messages_and_columns(columns, where)
+    system = columns.get("system")
+    if system is not None:
+        if not isinstance(system, str):
+            raise _wrong_type("`system`", system, "a string", where)
+        if system.strip() and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": system})
+    tools = _tools(columns.get("tools"), where)
+    _check_answered(messages, where)
+    _check_encodable(messages, tools, where)
+    used |= {"system", "tools"}
+    fields = {
+        key: value
+        for key, value in columns.items()
+        if key not in used and isinstance(value, (str, int, float, bool))
+    }
+    return Parsed(messages, tools, fields)
+
+
+def _messages_and_columns(columns: Message, where: str) -> tuple[list[Message], set[str]]:
+    """The messages of a row and the columns they were read from."""
+    if "messages" in columns:
+        return _messages(columns["messages"], "messages", where), {"messages"}
+    if "conversations" in columns:
+        return _messages(columns["conversations"], "conversations", where), {"conversations"}
+    if "prompt" in columns and "completion" in columns:
+        prompt = _text_or_messages(columns["prompt"], "prompt", "user", where)
+        answer = _text_or_messages(columns["completion"], "completion", "assistant", where)
+        return prompt + answer, {"prompt", "completion"}
+    if "instruction" in columns and "output" in columns:
+        parts = [_string(columns, key, where) for key in ("instruction", "input")]
+        question = "\n\n".join(part for part in parts if part.strip())
+        answer = [{"role": "assistant", "content": _string(columns, "output", where)}]
+        used = {"instruction", "input", "output"}
+        return _question(question, "instruction", where) + answer, used
+    for prompt_key, answer_key in (("prompt", "completion"), ("instruction", "output")):
+        if prompt_key in columns:
+            raise InputError(
+                "the row has a prompt and no answer",
+                where=where,
+                expected=f"a column `{answer_key}` beside `{prompt_key}`",
+                found=_column_names(columns),
+                do="remove the row or give it an answer",
+            )
+    raise InputError(
+        "the row is of no known format",
+        where=where,
+        expected=_KNOWN_FORMATS,
+        found=_column_names(columns),
+    )
+
+
+def _messages(value: Any, column: str, where: str) -> list[Message]:
+    if not isinstance(value, list):
+        raise _wrong_type(f"`{column}`", value, "a list of messages", where)
+    if not value:
+        raise InputError("the conversation has no message", where=where, found=f"`{column}`: []")
+    return [
+        _message(item, f"message {number}", column, where) for number, item in enumerate(value, 1)
+    ]
+
+
+def _message(value: Any, label: str, column: str, where: str) -> Message:
+    """One message with `role` and `content` first, its other keys kept and nulls left out."""
+    if not isinstance(value, dict):
+        raise _wrong_type(label, value, "an object with role and content", where)
+    role_key, content_key = ("role", "content") if "role" in value else ("from", "value")
+    given = value.get(role_key)
+    roles = _SHAREGPT_ROLES if column == "conversations" else {role: role for role in ROLES}
+    role = roles.get(given) if isinstance(given, str) else None
+    if role is None:
+        raise InputError(
+            f"{label} has an unknown role" if given is not None else f"{label} has no role",
+            where=where,
+            expected=", ".join(roles),
+            found=_shown(given) if given is not None else _column_names(value),
+        )
+    rest = {
+        key: item
+        for key, item in value.items()
+        if key not in (role_key, content_key) and item is not None
+    }
+    content = value.get(content_key)
+    if given == "function_call":
+        rest["tool_calls"], content = _function_calls(content, label, where), ""
+    calls = rest.get("tool_calls")
+    if calls is not None:
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            raise _wrong_type(f"`tool_calls` of {label}", calls, "a list of objects", where)
+        if not calls:
+            del rest["tool_calls"]
+    # Templates add contents to strings: a call without words has empty ones.
+    if content is None and calls:
+        content = ""
+    return {"role": role, "content": _content(content, label, where), **rest}
+
+
+def _content(value: Any, label: str, where: str) -> str:
+    """A message's text; a list of text parts is joined as templates join it."""
+    if isinstance(value, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in value
+    ):
+        return "".join(part["text"] for part in value)
+    if not isinstance(value, str):
+        raise _wrong_type(f"the content of {label}", value, "a string", where)
+    return value
+
+
+def _function_calls(value: Any, label: str, where: str) -> list[dict[str, Any]]:
+    """The calls in a ShareGPT `function_call` message: JSON with name and arguments, or a list."""
+    try:
+        calls = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        calls = None
+    calls = [calls] if isinstance(calls, dict) else calls
+    if not isinstance(calls, list) or not all(
+        isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls
+    ):
+        expected = 'JSON: {"name": …, "arguments": {…}}'
+        raise _wrong_type(f"the function call of {label}", value, expected, where)
+    return [{"type": "function", "function": call} for call in calls]
+
+
+def _text_or_messages(value: Any, column: str, role: str, where: str) -> list[Message]:
+    if not isinstance(value, (str, list)):
+        raise _wrong_type(f"`{column}`", value, "a string or a list of messages", where)
+    if isinstance(value, list):
+        return _messages(value, column, where)
+    if role == "user":
+        return _question(value, column, where)
+    return [{"role": role, "content": value}]
+
+
+def _question(text: str, column: str, where: str) -> list[Message]:
+    if not text.strip():
+        raise InputError("the prompt is empty", where=where, found=f"`{column}`: {_shown(text)}")
+    return [{"role": "user", "content": text}]
+
+
+def _string(columns: Message, key: str, where: str) -> str:
+    value = columns.get(key, "")
+    if not isinstance(value, str):
+        raise _wrong_type(f"`{key}`", value, "a string", where)
+    return value
+
+
+def _tools(value: Any, where: str) -> list[dict[str, Any]] | None:
+    """The tools of a row, given as a list of JSON schemas or as JSON text of one."""
+    tools = value
+    if isinstance(value, str) and value.strip():
+        try:
+            tools = json.loads(value)
+        except (ValueError, RecursionError):
+            raise _wrong_type("`tools`", value, "a list of JSON schemas", where) from None
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise _wrong_type("`tools`", value, "a list of JSON schemas", where)
+    return tools
+
+
+def _check_answered(messages: list[Message], where: str) -> None:
+    """Refuse what there is nothing, or only silence, to learn from."""
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
+        raise InputError(
+            "the conversation has no assistant turn",
+            where=where,
+            expected="at least one message of the assistant",
+            found=f"roles {', '.join(roles[:8])}{', …' if len(roles) > 8 else ''}",
+            do="remove the row or give it an answer",
+        )
+    for number, message in enumerate(messages, 1):
+        if (
+            message["role"] == "assistant"
+            and not message["content"].strip()
+            and "tool_calls" not in message
+        ):
+            raise InputError(
+                "an assistant turn is empty",
+                where=where,
+                expected="an answer or tool calls",
+                found=f"message {number}: {_shown(message['content'])}",
+                do="remove the row or give it an answer",
+            )
+
+
+def _check_encodable(messages: list[Message], tools: Any, where: str) -> None:
+    """Refuse half a surrogate pair, which JSON can escape and no tokenizer can read."""
+    try:
+        json.dumps((messages, tools), ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        found = f"the code unit \\u{ord(error.object[error.start]):04x} alone"
+        raise InputError(
+            "the text holds half of a surrogate pair", where=where, found=found
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError("the row is nested too deeply", where=where, found=str(error)) from None
+
+
+def _wrong_type(what: str, value: Any, expected: str, where: str) -> InputError:
+    verb = "is missing" if value is None else "is of the wrong type"
+    found = None if value is None else f"{type(value).__name__}: {_shown(value)}"
+    return InputError(f"{what} {verb}", where=where, expected=expected, found=found)
+
+
+def _column_names(columns: Message) -> str:
+    names = [str(name) for name in columns]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"columns {', '.join(names[:8])}{more}" if names else "no column"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
