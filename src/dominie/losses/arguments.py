@@ -1,0 +1,166 @@
+"""What the vocabulary losses are called with, checked: every refusal names the argument."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from dominie.losses.backends import scorer
+from dominie.losses.divergence import KINDS, MIXTURES, Kind
+from dominie.losses.heads import Head, as_head
+from dominie.losses.scoring import IGNORED, Terms, ValuesT, Weighted
+from dominie.losses.targets import DenseTarget, SparseTarget
+from dominie.losses.tiles import Problem, sum_precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def checked_problem(
+    hidden: Tensor,
+    head: Head,
+    target: tuple[Tensor, Head | Tensor] | SparseTarget | None,
+    *,
+    labels: Tensor | None,
+    divergence_weights: Tensor | None,
+    label_weights: Tensor | None,
+    temperature: float,
+    kind: Kind,
+    beta: float,
+    backend: str,
+    metrics: bool,
+    check_finite: bool,
+) -> Problem:
+    """The arguments of :func:`dominie.losses.vocabulary_losses`, or a ValueError."""
+    _check_formula(kind, beta, temperature)
+    _check_states("hidden", hidden, head)
+    if target is None and labels is None:
+        raise ValueError("neither a target nor labels: there is no loss to compute")
+    compared = _checked_target(target, hidden, kind)
+    _check_labels(labels, hidden)
+    if check_finite:
+        _check_values(hidden, head, compared, labels)
+    precision = _product_precision(hidden, head)
+    sums = sum_precision(precision)
+    trainable = (hidden, head.weight, head.bias)
+    return Problem(
+        target=_weighted("divergence_weights", divergence_weights, compared, hidden, sums),
+        labels=_weighted("label_weights", label_weights, labels, hidden, sums),
+        scale=head.scale,
+        terms=Terms(
+            kind=kind,
+            beta=beta,
+            temperature=temperature,
+            student_softcap=head.softcap,
+            target_softcap=compared.head.softcap if isinstance(compared, DenseTarget) else None,
+            gradient=torch.is_grad_enabled()
+            and any(tensor is not None and tensor.requires_grad for tensor in trainable),
+            metrics=metrics,
+        ),
+        precision=precision,
+        scorer=scorer(backend, hidden.device),
+    )
+
+
+def _check_formula(kind: Kind, beta: float, temperature: float) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind is one of {', '.join(KINDS)}, found {kind!r}")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature is a finite number above 0, found {temperature}")
+    if kind in MIXTURES and not 0 < beta < 1:
+        raise ValueError(f"beta of {kind} is between 0 and 1, both excluded, found {beta}")
+
+
+def _check_states(name: str, hidden: Tensor, head: Head) -> None:
+    if hidden.ndim != 2 or not hidden.is_floating_point():
+        raise ValueError(
+            f"{name} is a floating-point [N, D], found {hidden.dtype} {list(hidden.shape)}"
+        )
+    if hidden.shape[1] != head.width:
+        raise ValueError(
+            f"{name} has width {hidden.shape[1]}, its head's weight {list(head.weight.shape)} "
+            f"expects {head.width}"
+        )
+    if hidden.device != head.weight.device:
+        raise ValueError(
+            f"{name} is on {hidden.device}, its head on {head.weight.device}: move one of them"
+        )
+
+
+def _checked_target(
+    target: tuple[Tensor, Head | Tensor] | SparseTarget | None, hidden: Tensor, kind: Kind
+) -> DenseTarget | SparseTarget | None:
+    if target is None:
+        return None
+    if isinstance(target, SparseTarget):
+        if kind != "forward_kl":
+            raise ValueError(f"a sparse target has no {kind}: only forward_kl is defined on it")
+        compared: DenseTarget | SparseTarget = target
+    else:
+        compared = DenseTarget(target[0].detach(), as_head(target[1]).constant())
+        _check_states("the target's hidden", compared.hidden, compared.head)
+    if len(compared) != len(hidden):
+        raise ValueError(f"the target has {len(compared)} tokens, hidden has {len(hidden)}")
+    if compared.device != hidden.device:
+        raise ValueError(f"the target is on {compared.device}, hidden on {hidden.device}")
+    return compared
+
+
+def _check_labels(labels: Tensor | None, hidden: Tensor) -> None:
+    if labels is None:
+        return
+    if labels.shape != hidden.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(
+            f"labels are int64 [N] = [{len(hidden)}], found {labels.dtype} {list(labels.shape)}"
+        )
+    if labels.device != hidden.device:
+        raise ValueError(f"labels are on {labels.device}, hidden on {hidden.device}")
+
+
+def _check_values(
+    hidden: Tensor,
+    head: Head,
+    target: DenseTarget | SparseTarget | None,
+    labels: Tensor | None,
+) -> None:
+    """Refuse what only the values show. Every test is queued before the first is read."""
+    size = head.vocabulary_size
+    faults = {"hidden has values that are not finite": ~hidden.isfinite().all()}
+    if isinstance(target, DenseTarget):
+        finite = target.hidden.isfinite().all()
+        faults["the target's hidden has values that are not finite"] = ~finite
+    if isinstance(target, SparseTarget):
+        faults[f"the sparse target has ids outside [0, {size})"] = (target.ids >= size).any()
+        finite = target.probabilities.isfinite().all() & target.tail.isfinite().all()
+        faults["the sparse target has probabilities that are not finite"] = ~finite
+    if labels is not None:
+        outside = (labels >= size) | ((labels < 0) & (labels != IGNORED))
+        faults[f"labels are in [0, {size}) or {IGNORED}, found another"] = outside.any()
+    for fault, is_found in zip(faults, torch.stack(list(faults.values())).tolist(), strict=True):
+        if is_found:
+            raise ValueError(fault)
+
+
+def _weighted(
+    name: str, weights: Tensor | None, values: ValuesT | None, hidden: Tensor, dtype: torch.dtype
+) -> Weighted[ValuesT] | None:
+    """A term with its coefficients, ones unless given; None where the term is not asked for."""
+    if values is None:
+        if weights is not None:
+            raise ValueError(f"{name} are given, but nothing for them to weight")
+        return None
+    if weights is None:
+        return Weighted(values, hidden.new_ones(len(hidden), dtype=dtype))
+    if weights.shape != hidden.shape[:1]:
+        raise ValueError(f"{name} are [N] = [{len(hidden)}], found {list(weights.shape)}")
+    return Weighted(values, weights.detach().to(hidden.device, dtype))
+
+
+def _product_precision(hidden: Tensor, head: Head) -> torch.dtype:
+    """Autocast's where it is on, as for any linear layer; else the weight's own."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and head.weight.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return head.weight.dtype

@@ -1,0 +1,165 @@
+"""From a tile of logits to its values and its gradient: what a backend does, in plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import torch
+from torch.linalg import vecdot
+
+from dominie.losses.divergence import Kind, divergence_and_slope
+from dominie.losses.targets import SparseTarget, sparse_forward_kl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+IGNORED = -100
+"""The label of a position that no next-token term is wanted for; torch's own convention."""
+
+_CPU_BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32: a block and its temporaries stay in cache
+_DEVICE_BLOCK_ELEMENTS = 1 << 25
+
+ValuesT = TypeVar("ValuesT")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is asked of every row; ``gradient`` and ``metrics`` say what to compute beside it."""
+
+    kind: Kind
+    beta: float
+    temperature: float
+    student_softcap: float | None
+    target_softcap: float | None
+    gradient: bool
+    metrics: bool
+
+
+@dataclass(frozen=True, eq=False)
+class PerToken:
+    """Values by position, detached [N] tensors in nats; None where not computed.
+
+    Attributes:
+        divergence: T² times the divergence of student and target.
+        next_token: −log s(label) at temperature 1; 0 where the label is ignored.
+        teacher_entropy: the target's, at the loss's temperature. The tail of a sparse target
+            counts as one outcome, so its figure is a lower bound.
+        agreement: 1 where student and target hold the same token for the likeliest, else 0.
+    """
+
+    divergence: Tensor | None = None
+    next_token: Tensor | None = None
+    teacher_entropy: Tensor | None = None
+    agreement: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[PerToken]) -> PerToken:
+        """The values of all parts, in order; every part has computed the same."""
+        columns = ([getattr(part, field.name) for part in parts] for field in fields(cls))
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted(Generic[ValuesT]):
+    """What one term of the loss is made from, and the coefficient [N] of every token in it."""
+
+    values: ValuesT
+    weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """Some rows of the problem.
+
+    Attributes:
+        student: [n, V_s] logits before the soft-cap. Where a gradient is asked for, they are
+            overwritten by the gradient of the weighted sum of both terms with respect to them.
+        target: [n, V_t] logits before the soft-cap (scratch), or a sparse target.
+        labels: [n] ids of the next tokens.
+    """
+
+    student: Tensor
+    target: Weighted[Tensor | SparseTarget] | None
+    labels: Weighted[Tensor] | None
+
+
+def score(tile: Tile, terms: Terms) -> PerToken:
+    """Score a tile in blocks of rows, so that the element-wise passes find them in cache."""
+    count, vocabulary = tile.student.shape
+    budget = _DEVICE_BLOCK_ELEMENTS if tile.student.is_cuda else _CPU_BLOCK_ELEMENTS
+    step = max(1, budget // vocabulary)
+    blocks = [slice(start, start + step) for start in range(0, max(count, 1), step)]
+    return PerToken.joined([_score_block(tile, rows, terms) for rows in blocks])
+
+
+def _score_block(tile: Tile, rows: slice, terms: Terms) -> PerToken:
+    logits = _softcapped(tile.student[rows], terms.student_softcap)
+    log_s = _log_probabilities(logits, terms.temperature)
+    scores: dict[str, Tensor] = {}
+    slopes: list[Tensor] = []
+    if tile.target is not None:
+        weights = tile.target.weights[rows]
+        scores |= _divergence(log_s, tile.target.values[rows], weights, terms, slopes)
+    if tile.labels is not None:
+        log_p = log_s if terms.temperature == 1 else logits.log_softmax(-1)
+        labels, weights = tile.labels.values[rows], tile.labels.weights[rows]
+        scores["next_token"] = _next_token(log_p, labels, weights, terms, slopes)
+    if slopes:
+        slope = slopes[0] if len(slopes) == 1 else slopes[0].add_(slopes[1])
+        if terms.student_softcap is not None:
+            slope *= 1 - (logits / terms.student_softcap).square_()
+        logits.copy_(slope)
+    return PerToken(**scores)
+
+
+def _divergence(
+    log_s: Tensor,
+    target: Tensor | SparseTarget,
+    weights: Tensor,
+    terms: Terms,
+    slopes: list[Tensor],
+) -> dict[str, Tensor]:
+    """The scores that need a target; the gradient of the weighted divergences joins ``slopes``."""
+    scores: dict[str, Tensor] = {}
+    if isinstance(target, SparseTarget):
+        value, slope = sparse_forward_kl(log_s, target, gradient=terms.gradient)
+        if terms.metrics:
+            scores["teacher_entropy"], likeliest = target.entropy(), target.likeliest()
+    else:
+        capped = _softcapped(target, terms.target_softcap)
+        log_t = _log_probabilities(capped, terms.temperature)
+        value, slope = divergence_and_slope(
+            terms.kind, log_s, log_t, beta=terms.beta, gradient=terms.gradient
+        )
+        if terms.metrics:
+            scores["teacher_entropy"], likeliest = -vecdot(log_t.exp(), log_t), log_t.argmax(-1)
+    if terms.metrics:
+        scores["agreement"] = (log_s.argmax(-1) == likeliest).to(log_s.dtype)
+    if slope is not None:
+        # T² of the definition, times the 1/T by which the logits were divided.
+        slopes.append(slope.mul_(weights[:, None] * terms.temperature))
+    return scores | {"divergence": value * terms.temperature**2}
+
+
+def _next_token(
+    log_p: Tensor, labels: Tensor, weights: Tensor, terms: Terms, slopes: list[Tensor]
+) -> Tensor:
+    """−log p(label); the gradient of its weighted sum joins ``slopes``."""
+    kept = labels != IGNORED
+    ids = labels.where(kept, torch.zeros_like(labels))[:, None]
+    if terms.gradient:
+        weights = (weights * kept)[:, None]
+        slopes.append(log_p.exp().mul_(weights).scatter_add_(1, ids, -weights))
+    return -log_p.gather(1, ids)[:, 0] * kept
+
+
+def _softcapped(logits: Tensor, cap: float | None) -> Tensor:
+    """The logits after the soft-cap, in the same memory."""
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)

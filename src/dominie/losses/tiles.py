@@ -1,0 +1,153 @@
+"""The walk over tiles of tokens: logits, their scores, their gradient, and the products back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from dominie.losses.heads import Head
+from dominie.losses.products import add_product, write_product
+from dominie.losses.scoring import PerToken, Terms, Tile, Weighted
+from dominie.losses.targets import DenseTarget, SparseTarget
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+Scorer: TypeAlias = Callable[[Tile, Terms], PerToken]
+"""A backend: scores a tile and, where asked, turns ``tile.student`` into its gradient."""
+
+# Elements of one tile of logits. Large enough that a product over it is as fast as over all
+# tokens, small enough that the tile and the teacher's are little beside the gradient of a head.
+_CPU_TILE_ELEMENTS = 1 << 23
+_DEVICE_TILE_ELEMENTS = 1 << 27
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """All of the losses' arguments that no gradient flows to.
+
+    Attributes:
+        target: of the divergence, weighted; None where that term is not asked for.
+        labels: [N] of the next-token term, likewise.
+        scale: the student head's.
+        terms: what to compute of every token.
+        precision: of the student's matrix products.
+        scorer: the backend.
+    """
+
+    target: Weighted[DenseTarget | SparseTarget] | None
+    labels: Weighted[Tensor] | None
+    scale: float
+    terms: Terms
+    precision: torch.dtype
+    scorer: Scorer
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """Of the weighted sum of both terms; None where not wanted. The head's are float32 sums."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def scores_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    problem: Problem,
+    wanted: Sequence[bool],
+) -> tuple[PerToken, Gradients]:
+    """One pass over the tokens.
+
+    Args:
+        hidden: [N, D].
+        weight: [V, D].
+        bias: [V] or None.
+        problem: all else.
+        wanted: whether the gradients of hidden, weight and bias are.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        head = Head(weight, bias, problem.scale).constant(problem.precision)
+        sums = sum_precision(problem.precision)
+        gradients = Gradients(
+            torch.empty_like(hidden) if wanted[0] else None,
+            torch.zeros_like(weight, dtype=sums) if wanted[1] else None,
+            torch.zeros_like(weight[:, 0], dtype=sums) if wanted[2] else None,
+        )
+        scores = []
+        for rows, tile in _tiles(hidden, head, problem):
+            scores.append(problem.scorer(tile, problem.terms))
+            if problem.terms.gradient:
+                _add_tile(gradients, tile.student, rows, hidden, head)
+    return PerToken.joined(scores), gradients
+
+
+def sum_precision(products: torch.dtype) -> torch.dtype:
+    """That of the logits, the scores and all sums: float32, or float64 for float64 products."""
+    return torch.promote_types(products, torch.float32)
+
+
+def _tiles(hidden: Tensor, head: Head, problem: Problem) -> Iterator[tuple[slice, Tile]]:
+    """Every tile with its logits written, all in the same memory; an empty one for no tokens."""
+    target, labels, count = problem.target, problem.labels, len(hidden)
+    target_size = _logits_per_token(target.values) if target else 0
+    step = _rows_per_tile(count, max(head.vocabulary_size, target_size), hidden.device)
+    precision = sum_precision(problem.precision)
+    student = hidden.new_empty((step, head.vocabulary_size), dtype=precision)
+    teacher = hidden.new_empty((step, target_size), dtype=precision)
+    for start in range(0, max(count, 1), step):
+        rows = slice(start, min(start + step, count))
+        logits = student[: rows.stop - start]
+        head.write_logits(hidden[rows], out=logits)
+        tile = Tile(
+            student=logits,
+            target=_compared(target, rows, teacher) if target else None,
+            labels=Weighted(labels.values[rows], labels.weights[rows]) if labels else None,
+        )
+        yield rows, tile
+
+
+def _logits_per_token(target: DenseTarget | SparseTarget) -> int:
+    return target.head.vocabulary_size if isinstance(target, DenseTarget) else 0
+
+
+def _compared(
+    target: Weighted[DenseTarget | SparseTarget], rows: slice, buffer: Tensor
+) -> Weighted[Tensor | SparseTarget]:
+    """What a tile of student logits is compared with; a teacher's are written to ``buffer``."""
+    values, weights = target.values, target.weights[rows]
+    if isinstance(values, SparseTarget):
+        return Weighted(values[rows], weights)
+    logits = buffer[: rows.stop - rows.start]
+    values.head.write_logits(values.hidden[rows], out=logits)
+    return Weighted(logits, weights)
+
+
+def _add_tile(gradients: Gradients, slope: Tensor, rows: slice, hidden: Tensor, head: Head) -> None:
+    """Carry the gradient of a tile's logits [n, V] on to what the logits were made of."""
+    precision = head.weight.dtype
+    # A CPU has no product of narrow operands with a wide sum: there the sums use wide operands.
+    operand = slope.to(precision) if slope.is_cuda else slope
+    if gradients.hidden is not None:
+        write_product(operand, head.weight, out=gradients.hidden[rows])
+        if head.scale != 1:
+            gradients.hidden[rows] *= head.scale
+    if gradients.weight is not None:
+        add_product(operand.t(), hidden[rows].to(precision), gradients.weight, head.scale)
+    if gradients.bias is not None:
+        gradients.bias.add_(slope.sum(0), alpha=head.scale)
+
+
+def _rows_per_tile(count: int, vocabulary: int, device: torch.device) -> int:
+    """As many tokens as the tile's memory allows, the last tile no smaller than need be."""
+    budget = _CPU_TILE_ELEMENTS if device.type == "cpu" else _DEVICE_TILE_ELEMENTS
+    most = max(16, budget // vocabulary // 16 * 16)
+    tiles = max(1, -(-count // most))
+    return max(1, -(-count // tiles))
