@@ -1,13 +1,16 @@
 """The losses: what a student is trained on."""
 
+from dominie.losses.attention import Projections, attention_divergence
 from dominie.losses.heads import Head
 from dominie.losses.targets import SparseTarget
 from dominie.losses.vocabulary import VocabularyLosses, prediction_divergence, vocabulary_losses
 
 __all__ = [
     "Head",
+    "Projections",
     "SparseTarget",
     "VocabularyLosses",
+    "attention_divergence",
     "prediction_divergence",
     "vocabulary_losses",
 ]

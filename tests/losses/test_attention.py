@@ -1,0 +1,277 @@
+"""Every backend of `attention_divergence` against row-by-row loops in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from dominie.losses.attention import attention_divergence
+
+BACKENDS = ["eager", "tiles", "sdpa"]
+
+
+def oracle(
+    student_query: Tensor,
+    student_key: Tensor,
+    teacher_query: Tensor,
+    teacher_key: Tensor,
+    *,
+    row_weights: Tensor,
+    student_scale: float,
+    teacher_scale: float,
+    sliding_window: int | None = None,
+    segment_ids: Tensor | None = None,
+) -> Tensor:
+    """The definition, one row of one head at a time."""
+    batch, heads, length, _ = student_query.shape
+    teacher_heads = teacher_query.shape[1]
+    group = teacher_heads // heads
+    total = torch.zeros((), dtype=torch.float64)
+    for b, h, i in itertools.product(range(batch), range(teacher_heads), range(length)):
+        seen = [
+            j
+            for j in range(i + 1)
+            if (sliding_window is None or i - j < sliding_window)
+            and (segment_ids is None or segment_ids[b, i] == segment_ids[b, j])
+        ]
+        s, t = h // group, h * teacher_key.shape[1] // teacher_heads
+        k = s * student_key.shape[1] // heads
+        student = (student_scale * student_key[b, k, seen] @ student_query[b, s, i]).log_softmax(0)
+        teacher = (teacher_scale * teacher_key[b, t, seen] @ teacher_query[b, h, i]).log_softmax(0)
+        total = total + row_weights[b, i] * (teacher.exp() * (teacher - student)).sum() / group
+    return total
+
+
+def problem(
+    batch: int = 2,
+    heads: int = 4,
+    key_heads: int = 2,
+    teacher_heads: int = 4,
+    teacher_key_heads: int = 2,
+    length: int = 7,
+    width: int = 8,
+    teacher_width: int = 8,
+    seed: int = 0,
+) -> dict[str, Tensor | float]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "student_query": drawn(batch, heads, length, width).requires_grad_(),
+        "student_key": drawn(batch, key_heads, length, width).requires_grad_(),
+        "teacher_query": drawn(batch, teacher_heads, length, teacher_width),
+        "teacher_key": drawn(batch, teacher_key_heads, length, teacher_width),
+        "row_weights": torch.rand(batch, length, generator=generator, dtype=torch.float64),
+        "student_scale": width**-0.5,
+        "teacher_scale": 1.3 * teacher_width**-0.5,
+    }
+
+
+def value_and_gradients(function, arguments, **options) -> tuple[Tensor, Tensor, Tensor]:
+    value = function(**arguments, **options)
+    gradients = torch.autograd.grad(
+        3.0 * value, (arguments["student_query"], arguments["student_key"])
+    )
+    return value.detach(), *gradients
+
+
+def assert_same(found, expected, tolerance: float = 1e-10) -> None:
+    for name, a, b in zip(("value", "query", "key"), found, expected, strict=True):
+        torch.testing.assert_close(
+            a, b, rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+SEGMENTS = {
+    "one": None,
+    "packed": [[0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3], [0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2]],
+    "broken": [[0, 1, 0, 1, 0, 1, 2, 2, 0, 3, 1], [5, 5, 3, 3, 5, 5, 3, 9, 9, 9, 9]],
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("segments", SEGMENTS)
+@pytest.mark.parametrize("window", [None, 1, 3, 11, 50])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"heads": 4, "key_heads": 4, "teacher_heads": 4, "teacher_key_heads": 1},
+        {"heads": 2, "key_heads": 1, "teacher_heads": 6, "teacher_key_heads": 3},
+        {"heads": 3, "key_heads": 3, "teacher_heads": 6, "teacher_key_heads": 2},
+        {"width": 5, "teacher_width": 12},
+        {"width": 16, "teacher_width": 3},
+    ],
+    ids=str,
+)
+def test_backends_agree_with_the_definition(backend, segments, window, shape) -> None:
+    arguments = problem(length=11, **shape)
+    ids = SEGMENTS[segments]
+    options = {
+        "sliding_window": window,
+        "segment_ids": None if ids is None else torch.tensor(ids),
+    }
+    arguments["row_weights"][0, 2:5] = 0
+    expected = value_and_gradients(oracle, arguments, **options)
+    found = value_and_gradients(attention_divergence, arguments, backend=backend, **options)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("backend", ["tiles", "sdpa"])
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("packed", [False, True])
+def test_long_rows_are_split_and_agree_with_maps(backend, window, packed, monkeypatch) -> None:
+    from dominie.losses.attention import sdpa, tiles
+
+    monkeypatch.setattr(tiles, "_CPU_TILE", 4096)
+    monkeypatch.setattr(sdpa, "_WINDOW_BLOCK", 64)
+    arguments = problem(length=203)
+    generator = torch.Generator().manual_seed(1)
+    kept = torch.rand(2, 203, generator=generator) < 0.4
+    arguments["row_weights"] = arguments["row_weights"] * kept
+    segments = (torch.rand(2, 203, generator=generator) < 0.03).cumsum(1) if packed else None
+    options = {"sliding_window": window, "segment_ids": segments}
+    expected = value_and_gradients(attention_divergence, arguments, backend="eager", **options)
+    found = value_and_gradients(attention_divergence, arguments, backend=backend, **options)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_is_exact_without_the_value(backend) -> None:
+    arguments = problem()
+    expected = value_and_gradients(attention_divergence, arguments, backend=backend)
+    found = value_and_gradients(attention_divergence, arguments, backend=backend, value=False)
+    assert found[0] == 0
+    assert_same(found[1:] + expected[:1], expected[1:] + expected[:1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend) -> None:
+    arguments = problem(batch=1, heads=2, key_heads=1, teacher_heads=2, length=5, width=3)
+
+    def divergence(query: Tensor, key: Tensor) -> Tensor:
+        changed = arguments | {"student_query": query, "student_key": key}
+        return attention_divergence(**changed, backend=backend)
+
+    inputs = (arguments["student_query"], arguments["student_key"])
+    assert torch.autograd.gradcheck(divergence, inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [True, False])
+def test_no_weighted_row_gives_zero_loss_and_zero_gradient(backend, value) -> None:
+    arguments = problem()
+    arguments["row_weights"] = torch.zeros(2, 7)
+    found = value_and_gradients(attention_divergence, arguments, backend=backend, value=value)
+    assert all((part == 0).all() for part in found)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_attention_has_no_divergence(backend) -> None:
+    arguments = problem()
+    arguments["teacher_query"] = arguments["student_query"].detach()
+    arguments["teacher_key"] = arguments["student_key"].detach()
+    arguments["teacher_scale"] = arguments["student_scale"]
+    for part in value_and_gradients(attention_divergence, arguments, backend=backend):
+        torch.testing.assert_close(part, torch.zeros_like(part), atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_extreme_scores_stay_finite(backend) -> None:
+    arguments = problem()
+    for name in ("student_scale", "teacher_scale"):
+        arguments[name] = 200.0
+    float32 = {k: v.detach().float() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    for name in ("student_query", "student_key"):
+        float32[name].requires_grad_()
+    found = value_and_gradients(attention_divergence, float32, backend=backend)
+    assert all(torch.isfinite(part).all() for part in found)
+    expected = value_and_gradients(oracle, arguments)
+    torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_weighted_row_counts_as_deleting_the_others_does(backend) -> None:
+    arguments = problem()
+    weights = torch.zeros(2, 7, dtype=torch.float64)
+    weights[1, 3] = 1
+    alone = value_and_gradients(
+        attention_divergence, arguments | {"row_weights": weights}, backend=backend
+    )
+    query, key = alone[1:]
+    assert (query[0] == 0).all()
+    assert (key[0] == 0).all()
+    assert (query[1, :, [0, 1, 2, 4, 5, 6]] == 0).all()
+    assert (key[1, :, 4:] == 0).all()
+    assert (query[1, :, 3] != 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lower_precision_keeps_its_dtype_in_gradients(backend, dtype) -> None:
+    arguments = problem(length=40, width=32, teacher_width=32)
+    rounded = {
+        k: v.detach().to(dtype) if isinstance(v, Tensor) else v for k, v in arguments.items()
+    }
+    exact = {k: v.double() if isinstance(v, Tensor) else v for k, v in rounded.items()}
+    for each in (rounded, exact):
+        for name in ("student_query", "student_key"):
+            each[name] = each[name].requires_grad_()
+    found = value_and_gradients(attention_divergence, rounded, backend=backend)
+    expected = value_and_gradients(attention_divergence, exact, backend="eager")
+    assert found[0].dtype == torch.float32
+    assert found[1].dtype == found[2].dtype == dtype
+    tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    for a, b in zip(found, expected, strict=True):
+        assert (a.double() - b).norm() <= tolerance * b.norm()
+
+
+def test_autocast_does_not_reach_the_scores() -> None:
+    arguments = {
+        k: v.detach().float() if isinstance(v, Tensor) else v for k, v in problem().items()
+    }
+    for name in ("student_query", "student_key"):
+        arguments[name].requires_grad_()
+    plain = value_and_gradients(attention_divergence, arguments, backend="tiles")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = value_and_gradients(attention_divergence, arguments, backend="tiles")
+    assert_same(cast, plain, tolerance=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher_query": torch.zeros(2, 6, 7, 8)}, "not a multiple of the student's 4"),
+        ({"teacher_key": torch.zeros(2, 3, 7, 8)}, "not a multiple of 3 key heads"),
+        ({"teacher_query": torch.zeros(2, 4, 6, 8)}, "expected 2 rows of 7 positions"),
+        ({"teacher_query": torch.zeros(2, 4, 7, 9)}, "teacher: expected query"),
+        ({"student_query": torch.full((2, 4, 7, 8), torch.nan)}, "student: query or key is not"),
+        ({"teacher_key": torch.full((2, 2, 7, 8), torch.inf)}, "teacher: query or key is not"),
+        ({"row_weights": torch.zeros(2, 6)}, "row_weights"),
+        ({"segment_ids": torch.zeros(1, 7)}, "segment_ids"),
+        ({"sliding_window": 0}, "sliding_window"),
+        ({"backend": "flash"}, "backend: expected one of auto"),
+    ],
+)
+def test_bad_input_is_named(change, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention_divergence(**(problem() | change))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [True, False])
+def test_only_query_and_key_of_the_student_are_saved(backend, value) -> None:
+    saved: list[Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    )
+    arguments = problem()
+    with hooks:
+        attention_divergence(**arguments, backend=backend, value=value)
+    expected = [arguments["student_query"].data_ptr(), arguments["student_key"].data_ptr()]
+    assert [tensor.data_ptr() for tensor in saved] == expected
