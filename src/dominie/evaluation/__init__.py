@@ -1,0 +1,1 @@
+"""Scores models: answers, comparisons with a teacher, and honest uncertainty."""

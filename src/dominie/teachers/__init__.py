@@ -1,0 +1,8 @@
+"""Teachers turn a batch into a signal: one forward pass a row, by the teacher of its source."""
+
+from dominie.losses.signal import Part, Signal
+from dominie.teachers.base import Teacher
+from dominie.teachers.local import LocalTeacher
+from dominie.teachers.routed import RoutedTeacher
+
+__all__ = ["LocalTeacher", "Part", "RoutedTeacher", "Signal", "Teacher"]

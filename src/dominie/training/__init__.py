@@ -1,0 +1,1 @@
+"""Trains: the one trainer on transformers.Trainer, its settings, metrics and checkpoints."""

@@ -1,0 +1,56 @@
+# Two commands from a fresh clone: `make demo` and `make test`. The rest is for those who work here.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+RECIPE ?= recipes/quickstart.yaml
+
+.PHONY: demo test test-full lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       set up, then run $(RECIPE): KD, expert, DAE, evaluation, report"
+	@echo "make test       set up, then lint, types, import contracts and tests"
+	@echo "make test-full  everything, with what is slow or needs an extra"
+	@echo "make lint       format check, lint, types, import contracts"
+	@echo "make bench      every benchmark, quickly"
+
+# torch first and alone: the pinned build, not the newest one another package would pull in.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.full: $(VENV)/.dev
+	$(PIP) -e '.[dev,full]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/dominie run $(RECIPE)
+
+test: lint
+	$(BIN)/python -m pytest -n 2 -m "not full"
+
+test-full: $(VENV)/.full lint
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev
+	@for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script --quick || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

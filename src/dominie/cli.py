@@ -1,0 +1,179 @@
+"""The verbs of the command line. Nothing heavy is imported until one of them runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import dominie
+from dominie.errors import DominieError
+
+if TYPE_CHECKING:
+    from dominie.display import Display
+
+app = typer.Typer(
+    name="dominie",
+    help="Train small language models from large ones; align them to a domain without forgetting.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.", show_default=False)
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Values that replace the recipe's: stages.align.train.epochs=1",
+        show_default=False,
+    ),
+]
+RunsOption = Annotated[
+    Path, typer.Option("--runs", metavar="DIR", help="Where run folders are made.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+) -> None:
+    if version:
+        typer.echo(f"dominie {dominie.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe: train its stages, score its models, write the report.
+
+    What is done already is skipped, what was cut off goes on from its last checkpoint. A changed
+    recipe runs only the stages that depend on the change.
+    """
+    display = _display(as_json)
+    from dominie.pipeline import run_recipe
+    from dominie.recipe import load_recipe
+
+    folder = run_recipe(load_recipe(recipe, overrides or ()), runs, display)
+    _conclude(folder, display, as_json)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Score a recipe's models on its tasks, without training."""
+    display = _display(as_json)
+    from dominie.pipeline import evaluate_recipe
+    from dominie.recipe import load_recipe
+
+    folder = evaluate_recipe(load_recipe(recipe, overrides or ()), runs, display)
+    _conclude(folder, display, as_json)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, runs/NAME.")],
+) -> None:
+    """Write a run's report again from what lies in its folder."""
+    from dominie.report import write_report
+
+    typer.echo(write_report(run_folder))
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument, overrides: OverridesArgument = None, runs: RunsOption = Path("runs")
+) -> None:
+    """Check a recipe, its data, its chat templates and its tokenizers, without training."""
+    display = _display(as_json=False)
+    from dominie.pipeline import check_recipe
+    from dominie.recipe import load_recipe
+
+    check_recipe(load_recipe(recipe, overrides or ()), runs, display)
+
+
+def _display(as_json: bool) -> Display:
+    """Where words go: stdout, or stderr when stdout is for JSON."""
+    from rich.console import Console
+
+    from dominie.display import Display
+
+    _quiet_libraries()
+    return Display(Console(stderr=as_json, highlight=False, soft_wrap=True))
+
+
+def _quiet_libraries() -> None:
+    """Keep other people's progress bars and advice out of ours."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _conclude(folder: Path, display: Display, as_json: bool) -> None:
+    """What was made, where, and the next thing to do."""
+    from dominie.report import results_table
+
+    if as_json:
+        results = folder / "results.json"
+        found: Any = json.loads(results.read_text()) if results.exists() else {}
+        typer.echo(json.dumps({"run": str(folder), "results": found}))
+        return
+    if (folder / "results.json").exists():
+        display.console.print(results_table(folder))
+    display.line(f"models  {folder}/*/model")
+    display.line(f"report  {folder / 'report.html'}")
+
+
+def main() -> None:
+    """Run the command line; every error becomes one message and an exit status."""
+    debug = "--debug" in sys.argv
+    if debug:  # wherever it stands
+        sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
+    try:
+        app(standalone_mode=False)
+    except DominieError as error:
+        _fail(str(error), error.exit_status, debug)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130, debug)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except Exception as error:
+        if (show := getattr(error, "show", None)) is not None:  # click's usage errors
+            show()
+            sys.exit(2)
+        _fail(
+            f"{type(error).__name__}: {error}\n  do        run again with --debug and report this",
+            1,
+            debug,
+        )
+
+
+def _fail(message: str, status: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,92 @@
+"""In which order conversations are learnt: sources mixed by share, exactly and reproducibly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def total_conversations(
+    sizes: Mapping[str, int], shares: Mapping[str, float], epochs: float
+) -> int:
+    """How many conversations make `epochs` passes over the largest source of the mix."""
+    active = [name for name in shares if shares[name] > 0]
+    largest = max(active, key=lambda name: sizes[name])
+    return math.ceil(epochs * sizes[largest] * sum(shares.values()) / shares[largest])
+
+
+class Mix:
+    """The whole run's order of conversations, cut into micro-batches.
+
+    Every optimiser step takes `batch` conversations. After any number of steps each source has
+    given its share of them to within one conversation: the fraction is exact over the run, not
+    only in expectation. Each source is drawn without replacement and reshuffled on every pass. The
+    order is a function of the arguments alone.
+
+    Args:
+        sizes: conversations in each source.
+        shares: fraction of conversations from each source; normalised to sum to one.
+        batch: conversations in an optimiser step, over all ranks.
+        micro_batch: conversations in one forward pass of one rank; divides `batch`.
+        steps: optimiser steps in the run.
+        seed: of the shuffles.
+
+    Iterating yields micro-batches as lists of (source index, row index); the last of a run is a
+    full one.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        shares: Mapping[str, float],
+        *,
+        batch: int,
+        micro_batch: int,
+        steps: int,
+        seed: int,
+    ) -> None:
+        self.sizes = [sizes[name] for name in shares]
+        weights = np.array(list(shares.values()), dtype=np.float64)
+        self.shares: NDArray[np.float64] = weights / weights.sum()
+        self.batch, self.batch_size, self.steps, self.seed = batch, micro_batch, steps, seed
+        self.drop_last = False  # with `batch_size`, what accelerate asks of a batch sampler
+
+    def __len__(self) -> int:
+        return self.steps * self.batch // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, 0])
+        rows = [self._rows(source) for source in range(len(self.sizes))]
+        given = np.zeros(len(self.sizes), dtype=np.int64)
+        for _ in range(self.steps):
+            counts = [0] * len(self.sizes)
+            for _ in range(self.batch):
+                source = self._next_source(given)
+                given[source] += 1
+                counts[source] += 1
+            sources = order.permutation(np.repeat(np.arange(len(counts)), counts))
+            members = [(int(source), next(rows[source])) for source in sources]
+            for start in range(0, self.batch, self.batch_size):
+                yield members[start : start + self.batch_size]
+
+    def _next_source(self, given: NDArray[np.int64]) -> int:
+        """Whose turn it is: of the sources that have fallen behind, the one that is due first.
+
+        Keeps every source within one conversation of its share (Tijdeman, The chairman assignment
+        problem, 1980).
+        """
+        if len(given) == 1:
+            return 0
+        slack = 1.0 / (2 * len(given) - 2)
+        behind = self.shares * (given.sum() + 1) - given >= slack - 1e-9
+        with np.errstate(divide="ignore"):
+            due = (given + 1 - slack) / self.shares
+        return int(np.argmin(np.where(behind, due, np.inf)))
+
+    def _rows(self, source: int) -> Iterator[int]:
+        shuffle = np.random.default_rng([self.seed, 1, source])
+        while True:
+            yield from map(int, shuffle.permutation(self.sizes[source]))

@@ -1,0 +1,69 @@
+"""Greedy answers of a local model to chat prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+
+def answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_of_turn: Sequence[int],
+    max_new_tokens: int,
+    batch: int,
+) -> Iterator[tuple[int, str]]:
+    """Greedy answers, batched by length.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        tokenizer: its tokenizer.
+        prompts: token ids up to where the assistant begins to speak.
+        end_of_turn: tokens that end an answer.
+        max_new_tokens: longest answer in tokens.
+        batch: prompts per forward pass; they are padded on the left.
+
+    Yields:
+        (index of the prompt, the answer's text without special tokens), in order of length.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    stops = sorted(set(end_of_turn) | _configured_stops(model))
+    padding = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    for start in range(0, len(order), batch):
+        members = order[start : start + batch]
+        length = max(len(prompts[i]) for i in members)
+        ids = torch.full((len(members), length), padding)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(members):
+            ids[row, length - len(prompts[i]) :] = torch.tensor(prompts[i])
+            mask[row, length - len(prompts[i]) :] = 1
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=stops,
+                pad_token_id=padding,
+            )
+        for i, tokens in zip(members, output[:, length:].tolist(), strict=True):
+            yield i, tokenizer.decode(_until_stop(tokens, stops), skip_special_tokens=True)
+
+
+def _configured_stops(model: Any) -> set[int]:
+    found = model.generation_config.eos_token_id
+    if found is None:
+        return set()
+    return set(found) if isinstance(found, list) else {found}
+
+
+def _until_stop(tokens: Sequence[int], stops: Sequence[int]) -> list[int]:
+    end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
+    return list(tokens[:end])

@@ -1,0 +1,188 @@
+"""From the student's forward pass and the teachers' signal to one summed loss.
+
+The loss is a *sum* over supervised positions. Whoever steps divides once, by the supervised tokens
+of the whole optimiser step, so that micro-batches, ranks, padding and packing cannot change the
+objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dominie.losses.signal import Signal, Target
+from dominie.losses.terms import LossTerms, Prediction
+from dominie.losses.vocabulary import Head, SparseTarget, vocabulary_losses
+
+#: Rows of `Losses.by_source`, each a sum over the supervised tokens of a source. `taught` counts
+#: the tokens that `divergence`, `agreement` and `teacher_entropy` were summed over.
+COLUMNS = ("tokens", "next_token", "taught", "divergence", "agreement", "teacher_entropy")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Sums over the supervised positions of a batch.
+
+    Attributes:
+        total: the weighted sum of all terms, to differentiate.
+        terms: detached weighted sums of each term.
+        by_source: [sources, len(COLUMNS)] detached unweighted sums.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    by_source: Tensor
+
+
+class Objective:
+    """The loss of a stage: for each source its own terms.
+
+    Args:
+        by_source: the terms of each source, by source index.
+    """
+
+    def __init__(self, by_source: Sequence[LossTerms]) -> None:
+        self.by_source = list(by_source)
+        self._weights = torch.tensor(
+            [
+                [
+                    term.weight if term else 0.0
+                    for term in (terms.next_token, terms.prediction, terms.attention)
+                ]
+                for terms in by_source
+            ]
+        )
+
+    def attention_weights(self, labels: Tensor, source_ids: Tensor) -> Tensor:
+        """[B, L] weight of each row of the maps: its source's, zero where not supervised."""
+        weights = self._weights.to(labels.device)[:, 2]
+        return torch.where(labels >= 0, weights[source_ids.clamp(min=0)], 0.0)
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        head: Head,
+        *,
+        labels: Tensor,
+        source_ids: Tensor,
+        signal: Signal | None = None,
+        attention: Tensor | None = None,
+    ) -> Losses:
+        """The summed loss of a batch.
+
+        Args:
+            hidden: [B, L, D] last hidden states of the student.
+            head: the student's output projection.
+            labels: [B, L] next token where supervised, negative elsewhere.
+            source_ids: [B, L] index of each token's source.
+            signal: what the teachers say, None where no source has one.
+            attention: scalar, the attention term already weighted by `attention_weights`.
+
+        Raises:
+            ValueError: a source whose loss compares predictions has no teacher's word in `signal`.
+        """
+        position = (labels >= 0).flatten().nonzero().squeeze(1)
+        source = source_ids.flatten()[position]
+        batch = _Supervised(
+            hidden=hidden.flatten(0, 1)[position],
+            labels=labels.flatten()[position],
+            source=source,
+            weights=self._weights.to(hidden.device)[source],
+        )
+        total = hidden.sum() * 0.0 if attention is None else attention
+        terms = {"next_token": hidden.new_zeros(()), "prediction": hidden.new_zeros(())}
+        if attention is not None:
+            terms["attention"] = attention.detach()
+        statistics = hidden.new_zeros((len(COLUMNS), len(position)), dtype=torch.float32)
+        statistics[0] = 1.0
+
+        for tokens, target, prediction in self._groups(batch, position // labels.shape[1], signal):
+            losses = vocabulary_losses(
+                batch.hidden[tokens],
+                head,
+                target,
+                labels=batch.labels[tokens],
+                label_weights=batch.weights[tokens, 0],
+                divergence_weights=None if target is None else batch.weights[tokens, 1],
+                temperature=prediction.temperature,
+                kind=prediction.kind,
+                beta=prediction.beta,
+            )
+            total = total + losses.divergence + losses.next_token
+            terms["next_token"] += losses.next_token.detach()
+            terms["prediction"] += losses.divergence.detach()
+            for row, name in enumerate(COLUMNS):
+                if (value := getattr(losses.per_token, name, None)) is not None:
+                    statistics[row, tokens] = value.float()
+            if target is not None:
+                statistics[2, tokens] = 1.0
+
+        by_source = statistics.new_zeros((len(self.by_source), len(COLUMNS)))
+        by_source.index_add_(0, source, statistics.T)
+        return Losses(total, terms, by_source)
+
+    def _groups(
+        self, batch: _Supervised, row: Tensor, signal: Signal | None
+    ) -> list[tuple[Tensor, Target | None, Prediction]]:
+        """Supervised tokens by what they are compared with: (token indices, target, options)."""
+        groups: list[tuple[Tensor, Target | None, Prediction]] = []
+        untaught = torch.ones_like(row, dtype=torch.bool)
+        for part in signal.parts if signal else ():
+            if part.target is None:
+                continue
+            spoken = torch.isin(row, part.rows)
+            untaught &= ~spoken
+            rank = spoken.cumsum(0) - 1  # of a token within the part's target
+            options: dict[Prediction, list[int]] = {}
+            for index, terms in enumerate(self.by_source):
+                options.setdefault(_options(terms), []).append(index)
+            for prediction, sources in options.items():
+                same = spoken
+                if len(options) > 1:
+                    same = spoken & torch.isin(
+                        batch.source, torch.tensor(sources, device=row.device)
+                    )
+                tokens = same.nonzero().squeeze(1)
+                if len(tokens):
+                    target = (
+                        part.target if len(options) == 1 else _select(part.target, rank[tokens])
+                    )
+                    groups.append((tokens, target, prediction))
+        left = untaught.nonzero().squeeze(1)
+        if len(left):
+            if bool((batch.weights[left, 1] > 0).any()):
+                raise ValueError(
+                    "a source compares predictions and the signal has no teacher for it"
+                )
+            groups.append((left, None, Prediction()))
+        return groups
+
+
+@dataclass(frozen=True)
+class _Supervised:
+    """The N supervised positions of a batch: hidden [N, D], labels, source [N], weights [N, 3]."""
+
+    hidden: Tensor
+    labels: Tensor
+    source: Tensor
+    weights: Tensor
+
+
+def _options(terms: LossTerms) -> Prediction:
+    """How predictions are compared, whatever the weight."""
+    found = terms.prediction
+    return (
+        Prediction(kind=found.kind, temperature=found.temperature, beta=found.beta)
+        if found
+        else Prediction()
+    )
+
+
+def _select(target: Target, index: Tensor) -> Target:
+    if isinstance(target, SparseTarget):
+        return SparseTarget(target.ids[index], target.probabilities[index], target.tail[index])
+    hidden, head = target
+    return hidden[index], head

@@ -1,0 +1,100 @@
+"""What a stage's loss is made of: up to three terms, each with a weight and its own options.
+
+`L = next_token.weight·CE + prediction.weight·T²·D(teacher, student) + attention.weight·KL(maps)`,
+each summed over the supervised tokens. The paper's `(1−λ)·CE + λ·(L_pred + L_attn)` is these
+weights set to 1−λ, λ and λ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+DivergenceKind = Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl"]
+AttentionBackend = Literal["auto", "eager", "tiles", "sdpa", "triton"]
+
+
+def _check_weight(weight: float) -> None:
+    if not 0.0 <= weight < float("inf"):
+        raise ValueError(f"weight must be finite and not negative, got {weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken:
+    """Cross entropy against the labels."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Divergence between the next-token distributions of teacher and student.
+
+    Attributes:
+        weight: factor of the term.
+        kind: which divergence; see `dominie.losses.vocabulary_losses`.
+        temperature: T of both softmaxes; value and gradient carry T².
+        beta: mix of `jsd` and skew of `skewed_kl`; unused by the others.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    weight: float = 1.0
+    kind: DivergenceKind = "forward_kl"
+    temperature: float = 1.0
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+        if not 0.0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+        if not 0.0 < self.beta < 1.0:
+            raise ValueError(f"beta must lie strictly between 0 and 1, got {self.beta}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """KL between the attention maps of teacher and student, the mean over heads and mapped layers.
+
+    Attributes:
+        weight: factor of the term.
+        layers: which layers are compared; see `dominie.models.mapping.map_layers`.
+        backend: how it is computed; see `dominie.losses.attention_divergence`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    weight: float = 1.0
+    layers: str | dict[str, int] | list[list[int]] = "all"
+    backend: AttentionBackend = "auto"
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerms:
+    """The terms of one source's loss; a term that is None or weighs 0 is not computed."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    next_token: NextToken | None = None
+    prediction: Prediction | None = None
+    attention: Attention | None = None
+
+    def __post_init__(self) -> None:
+        if not any(
+            term and term.weight for term in (self.next_token, self.prediction, self.attention)
+        ):
+            raise ValueError("a loss needs at least one term with a weight above 0")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any weighted term compares with a teacher."""
+        return self.weighs("prediction") or self.weighs("attention")
+
+    def weighs(self, term: Literal["next_token", "prediction", "attention"]) -> bool:
+        """Whether `term` is present with a weight above 0."""
+        found = getattr(self, term)
+        return found is not None and found.weight > 0.0

@@ -1,0 +1,150 @@
+"""Models and tokenizers from folders, hub ids and the toy world; frozen, or ready to train."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dominie.errors import InputError
+from dominie.models.spec import Model
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_tokenizer(spec: Model) -> Any:
+    """The tokenizer of a model, with a chat template.
+
+    Raises:
+        InputError: no tokenizer there, a slow one, or one without a chat template.
+    """
+    from transformers import AutoTokenizer
+
+    with _naming(spec, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            spec.path, revision=spec.revision, trust_remote_code=False
+        )
+    if not tokenizer.is_fast:
+        raise InputError(
+            "a slow tokenizer cannot say which characters a token covers",
+            where=spec.path,
+            expected="a fast tokenizer (tokenizer.json)",
+            found=type(tokenizer).__name__,
+        )
+    return tokenizer
+
+
+def load_student(
+    spec: Model, *, lora: Any = None, precision: str = "fp32", gradient_checkpointing: bool = False
+) -> Any:
+    """A model to train: fp32 weights, or frozen ones in the run's precision under fp32 adapters.
+
+    Args:
+        spec: which model.
+        lora: a `dominie.training.settings.Lora`, None to train every weight.
+        precision: `fp32`, `bf16` or `fp16`: dtype of the frozen base under LoRA.
+        gradient_checkpointing: recompute activations in the backward pass, without re-entrance.
+    """
+    if spec.quantize and lora is None:
+        raise InputError(
+            "quantised weights cannot be trained",
+            where=spec.path,
+            do="set train.lora, or remove quantize",
+        )
+    base_dtype = torch.float32 if lora is None else DTYPES[precision]
+    model = _load(spec, dtype=base_dtype)
+    model.train()
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if lora is not None:
+        model = _with_lora(model, lora, where=spec.path)
+    return model
+
+
+def load_frozen(spec: Model, *, device: torch.device | str = "cpu") -> Any:
+    """A model to learn from or to evaluate: no gradients, no dropout."""
+    model = _load(spec, dtype=None if spec.dtype == "auto" else DTYPES[spec.dtype])
+    model.requires_grad_(False)
+    model.eval()
+    return model if spec.quantize else model.to(device)
+
+
+def _load(spec: Model, *, dtype: torch.dtype | None) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": dtype or "auto", "attn_implementation": spec.attention}
+    if spec.quantize:
+        options["quantization_config"] = _quantization(spec)
+    adapter, base = spec.adapter, spec.path
+    if adapter is None and (config := Path(spec.path) / "adapter_config.json").is_file():
+        adapter, base = spec.path, json.loads(config.read_text())["base_model_name_or_path"]
+    with _naming(spec, "model"):
+        model = AutoModelForCausalLM.from_pretrained(
+            base, revision=spec.revision, use_safetensors=True, trust_remote_code=False, **options
+        )
+    if adapter is not None:
+        from peft import PeftModel
+
+        with _naming(spec, "adapter"):
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return model
+
+
+def _quantization(spec: Model) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise InputError(
+            f"quantize: {spec.quantize} needs bitsandbytes",
+            where=spec.path,
+            do="pip install bitsandbytes",
+        ) from None
+    return BitsAndBytesConfig(
+        load_in_8bit=spec.quantize == "8bit", load_in_4bit=spec.quantize == "4bit"
+    )
+
+
+def _with_lora(model: Any, lora: Any, *, where: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=lora.modules_to_save,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise InputError(
+            "LoRA cannot be laid over this model", where=where, found=str(error)
+        ) from None
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+@contextlib.contextmanager
+def _naming(spec: Model, what: str) -> Iterator[None]:
+    """Turn what loaders raise into one message that names the model."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        local = Path(spec.path).exists()
+        raise InputError(
+            f"the {what} cannot be loaded",
+            where=spec.path,
+            found=" ".join(str(error).split())[:300],
+            do="check that the folder is complete"
+            if local
+            else "check the name, and that the hub can be reached",
+        ) from error

@@ -1,0 +1,29 @@
+"""Which model, and how it is held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model to load.
+
+    Attributes:
+        path: a folder, a hub id, or a name of the toy world.
+        adapter: folder or hub id of a peft adapter laid over it.
+        revision: branch, tag or commit on the hub.
+        dtype: dtype of frozen weights; `auto` is the checkpoint's own. A student that is trained
+            in full is held in fp32 whatever this says.
+        attention: implementation transformers uses underneath.
+        quantize: weights of a frozen model in 8 or 4 bits (bitsandbytes).
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    path: str
+    adapter: str | None = None
+    revision: str | None = None
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    attention: str = "sdpa"
+    quantize: Literal["8bit", "4bit"] | None = None

@@ -1,0 +1,163 @@
+"""What is wrong with a recipe that types cannot say: names that lead nowhere, cycles, no mix."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from dominie.errors import InputError
+from dominie.recipe.schema import Recipe
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RESERVED = {"evaluation", "toyworld", "rows"}  # folders a run keeps beside its stages
+
+
+def check_names(recipe: Recipe, *, where: str) -> None:
+    """Refuse a recipe whose names do not add up, before anything is loaded.
+
+    Raises:
+        InputError: names the key at fault and the nearest name that exists.
+    """
+    for kind, names in (("name", [recipe.name]), ("stages", recipe.stages), ("data", recipe.data)):
+        for name in names:
+            _check_is_name(name, where=f"{where}: {kind}")
+    if not recipe.stages and not recipe.evaluate:
+        raise InputError(
+            "nothing to do", where=where, expected="at least one stage, or models to evaluate"
+        )
+    for name, stage in recipe.stages.items():
+        here = f"{where}: stages.{name}"
+        if name in recipe.models:
+            raise InputError(
+                "the name of a stage and of a model", where=here, do="rename one of the two"
+            )
+        _check_mix(recipe, name, where=here)
+        _check_model(recipe, stage.student, where=f"{here}.student")
+        for source, mixed in stage.data.items():
+            for key, teacher in (
+                (f"data.{source}.teacher", mixed.teacher),
+                ("teacher", stage.teacher),
+            ):
+                if teacher is not None:
+                    _check_model(recipe, teacher, where=f"{here}.{key}")
+    stage_order(recipe, where=where)
+    _check_evaluation(recipe, where=where)
+
+
+def stage_order(recipe: Recipe, *, where: str) -> list[str]:
+    """Stages so that each stands after the stages it learns from; otherwise in the recipe's order.
+
+    Raises:
+        InputError: stages that need each other.
+    """
+    needs = {
+        name: {m for m in stage.models if m in recipe.stages}
+        for name, stage in recipe.stages.items()
+    }
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        circle = " → ".join(reversed(error.args[1]))
+        raise InputError(
+            "stages need each other",
+            where=f"{where}: stages",
+            found=circle,
+            do="let one of them start from a model",
+        ) from None
+    order: list[str] = []
+    while len(order) < len(needs):
+        order.append(
+            next(name for name in needs if name not in order and needs[name] <= set(order))
+        )
+    return order
+
+
+def _check_is_name(name: str, *, where: str) -> None:
+    if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith((".yaml", ".json", ".html")):
+        raise InputError(
+            "not usable as a name",
+            where=where,
+            found=repr(name),
+            expected=f"letters, digits, - _ . and none of {', '.join(sorted(_RESERVED))}",
+        )
+
+
+def _check_mix(recipe: Recipe, name: str, *, where: str) -> None:
+    stage = recipe.stages[name]
+    for source, mixed in stage.data.items():
+        if source not in recipe.data:
+            raise _unknown("source", source, recipe.data, where=f"{where}.data")
+        if mixed.loss is None and stage.loss is None:
+            raise InputError(
+                "no loss", where=f"{where}.loss", expected="a loss for the stage or for each source"
+            )
+    if not stage.active:
+        raise InputError(
+            "the mix holds nothing",
+            where=f"{where}.data",
+            expected="shares that sum to more than 0",
+            do="give at least one source a share above 0",
+        )
+    for source in stage.active:
+        if stage.loss_on(source).needs_teacher and stage.teacher_on(source) is None:
+            raise InputError(
+                "the loss compares with a teacher and there is none",
+                where=f"{where}.data.{source}",
+                do=f"set stages.{name}.teacher, or teacher on the source, or use next_token alone",
+            )
+
+
+def _check_model(recipe: Recipe, name: str, *, where: str) -> None:
+    """A stage, a name under models, a folder, a toy model, or an organisation/model id."""
+    if (
+        name in recipe.stages
+        or name in recipe.models
+        or name.startswith("toyworld:")
+        or Path(name).exists()
+    ):
+        return
+    if name.startswith((".", "/", "~")):
+        raise InputError("no such folder", where=where, found=name)
+    if name.count("/") != 1:
+        raise _unknown("stage or model", name, [*recipe.stages, *recipe.models], where=where)
+
+
+def _check_evaluation(recipe: Recipe, *, where: str) -> None:
+    if recipe.evaluate is None:
+        return
+    here = f"{where}: evaluate"
+    for name, model in recipe.evaluate.models.items():
+        _check_is_name(name, where=f"{here}.models")
+        _check_model(recipe, model, where=f"{here}.models.{name}")
+    for name, task in recipe.evaluate.tasks.items():
+        _check_is_name(name, where=f"{here}.tasks")
+        if task.source not in recipe.data:
+            raise _unknown("source", task.source, recipe.data, where=f"{here}.tasks.{name}.source")
+        fraction = f"{task.split}_fraction"
+        if getattr(recipe.data[task.source], fraction) == 0:
+            raise InputError(
+                f"source {task.source} has no {task.split} split",
+                where=f"{here}.tasks.{name}",
+                do=f"set data.{task.source}.{fraction}",
+            )
+        if task.teacher is not None:
+            _check_model(recipe, task.teacher, where=f"{here}.tasks.{name}.teacher")
+
+
+def _unknown(what: str, name: str, known: Iterable[str], *, where: str) -> InputError:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    do = f"did you mean {near[0]}?" if near else None
+    if what == "stage or model" and not near:
+        do = (
+            f"a hub model without an organisation is declared: models: {{{name}: {{path: {name}}}}}"
+        )
+    return InputError(
+        f"unknown {what} {name!r}",
+        where=where,
+        expected=f"one of {', '.join(known)}" if known else None,
+        do=do,
+    )

@@ -1,0 +1,313 @@
+"""YAML to typed objects: shorthands written out, overrides applied, unknown keys refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import io
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from dominie.errors import InputError
+from dominie.recipe.check import check_names
+from dominie.recipe.schema import Recipe
+from dominie.training.settings import DERIVED, TrainSettings
+
+#: Where a bare value may stand for a mapping: the path's shape and the key the value means.
+_SHORTHANDS = (
+    (("models", "*"), "path"),
+    (("data", "*"), "path"),
+    (("stages", "*", "data", "*"), "share"),
+    (("stages", "*", "loss", "*"), "weight"),
+    (("stages", "*", "data", "*", "loss", "*"), "weight"),
+)
+
+_OUR_TRAIN_KEYS = {f.name for f in dataclasses.fields(TrainSettings)} - {"arguments"}
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `a.b.c=value` overrides and check all that needs no loading.
+
+    Paths of models and data that exist relative to the recipe's folder become absolute.
+
+    Raises:
+        InputError: the file is missing or not YAML, a key is unknown, a value has the wrong type,
+        or a stage, source
+            or model is named that does not exist.
+    """
+    path = Path(path)
+    tree = _parse_yaml(_read_text(path), where=str(path))
+    if not isinstance(tree, dict):
+        raise InputError(
+            "not a recipe",
+            where=str(path),
+            expected="a mapping of name, data and stages",
+            found=_kind(tree),
+        )
+    for override in overrides:
+        _apply_override(tree, override)
+    tree.setdefault("name", path.stem)
+    _write_out_shorthands(tree)
+    _merge_train(tree)
+    _name_sources(tree)
+    recipe = _validated(tree, where=str(path))
+    recipe = _resolve_paths(recipe, path.parent)
+    check_names(recipe, where=str(path))
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
+    tree = _without_none(dataclasses.asdict(recipe))
+    for source in tree["data"].values():
+        del source["name"]
+    for part in (tree, *tree["stages"].values()):
+        part["train"].update(part["train"].pop("arguments", {}))
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    out = io.StringIO()
+    yaml.dump(tree, out)
+    return out.getvalue()
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(
+            "no such recipe", where=str(path), do="name a YAML file; recipes/ has complete examples"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the recipe cannot be read", where=str(path), found=str(error)) from None
+
+
+def _parse_yaml(text: str, *, where: str) -> Any:
+    """YAML 1.2, where `2e-5` is a number and `no` is a word; a key given twice is refused."""
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise InputError(
+            "a key stands twice",
+            where=f"{where}:{line}",
+            found=str(error.problem).splitlines()[0],
+            do="rename or remove one of the two",
+        ) from None
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise InputError(
+            "not valid YAML", where=f"{where}:{line}", found=str(error.problem)
+        ) from None
+    except (YAMLError, ValueError) as error:
+        raise InputError("not valid YAML", where=where, found=str(error).splitlines()[0]) from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not all(dotted.split(".")):
+        raise InputError(
+            "not an override", where=override, expected="a.b.c=value, as in train.seed=1"
+        )
+    keys = dotted.split(".")
+    node: dict[str, Any] = tree
+    for depth, key in enumerate(keys[:-1], start=1):
+        child = node.setdefault(key, {})
+        if not isinstance(child, dict):
+            meaning = _shorthand_key(keys[:depth])
+            if meaning is None:
+                raise InputError(
+                    "not a mapping",
+                    where=".".join(keys[:depth]),
+                    found=_kind(child),
+                    do=f"set {dotted} whole",
+                )
+            child = node[key] = {meaning: child}
+        node = child
+    node[keys[-1]] = _parse_yaml(text, where=override)
+
+
+def _shorthand_key(path: Sequence[str]) -> str | None:
+    for shape, key in _SHORTHANDS:
+        if len(shape) == len(path) and all(s in ("*", p) for s, p in zip(shape, path, strict=True)):
+            return key
+    return None
+
+
+def _write_out_shorthands(tree: Any, path: tuple[str, ...] = ()) -> None:
+    for key, value in tree.items():
+        here = (*path, str(key))
+        if isinstance(value, dict):
+            _write_out_shorthands(value, here)
+        elif value is not None and (meaning := _shorthand_key(here)):
+            tree[key] = {meaning: value}
+
+
+def _merge_train(tree: dict[str, Any]) -> None:
+    """Lay the recipe's `train` under each stage's, and set TrainingArguments' own fields apart."""
+    shared = _as_mapping(tree.get("train"), "train")
+    for name, stage in _as_mapping(tree.get("stages"), "stages").items():
+        where = f"stages.{name}"
+        own = _as_mapping(_as_mapping(stage, where).get("train"), f"{where}.train")
+        _check_train(own, where=f"{where}.train")
+        stage["train"] = _with_arguments_apart({**shared, **own})
+    _check_train(shared, where="train")
+    tree["train"] = _with_arguments_apart(shared)
+
+
+def _with_arguments_apart(train: dict[str, Any]) -> dict[str, Any]:
+    apart = {key: value for key, value in train.items() if key not in _OUR_TRAIN_KEYS}
+    return {**{k: v for k, v in train.items() if k not in apart}, "arguments": apart}
+
+
+def _check_train(train: Mapping[str, Any], *, where: str) -> None:
+    foreign = [key for key in train if key not in _OUR_TRAIN_KEYS]
+    if not foreign:
+        return
+    from transformers import TrainingArguments
+
+    theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
+    for key in foreign:
+        if key in DERIVED:
+            raise InputError(
+                "dominie sets this itself", where=f"{where}.{key}", do=f"use {DERIVED[key]} instead"
+            )
+        if key not in theirs:
+            raise _unknown_key(f"{where}.{key}", key, _OUR_TRAIN_KEYS | theirs - set(DERIVED))
+
+
+def _name_sources(tree: dict[str, Any]) -> None:
+    for name, source in _as_mapping(tree.get("data"), "data").items():
+        if "name" in _as_mapping(source, f"data.{name}"):
+            raise _unknown_key(f"data.{name}.name", "name", _known_keys(["data", name]))
+        source["name"] = name
+
+
+def _as_mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError("not a mapping", where=where, found=_kind(value))
+    return value
+
+
+def _unknown_key(where: str, key: str, known: typing.Iterable[str]) -> InputError:
+    known = sorted(known)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else None
+    expected = None if near and len(known) > 20 else f"one of {', '.join(known)}"
+    return InputError("unknown key", where=where, expected=expected, do=hint)
+
+
+def _validated(tree: dict[str, Any], *, where: str) -> Recipe:
+    try:
+        return pydantic.TypeAdapter(Recipe).validate_python(tree)
+    except pydantic.ValidationError as error:
+        raise _first_problem(error, where=where) from None
+
+
+def _first_problem(error: pydantic.ValidationError, *, where: str) -> InputError:
+    """The first thing a person should mend; unknown keys come before what they leave missing."""
+    problems = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
+    problem = problems[0]
+    path = [str(part) for part in problem["loc"]]
+    dotted = ".".join(path)
+    if problem["type"] == "unexpected_keyword_argument":
+        return _unknown_key(f"{where}: {dotted}", path[-1], _known_keys(path[:-1]))
+    if problem["type"] in ("missing", "missing_argument"):
+        return InputError("missing key", where=f"{where}: {dotted}")
+    if problem["type"] == "value_error":
+        return InputError(str(problem["ctx"]["error"]), where=f"{where}: {dotted}")
+    return InputError(
+        problem["msg"][0].lower() + problem["msg"][1:],
+        where=f"{where}: {dotted}",
+        found=_kind(problem["input"]),
+    )
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    """The fields of the object at `path` in a recipe."""
+    kind: Any = Recipe
+    for part in path:
+        if dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind)[part]
+        else:  # dict[str, X]
+            kind = typing.get_args(kind)[1]
+        options = [option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)]
+        if not dataclasses.is_dataclass(kind) and typing.get_origin(kind) is not dict and options:
+            kind = options[0]
+    return [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.name not in ("name", "arguments") or kind is Recipe
+    ]
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "a mapping", list: "a list", str: f"the text {value!r}", type(None): "nothing"}
+    return names.get(type(value), repr(value))
+
+
+def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
+    """Make what exists relative to the recipe's folder absolute; anything else keeps its name."""
+
+    def resolved(path: str) -> str:
+        local = base / Path(path).expanduser()
+        return str(local.resolve()) if not path.startswith("toyworld:") and local.exists() else path
+
+    def resolved_name(name: str) -> str:
+        return name if name in recipe.stages or name in recipe.models else resolved(name)
+
+    def resolved_optional(name: str | None) -> str | None:
+        return name and resolved_name(name)
+
+    replace = dataclasses.replace
+    return replace(
+        recipe,
+        data={
+            name: replace(source, path=resolved(source.path))
+            for name, source in recipe.data.items()
+        },
+        models={
+            name: replace(
+                model, path=resolved(model.path), adapter=model.adapter and resolved(model.adapter)
+            )
+            for name, model in recipe.models.items()
+        },
+        stages={
+            name: replace(
+                stage,
+                student=resolved_name(stage.student),
+                teacher=resolved_optional(stage.teacher),
+                data={
+                    s: replace(m, teacher=resolved_optional(m.teacher))
+                    for s, m in stage.data.items()
+                },
+            )
+            for name, stage in recipe.stages.items()
+        },
+        evaluate=recipe.evaluate
+        and replace(
+            recipe.evaluate,
+            models={name: resolved_name(model) for name, model in recipe.evaluate.models.items()},
+            tasks={
+                n: replace(t, teacher=resolved_optional(t.teacher))
+                for n, t in recipe.evaluate.tasks.items()
+            },
+        ),
+    )
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value

@@ -1,0 +1,88 @@
+"""A run's folder: where things lie, and what the recipe's names stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dominie.data.sources import Source
+from dominie.errors import InputError
+from dominie.models.spec import Model
+from dominie.recipe import Recipe
+from dominie.toyworld import is_toyworld, materialise
+
+
+class RunFolder:
+    """`runs/<name>` and what the recipe's names stand for in it.
+
+    Args:
+        recipe: the resolved recipe.
+        runs: the folder of all runs.
+    """
+
+    def __init__(self, recipe: Recipe, runs: Path) -> None:
+        self.recipe, self.path = recipe, runs / recipe.name
+
+    @property
+    def rows(self) -> Path:
+        """Where tokenised conversations are kept."""
+        return self.path / "rows"
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage."""
+        return self.path / name
+
+    def source(self, name: str) -> Source:
+        """A source, its toy data made if that is what it names."""
+        source = self.recipe.data[name]
+        return dataclasses.replace(source, path=self._made(source.path))
+
+    def model(self, name: str) -> Model:
+        """What a student or teacher named `name` is loaded from."""
+        if name in self.recipe.stages:
+            return Model(path=str(self.stage(name) / "model"))
+        spec = self.recipe.model(name)
+        return dataclasses.replace(spec, path=self._made(spec.path))
+
+    def root(self, name: str) -> str:
+        """The model a chain of stages started from, whose tokenizer they all share."""
+        while name in self.recipe.stages:
+            name = self.recipe.stages[name].student
+        return name
+
+    def _made(self, path: str) -> str:
+        if not is_toyworld(path):
+            return path
+        return str(materialise(path, self.path / "toyworld", seed=self.recipe.train.seed))
+
+    def trained_fingerprints(self) -> dict[str, str]:
+        """The fingerprint of every stage that has been trained, as its `stage.json` gives it."""
+        records = {name: read_stage(self.stage(name)) for name in self.recipe.stages}
+        return {name: r["fingerprint"] for name, r in records.items() if r.get("status") == "done"}
+
+
+def read_stage(path: Path) -> dict[str, Any]:
+    """`stage.json` of a stage's folder, empty where there is none.
+
+    Raises:
+        InputError: it is there and cannot be read.
+    """
+    try:
+        record: dict[str, Any] = json.loads((path / "stage.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "stage.json cannot be read", where=str(path), found=str(error), do="remove the folder"
+        ) from None
+    return record
+
+
+def write_stage(path: Path, record: Mapping[str, Any]) -> None:
+    """Replace `stage.json` in one step."""
+    scratch = path / ".stage.json"
+    scratch.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    scratch.replace(path / "stage.json")

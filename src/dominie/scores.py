@@ -1,0 +1,150 @@
+"""Scores every model of a recipe on every task, and keeps what is still true."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dominie.data.conversations import Conversation
+from dominie.data.splits import conversation_digest, read_split
+from dominie.display import Display
+from dominie.errors import InputError
+from dominie.evaluation.metrics import Score, agreement, exact_match
+from dominie.fingerprints import digest, model_fingerprint
+from dominie.models.agreement import check_same_tokens
+from dominie.models.loading import load_frozen, load_tokenizer
+from dominie.recipe import Evaluation, Task
+from dominie.run_folder import RunFolder
+
+
+def evaluate(
+    folder: RunFolder, fingerprints: Mapping[str, str], display: Display
+) -> dict[str, Any]:
+    """Score what has not been scored yet, and write `results.json`.
+
+    Args:
+        folder: of the run.
+        fingerprints: of the models that stages made.
+        display: shows progress.
+
+    Returns:
+        `{model: {task: {score, stderr, n, …}}}`.
+    """
+    evaluation = folder.recipe.evaluate
+    if evaluation is None:
+        return {}
+    examiner = _Examiner(folder, evaluation, fingerprints, display)
+    results = {name: examiner.scores(name) for name in evaluation.models}
+    _write_json(folder.path / "results.json", results)
+    return results
+
+
+class _Examiner:
+    """Holds one model and one teacher at a time while tasks are worked through."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        evaluation: Evaluation,
+        fingerprints: Mapping[str, str],
+        display: Display,
+    ) -> None:
+        self.folder, self.evaluation, self.display = folder, evaluation, display
+        self._fingerprints = dict(fingerprints)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._load = functools.lru_cache(maxsize=2)(self._loaded)
+        self._conversations = functools.cache(self._read)
+
+    def scores(self, name: str) -> dict[str, Any]:
+        """The scores of one model on all tasks, from file where nothing has changed."""
+        model, scores, fresh = self.evaluation.models[name], {}, []
+        for task_name, task in self.evaluation.tasks.items():
+            kept = self.folder.path / "evaluation" / name / f"{task_name}.json"
+            fingerprint = self._fingerprint(model, task)
+            earlier = _read_json(kept)
+            if earlier.get("fingerprint") != fingerprint:
+                score = self._score(f"{name} on {task_name}", model, task)
+                earlier = {
+                    "fingerprint": fingerprint,
+                    "result": {**score.as_dict(), "metric": task.metric},
+                }
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                lines = "".join(json.dumps(sample) + "\n" for sample in score.samples)
+                kept.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
+                _write_json(kept, earlier)
+                fresh.append(task_name)
+            scores[task_name] = earlier["result"]
+        told = ", ".join(f"{task} {100 * scores[task]['score']:.1f} %" for task in scores)
+        self.display.done(name, told if fresh else f"already scored ({told})")
+        return scores
+
+    def _score(self, title: str, name: str, task: Task) -> Score:
+        conversations = self._conversations(task.source, task.split)[: task.limit]
+        model, tokenizer = self._load(name)
+        track = functools.partial(self._track, title)
+        options: dict[str, Any] = {"by": task.by, "batch": self.evaluation.batch, "track": track}
+        if task.by is not None and not any(task.by in c.fields for c in conversations):
+            known = sorted({field for c in conversations for field in c.fields})
+            raise InputError(
+                f"no row has the field {task.by!r}",
+                where=f"evaluate.tasks: by, source {task.source}",
+                expected=f"one of {', '.join(known)}" if known else "rows with further fields",
+            )
+        if task.metric == "exact_match":
+            return exact_match(
+                model, tokenizer, conversations, max_new_tokens=task.max_new_tokens, **options
+            )
+        assert task.teacher is not None, "checked by Task"
+        teacher, their_tokenizer = self._load(task.teacher)
+        check_same_tokens(tokenizer, their_tokenizer, where=f"{title}, teacher {task.teacher}")
+        return agreement(model, tokenizer, conversations, teacher=teacher, **options)
+
+    def _track(self, title: str, items: Any, total: int) -> Any:
+        return self.display.track(items, title, total)
+
+    def _loaded(self, name: str) -> tuple[Any, Any]:
+        spec = self.folder.model(name)
+        if name in self.folder.recipe.stages and not Path(spec.path).is_dir():
+            raise InputError(
+                f"stage {name} has not been trained",
+                where=str(spec.path),
+                do="run `dominie run` first",
+            )
+        return load_frozen(spec, device=self._device), load_tokenizer(spec)
+
+    def _read(self, source: str, split: Any) -> list[Conversation]:
+        return read_split(self.folder.source(source), split)
+
+    def _fingerprint(self, model: str, task: Task) -> str:
+        conversations = self._conversations(task.source, task.split)[: task.limit]
+        return digest(
+            dataclasses.asdict(task),
+            self._model_fingerprint(model),
+            task.teacher and self._model_fingerprint(task.teacher),
+            [conversation_digest(c).hex() for c in conversations],
+        )
+
+    def _model_fingerprint(self, name: str) -> str:
+        if name not in self._fingerprints:
+            self._fingerprints[name] = model_fingerprint(self.folder.model(name))
+        return self._fingerprints[name]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    scratch.replace(path)

@@ -1,0 +1,71 @@
+"""From a recipe's `train` to transformers.TrainingArguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from dominie.errors import InputError
+from dominie.training.settings import TrainSettings
+
+#: What the paper trains with, where a recipe says nothing.
+_DEFAULTS: dict[str, Any] = {
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,
+    "report_to": "none",
+}
+
+
+def training_arguments(
+    settings: TrainSettings, folder: Path, *, steps: int, ranks: int
+) -> TrainingArguments:
+    """Everything transformers.Trainer needs to know.
+
+    Args:
+        settings: the stage's `train`.
+        folder: where checkpoints go.
+        steps: optimiser steps of the stage.
+        ranks: processes that share the batch.
+
+    Raises:
+        InputError: TrainingArguments refuses a value.
+    """
+    micro_batch = settings.conversations_per_forward(ranks)
+    every = max(1, settings.evaluate_every or steps // 10)
+    best = settings.keep == "best" or settings.patience is not None
+    options: dict[str, Any] = {
+        **_DEFAULTS,
+        **settings.arguments,
+        "output_dir": str(folder),
+        "learning_rate": settings.learning_rate,
+        "max_steps": steps,
+        "per_device_train_batch_size": micro_batch,
+        "per_device_eval_batch_size": micro_batch,
+        "gradient_accumulation_steps": settings.batch // ranks // micro_batch,
+        "bf16": settings.precision == "bf16",
+        "fp16": settings.precision == "fp16",
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "seed": settings.seed,
+        "logging_steps": settings.log_every or max(1, steps // 100),
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every if best else max(1, settings.checkpoint_every or steps // 10),
+        "load_best_model_at_end": best,
+        "metric_for_best_model": "loss" if best else None,
+        "greater_is_better": False if best else None,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "average_tokens_across_devices": True,
+    }
+    try:
+        return TrainingArguments(**options)
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(
+            "transformers refuses the settings", where="train", found=str(error)
+        ) from None

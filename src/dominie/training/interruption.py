@@ -1,0 +1,57 @@
+"""The first SIGINT or SIGTERM saves a checkpoint and stops; a second one stops at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback
+
+from dominie.errors import DominieError
+
+
+class Interrupted(DominieError):
+    """A signal asked the run to stop, and what was done is saved. Exit status 128 + signal."""
+
+    def __init__(self, signum: int, where: str) -> None:
+        self.exit_status = 128 + signum
+        super().__init__(
+            f"interrupted by {signal.Signals(signum).name}; everything so far is saved",
+            where=where,
+            do="run the same command again to go on",
+        )
+
+
+class SaveAndStop(TrainerCallback):
+    """Ends training at the end of the step in which a signal came, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within, signals are noted instead of obeyed. Only the main thread can listen."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _note(self, signum: int, _: FrameType | None) -> None:
+        if self.signum is not None:
+            os._exit(128 + signum)
+        self.signum = signum
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a checkpoint and the end."""
+        if self.signum is not None:
+            control.should_save = control.should_training_stop = True

@@ -1,0 +1,108 @@
+"""What a stage teaches, source by source, and whether student, teachers and data fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from dominie.data.batches import Row
+from dominie.errors import InputError
+from dominie.losses.terms import AttentionBackend, LossTerms, NextToken
+from dominie.models.head import causal_lm
+from dominie.models.mapping import check_heads, map_layers
+from dominie.teachers import LocalTeacher, RoutedTeacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """A source as a stage sees it.
+
+    Attributes:
+        name: of the source.
+        train: tokenised conversations to learn from.
+        validation: held-out conversations to watch.
+        share: fraction of the stage's conversations; 0 for a source that is only watched.
+        terms: the loss on it.
+        teacher: name of its teacher, None where the loss needs none.
+    """
+
+    name: str
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    share: float
+    terms: LossTerms = field(default_factory=lambda: LossTerms(next_token=NextToken()))
+    teacher: str | None = None
+
+
+def layer_pairs(
+    student: nn.Module, teachers: Mapping[str, nn.Module], lessons: Sequence[Lessons]
+) -> tuple[list[tuple[int, int]], AttentionBackend]:
+    """(student layer, teacher layer) pairs of the attention term, none without one; its backend.
+
+    Raises:
+        InputError: layers or heads that do not map, or sources that ask for different mappings.
+    """
+    found: dict[tuple[tuple[tuple[int, int], ...], AttentionBackend], str] = {}
+    mine = causal_lm(student).config.get_text_config()
+    for lesson in lessons:
+        term = lesson.terms.attention
+        if term is None or not lesson.terms.weighs("attention") or lesson.teacher is None:
+            continue
+        theirs = causal_lm(teachers[lesson.teacher]).config.get_text_config()
+        check_heads(mine.num_attention_heads, theirs.num_attention_heads)
+        mapped = map_layers(term.layers, mine.num_hidden_layers, theirs.num_hidden_layers)
+        found.setdefault((tuple(mapped), term.backend), lesson.name)
+    if len(found) > 1:
+        raise InputError(
+            "sources of one stage compare different layers",
+            where="loss.attention",
+            expected="one mapping of layers and one backend in a stage",
+            found=f"different ones on {', '.join(found.values())}",
+            do="give the attention term of every source the same layers and backend",
+        )
+    for pairs, backend in found:
+        return list(pairs), backend
+    return [], "auto"
+
+
+def routed_teacher(
+    teachers: Mapping[str, nn.Module],
+    lessons: Sequence[Lessons],
+    pairs: Sequence[tuple[int, int]],
+) -> RoutedTeacher | None:
+    """The teachers of all sources behind one door; None where no source is taught."""
+    if not teachers:
+        return None
+    compared = {
+        lesson.teacher
+        for lesson in lessons
+        if lesson.share > 0 and lesson.terms.weighs("attention")
+    }
+    layers = sorted({teacher_layer for _, teacher_layer in pairs})
+    return RoutedTeacher(
+        {
+            name: LocalTeacher(model, attention_layers=layers if name in compared else ())
+            for name, model in teachers.items()
+        },
+        [lesson.teacher for lesson in lessons],
+    )
+
+
+def check_context(model: nn.Module, max_length: int, *, where: str) -> None:
+    """Refuse conversations longer than the model can place.
+
+    Raises:
+        InputError: `max_length` is beyond the model's positions.
+    """
+    positions = getattr(causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise InputError(
+            "train.max_length is beyond the model's context",
+            where=where,
+            expected=f"at most {positions} tokens (max_position_embeddings)",
+            found=str(max_length),
+            do=f"set train.max_length={positions}",
+        )

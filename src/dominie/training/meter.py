@@ -1,0 +1,73 @@
+"""Sums over supervised tokens, by source and by term; means when a line of metrics is due."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dominie.losses.objective import COLUMNS
+
+
+class Meter:
+    """Accumulates what `Losses` reports, on the device, without waiting for it.
+
+    Args:
+        sources: names of the sources by index.
+    """
+
+    def __init__(self, sources: Sequence[str]) -> None:
+        self.sources = list(sources)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._terms: dict[str, Tensor] = {}
+        self._by_source: Tensor | None = None
+        self._valued_tokens: dict[str, Tensor] = {}
+
+    def add(self, terms: Mapping[str, Tensor], by_source: Tensor) -> None:
+        """Take in one forward pass. An absent term was not measured; it does not count as zero."""
+        tokens = by_source[:, 0].sum()
+        for name, value in terms.items():
+            self._terms[name] = self._terms[name] + value if name in self._terms else value.clone()
+            seen = self._valued_tokens.get(name)
+            self._valued_tokens[name] = tokens if seen is None else seen + tokens
+        summed = self._by_source
+        self._by_source = by_source.clone() if summed is None else summed + by_source
+
+    def means(self, reduce: Any = None) -> dict[str, Any]:
+        """Means in nats per supervised token: `{"terms": {name: …}, "sources": {name: {…}}}`.
+
+        Args:
+            reduce: sums a tensor over ranks; None on one rank.
+        """
+        if self._by_source is None:
+            return {"terms": {}, "sources": {}}
+        reduce = reduce or (lambda tensor: tensor)
+        by_source = reduce(self._by_source).double().cpu()
+        terms = {}
+        for name, value in self._terms.items():
+            total, tokens = reduce(
+                torch.stack([value.double(), self._valued_tokens[name].double()])
+            ).tolist()
+            terms[name] = total / max(tokens, 1.0)
+        return {"terms": terms, "sources": self._source_means(by_source)}
+
+    def _source_means(self, by_source: Tensor) -> dict[str, dict[str, float]]:
+        means = {}
+        for name, sums in zip(self.sources, by_source.tolist(), strict=True):
+            row = dict(zip(COLUMNS, sums, strict=True))
+            if not row["tokens"]:
+                continue
+            mean: dict[str, float] = {
+                "tokens": int(row["tokens"]),
+                "next_token": row["next_token"] / row["tokens"],
+            }
+            if row["taught"]:
+                for column in ("divergence", "agreement", "teacher_entropy"):
+                    mean[column] = row[column] / row["taught"]
+            means[name] = mean
+        return means

@@ -1,0 +1,149 @@
+"""How a stage trains: the settings of `train` in a recipe, and what they mean to transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from dominie.errors import InputError
+
+#: TrainingArguments that dominie derives itself; setting them in a recipe would have two masters.
+DERIVED = {
+    "output_dir": "the run folder (`--runs DIR`)",
+    "per_device_train_batch_size": "micro_batch",
+    "per_device_eval_batch_size": "micro_batch",
+    "gradient_accumulation_steps": "batch and micro_batch",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "bf16": "precision",
+    "fp16": "precision",
+    "logging_steps": "log_every",
+    "logging_strategy": "log_every",
+    "eval_strategy": "evaluate_every",
+    "eval_steps": "evaluate_every",
+    "save_strategy": "checkpoint_every",
+    "save_steps": "checkpoint_every",
+    "load_best_model_at_end": "keep",
+    "metric_for_best_model": "keep",
+    "greater_is_better": "keep",
+    "resume_from_checkpoint": "the run folder: `dominie run` resumes by itself",
+    "data_seed": "seed",
+    "label_smoothing_factor": "the loss terms",
+    "remove_unused_columns": "the batch's own format",
+    "label_names": "the batch's own format",
+    "disable_tqdm": "the progress display",
+    "average_tokens_across_devices": "the denominator: all supervised tokens of a step",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters (peft); `merge` writes plain weights into `model/`, else the adapter."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    r: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+    modules_to_save: list[str] | None = None
+    merge: bool = True
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"r must be at least 1, got {self.r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Settings of a stage's training; defaults are the paper's where it gives one.
+
+    Attributes:
+        learning_rate: peak of the schedule.
+        epochs: passes over the largest source of the mix.
+        steps: optimiser steps instead of `epochs`.
+        batch: conversations per optimiser step, over all ranks and accumulated micro-batches.
+        micro_batch: conversations per forward pass of one rank.
+        max_length: tokens of the longest conversation, and of a packed row.
+        precision: dtype of the forward pass; trainable weights and the optimiser stay fp32.
+        packing: several conversations to a row (block-diagonal attention, restarted positions).
+        seed: of initialisation, order and dropout.
+        gradient_checkpointing: recompute activations in backward (non-reentrant).
+        lora: train low-rank adapters instead of all weights.
+        log_every: optimiser steps between lines of metrics.
+        evaluate_every: optimiser steps between evaluations on the validation splits; None
+            evaluates ten times a run.
+        evaluate_rows: conversations of each source's validation split that are used.
+        checkpoint_every: optimiser steps between checkpoints; None writes ten a run.
+        keep: the model of the `last` step, or the `best` on validation.
+        patience: evaluations without a better validation loss before the stage stops early.
+        arguments: every other field of transformers.TrainingArguments, as given.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    learning_rate: float = 2e-5
+    epochs: float = 2
+    steps: int | None = None
+    batch: int = 256
+    micro_batch: int | None = None
+    max_length: int = 2048
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    packing: bool = True
+    seed: int = 0
+    gradient_checkpointing: bool = False
+    lora: Lora | None = None
+    log_every: int | None = None
+    evaluate_every: int | None = None
+    evaluate_rows: int = 256
+    checkpoint_every: int | None = None
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "batch",
+            "micro_batch",
+            "steps",
+            "log_every",
+            "evaluate_every",
+            "checkpoint_every",
+            "patience",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.max_length < 2:
+            raise ValueError(f"max_length must be at least 2, got {self.max_length}")
+        if not 0 < self.epochs < float("inf"):
+            raise ValueError(f"epochs must be positive, got {self.epochs}")
+        if not 0 <= self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate must not be negative, got {self.learning_rate}")
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} must divide batch {self.batch}")
+
+    def conversations_per_forward(self, ranks: int) -> int:
+        """Conversations in a forward pass of one rank: `micro_batch`, else a divisor up to 8.
+
+        Raises:
+            InputError: `batch` cannot be shared out over `ranks` in equal micro-batches.
+        """
+        if self.batch % ranks:
+            raise InputError(
+                "the batch cannot be shared out over the ranks",
+                where="train.batch",
+                expected=f"a multiple of {ranks} ranks",
+                found=str(self.batch),
+                do="set train.batch to a multiple of the number of processes",
+            )
+        share = self.batch // ranks
+        if self.micro_batch is None:
+            return max(n for n in range(1, min(share, 8) + 1) if share % n == 0)
+        if share % self.micro_batch:
+            raise InputError(
+                "micro-batches do not fill the batch",
+                where="train.micro_batch",
+                expected=f"a divisor of {share}, the batch of {self.batch} over {ranks} ranks",
+                found=str(self.micro_batch),
+                do="change train.batch or train.micro_batch",
+            )
+        return self.micro_batch

@@ -1,0 +1,175 @@
+"""Trains one stage: from loaded rows and named models to a folder that transformers loads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+
+from dominie.data.mixing import Mix, total_conversations
+from dominie.losses.objective import Objective
+from dominie.models.head import check_head
+from dominie.models.loading import DTYPES, load_frozen, load_student, load_tokenizer
+from dominie.models.spec import Model
+from dominie.training.arguments import training_arguments
+from dominie.training.checkpoints import newest_checkpoint, publish
+from dominie.training.feed import Collator, MixedRows
+from dominie.training.learner import teaching
+from dominie.training.lessons import (
+    Lessons,
+    check_context,
+    layer_pairs,
+    routed_teacher,
+)
+from dominie.training.meter import Meter
+from dominie.training.records import Records
+from dominie.training.settings import TrainSettings
+from dominie.training.trainer import DistillationTrainer
+from dominie.training.validation import Validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a stage came to."""
+
+    steps: int
+    supervised_tokens: int
+    seconds: float
+    parameters: int
+    trainable_parameters: int
+    token_shares: Mapping[str, float]
+
+
+def train_stage(
+    folder: Path,
+    *,
+    student: Model,
+    teachers: Mapping[str, Model],
+    lessons: Sequence[Lessons],
+    settings: TrainSettings,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Trained:
+    """Train, or go on from the newest whole checkpoint, and write `folder/model`.
+
+    Args:
+        folder: the stage's folder; `checkpoints/` and `metrics.jsonl` are made in it.
+        student: who learns.
+        teachers: by the names that `lessons` use.
+        lessons: taught sources first, watched ones after.
+        settings: the stage's `train`.
+        callbacks: progress displays.
+
+    Raises:
+        InputError: models that do not fit each other or the data.
+        RunError: the loss ceased to be finite.
+    """
+    set_seed(settings.seed)
+    ranks = PartialState().num_processes
+    taught = [lesson for lesson in lessons if lesson.share > 0]
+    shares = {lesson.name: lesson.share for lesson in taught}
+    sizes = {lesson.name: len(lesson.train) for lesson in taught}
+    conversations = total_conversations(sizes, shares, settings.epochs)
+    steps = settings.steps or max(1, round(conversations / settings.batch))
+    arguments = training_arguments(settings, folder / "checkpoints", steps=steps, ranks=ranks)
+
+    model = load_student(
+        student,
+        lora=settings.lora,
+        precision=settings.precision,
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
+    check_context(model, settings.max_length, where=student.path)
+    check_head(model, where=student.path)
+    tokenizer = load_tokenizer(student)
+    panel = {name: load_frozen(spec, device=arguments.device) for name, spec in teachers.items()}
+    pairs, backend = layer_pairs(model, panel, taught)
+    teacher = routed_teacher(panel, lessons, pairs)
+    routes = {
+        name: index
+        for index, name in enumerate(dict.fromkeys(lesson.teacher for lesson in lessons))
+    }
+    collator = Collator(
+        [routes[lesson.teacher] for lesson in lessons],
+        settings.max_length if settings.packing else None,
+    )
+    names = [lesson.name for lesson in lessons]
+    watched = any(len(lesson.validation) for lesson in lessons)
+    records = Records(folder / "metrics.jsonl")
+    objective = Objective([lesson.terms for lesson in lessons])
+    early = [EarlyStoppingCallback(settings.patience)] if settings.patience and watched else []
+
+    with teaching(model, objective, pairs, backend=backend):
+        trainer = DistillationTrainer(
+            model,
+            arguments,
+            rows=MixedRows([lesson.train for lesson in lessons]),
+            mix=Mix(
+                sizes,
+                shares,
+                batch=settings.batch,
+                micro_batch=arguments.per_device_train_batch_size,
+                steps=steps,
+                seed=settings.seed,
+            ),
+            collator=collator,
+            teacher=teacher,
+            meter=Meter(names),
+            validation=Validation(
+                [lesson.validation for lesson in lessons],
+                sources=names,
+                shares=shares,
+                collator=collator,
+                teacher=teacher,
+                batch=max(arguments.per_device_train_batch_size, 8),
+            )
+            if watched
+            else None,
+            records=records,
+            epochs=steps * settings.batch / conversations * settings.epochs,
+            callbacks=[*early, *callbacks],
+        )
+        trainer.resume(newest_checkpoint(folder / "checkpoints"))
+    result = Trained(
+        steps=trainer.state.global_step,
+        supervised_tokens=trainer.supervised_tokens,
+        seconds=round(trainer.seconds, 1),
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        token_shares=records.token_shares(),
+    )
+    save_model(trainer, folder / "model", tokenizer=tokenizer, settings=settings)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return result
+
+
+def save_model(
+    trainer: DistillationTrainer, folder: Path, *, tokenizer: Any, settings: TrainSettings
+) -> None:
+    """Write what was trained as an ordinary Hugging Face folder, in the precision of the run."""
+    accelerator = trainer.accelerator
+    state = accelerator.get_state_dict(trainer.model_wrapped)
+    model = accelerator.unwrap_model(trainer.model_wrapped)
+    dtype = DTYPES[settings.precision]
+    if settings.lora is not None and settings.lora.merge:
+        model = model.merge_and_unload()
+        state = model.state_dict()
+    if trainer.is_world_process_zero():
+        scratch = folder.with_name(f".writing-{folder.name}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        state = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in state.items()
+        }
+        model.save_pretrained(scratch, state_dict=state)
+        if settings.lora is None or settings.lora.merge:
+            model.config.dtype = dtype
+            model.config.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        publish(scratch, folder)
+    accelerator.wait_for_everyone()

@@ -1,0 +1,277 @@
+"""The one trainer: transformers.Trainer with teachers and a loss summed over tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from dominie.data.batches import IGNORED, Batch
+from dominie.data.mixing import Mix
+from dominie.errors import RunError
+from dominie.teachers import Teacher
+from dominie.training.checkpoints import drop_old, publish, seal
+from dominie.training.feed import Collator, MixedRows
+from dominie.training.learner import Lesson
+from dominie.training.meter import Meter
+from dominie.training.records import Records
+from dominie.training.validation import Validation
+
+#: Checkpoints a stage keeps while it trains; the best one is kept beside them.
+KEPT_CHECKPOINTS = 2
+
+
+def _divided_already(*_: Any, **__: Any) -> Tensor:
+    """Its presence keeps transformers from dividing by the accumulation steps."""
+    raise AssertionError("compute_loss is overridden")
+
+
+class _LastStep(TrainerCallback):
+    """The last step is logged and evaluated like every n-th."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+            control.should_evaluate = args.eval_strategy != "no"
+
+
+class DistillationTrainer(Trainer):
+    """Trains one stage.
+
+    The loss of an optimiser step is the sum of its losses over all micro-batches and ranks,
+    divided once by the supervised tokens of them all.
+
+    Args:
+        model: the student, within `learner.teaching`.
+        args: from `training_arguments`.
+        rows: tokenised conversations, one dataset over all sources.
+        mix: their order.
+        collator: makes them batches.
+        teacher: speaks on every batch, None when no source has a teacher.
+        meter: sums metrics by source.
+        validation: the forgetting curve, None without validation splits.
+        records: `metrics.jsonl`.
+        epochs: passes over the largest source that the whole run makes, for display.
+        callbacks: progress displays and the like.
+    """
+
+    control: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        rows: MixedRows,
+        mix: Mix,
+        collator: Collator,
+        teacher: Teacher | None,
+        meter: Meter,
+        validation: Validation | None,
+        records: Records,
+        epochs: float,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.mix, self.teacher, self.meter = mix, teacher, meter
+        self.validation, self.records, self.epochs = validation, records, epochs
+        if validation is None:
+            args.eval_strategy = "no"
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=rows if validation else None,
+            data_collator=collator,
+            callbacks=[_LastStep(), *callbacks],
+            compute_loss_func=_divided_already,
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.supervised_tokens, self._logged_tokens = 0, 0
+        self._started, self._earlier, self._logged_at = time.monotonic(), 0.0, 0.0
+        self._step_loss = torch.zeros((), device=args.device)
+        self._scratch: Path | None = None  # set while a checkpoint is being written
+
+    # Batches ---------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Micro-batches in the order of the mix, split over the ranks."""
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.mix,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The micro-batches of one optimiser step, and its supervised tokens over all ranks."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        count = (
+            torch.stack([(batch["labels"] != IGNORED).sum() for batch in batches]).sum().to(device)
+        )
+        count = self.accelerator.reduce(count, reduction="sum")
+        self.supervised_tokens += int(count)
+        return batches, count.clamp(min=1)
+
+    # The loss --------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The micro-batch's share of the step's loss, times the ranks it is averaged over."""
+        batch = Batch.from_dict(inputs)
+        signal = self.teacher.signal(batch) if self.teacher else None
+        outputs = model(lesson=Lesson(batch, signal, value=self._logs_this_step()))
+        self.meter.add(outputs["terms"], outputs["by_source"])
+        loss = outputs["loss"] * self.accelerator.num_processes / num_items_in_batch
+        self._step_loss += loss.detach().float()
+        return (loss, outputs) if return_outputs else loss
+
+    def _logs_this_step(self) -> bool:
+        step = self.state.global_step + 1
+        every = max(1, int(self.state.logging_steps))
+        return step in (1, self.state.max_steps) or step % every == 0
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm, once a step before the optimiser: where a broken step is stopped."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        finite = torch.isfinite(torch.as_tensor(norm)) & torch.isfinite(self._step_loss.cpu())
+        if not bool(finite) and not self.args.fp16:  # fp16's loss scaler skips such steps by itself
+            step = self.state.global_step + 1
+            raise RunError(
+                "the loss or its gradient is not finite; stopped before the optimiser step",
+                where=f"step {step}",
+                found=f"loss {float(self._step_loss):.6g}, gradient norm {float(norm):.6g}, "
+                f"terms {self.meter.means()['terms']}",
+                do="lower the learning rate, or look at the conversations of this step: "
+                f"{self._conversations_of(step)}",
+            )
+        self._step_loss.zero_()
+        return norm
+
+    def _conversations_of(self, step: int) -> str:
+        per_step = self.mix.batch // self.mix.batch_size
+        for index, micro_batch in enumerate(self.mix):
+            if index == (step - 1) * per_step:
+                named = [f"{self.meter.sources[source]}[{row}]" for source, row in micro_batch[:8]]
+                return ", ".join(named) + (" …" if self.mix.batch > 8 else "")
+        return "none"
+
+    # Metrics ---------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Complete what Trainer logs with terms and sources; write a line of `metrics.jsonl`."""
+        if "learning_rate" not in logs:  # a summary or an evaluation, which writes its own line
+            super().log(logs, start_time)
+            return
+        means = self.meter.means(lambda tensor: self.accelerator.reduce(tensor, reduction="sum"))
+        self.meter.reset()
+        seconds = self.seconds
+        record = {
+            "step": self.state.global_step,
+            "epoch": round(self.epochs * self.state.global_step / max(self.state.max_steps, 1), 4),
+            "loss": sum(means["terms"].values()),
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"),
+            **means,
+            "tokens": self.supervised_tokens,
+            "tokens_per_second": (self.supervised_tokens - self._logged_tokens)
+            / max(seconds - self._logged_at, 1e-9),
+            "seconds": round(seconds, 3),
+        }
+        self._logged_tokens, self._logged_at = self.supervised_tokens, seconds
+        if self.is_world_process_zero():
+            self.records.append(record)
+        super().log({**logs, "loss": record["loss"], **_flat(means)}, start_time)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds this stage has trained, those before an interruption included."""
+        return self._earlier + time.monotonic() - self._started
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Losses by source on the validation splits: the forgetting curve."""
+        assert self.validation is not None
+        sources, loss = self.validation.measure(self.model_wrapped, self.accelerator)
+        if self.is_world_process_zero():
+            self.records.append(
+                {
+                    "step": self.state.global_step,
+                    "evaluation": sources,
+                    "loss": loss,
+                    "seconds": round(self.seconds, 3),
+                }
+            )
+        metrics = {"eval_loss": loss}
+        for source, values in sources.items():
+            metrics |= {f"eval_{source}_{name}": value for name, value in values.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    # Checkpoints -----------------------------------------------------------------------------
+
+    def resume(self, checkpoint: Path | None) -> Any:
+        """Train to the end, from a checkpoint or from the start."""
+        step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        last = self.records.rewind(step)
+        self.supervised_tokens = self._logged_tokens = int(last.get("tokens", 0))
+        self._earlier = self._logged_at = float(last.get("seconds", 0.0))
+        self._started = time.monotonic()
+        return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._scratch or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Have transformers write to a scratch folder, and name it when it is whole."""
+        folder = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        self._scratch = folder / ".writing"
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            scratch, self._scratch = self._scratch, None
+        self.accelerator.wait_for_everyone()
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(
+                folder / f"checkpoint-{self.state.best_global_step}"
+            )
+        if self.args.should_save:
+            self.state.save_to_json(str(scratch / name / "trainer_state.json"))
+            seal(scratch / name)
+            publish(scratch / name, folder / name)
+            best = self.state.best_model_checkpoint
+            drop_old(folder, keep=KEPT_CHECKPOINTS, spare=Path(best) if best else None)
+        self.accelerator.wait_for_everyone()
+
+
+def _flat(means: dict[str, Any]) -> dict[str, float]:
+    """Means under names that trackers such as TensorBoard take."""
+    flat = {f"term_{name}": value for name, value in means["terms"].items()}
+    for source, values in means["sources"].items():
+        flat |= {f"{source}_{name}": value for name, value in values.items()}
+    return flat

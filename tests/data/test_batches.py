@@ -1,0 +1,134 @@
+"""Batches: what is supervised, what shares a row, and nothing lost in packing."""
+
+import numpy as np
+import pytest
+import torch
+from dominie.data.batches import IGNORED, Batch, collate
+from dominie.data.mixing import Mix, total_conversations
+from dominie.data.templates import Encoded
+
+
+def row(*tokens: int, answer: int) -> Encoded:
+    """A conversation whose last `answer` tokens are supervised."""
+    return Encoded(list(tokens), [False] * (len(tokens) - answer) + [True] * answer)
+
+
+ROWS = [
+    (0, row(1, 2, 3, answer=2)),
+    (1, row(4, 5, 6, 7, 8, answer=1)),
+    (0, row(9, 8, answer=2)),
+    (1, row(3, 3, 3, 3, answer=3)),
+]
+
+
+def test_labels_are_the_next_token_where_that_token_is_supervised():
+    batch = collate(ROWS[:2])
+    assert batch.labels.tolist() == [
+        [2, 3, IGNORED, IGNORED, IGNORED],
+        [IGNORED, IGNORED, IGNORED, 8, IGNORED],
+    ]
+    assert batch.source_ids.tolist() == [[0, 0, 0, -1, -1], [1, 1, 1, 1, 1]]
+    assert "position_ids" not in batch.model_inputs()
+
+
+def test_a_supervised_first_token_is_nobodys_prediction():
+    assert collate([ROWS[2]]).labels.tolist() == [[8, IGNORED]]
+
+
+def conversations(batch: Batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+    found = []
+    for r in range(len(batch.input_ids)):
+        for segment in batch.segment_ids[r].unique().tolist():
+            where = (batch.segment_ids[r] == segment) & (batch.source_ids[r] >= 0)
+            if where.any():
+                assert batch.position_ids[r][where].tolist() == list(range(int(where.sum())))
+                source = batch.source_ids[r][where].unique()
+                assert len(source) == 1
+                ids, labels = batch.input_ids[r][where], batch.labels[r][where]
+                found.append((int(source), tuple(ids.tolist()), tuple(labels.tolist())))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("pack_to", [5, 7, 100])
+def test_packing_keeps_every_conversation_as_padding_does(pack_to: int):
+    packed = collate(ROWS, pack_to=pack_to)
+    assert conversations(packed) == conversations(collate(ROWS))
+    assert packed.input_ids.shape[1] <= pack_to
+    assert "position_ids" in packed.model_inputs()
+
+
+def test_conversations_of_two_routes_never_share_a_row():
+    packed = collate(ROWS, routes=[0, 1], pack_to=100)
+    assert len(packed.input_ids) == 2
+    for r in range(2):
+        assert len(packed.source_ids[r][packed.source_ids[r] >= 0].unique()) == 1
+
+
+def test_padding_is_a_segment_of_its_own():
+    packed = collate(ROWS, routes=[0, 1], pack_to=100)
+    padding = packed.source_ids < 0
+    assert padding.any()
+    for r in range(2):
+        real = set(packed.segment_ids[r][~padding[r]].tolist())
+        assert real.isdisjoint(packed.segment_ids[r][padding[r]].tolist())
+
+
+def test_select_keeps_rows_and_length():
+    batch = collate(ROWS)
+    chosen = batch.select(torch.tensor([2, 0]))
+    assert torch.equal(chosen.input_ids, batch.input_ids[[2, 0]])
+    assert torch.equal(chosen.labels, batch.labels[[2, 0]])
+
+
+def drawn(mix: Mix) -> list[tuple[int, int]]:
+    return [pair for micro_batch in mix for pair in micro_batch]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shares_hold_to_within_one_conversation_after_every_step(seed: int):
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet(np.ones(1 + seed))
+    names = [str(i) for i in range(len(shares))]
+    mix = Mix(
+        dict.fromkeys(names, 11),
+        dict(zip(names, shares.tolist(), strict=True)),
+        batch=8,
+        micro_batch=4,
+        steps=60,
+        seed=seed,
+    )
+    sources = np.array([source for source, _ in drawn(mix)])
+    assert len(sources) == 480
+    for step in range(1, 61):
+        counts = np.bincount(sources[: step * 8], minlength=len(shares))
+        assert np.abs(counts - shares * step * 8).max() < 1.0
+
+
+def test_each_pass_takes_every_row_once_and_passes_differ():
+    mix = Mix({"a": 10}, {"a": 1.0}, batch=5, micro_batch=5, steps=4, seed=3)
+    rows = [row for _, row in drawn(mix)]
+    first, second = rows[:10], rows[10:]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_the_order_is_a_function_of_the_seed():
+    def order(seed: int, micro_batch: int = 4):
+        return drawn(
+            Mix(
+                {"a": 30, "b": 9},
+                {"a": 0.9, "b": 0.1},
+                batch=8,
+                micro_batch=micro_batch,
+                steps=9,
+                seed=seed,
+            )
+        )
+
+    assert order(0) == order(0) == order(0, micro_batch=2)
+    assert order(0) != order(1)
+
+
+def test_epochs_count_the_largest_source():
+    assert total_conversations({"a": 900, "b": 10}, {"a": 0.9, "b": 0.1}, epochs=2) == 2000
+    assert total_conversations({"a": 900, "b": 5000}, {"a": 1.0, "b": 0.0}, epochs=1) == 900
