@@ -1,0 +1,185 @@
+"""Conversations as the text that a tokenizer's chat template makes of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from dominie.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dominie.data.formats import Message
+
+Span = tuple[int, int]
+"""Characters from the first up to, and without, the second."""
+
+# Characters that Unicode keeps out of all text.
+_BEGIN, _END = "\ufdd0", "\ufdd1"
+_MARK = re.compile(r"(\{%[-+]?\s*generation\s*([-+]?)%\})(\n?)")
+_END_MARK = re.compile(r"([ \t]*)(\{%([-+]?)\s*endgeneration\s*[-+]?%\})")
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, run in the sandbox of transformers.
+
+    Args:
+        tokenizer: a fast tokenizer with a chat template.
+
+    Raises:
+        InputError: the tokenizer has no template, or cannot tell where its tokens stand in a text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        if not getattr(tokenizer, "is_fast", False):
+            raise InputError(
+                "the tokenizer cannot tell where its tokens stand in a text",
+                where=f"tokenizer {name}",
+                expected="a fast tokenizer (tokenizer.json)",
+                found=type(tokenizer).__name__,
+                do="load it with AutoTokenizer, and have tokenizer.json beside the model",
+            )
+        if not tokenizer.chat_template:
+            raise InputError(
+                "the tokenizer has no chat template",
+                where=f"tokenizer {name}",
+                expected="a chat template in its folder (chat_template.jinja)",
+                found="none, as with most models that were not tuned on chats",
+                do="use the tokenizer of the teacher, or copy a chat template beside the model",
+            )
+        self.tokenizer = tokenizer
+
+    @cached_property
+    def added_tokens(self) -> tuple[str, ...]:
+        """The tokens added to the vocabulary, the end of a turn among them, longest first."""
+        return tuple(sorted(self.tokenizer.added_tokens_encoder, key=len, reverse=True))
+
+    def pieces(self, text: str) -> list[str]:
+        """A text cut into added tokens and the lines between them."""
+        if not self.added_tokens:
+            return text.splitlines(keepends=True)
+        parts = re.split("(" + "|".join(map(re.escape, self.added_tokens)) + ")", text)
+        return [line for part in parts for line in part.splitlines(keepends=True)]
+
+    def text(
+        self,
+        messages: list[Message],
+        tools: list[dict[str, Any]] | None,
+        *,
+        where: str,
+        generation_prompt: bool = False,
+        source: str | None = None,
+    ) -> str:
+        """The rendering of `messages`, with the opening of the next assistant turn if asked for.
+
+        Args:
+            messages: the conversation.
+            tools: JSON schemas of the tools on offer.
+            where: where the conversation stands, for messages.
+            generation_prompt: whether the assistant is to speak next.
+            source: a template in the place of the tokenizer's.
+
+        Raises:
+            InputError: the template refuses the conversation, or fails on it.
+        """
+        try:
+            text = self.tokenizer.apply_chat_template(
+                with_parsed_arguments(messages),
+                tools=tools,
+                chat_template=source,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+            )
+        # A template is somebody's program: it may raise anything.
+        except Exception as error:
+            raise InputError(
+                "the chat template fails on this conversation",
+                where=where or None,
+                expected="a conversation as the template wants it",
+                found=f"{type(error).__name__}: {str(error).strip()[:300]}",
+                do="change the row (roles, their order, a system message), or the template",
+            ) from error
+        return str(text)
+
+    def text_and_marks(
+        self, messages: list[Message], tools: list[dict[str, Any]] | None, *, where: str
+    ) -> tuple[str, list[Span]]:
+        """The rendering, and the spans in it that the template marks with `{% generation %}`.
+
+        The marks are written into the text and taken out again, which is exact in macros and
+        captured blocks too, where the positions that transformers counts are not.
+        """
+        text = self.text(messages, tools, where=where)
+        source = self.tokenizer.get_chat_template(tools=tools)
+        if not _MARK.search(source):
+            return text, []
+        marked = self.text(messages, tools, where=where, source=with_written_marks(source))
+        unmarked, spans = _without_written_marks(marked)
+        return text, spans if unmarked == text else []
+
+
+def with_written_marks(source: str) -> str:
+    """A template that writes a character where a `{% generation %}` begins, another where it ends.
+
+    Nothing else changes in what it renders: the white space that these tags remove, by their own
+    signs or by the settings of chat templates (`trim_blocks`, `lstrip_blocks`), is removed still.
+    """
+
+    def begin(match: re.Match[str]) -> str:
+        tag, sign, line_end = match.groups()
+        if sign:
+            return f'{tag}{{{{ "{_BEGIN}" {sign if sign == "-" else ""}}}}}{line_end}'
+        return f'{tag}{line_end}{{{{ "{_BEGIN}" }}}}'
+
+    def end(match: re.Match[str]) -> str:
+        indent, tag, sign = match.groups()
+        opens_line = not sign and match.string[: match.start()].endswith("\n")
+        minus = "-" if sign == "-" else ""
+        return f'{"" if opens_line else indent}{{{{{minus} "{_END}" }}}}{tag}'
+
+    return _END_MARK.sub(end, _MARK.sub(begin, source))
+
+
+def _without_written_marks(text: str) -> tuple[str, list[Span]]:
+    """The text without the characters of marks, and the spans that they enclosed."""
+    pieces = re.split(f"([{_BEGIN}{_END}])", text)
+    plain, spans, begun = "", list[Span](), list[int]()
+    for piece in pieces:
+        if piece == _BEGIN:
+            begun.append(len(plain))
+        elif piece == _END and begun:
+            spans.append((begun.pop(), len(plain)))
+        else:
+            plain += piece
+    return plain, [span for span in spans if span[0] < span[1]]
+
+
+def with_parsed_arguments(messages: list[Message]) -> list[Message]:
+    """Messages whose tool calls carry their arguments as objects.
+
+    The arguments often come as JSON text, which most templates would quote a second time.
+    """
+    if not any("tool_calls" in message for message in messages):
+        return messages
+    return [
+        {**message, "tool_calls": [_with_parsed_arguments(call) for call in message["tool_calls"]]}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
+
+
+def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _with_parsed_arguments(call["function"])}
+    if isinstance(call.get("arguments"), str):
+        try:
+            arguments = json.loads(call["arguments"])
+        except (ValueError, RecursionError):
+            return call
+        return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
+    return call
