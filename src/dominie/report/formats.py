@@ -1,0 +1,85 @@
+"""Numbers as people read them: few digits, thin spaces before units, a dash for the unknown."""
+
+from __future__ import annotations
+
+import math
+
+THIN = "\N{NARROW NO-BREAK SPACE}"
+DASH = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """A fraction in percent, without the sign: 0.769 is `76.9`."""
+    return DASH if fraction is None else _sign(f"{100 * fraction:.{digits}f}")
+
+
+def points(fraction: float) -> str:
+    """The size of a difference of two fractions in percentage points: whole ones from ten on."""
+    size = abs(100 * fraction)
+    return f"{size:.0f}" if size >= 9.95 else f"{size:.1f}"
+
+
+def signed_points(fraction: float) -> str:
+    """A difference of two fractions in percentage points, with its sign: `+41.0`."""
+    return _sign(f"{100 * fraction:+.1f}")
+
+
+def count(number: float | None) -> str:
+    """A whole number with its thousands apart: `12,345`."""
+    return DASH if number is None or not math.isfinite(number) else _sign(f"{number:,.0f}")
+
+
+def size(number: float | None) -> str:
+    """A large number in three digits: `1.06M`, `7.24B`."""
+    if number is None or not math.isfinite(number):
+        return DASH
+    for bound, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= bound:
+            return f"{number / bound:.3g}{unit}"
+    return count(number)
+
+
+def duration(seconds: float | None) -> str:
+    """A length of time in its two largest units: `59 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return DASH
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours >= 48:
+        return f"{hours // 24}{THIN}d {hours % 24}{THIN}h"
+    if hours:
+        return f"{hours}{THIN}h {minutes:02d}{THIN}min"
+    if minutes:
+        return f"{minutes}{THIN}min {rest:02d}{THIN}s"
+    return f"{whole}{THIN}s" if seconds >= 9.5 else f"{seconds:.1f}{THIN}s"
+
+
+def figure(value: float | None) -> str:
+    """A measured quantity in three significant digits: `0.0763`, `2.31`, `1.2e-05`."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+        return _sign(f"{value:.{digits}f}")
+    return _sign(f"{value:.1e}")
+
+
+def shortened(text: str, length: int) -> str:
+    """A text no longer than `length`, its middle left out: names differ at both ends."""
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def listed(words: list[str]) -> str:
+    """Words as a list in a sentence: `a, b and c`."""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def _sign(number: str) -> str:
+    """The number with a minus sign of the width of a plus; a rounded zero loses its sign."""
+    if number.startswith("-") and not number.strip("-0.,"):
+        return number[1:]
+    return number.replace("-", MINUS, 1) if number.startswith("-") else number

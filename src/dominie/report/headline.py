@@ -1,0 +1,317 @@
+"""The sentence at the top of a report, and a few below it, computed from the results.
+
+Nothing here knows the names of a recipe. What a model is follows from the stages: the model it was
+trained from (its *parent*), the models that taught it, and the models trained from the same parent.
+Two scores whose 95 % intervals overlap are called *within noise* of each other, whatever their
+difference; that errs on the side of claiming too little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dominie.report.formats import MINUS, THIN, listed, percent, points
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dominie.report.records import Run, Score
+
+_KEPT = 0.9
+_MOST_TASKS = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a sentence: words, or the name of a model or a task."""
+
+    text: str
+    kind: Literal["text", "model", "task"] = "text"
+
+
+Sentence = tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A task's score of one model beside that of another, `after` beside `before`."""
+
+    task: str
+    before: Score
+    after: Score
+
+    @property
+    def difference(self) -> float:
+        """After minus before, as a fraction."""
+        return self.after.score - self.before.score
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the 95 % intervals overlap; without intervals only equal scores are."""
+        overlap = self.after.overlaps(self.before)
+        return self.difference == 0 if overlap is None else overlap
+
+    @property
+    def kept(self) -> float | None:
+        """The part of the earlier score that is left."""
+        return self.after.score / self.before.score if self.before.score > 0 else None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the results say: the first sentence, those that support it, and whom it is about."""
+
+    headline: Sentence
+    support: tuple[Sentence, ...] = ()
+    model: str | None = None
+
+
+def findings(run: Run) -> Findings:
+    """The sentences that the results of a run bear out."""
+    if not run.results or not run.ability_tasks:
+        return Findings(_unfinished(run))
+    model = _most_interesting(run)
+    headline = _sentence(run, model)
+    others = sorted(
+        (name for name in run.results if name != model and name in run.stages),
+        key=lambda name: -_closeness(run, name, model),
+    )
+    support = [_sentence(run, name) for name in others if _related(run, name)]
+    return Findings(headline, tuple(support[:3]), model)
+
+
+def changes(run: Run, model: str, baseline: str) -> tuple[Change, ...]:
+    """The tasks on which both models were measured, in order."""
+    after, before = run.results[model], run.results[baseline]
+    return tuple(
+        Change(task, before[task], after[task])
+        for task in run.ability_tasks
+        if task in after and task in before
+    )
+
+
+def plain(sentence: Sentence) -> str:
+    """A sentence as text for a terminal."""
+    return "".join(part.text for part in sentence)
+
+
+def _most_interesting(run: Run) -> str:
+    """The model a run is about: of those trained and teaching nobody, the best over the tasks.
+
+    The mean is taken over all tasks, so a model that was not measured on one of them comes last.
+    """
+    teachers = {name for stage in run.stages.values() for name in stage.teacher_names}
+    trained = [name for name in run.results if name in run.stages]
+    final = [name for name in trained if name not in teachers]
+    candidates = final or trained or list(run.results)
+    return max(
+        candidates,
+        key=lambda name: sum(
+            run.results[name][task].score for task in run.ability_tasks if task in run.results[name]
+        ),
+    )
+
+
+def _sentence(run: Run, model: str) -> Sentence:
+    parent, teacher = run.parent(model), _evaluated_teacher(run, model)
+    from_stage = parent in run.stages
+    if parent and (from_stage or not teacher) and (shared := changes(run, model, parent)):
+        return _against_parent(model, parent, shared)
+    if teacher and (shared := changes(run, model, teacher)):
+        return _against_teacher(run, model, teacher, shared)
+    return _alone(run, model)
+
+
+def _against_parent(model: str, parent: str, shared: Sequence[Change]) -> Sentence:
+    """`align` keeps 99 % of the general score of `distill` and gains 74 points in domain."""
+    gains = [change for change in shared if not change.within_noise and change.difference > 0]
+    kept = [change for change in shared if change not in gains and _is_kept(change)]
+    losses = [change for change in shared if change not in gains and change not in kept]
+    clauses: list[Sentence] = []
+    if kept:
+        clauses.append(_keeping(kept, parent))
+    if gains:
+        clauses.append((Part("gains "), *_amounts(gains)))
+    if losses:
+        verb = "but loses " if gains and not kept else "loses "
+        clauses.append((Part(verb), *_amounts(losses)))
+    if not kept:
+        clauses[0] = (*clauses[0], Part(" over " if gains else " against "), Part(parent, "model"))
+    joined: list[Part] = [Part(model, "model"), Part(" ")]
+    for index, clause in enumerate(clauses):
+        last = index == len(clauses) - 1
+        opens = clause[0].text.startswith("but ")
+        joined += [Part("" if index == 0 else " " if opens else " and " if last else ", "), *clause]
+    return (*joined, Part("."))
+
+
+def _keeping(kept: Sequence[Change], parent: str) -> Sentence:
+    if len(kept) == 1:
+        (change,) = kept
+        share = change.kept
+        if share is None or (change.within_noise and share < _KEPT):
+            return (
+                Part("is within noise of "),
+                Part(parent, "model"),
+                Part(" in "),
+                Part(change.task, "task"),
+            )
+        how = (
+            "within noise" if change.within_noise else f"{MINUS}{points(change.difference)} points"
+        )
+        amount = "all" if share >= 1 else f"{_share(share)}{THIN}%"
+        return (
+            Part(f"keeps {amount} of the "),
+            Part(change.task, "task"),
+            Part(" score of "),
+            Part(parent, "model"),
+            Part(f" ({how})"),
+        )
+    lowest = min(kept, key=lambda change: change.kept if change.kept is not None else 1.0)
+    if len(kept) > _MOST_TASKS:
+        names: Sentence = (Part(f"{len(kept)} tasks"),)
+    else:
+        names = _joined([(Part(change.task, "task"),) for change in kept])
+    noise = "within noise" if all(change.within_noise for change in kept) else None
+    floor = lowest.kept if lowest.kept is not None else 1.0
+    how = noise or f"at least {_share(floor)}{THIN}% each"
+    return (
+        Part("keeps its scores in "),
+        *names,
+        Part(" from "),
+        Part(parent, "model"),
+        Part(f" ({how})"),
+    )
+
+
+def _amounts(moved: Sequence[Change]) -> Sentence:
+    """41 points in domain and 12 in math; of many tasks the number and the largest."""
+    largest = sorted(moved, key=lambda change: -abs(change.difference))
+    if len(moved) > _MOST_TASKS:
+        top = largest[0]
+        return (
+            Part(f"in {len(moved)} tasks, most in "),
+            Part(top.task, "task"),
+            Part(f" ({points(top.difference)} points)"),
+        )
+    return _joined(
+        [
+            (
+                Part(f"{points(change.difference)}{' points' if index == 0 else ''} in "),
+                Part(change.task, "task"),
+            )
+            for index, change in enumerate(largest)
+        ]
+    )
+
+
+def _against_teacher(run: Run, model: str, teacher: str, shared: Sequence[Change]) -> Sentence:
+    """`distill` reaches 87 % of the general score of its teacher, 13 points above `sft`."""
+    change = max(shared, key=lambda change: change.before.score)
+    share = change.kept
+    if share is None:
+        return _alone(run, model)
+    reached: list[Part] = [Part(model, "model")]
+    if change.within_noise:
+        reached += [Part(" is within noise of its teacher "), Part(teacher, "model"), Part(" in ")]
+        reached += [Part(change.task, "task")]
+    else:
+        verb = "surpasses its teacher" if share > 1 else f"reaches {_share(share)}{THIN}% of the"
+        if share > 1:
+            reached += [Part(f" {verb} "), Part(teacher, "model"), Part(" in ")]
+            reached += [Part(change.task, "task"), Part(f" by {points(change.difference)} points")]
+        else:
+            reached += [
+                Part(f" {verb} "),
+                Part(change.task, "task"),
+                Part(" score of its teacher "),
+            ]
+            reached += [Part(teacher, "model")]
+    return (*reached, *_against_untaught(run, model, change.task), Part("."))
+
+
+def _against_untaught(run: Run, model: str, task: str) -> Sentence:
+    """The same student trained without a teacher, where the run has one."""
+    stage = run.stages[model]
+    for other in run.stages.values():
+        if other.name in (model, stage.student) or other.teacher_names:
+            continue
+        if stage.student is None or other.student != stage.student:
+            continue
+        if task not in run.results.get(other.name, {}):
+            continue
+        change = Change(task, run.results[other.name][task], run.results[model][task])
+        where = "above" if change.difference > 0 else "below"
+        what = (
+            "within noise of"
+            if change.within_noise
+            else f"{points(change.difference)} points {where}"
+        )
+        return (Part(f", {what} "), Part(other.name, "model"), Part(", taught by labels alone"))
+    return ()
+
+
+def _alone(run: Run, model: str) -> Sentence:
+    """`kd` scores 76.9 ± 2.1 % in general and 12.0 ± 1.8 % in domain."""
+    tasks = [task for task in run.ability_tasks if task in run.results[model]]
+    scores = []
+    for task in tasks[:_MOST_TASKS]:
+        score = run.results[model][task]
+        half = score.half_width
+        interval = "" if half is None else f"{THIN}±{THIN}{percent(half)}"
+        text = f"{percent(score.score)}{interval}{THIN}% in "
+        scores.append((Part(text), Part(task, "task")))
+    if not scores:
+        return (Part(model, "model"), Part(" has no score yet."))
+    return (Part(model, "model"), Part(" scores "), *_joined(scores), Part("."))
+
+
+def _unfinished(run: Run) -> Sentence:
+    done = sum(stage.done for stage in run.stages.values())
+    if not run.stages:
+        return (Part("Nothing has been trained or evaluated yet."),)
+    names = [stage.name for stage in run.stages.values() if not stage.done]
+    if names:
+        return (Part(f"{done} of {len(run.stages)} stages done, {listed(names)} still open."),)
+    return (Part(f"{len(run.stages)} stages done; nothing has been evaluated yet."),)
+
+
+def _related(run: Run, model: str) -> bool:
+    return run.parent(model) is not None or _evaluated_teacher(run, model) is not None
+
+
+def _closeness(run: Run, name: str, model: str) -> int:
+    """How much another model has to do with the one in the headline."""
+    stage, chosen = run.stages[name], run.stages.get(model)
+    if chosen is None:
+        return 0
+    if name == chosen.student:
+        return 3
+    if name in chosen.teacher_names:
+        return 2
+    return int(stage.student is not None and stage.student == chosen.student)
+
+
+def _evaluated_teacher(run: Run, model: str) -> str | None:
+    stage = run.stages.get(model)
+    names = stage.teacher_names if stage else ()
+    return next((name for name in names if name in run.results and name != model), None)
+
+
+def _is_kept(change: Change) -> bool:
+    return change.within_noise or (change.kept is not None and change.kept >= _KEPT)
+
+
+def _share(share: float) -> str:
+    """A share in whole percent that never rounds a loss away."""
+    return f"{min(99, round(100 * share)) if share < 1 else 100}"
+
+
+def _joined(items: Sequence[Sentence]) -> Sentence:
+    parts: list[Part] = []
+    for index, item in enumerate(items):
+        if index:
+            parts.append(Part(" and " if index == len(items) - 1 else ", "))
+        parts += item
+    return tuple(parts)

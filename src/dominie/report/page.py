@@ -1,0 +1,213 @@
+"""A run as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from dominie import __version__
+from dominie.report import formats
+from dominie.report.charts import interval_strip
+from dominie.report.curves import stage_curves
+from dominie.report.headline import Change, changes, findings
+from dominie.report.plane import Mark, plane_chart
+from dominie.report.reading import read_run
+from dominie.report.samples import Selection, selection
+from dominie.report.tables import data_table, group_table, results_grid, sources_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dominie.report.records import Run, Stage
+
+SIZE_LIMIT = 1_000_000
+"""Bytes that a report must stay below."""
+
+
+@dataclass(frozen=True)
+class _Detail:
+    """How much of a run is drawn and quoted.
+
+    Args:
+        points: the points kept of a curve.
+        samples: the prompts shown of a task.
+        length: the characters shown of a text.
+        families: whether the breakdown by family is shown.
+    """
+
+    points: int
+    samples: int
+    length: int
+    families: bool = True
+
+
+_DETAILS = (
+    _Detail(points=240, samples=6, length=500),
+    _Detail(points=120, samples=5, length=300),
+    _Detail(points=60, samples=3, length=200),
+    _Detail(points=24, samples=1, length=120, families=False),
+)
+
+
+def write_report(run: Path) -> Path:
+    """Writes `report.html` into a run folder, whatever there is of the run so far.
+
+    Args:
+        run: the run folder, `runs/NAME`.
+
+    Returns:
+        The path of the page. It needs no other file and no network, and is under a megabyte.
+
+    Raises:
+        InputError: the folder is missing, or is no run folder.
+    """
+    run = Path(run)
+    page = report_html(read_run(run))
+    path = run / "report.html"
+    handle, temporary = tempfile.mkstemp(dir=run, prefix=".report-", suffix=".html")
+    with os.fdopen(handle, "wb") as file:  # whole or not at all: a browser may have it open
+        file.write(page)
+    Path(temporary).chmod(0o644)
+    Path(temporary).replace(path)
+    return path
+
+
+def report_html(run: Run) -> bytes:
+    """The page, in UTF-8, with less detail where a run is so large that it would grow too big."""
+    page = b""
+    for detail in _DETAILS:
+        page = _rendered(run, detail).encode("utf-8", errors="replace")
+        if len(page) < SIZE_LIMIT:
+            break
+    return page
+
+
+def _rendered(run: Run, detail: _Detail) -> str:
+    style, script = _shipped("page.css"), _shipped("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "percent": formats.percent,
+        "count": formats.count,
+        "size": formats.size,
+        "duration": formats.duration,
+        "shortened": formats.shortened,
+        "signed_points": formats.signed_points,
+    }
+    now = datetime.now(UTC)
+    template = environment.from_string(_shipped("page.html.j2"))
+    return template.render(
+        style=Markup(style),
+        script=Markup(script),
+        script_digest=digest,
+        version=__version__,
+        made=f"{now.day} {now:%B %Y, %H:%M} UTC",
+        **_contents(run, detail),
+    )
+
+
+def _shipped(name: str) -> str:
+    return (resources.files("dominie.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _contents(run: Run, detail: _Detail) -> Mapping[str, Any]:
+    found = findings(run)
+    stages = tuple(run.stages.values())
+    sources = sources_of(stages)
+    curves = [stage_curves(stage, sources, detail.points) for stage in stages]
+    families = [group_table(run, task) for task in run.tasks] if detail.families else []
+    return {
+        "run": run,
+        "found": found,
+        "grid": results_grid(run),
+        "strip": interval_strip,
+        "plane": _plane(run, found.model),
+        "steps_taken": _steps_taken(run),
+        "curves": [each for each in curves if each.figures],
+        "families": [table for table in families if table],
+        "samples": _samples(run, detail),
+        "stages": stages,
+        "terms": {stage.name: _terms(stage) for stage in stages},
+        "data": data_table(stages),
+        "versions": _versions(stages),
+        "totals": _totals(stages),
+    }
+
+
+def _plane(run: Run, chosen: str | None) -> Markup | None:
+    """The plane of the first two tasks that measure ability, of the models measured on both."""
+    if len(run.ability_tasks) < 2:
+        return None
+    across, upwards = run.ability_tasks[:2]
+    marks = [
+        Mark(
+            model,
+            scores[across].score,
+            scores[upwards].score,
+            scores[across].half_width,
+            scores[upwards].half_width,
+            trained=model in run.stages,
+            chosen=model == chosen,
+        )
+        for model, scores in run.results.items()
+        if across in scores and upwards in scores
+    ]
+    names = {mark.name for mark in marks}
+    arrows = [
+        (parent, model)
+        for model in run.results
+        if (parent := run.parent(model)) and {parent, model} <= names
+    ]
+    return plane_chart(across, upwards, marks, arrows) if marks else None
+
+
+def _steps_taken(run: Run) -> list[tuple[str, str, dict[str, Change]]]:
+    """Of each model trained from another: both names, and the change on every task."""
+    return [
+        (parent, model, {change.task: change for change in changes(run, model, parent)})
+        for model in run.results
+        if (parent := run.parent(model))
+    ]
+
+
+def _samples(run: Run, detail: _Detail) -> dict[str, Selection]:
+    return {
+        task: selection(by_model, detail.samples, detail.length)
+        for task, by_model in run.samples.items()
+    }
+
+
+def _terms(stage: Stage) -> tuple[str, ...]:
+    """The terms of a stage's loss, by what it logged."""
+    names = dict.fromkeys(term for line in stage.train for term in line.terms)
+    return tuple(term.replace("_", " ") for term in names)
+
+
+def _versions(stages: Sequence[Stage]) -> dict[str, str]:
+    """Every version that a stage ran under; several where a run was continued under another."""
+    found: dict[str, list[str]] = {}
+    for stage in stages:
+        for package, version in stage.versions.items():
+            if version not in found.setdefault(package, []):
+                found[package].append(version)
+    return {package: ", ".join(versions) for package, versions in found.items()}
+
+
+def _totals(stages: Sequence[Stage]) -> dict[str, float | None]:
+    return {
+        "done": sum(stage.done for stage in stages),
+        "tokens": sum(stage.supervised_tokens or 0.0 for stage in stages) or None,
+        "seconds": sum(stage.seconds or 0.0 for stage in stages) or None,
+    }

@@ -1,0 +1,213 @@
+"""A run folder as plain data: whatever can be read is read, whatever cannot becomes a note.
+
+A report is asked for while a run is going on, after it crashed, or years later, so nothing here
+trusts a file to be there, whole, or of the right shape. The one error is a folder that is no run.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dominie.errors import InputError
+from dominie.report.lenient import (
+    finite,
+    mapping,
+    numbers,
+    numbers_by_name,
+    read_lines,
+    read_object,
+    text,
+)
+from dominie.report.records import EvaluationLine, Run, Sample, Score, Stage, TrainLine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SCORE_KEYS = {"score", "stderr", "n", "metric", "groups"}
+_MAXIMUM_SAMPLES = 5000
+_MAXIMUM_RECIPE = 60_000
+
+
+def read_run(path: Path) -> Run:
+    """The contents of a run folder.
+
+    Raises:
+        InputError: the folder is missing, or holds nothing that a run writes.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(
+            "there is no such run folder",
+            where=str(path),
+            expected="a folder that `dominie run` made, runs/NAME",
+            do="look in runs/, or run the recipe first",
+        )
+    notes: list[str] = []
+    results = _read_results(path / "results.json", notes)
+    stages = _in_dependency_order(_read_stages(path, notes), list(results))
+    recipe = _read_recipe(path / "recipe.yaml", notes)
+    if not results and not stages and recipe is None:
+        raise InputError(
+            "this folder is not a run",
+            where=str(path),
+            expected="recipe.yaml, results.json, or folders of stages",
+            do="name the folder of one run, runs/NAME",
+        )
+    samples = _read_samples(path / "evaluation", results, notes)
+    return Run(path.resolve().name, path, results, stages, samples, recipe, tuple(notes))
+
+
+def _read_results(path: Path, notes: list[str]) -> dict[str, dict[str, Score]]:
+    if not path.is_file():
+        notes.append("Nothing has been evaluated yet: there is no results.json.")
+        return {}
+    results: dict[str, dict[str, Score]] = {}
+    for model, tasks in read_object(path, notes).items():
+        if not mapping(tasks):
+            notes.append(f"results.json holds no score of {model}.")
+        for task, entry in mapping(tasks).items():
+            score = _score(mapping(entry))
+            if score is None:
+                notes.append(f"results.json holds no finite score of {model} on {task}.")
+            else:
+                results.setdefault(model, {})[task] = score
+    return results
+
+
+def _score(entry: Mapping[str, Any]) -> Score | None:
+    score = finite(entry.get("score"))
+    if score is None:
+        return None
+    stderr, n = finite(entry.get("stderr")), finite(entry.get("n"))
+    return Score(
+        score,
+        stderr=None if stderr is None else abs(stderr),
+        n=None if n is None else int(n),
+        metric=text(entry.get("metric")) or "",
+        groups={
+            name: group
+            for name, group_entry in mapping(entry.get("groups")).items()
+            if (group := _score(mapping(group_entry))) is not None
+        },
+        extras={
+            key: value
+            for key, value in numbers(entry).items()
+            if key not in _SCORE_KEYS and math.isfinite(value)
+        },
+    )
+
+
+def _read_stages(run: Path, notes: list[str]) -> dict[str, Stage]:
+    stages: dict[str, Stage] = {}
+    for folder in sorted(child for child in run.iterdir() if child.is_dir()):
+        described, measured = folder / "stage.json", folder / "metrics.jsonl"
+        if folder.name == "evaluation" or not (described.is_file() or measured.is_file()):
+            continue
+        stage = read_object(described, notes) if described.is_file() else {}
+        if not stage:
+            notes.append(f"Stage {folder.name} has not finished; what it logged so far is shown.")
+        train, evaluations = _read_metrics(measured, notes)
+        stages[folder.name] = Stage(
+            name=folder.name,
+            status=text(stage.get("status")) or "unfinished",
+            kind=text(stage.get("kind")) or "train",
+            student=text(stage.get("student")),
+            teachers={
+                source: text(teacher) for source, teacher in mapping(stage.get("teachers")).items()
+            },
+            steps=finite(stage.get("steps")),
+            supervised_tokens=finite(stage.get("supervised_tokens")),
+            seconds=finite(stage.get("seconds")),
+            parameters=finite(stage.get("parameters")),
+            trainable_parameters=finite(stage.get("trainable_parameters")),
+            data={source: numbers(counts) for source, counts in mapping(stage.get("data")).items()},
+            versions={
+                package: str(version) for package, version in mapping(stage.get("versions")).items()
+            },
+            train=train,
+            evaluations=evaluations,
+        )
+    return stages
+
+
+def _read_metrics(
+    path: Path, notes: list[str]
+) -> tuple[tuple[TrainLine, ...], tuple[EvaluationLine, ...]]:
+    """The two kinds of line of a `metrics.jsonl`, by step.
+
+    A stage that was cut off and resumed logs some steps twice; the later line is the one whose
+    weights lived on.
+    """
+    train: dict[float, TrainLine] = {}
+    evaluations: dict[float, EvaluationLine] = {}
+    for line in read_lines(path, notes):
+        step = finite(line.get("step"))
+        if step is None:
+            continue
+        if "evaluation" in line:
+            by_source = numbers_by_name(line["evaluation"])
+            evaluations[step] = EvaluationLine(step, by_source)
+        else:
+            by_source = numbers_by_name(line.get("sources"))
+            train[step] = TrainLine(step, numbers(line), numbers(line.get("terms")), by_source)
+    unfit = sum(not math.isfinite(line.values.get("loss", 0.0)) for line in train.values())
+    if unfit:
+        notes.append(
+            f"The loss of stage {path.parent.name} was not finite at {unfit:,} logged "
+            f"step{'s' if unfit > 1 else ''}; the curve has a gap there."
+        )
+    return (
+        tuple(train[step] for step in sorted(train)),
+        tuple(evaluations[step] for step in sorted(evaluations)),
+    )
+
+
+def _read_samples(
+    folder: Path, results: Mapping[str, Mapping[str, Score]], notes: list[str]
+) -> dict[str, dict[str, tuple[Sample, ...]]]:
+    samples: dict[str, dict[str, tuple[Sample, ...]]] = {}
+    for model, scores in results.items():
+        for task in scores:
+            rows = tuple(
+                Sample(
+                    text(row.get("prompt")) or "",
+                    text(row.get("target")) or "",
+                    text(row.get("output")) or "",
+                    row.get("correct") is True,
+                    text(row.get("group")),
+                )
+                for row in read_lines(folder / model / f"{task}.jsonl", notes, _MAXIMUM_SAMPLES)
+            )
+            if rows:
+                samples.setdefault(task, {})[model] = rows
+    return samples
+
+
+def _read_recipe(path: Path, notes: list[str]) -> str | None:
+    if not path.is_file():
+        notes.append("The resolved recipe is missing: there is no recipe.yaml.")
+        return None
+    recipe = path.read_text(encoding="utf-8", errors="replace")
+    if len(recipe) > _MAXIMUM_RECIPE:
+        notes.append(f"The recipe is shown in part: its first {_MAXIMUM_RECIPE:,} characters.")
+    return recipe[:_MAXIMUM_RECIPE]
+
+
+def _in_dependency_order(stages: dict[str, Stage], models: list[str]) -> dict[str, Stage]:
+    """Students after the stages that made them and their teachers, otherwise as in the results."""
+    ordered: dict[str, Stage] = {}
+
+    def add(name: str, above: frozenset[str]) -> None:
+        if name in ordered or name in above or name not in stages:
+            return
+        stage = stages[name]
+        for needed in (stage.student, *stage.teacher_names):
+            if needed:
+                add(needed, above | {name})
+        ordered[name] = stage
+
+    for name in (*models, *stages):
+        add(name, frozenset())
+    return ordered

@@ -1,0 +1,212 @@
+"""The tables of a report as rows of cells, for the page and the terminal alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dominie.report.formats import DASH, figure, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from dominie.report.records import Run, Score, Stage
+
+SCORE = "score"
+_SAME = 1e-9
+_UNITS = {"kl": "KL, nats", "loss": "loss, nats", "agreement": "agreement, %"}
+_COUNTS = (
+    ("read", "read"),
+    ("removed_duplicates", "duplicates"),
+    ("removed_held_out", "held out"),
+    ("truncated", "truncated"),
+    ("too_long", "too long"),
+    ("kept", "kept"),
+    ("train", "train"),
+    ("validation", "validation"),
+    ("test", "test"),
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of results: the score of a task, or one of its further figures.
+
+    Args:
+        task: the task measured.
+        key: `score`, or the name of the further figure.
+        label: its heading below the task's name.
+        n: how many rows every model was measured on, None where that differs or is not known.
+    """
+
+    task: str
+    key: str
+    label: str
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure in a table.
+
+    Args:
+        text: as it is printed.
+        value: the figure itself, None where there is none.
+        half_width: half of its 95 % interval.
+        n: the number of rows, where it is not that of the whole column.
+        mark: `best` of its column, or `tied` with the best within noise.
+    """
+
+    text: str = DASH
+    value: float | None = None
+    half_width: float | None = None
+    n: int | None = None
+    mark: Literal["", "best", "tied"] = ""
+
+    @property
+    def interval(self) -> str:
+        """Half of the interval as text, empty where it is not known."""
+        return "" if self.half_width is None else f"± {percent(self.half_width)}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under named columns."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+def results_grid(run: Run) -> Table:
+    """Models × tasks, the best of each column marked."""
+    columns = tuple(_columns(run))
+    by_column = [_column_cells(run, column) for column in columns]
+    rows = tuple((model, tuple(cells[model] for cells in by_column)) for model in run.results)
+    return Table(columns, rows)
+
+
+def group_table(run: Run, task: str) -> Table | None:
+    """Families of a task × models; None where no model was measured by family."""
+    models = [model for model, scores in run.results.items() if task in scores]
+    by_model = {model: run.results[model][task].groups for model in models}
+    groups = dict.fromkeys(group for scores in by_model.values() for group in scores)
+    if not groups:
+        return None
+    rows = []
+    for group in groups:
+        scores = [by_model[model].get(group) for model in models]
+        common = _common_n(score for score in scores if score)
+        rows.append((group, tuple(_score_cell(score, common) for score in scores)))
+    return Table(tuple(Column(task, SCORE, model) for model in models), tuple(rows))
+
+
+@dataclass(frozen=True)
+class DataRow:
+    """What became of the rows of a source, in the stages where it was counted alike."""
+
+    source: str
+    stages: tuple[str, ...]
+    counts: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """The counts that some stage reported, by source."""
+
+    keys: tuple[tuple[str, str], ...]
+    rows: tuple[DataRow, ...]
+
+
+def data_table(stages: Iterable[Stage]) -> DataTable:
+    """What was read, removed, truncated and kept of each source.
+
+    Stages that counted a source alike share a row.
+    """
+    merged: dict[tuple[str, tuple[float | None, ...]], list[str]] = {}
+    for stage in stages:
+        for source, counts in stage.data.items():
+            figures = tuple(counts.get(key) for key, _ in _COUNTS)
+            if any(value is not None for value in figures):
+                merged.setdefault((source, figures), []).append(stage.name)
+    keys = tuple(
+        pair
+        for index, pair in enumerate(_COUNTS)
+        if any(figures[index] is not None for _, figures in merged)
+    )
+    sources = list(dict.fromkeys(source for source, _ in merged))
+    rows = tuple(
+        DataRow(source, tuple(names), dict(zip((key for key, _ in _COUNTS), figures, strict=True)))
+        for (source, figures), names in sorted(
+            merged.items(), key=lambda item: sources.index(item[0][0])
+        )
+    )
+    return DataTable(keys, rows)
+
+
+def _columns(run: Run) -> Iterable[Column]:
+    for task in run.tasks:
+        scores = [by_task[task] for by_task in run.results.values() if task in by_task]
+        yield Column(task, SCORE, run.metric(task).replace("_", " "), _common_n(scores))
+        for key in dict.fromkeys(key for score in scores for key in score.extras):
+            yield Column(task, key, _UNITS.get(key, key.replace("_", " ")))
+
+
+def _column_cells(run: Run, column: Column) -> dict[str, Cell]:
+    scores = {model: by_task.get(column.task) for model, by_task in run.results.items()}
+    if column.key != SCORE:
+        return _extra_cells(column.key, scores)
+    likeness = run.metric(column.task) == "agreement"
+    ranked = [
+        score for score in scores.values() if score and not (likeness and score.score > 1 - _SAME)
+    ]
+    best = max(ranked, key=lambda score: score.score, default=None)
+    return {
+        model: _score_cell(score, column.n, best if score in ranked else None)
+        for model, score in scores.items()
+    }
+
+
+def _extra_cells(key: str, scores: Mapping[str, Score | None]) -> dict[str, Cell]:
+    """Further figures; the reference itself (agreement 1, KL 0) competes with nobody."""
+    values = {model: score.extras.get(key) if score else None for model, score in scores.items()}
+    likeness = key == "agreement"
+    known = [
+        value
+        for value in values.values()
+        if value is not None and not (value > 1 - _SAME if likeness else value < _SAME)
+    ]
+    best = (max if likeness else min)(known) if known and key in _UNITS else None
+    cells = {}
+    few = bool(known) and min(known) >= 0.001 and max(known) < 1000  # one precision for a column
+    for model, value in values.items():
+        if likeness or value is None:
+            text = percent(value)
+        else:
+            text = f"{value:.3f}" if few else figure(value)
+        cells[model] = Cell(text, value, mark="best" if value == best is not None else "")
+    return cells
+
+
+def _score_cell(score: Score | None, common_n: int | None, best: Score | None = None) -> Cell:
+    if score is None:
+        return Cell()
+    mark: Literal["", "best", "tied"] = ""
+    if best is not None:
+        mark = "best" if score.score == best.score else "tied" if score.overlaps(best) else ""
+    n = None if score.n == common_n else score.n
+    return Cell(percent(score.score), score.score, score.half_width, n, mark)
+
+
+def _common_n(scores: Iterable[Score]) -> int | None:
+    counts = {score.n for score in scores}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def sources_of(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """Every source that a stage read, taught or measured, in order of appearance."""
+    names: dict[str, None] = {}
+    for stage in stages:
+        names |= dict.fromkeys((*stage.data, *stage.teachers))
+        for measured in (stage.evaluations, stage.train):
+            names |= dict.fromkeys(source for line in measured[:1] for source in line.sources)
+    return tuple(names)

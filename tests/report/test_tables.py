@@ -1,0 +1,91 @@
+import pytest
+from run_folders import entry, quickstart, write_json
+
+from dominie.report.reading import read_run
+from dominie.report.tables import data_table, group_table, results_grid, sources_of
+
+
+@pytest.fixture
+def read(tmp_path):
+    def run_of(results):
+        write_json(tmp_path / "results.json", results)
+        return read_run(tmp_path)
+
+    return run_of
+
+
+def column(grid, task, key="score"):
+    index = next(i for i, c in enumerate(grid.columns) if (c.task, c.key) == (task, key))
+    return {model: cells[index] for model, cells in grid.rows}
+
+
+def test_the_best_is_marked_and_what_is_within_noise_of_it(read):
+    cells = column(
+        results_grid(
+            read({"a": {"t": entry(0.9)}, "b": {"t": entry(0.85)}, "c": {"t": entry(0.5)}})
+        ),
+        "t",
+    )
+    assert [cells[name].mark for name in "abc"] == ["best", "tied", ""]
+    assert (cells["a"].text, cells["a"].interval) == ("90.0", "± 3.9")
+
+
+def test_a_model_without_a_score_has_a_dash(read):
+    grid = results_grid(read({"a": {"t": entry(0.9)}, "b": {"u": entry(0.8)}}))
+    assert column(grid, "u")["a"].text == "–"
+    assert column(grid, "u")["a"].mark == ""
+
+
+def test_n_stands_in_the_heading_only_where_it_is_everyones(read):
+    grid = results_grid(read({"a": {"t": entry(0.9, n=10)}, "b": {"t": entry(0.9, n=20)}}))
+    assert grid.columns[0].n is None
+    assert [cell.n for cell in column(grid, "t").values()] == [10, 20]
+    grid = results_grid(read({"a": {"t": entry(0.9, n=10)}, "b": {"t": entry(0.9, n=10)}}))
+    assert grid.columns[0].n == 10
+    assert [cell.n for cell in column(grid, "t").values()] == [None, None]
+
+
+def test_the_teacher_does_not_compete_in_likeness_to_itself(read):
+    grid = results_grid(
+        read(
+            {
+                "teacher": {"t": entry(0.9, kl=0.0, agreement=1.0)},
+                "far": {"t": entry(0.5, kl=2.0, agreement=0.4)},
+                "near": {"t": entry(0.8, kl=0.08, agreement=0.9)},
+            }
+        )
+    )
+    for key in ("kl", "agreement"):
+        assert {m: c.mark for m, c in column(grid, "t", key).items()} == {
+            "teacher": "",
+            "far": "",
+            "near": "best",
+        }
+    assert column(grid, "t", "kl")["near"].text == "0.080"
+    assert column(grid, "t", "agreement")["near"].text == "90.0"
+
+
+def test_families_are_rows_and_models_are_columns(tmp_path):
+    run = read_run(quickstart(tmp_path))
+    table = group_table(run, "general")
+    assert [column.label for column in table.columns] == list(run.results)
+    rows = dict(table.rows)
+    assert list(rows) == ["copy", "sort", "extract", "convert", "facts", "sums", "write"]
+    expected = run.results["expert"]["general"].groups["sums"].score
+    assert rows["sums"][4].value == expected
+    assert group_table(run, "nothing") is None
+
+
+def test_stages_that_counted_a_source_alike_share_a_row(tmp_path):
+    run = read_run(quickstart(tmp_path))
+    table = data_table(run.stages.values())
+    rows = {row.source: row for row in table.rows}
+    assert len(table.rows) == 2
+    assert set(rows["domain"].stages) == {"expert", "align"}
+    assert rows["domain"].counts["too_long"] == 2
+    assert [label for _, label in table.keys][:3] == ["read", "duplicates", "held out"]
+
+
+def test_sources_are_listed_once_in_their_order(tmp_path):
+    run = read_run(quickstart(tmp_path))
+    assert sources_of(tuple(run.stages.values())) == ("general", "domain")
