@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dominie.losses.signal import Signal, Target
 from dominie.losses.terms import LossTerms, Prediction
+from dominie.losses.tiles import sum_precision
 from dominie.losses.vocabulary import Head, SparseTarget, vocabulary_losses
 
 #: Rows of `Losses.by_source`, each a sum over the supervised tokens of a source. `taught` counts
@@ -53,12 +54,15 @@ class Objective:
                     for term in (terms.next_token, terms.prediction, terms.attention)
                 ]
                 for terms in by_source
-            ]
+            ],
+            dtype=torch.float64,
         )
 
-    def attention_weights(self, labels: Tensor, source_ids: Tensor) -> Tensor:
+    def attention_weights(
+        self, labels: Tensor, source_ids: Tensor, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """[B, L] weight of each row of the maps: its source's, zero where not supervised."""
-        weights = self._weights.to(labels.device)[:, 2]
+        weights = self._weights.to(labels.device, dtype)[:, 2]
         return torch.where(labels >= 0, weights[source_ids.clamp(min=0)], 0.0)
 
     def __call__(
@@ -90,7 +94,7 @@ class Objective:
             hidden=hidden.flatten(0, 1)[position],
             labels=labels.flatten()[position],
             source=source,
-            weights=self._weights.to(hidden.device)[source],
+            weights=self._weights.to(hidden.device, sum_precision(hidden.dtype))[source],
         )
         total = hidden.sum() * 0.0 if attention is None else attention
         terms = {"next_token": hidden.new_zeros(()), "prediction": hidden.new_zeros(())}
@@ -110,6 +114,7 @@ class Objective:
                 temperature=prediction.temperature,
                 kind=prediction.kind,
                 beta=prediction.beta,
+                check_finite=False,  # whoever steps looks once a step
             )
             total = total + losses.divergence + losses.next_token
             terms["next_token"] += losses.next_token.detach()

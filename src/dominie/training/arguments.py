@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ _DEFAULTS: dict[str, Any] = {
     "warmup_steps": 0.1,
     "report_to": "none",
 }
+
+#: transformers renamed it on the way to version 6.
+_CHECKPOINTING = (
+    "activation_checkpointing"
+    if "activation_checkpointing" in {f.name for f in dataclasses.fields(TrainingArguments)}
+    else "gradient_checkpointing"
+)
 
 
 def training_arguments(
@@ -46,8 +54,8 @@ def training_arguments(
         "gradient_accumulation_steps": settings.batch // ranks // micro_batch,
         "bf16": settings.precision == "bf16",
         "fp16": settings.precision == "fp16",
-        "gradient_checkpointing": settings.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        _CHECKPOINTING: settings.gradient_checkpointing,
+        f"{_CHECKPOINTING}_kwargs": {"use_reentrant": False},
         "seed": settings.seed,
         "logging_steps": settings.log_every or max(1, steps // 100),
         "logging_first_step": True,

@@ -18,6 +18,7 @@ from dominie.data.batches import Batch
 from dominie.losses.objective import Losses, Objective
 from dominie.losses.signal import Signal
 from dominie.losses.terms import AttentionBackend
+from dominie.losses.tiles import sum_precision
 from dominie.models.capture import AttentionTarget, StudentAttention
 from dominie.models.head import causal_lm, output_head
 
@@ -81,7 +82,9 @@ def _losses(
     batch, signal = lesson.batch, lesson.signal
     maps = [part for part in signal.parts if part.attention] if signal and attention else []
     if attention is not None and maps:
-        weights = objective.attention_weights(batch.labels, batch.source_ids)
+        weights = objective.attention_weights(
+            batch.labels, batch.source_ids, sum_precision(model.dtype)
+        )
         attention.expect(
             [AttentionTarget(part.rows, weights[part.rows], dict(part.attention)) for part in maps],
             segment_ids=batch.segment_ids if batch.packed else None,

@@ -1,0 +1,127 @@
+"""Tiny models and a hand-driven trainer, so that a test can look at the gradient of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import MistralConfig, MixtralConfig, TrainerCallback, set_seed
+from transformers.models.mistral import MistralForCausalLM
+from transformers.models.mixtral import MixtralForCausalLM
+
+from dominie.data.batches import Row
+from dominie.data.mixing import Mix
+from dominie.losses.objective import Objective
+from dominie.losses.terms import LossTerms
+from dominie.teachers import Teacher
+from dominie.training.arguments import training_arguments
+from dominie.training.feed import Collator, MixedRows
+from dominie.training.learner import teaching
+from dominie.training.meter import Meter
+from dominie.training.records import Records
+from dominie.training.settings import TrainSettings
+from dominie.training.trainer import DistillationTrainer
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture
+def student() -> MistralForCausalLM:
+    """A Mistral of two layers in float64."""
+    set_seed(1)
+    return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)).double()
+
+
+@pytest.fixture
+def teacher_model() -> MixtralForCausalLM:
+    """A Mixtral of two layers in float64."""
+    set_seed(2)
+    config = MixtralConfig(**SIZES, num_local_experts=3, experts_implementation="eager")
+    return MixtralForCausalLM(config).double().eval().requires_grad_(False)
+
+
+class StepGradient(TrainerCallback):
+    """Keeps the gradient of the first optimiser step."""
+
+    def __init__(self) -> None:
+        self.gradient: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.gradient:
+            named = kwargs["model"].named_parameters()
+            self.gradient = {n: p.grad.clone() for n, p in named if p.grad is not None}
+
+
+GradientOf = Callable[..., dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def step_gradient(tmp_path: Path) -> GradientOf:
+    """The gradient of one optimiser step over all given rows, taken by the real trainer."""
+
+    def gradient(
+        model: Any,
+        rows: Sequence[Sequence[Row]],
+        terms: Sequence[LossTerms],
+        *,
+        teacher: Teacher | None = None,
+        routes: Sequence[int] | None = None,
+        micro_batch: int = 8,
+        pack_to: int | None = None,
+        pairs: Sequence[tuple[int, int]] = (),
+        gradient_checkpointing: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        batch = sum(len(source) for source in rows)
+        settings = TrainSettings(
+            batch=batch,
+            micro_batch=micro_batch,
+            steps=1,
+            max_length=64,
+            gradient_checkpointing=gradient_checkpointing,
+            arguments={"max_grad_norm": 1e9, "use_cpu": True},
+        )
+        names = [str(i) for i in range(len(rows))]
+        sizes = {name: len(source) for name, source in zip(names, rows, strict=True)}
+        arguments = training_arguments(settings, tmp_path / "checkpoints", steps=1, ranks=1)
+        arguments.save_strategy = "no"
+        kept = StepGradient()
+        with teaching(model, Objective(terms), pairs):
+            trainer = DistillationTrainer(
+                model,
+                arguments,
+                rows=MixedRows(rows),
+                mix=Mix(
+                    sizes,
+                    {n: float(s) for n, s in sizes.items()},
+                    batch=batch,
+                    micro_batch=micro_batch,
+                    steps=1,
+                    seed=0,
+                ),  # fmt: skip
+                collator=Collator(routes or [0] * len(rows), pack_to),
+                teacher=teacher,
+                meter=Meter(names),
+                validation=None,
+                records=Records(tmp_path / "metrics.jsonl"),
+                epochs=1,
+                callbacks=[kept],
+            )
+            state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            trainer.resume(None)
+            model.load_state_dict(state)
+        model.zero_grad()
+        return kept.gradient
+
+    return gradient

@@ -1,0 +1,180 @@
+"""The gradient of an optimiser step does not depend on how its conversations are laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import log_softmax
+
+from dominie.data.batches import Batch, Row, collate
+from dominie.data.templates import Encoded
+from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
+from dominie.teachers import LocalTeacher, RoutedTeacher
+
+KD = LossTerms(
+    next_token=NextToken(weight=0.3),
+    prediction=Prediction(weight=0.7, temperature=2.0),
+    attention=Attention(weight=1.5),
+)
+PAIRS = [(0, 0), (1, 1)]
+
+
+def ragged_rows(count: int, seed: int = 0) -> list[Row]:
+    rng = np.random.default_rng(seed)
+    rows: list[Row] = []
+    for _ in range(count):
+        length = int(rng.integers(4, 15))
+        supervised = rng.random(length) < 0.5
+        supervised[-1] = True
+        rows.append(Encoded(rng.integers(0, 61, length).tolist(), supervised.tolist()))
+    return rows
+
+
+def assert_equal_gradients(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], rtol: float = 1e-9
+) -> None:
+    assert one.keys() == other.keys()
+    assert any(bool(g.abs().max() > 1e-4) for g in one.values())
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=rtol, atol=rtol * 1e-2, msg=name)
+
+
+#: transformers' eager attention takes its softmax in fp32, whatever the model's dtype.
+ORACLE = 1e-5
+
+
+def naive_gradient(
+    model: Any, teacher: Any, rows: Sequence[Row], terms: LossTerms
+) -> dict[str, torch.Tensor]:
+    """One conversation at a time, all logits and all maps held: the formulas as METHOD states them."""
+    model, teacher = fresh_copy(model), fresh_copy(teacher)
+    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    assert terms.next_token and terms.prediction
+    for row in rows:
+        ids = torch.tensor(row.input_ids)[None]
+        positions = [i for i in range(len(row.input_ids) - 1) if row.supervised[i + 1]]
+        tokens += len(positions)
+        mine = model(input_ids=ids, output_attentions=True, use_cache=False)
+        with torch.no_grad():
+            theirs = teacher(input_ids=ids, output_attentions=True, use_cache=False)
+        logits, target = mine.logits[0, positions], theirs.logits[0, positions]
+        labels = ids[0, [i + 1 for i in positions]]
+        total = (
+            total
+            - terms.next_token.weight
+            * log_softmax(logits, -1)[torch.arange(len(positions)), labels].sum()
+        )
+        heat = terms.prediction.temperature
+        p, q = log_softmax(target / heat, -1), log_softmax(logits / heat, -1)
+        total = total + terms.prediction.weight * heat**2 * (p.exp() * (p - q)).sum()
+        if terms.attention:
+            for a, b in zip(theirs.attentions, mine.attentions, strict=True):
+                kl = a * (a.clamp(min=1e-300).log() - b.clamp(min=1e-300).log())
+                kl = kl[0, :, positions].sum() / (a.shape[1] * len(mine.attentions))
+                total = total + terms.attention.weight * kl
+    (total / tokens).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def fresh_copy(model: Any) -> Any:
+    """The same weights in a model that gives out its maps."""
+    copy = type(model)(deepcopy(model.config)).double()
+    copy.load_state_dict(model.state_dict())
+    copy.set_attn_implementation("eager")
+    return copy.eval()
+
+
+@pytest.fixture
+def taught(teacher_model: Any) -> RoutedTeacher:
+    return RoutedTeacher({"t": LocalTeacher(teacher_model, attention_layers=[0, 1])}, ["t"])
+
+
+def test_the_gradient_is_that_of_the_formulas(student, teacher_model, taught, step_gradient):
+    rows = ragged_rows(8)
+    expected = naive_gradient(student, teacher_model, rows, KD)
+    found = step_gradient(student, [rows], [KD], teacher=taught, pairs=PAIRS)
+    assert_equal_gradients(found, expected, ORACLE)
+
+
+@pytest.mark.parametrize(("micro_batch", "pack_to"), [(1, None), (2, None), (8, 30), (4, 64)])
+def test_layout_does_not_change_the_gradient(student, taught, step_gradient, micro_batch, pack_to):
+    rows = ragged_rows(8)
+    whole = step_gradient(student, [rows], [KD], teacher=taught, pairs=PAIRS, micro_batch=8)
+    found = step_gradient(
+        student, [rows], [KD], teacher=taught, pairs=PAIRS, micro_batch=micro_batch, pack_to=pack_to
+    )
+    assert_equal_gradients(found, whole)
+
+
+def test_gradient_checkpointing_does_not_change_the_gradient(student, taught, step_gradient):
+    rows = ragged_rows(8)
+    plain = step_gradient(student, [rows], [KD], teacher=taught, pairs=PAIRS, pack_to=40)
+    recomputed = step_gradient(
+        student, [rows], [KD], teacher=taught, pairs=PAIRS, pack_to=40, gradient_checkpointing=True
+    )
+    assert_equal_gradients(plain, recomputed)
+
+
+@pytest.mark.parametrize("pack_to", [None, 40])
+def test_each_source_follows_its_own_teacher_and_loss(
+    student, teacher_model, step_gradient, pack_to
+):
+    """DAE with an untaught source beside it: the gradient is the sum of the parts'."""
+    general, domain, labelled = ragged_rows(4, 1), ragged_rows(2, 2), ragged_rows(2, 3)
+    expert = (
+        type(teacher_model)(deepcopy(teacher_model.config)).double().eval().requires_grad_(False)
+    )
+    prediction = LossTerms(next_token=NextToken(weight=0.0), prediction=Prediction())
+    labels = LossTerms(next_token=NextToken(weight=0.5), prediction=Prediction(weight=0.0))
+    router = RoutedTeacher(
+        {"reference": LocalTeacher(teacher_model), "expert": LocalTeacher(expert)},
+        ["reference", "expert", None],
+    )
+    found = step_gradient(
+        student, [general, domain, labelled], [prediction, prediction, labels],
+        teacher=router, routes=[0, 1, 2], pack_to=pack_to, micro_batch=4,
+    )  # fmt: skip
+    counts = [sum(sum(r.supervised[1:]) for r in rows) for rows in (general, domain, labelled)]
+    parts = [
+        naive_gradient(student, teacher_model, general, prediction),
+        naive_gradient(student, expert, domain, prediction),
+        naive_gradient(student, teacher_model, labelled, labels),
+    ]
+    expected = {
+        name: sum(c * part[name] for c, part in zip(counts, parts, strict=True)) / sum(counts)
+        for name in parts[0]
+    }
+    assert_equal_gradients(found, expected, ORACLE)
+
+
+class CountedTeacher:
+    def __init__(self, teacher: LocalTeacher) -> None:
+        self.teacher, self.rows = teacher, 0
+
+    def signal(self, batch: Batch) -> Any:
+        self.rows += len(batch.input_ids)
+        return self.teacher.signal(batch)
+
+
+def test_one_teacher_forward_for_each_row(teacher_model):
+    counted = {name: CountedTeacher(LocalTeacher(teacher_model)) for name in ("a", "b")}
+    router = RoutedTeacher(counted, ["a", "b", None])
+    batch = collate([(s, row) for s, row in zip([0, 1, 0, 2, 0], ragged_rows(5), strict=True)])
+    signal = router.signal(batch)
+    assert (counted["a"].rows, counted["b"].rows) == (3, 1)
+    assert [part.rows.tolist() for part in signal.parts] == [[0, 2, 4], [1]]
+    for part in signal.parts:
+        assert len(part.target[0]) == int(batch.supervised[part.rows].sum())
+
+
+def test_a_row_of_two_teachers_is_refused(teacher_model):
+    teacher = LocalTeacher(teacher_model)
+    router = RoutedTeacher({"a": teacher, "b": teacher}, ["a", "b"])
+    mixed = collate([(0, ragged_rows(1)[0]), (1, ragged_rows(1)[0])], pack_to=64)
+    with pytest.raises(ValueError, match="two teachers"):
+        router.signal(mixed)
