@@ -154,11 +154,18 @@ def write_evaluation(run: Path, random_: random.Random) -> dict[str, Any]:
                 family: score([row["correct"] for row in rows if row["group"] == family])
                 for family in FAMILIES[task]
             }
-            if task == "general":
-                entry["kl"] = scores[2]
-                entry["agreement"] = math.exp(-scores[2])
             results.setdefault(model, {})[task] = entry
-    return {model: results[model] for model in SCORES}
+    for model, (_, _, divergence) in SCORES.items():
+        agreed = math.exp(-divergence)
+        results[model]["agreement"] = {
+            "score": agreed,
+            "stderr": 0.5 * math.sqrt(agreed * (1 - agreed) / N["general"]),
+            "n": N["general"],
+            "metric": "agreement",
+            "kl": divergence,
+            "loss": 0.31 + divergence,
+        }
+    return results
 
 
 def score(correct: list[bool]) -> dict[str, Any]:

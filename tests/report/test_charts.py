@@ -70,7 +70,7 @@ def test_names_are_escaped():
 
 @pytest.mark.parametrize(("score", "half"), [(0.0, 0.01), (1.0, None), (0.5, 0.9)])
 def test_a_strip_stays_within_its_ends(score, half):
-    strip = ElementTree.fromstring(interval_strip(score, half, best=False))
+    strip = ElementTree.fromstring(interval_strip(score, half))
     places = [
         float(value)
         for shape in strip

@@ -21,14 +21,15 @@ def test_a_whole_run_is_read_without_a_note(tmp_path):
     assert run.notes == ()
     assert run.name == "quickstart"
     assert list(run.results) == list(SCORES)
-    assert run.tasks == ("general", "domain")
+    assert run.tasks == ("general", "domain", "agreement")
+    assert run.ability_tasks == ("general", "domain")
     assert set(run.stages) == set(STAGES)
     assert all(stage.done for stage in run.stages.values())
     assert run.stages["align"].teachers == {"domain": "expert", "general": "distill"}
     assert len(run.stages["teacher"].train) == 150
     assert len(run.samples["domain"]["align"]) == 300
     assert run.results["align"]["general"].groups["sums"].n == 50
-    assert set(run.results["align"]["general"].extras) == {"kl", "agreement"}
+    assert set(run.results["align"]["agreement"].extras) == {"kl", "loss"}
 
 
 def test_stages_come_after_those_they_need(tmp_path):
@@ -53,6 +54,17 @@ def test_a_line_cut_off_by_a_crash_is_left_out_with_a_note(run):
     assert not contents.stages["sft"].done
     assert any("1 line of sft/metrics.jsonl" in note for note in contents.notes)
     assert any("sft has not finished" in note for note in contents.notes)
+
+
+def test_a_stage_that_is_running_counts_what_it_has_done(run):
+    write_json(run / "a" / "stage.json", {"status": "running", "student": "b", "data": {}})
+    lines = [{"step": 10 * n, "loss": 1.0, "tokens": 500 * n, "seconds": 2.0 * n} for n in (1, 2)]
+    write_lines(run / "a" / "metrics.jsonl", lines)
+    contents = read_run(run)
+    stage = contents.stages["a"]
+    assert not stage.done
+    assert (stage.steps, stage.supervised_tokens, stage.seconds) == (20, 1000, 4.0)
+    assert any("a has not finished" in note for note in contents.notes)
 
 
 def test_of_a_step_logged_twice_the_resumed_one_counts(run):

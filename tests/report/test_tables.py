@@ -65,6 +65,30 @@ def test_the_teacher_does_not_compete_in_likeness_to_itself(read):
     assert column(grid, "t", "agreement")["near"].text == "90.0"
 
 
+def test_of_a_model_to_itself_there_is_nothing_to_estimate(read):
+    likeness = {"score": 1.0, "stderr": 0.0, "n": 100, "metric": "agreement"}
+    near = {**likeness, "score": 0.9, "stderr": 0.03}
+    grid = results_grid(read({"teacher": {"like": likeness}, "near": {"like": near}}))
+    cells = column(grid, "like")
+    assert (cells["teacher"].text, cells["teacher"].interval, cells["teacher"].mark) == (
+        "100.0",
+        "",
+        "",
+    )
+    assert cells["near"].mark == "best"
+
+
+def test_further_figures_stand_under_their_task(tmp_path):
+    grid = results_grid(read_run(quickstart(tmp_path)))
+    under = {task: [column.key for column in columns] for task, columns in grid.tasks}
+    assert under == {
+        "general": ["score"],
+        "domain": ["score"],
+        "agreement": ["score", "kl", "loss"],
+    }
+    assert [column.drawn for column in grid.columns] == [True, True, False, False, False]
+
+
 def test_families_are_rows_and_models_are_columns(tmp_path):
     run = read_run(quickstart(tmp_path))
     table = group_table(run, "general")

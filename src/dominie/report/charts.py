@@ -106,7 +106,7 @@ def line_chart(title: str, series: Sequence[Series], *, points: int = 240) -> Ma
     return picture(_WIDTH, _HEIGHT, title, description, *axes, *lines)
 
 
-def interval_strip(score: float, half_width: float | None, *, best: bool) -> Markup:
+def interval_strip(score: float, half_width: float | None) -> Markup:
     """A score from 0 to 1 as a dot with its interval on a strip from 0 to 100 %."""
     width, height = 120.0, 12.0
     place = linear_scale((0.0, 1.0), 4.0, width - 4.0)
@@ -126,7 +126,7 @@ def interval_strip(score: float, half_width: float | None, *, best: bool) -> Mar
         "svg",
         *shapes,
         viewBox=f"0 0 {width:g} {height:g}",
-        class_="strip best" if best else "strip",
+        class_="strip",
         aria_hidden="true",
     )
 

@@ -106,9 +106,10 @@ def _read_stages(run: Path, notes: list[str]) -> dict[str, Stage]:
         if folder.name == "evaluation" or not (described.is_file() or measured.is_file()):
             continue
         stage = read_object(described, notes) if described.is_file() else {}
-        if not stage:
+        if stage.get("status") != "done":
             notes.append(f"Stage {folder.name} has not finished; what it logged so far is shown.")
         train, evaluations = _read_metrics(measured, notes)
+        so_far = train[-1].values if train else {}
         stages[folder.name] = Stage(
             name=folder.name,
             status=text(stage.get("status")) or "unfinished",
@@ -117,9 +118,9 @@ def _read_stages(run: Path, notes: list[str]) -> dict[str, Stage]:
             teachers={
                 source: text(teacher) for source, teacher in mapping(stage.get("teachers")).items()
             },
-            steps=finite(stage.get("steps")),
-            supervised_tokens=finite(stage.get("supervised_tokens")),
-            seconds=finite(stage.get("seconds")),
+            steps=finite(stage.get("steps", so_far.get("step"))),
+            supervised_tokens=finite(stage.get("supervised_tokens", so_far.get("tokens"))),
+            seconds=finite(stage.get("seconds", so_far.get("seconds"))),
             parameters=finite(stage.get("parameters")),
             trainable_parameters=finite(stage.get("trainable_parameters")),
             data={source: numbers(counts) for source, counts in mapping(stage.get("data")).items()},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from dominie.report.formats import DASH, figure, percent
@@ -37,12 +38,14 @@ class Column:
         key: `score`, or the name of the further figure.
         label: its heading below the task's name.
         n: how many rows every model was measured on, None where that differs or is not known.
+        drawn: whether its scores are drawn on a strip beside the figures.
     """
 
     task: str
     key: str
     label: str
     n: int | None = None
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class Table:
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+    @property
+    def tasks(self) -> tuple[tuple[str, tuple[Column, ...]], ...]:
+        """The columns by task, in order."""
+        return tuple((task, tuple(each)) for task, each in groupby(self.columns, _task))
 
 
 def results_grid(run: Run) -> Table:
@@ -143,10 +151,15 @@ def data_table(stages: Iterable[Stage]) -> DataTable:
     return DataTable(keys, rows)
 
 
+def _task(column: Column) -> str:
+    return column.task
+
+
 def _columns(run: Run) -> Iterable[Column]:
     for task in run.tasks:
         scores = [by_task[task] for by_task in run.results.values() if task in by_task]
-        yield Column(task, SCORE, run.metric(task).replace("_", " "), _common_n(scores))
+        label, drawn = run.metric(task).replace("_", " "), task in run.ability_tasks
+        yield Column(task, SCORE, label, _common_n(scores), drawn)
         for key in dict.fromkeys(key for score in scores for key in score.extras):
             yield Column(task, key, _UNITS.get(key, key.replace("_", " ")))
 
@@ -160,10 +173,15 @@ def _column_cells(run: Run, column: Column) -> dict[str, Cell]:
         score for score in scores.values() if score and not (likeness and score.score > 1 - _SAME)
     ]
     best = max(ranked, key=lambda score: score.score, default=None)
-    return {
+    cells = {
         model: _score_cell(score, column.n, best if score in ranked else None)
         for model, score in scores.items()
     }
+    if likeness:  # of a model to itself there is nothing to estimate
+        for model, score in scores.items():
+            if score and score not in ranked:
+                cells[model] = replace(cells[model], half_width=None)
+    return cells
 
 
 def _extra_cells(key: str, scores: Mapping[str, Score | None]) -> dict[str, Cell]:
