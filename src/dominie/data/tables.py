@@ -33,9 +33,7 @@ def raw_rows(source: Source) -> Iterator[tuple[str, Any | InputError]]:
                 count += 1
                 yield where, row
         except OSError as error:
-            raise InputError(
-                "the file cannot be read", where=str(path), found=error.strerror or str(error)
-            ) from error
+            raise unreadable(path, error) from error
         if not count:
             raise InputError(
                 "the file is empty",
@@ -43,6 +41,23 @@ def raw_rows(source: Source) -> Iterator[tuple[str, Any | InputError]]:
                 expected="at least one conversation",
                 found="no row" if path.stat().st_size else "0 bytes",
             )
+
+
+def unreadable(path: Path, error: OSError) -> InputError:
+    """What to say of a file that the system does not give out."""
+    return InputError(
+        "the file cannot be read", where=str(path), found=error.strerror or str(error)
+    )
+
+
+def unreachable(source: Source, error: Exception) -> InputError:
+    """What to say of a hub data set that cannot be had."""
+    return InputError(
+        "neither a file here nor a hub data set that can be read",
+        where=f"source {source.name}, path {source.path}",
+        found=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}",
+        do="correct the path, subset or split; without a network, give a local file",
+    )
 
 
 def without_nulls(value: Any) -> Any:
@@ -98,12 +113,7 @@ def _hub_rows(source: Source) -> Iterator[tuple[str, Any]]:
             yield f"{source.path}[{source.split}], row {number}", without_nulls(row)
     # The hub client, its file systems and the loaders raise whatever they please.
     except Exception as error:
-        raise InputError(
-            "neither a file here nor a hub data set that can be read",
-            where=f"source {source.name}, path {source.path}",
-            found=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}",
-            do="correct the path, subset or split; without a network, give a local file",
-        ) from error
+        raise unreachable(source, error) from error
     if not number:
         raise InputError(
             "the hub data set is empty",

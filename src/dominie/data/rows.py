@@ -1,0 +1,261 @@
+"""Sources as tokenised rows by split, made once and found again by what they were made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dominie.data.contents import content_fingerprint
+from dominie.data.conversations import read_conversations
+from dominie.data.splits import (
+    DIGEST_BYTES,
+    SPLITS,
+    held_out_prompts,
+    prompt_digest,
+    split_of_prompt,
+    without_duplicates,
+)
+from dominie.data.store import Row, Rows, RowsWriter
+from dominie.data.templates import encode_all
+from dominie.data.tokenizers import tokenizer_fingerprint
+from dominie.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Set
+
+    from transformers import PreTrainedTokenizerBase
+
+    from dominie.data.conversations import Conversation
+    from dominie.data.sources import Source
+    from dominie.data.splits import Split
+
+__all__ = ["PreparedSource", "Row", "Rows", "Summary", "prepare"]
+
+FORMAT_VERSION = 1
+"""Raised when the same sources come to be read, split, encoded or stored in another way."""
+
+_BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of the conversations of a source.
+
+    `read = removed_duplicates + removed_held_out + too_long + kept`, always.
+
+    Attributes:
+        read: conversations in the source.
+        removed_duplicates: those that stood before, word for word.
+        removed_held_out: those to train on whose prompt is held out in some source of the recipe.
+        truncated: those of `kept` that were cut at the right.
+        too_long: those removed for their length: all of them where the source says `drop`, else
+            those of whose answers nothing was left.
+        kept: those in the three splits.
+    """
+
+    read: int
+    removed_duplicates: int
+    removed_held_out: int
+    truncated: int
+    too_long: int
+    kept: int
+
+    def line(self, name: str) -> str:
+        """One line that accounts for every conversation of the source `name`."""
+        removed = self.removed_duplicates + self.removed_held_out
+        return (
+            f"{name}: read {self.read:,}, removed {removed:,} "
+            f"({self.removed_duplicates:,} duplicates, {self.removed_held_out:,} held out), "
+            f"truncated {self.truncated:,}, too long {self.too_long:,}, kept {self.kept:,}"
+        )
+
+
+@dataclass(frozen=True)
+class PreparedSource:
+    """The rows of a source by split, and what became of its conversations."""
+
+    train: Rows
+    validation: Rows
+    test: Rows
+    summary: Summary
+
+
+def prepare(
+    sources: Mapping[str, Source],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    cache: Path,
+    progress: Callable[[str, int], None] | None = None,
+) -> dict[str, PreparedSource]:
+    """Tokenise the sources of a recipe, or find what was tokenised before.
+
+    Rows are found again by the content of the files, the tokenizer with its template, `max_length`,
+    the fractions and the held-out prompts of all sources. They appear in `cache` at once and whole,
+    so that an interruption leaves nothing half made and several processes may share it.
+
+    Args:
+        sources: by name; *all* sources of the recipe, since what one holds out no other may teach.
+        tokenizer: a fast tokenizer with a chat template.
+        max_length: tokens in the longest row.
+        cache: folder of the tokenised rows, made if it is missing.
+        progress: called now and then with a source's name and the conversations read of it.
+
+    Raises:
+        InputError: a source that cannot be read or encoded, or of which nothing is left to learn.
+        RunError: the rows cannot be written.
+    """
+    if max_length < 2:
+        raise InputError(
+            "no token can be predicted", expected="max_length of at least 2", found=str(max_length)
+        )
+    contents = {name: content_fingerprint(source) for name, source in sources.items()}
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        held_out: set[bytes] = set()
+        for name, source in sources.items():
+            held_out |= _held_out_prompts(source, contents[name], cache)
+        shared = (
+            FORMAT_VERSION,
+            tokenizer_fingerprint(tokenizer),
+            max_length,
+            hashlib.sha256(b"".join(sorted(held_out))).hexdigest(),
+        )
+        prepared = {}
+        for name, source in sources.items():
+            folder = cache / _key(
+                *shared,
+                contents[name],
+                source.validation_fraction,
+                source.test_fraction,
+                source.too_long,
+            )
+            if not folder.exists():
+                _make(folder, source, tokenizer, max_length, held_out, progress)
+            prepared[name] = _opened(folder)
+    except OSError as error:  # those of the sources are InputErrors by now
+        raise RunError(
+            "the tokenised rows cannot be written or read",
+            where=str(cache),
+            found=error.strerror or str(error),
+            do="make room, or choose another folder",
+        ) from error
+    return prepared
+
+
+def _opened(folder: Path) -> PreparedSource:
+    record = json.loads((folder / "prepared.json").read_text())
+    rows = {split: Rows(folder / f"{split}.arrow", record["digests"][split]) for split in SPLITS}
+    return PreparedSource(**rows, summary=Summary(**record["summary"]))
+
+
+def _make(
+    folder: Path,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    held_out: Set[bytes],
+    progress: Callable[[str, int], None] | None,
+) -> None:
+    """Tokenise a source into `folder`, which appears when it is complete."""
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
+        made = Path(scratch) / "rows"
+        made.mkdir()
+        writers = {split: RowsWriter(made / f"{split}.arrow") for split in SPLITS}
+        try:
+            assigned = _assigned(source, held_out, counts)
+            while batch := list(islice(assigned, _BATCH_ROWS)):
+                encoded = encode_all(tokenizer, [conversation for _, conversation in batch])
+                for (split, _), (ids, supervised) in zip(batch, encoded, strict=True):
+                    if len(ids) > max_length:
+                        ids, supervised = ids[:max_length], supervised[:max_length]
+                        # The first token is never predicted.
+                        if source.too_long == "drop" or not any(supervised[1:]):
+                            counts["too_long"] += 1
+                            continue
+                        counts["truncated"] += 1
+                    counts["kept"] += 1
+                    writers[split].add(ids, supervised)
+                if progress is not None:
+                    progress(source.name, counts["read"])
+        finally:
+            digests = {split: writer.close() for split, writer in writers.items()}
+        summary = Summary(
+            **{field.name: counts[field.name] for field in dataclasses.fields(Summary)}
+        )
+        if not writers["train"].rows and source.held_out_fraction < 1:
+            raise _nothing_left(source, summary, max_length)
+        record = {"summary": dataclasses.asdict(summary), "digests": digests}
+        (made / "prepared.json").write_text(json.dumps(record, indent=1))
+        _appear(made, folder)
+
+
+def _assigned(
+    source: Source, held_out: Set[bytes], counts: Counter[str]
+) -> Iterator[tuple[Split, Conversation]]:
+    """The conversations of a source that are used, each with its split; the others are counted."""
+    for conversation in without_duplicates(read_conversations(source)):
+        counts["read"] += 1
+        if conversation is None:
+            counts["removed_duplicates"] += 1
+            continue
+        prompt = prompt_digest(conversation)
+        split = split_of_prompt(prompt, source)
+        if split == "train" and prompt in held_out:
+            counts["removed_held_out"] += 1
+            continue
+        yield split, conversation
+
+
+def _held_out_prompts(source: Source, content: str, cache: Path) -> set[bytes]:
+    """`held_out_prompts`, read from the cache where the source was read before."""
+    if not source.held_out_fraction:
+        return set()
+    key = _key(FORMAT_VERSION, content, source.validation_fraction, source.test_fraction)
+    path = cache / f"{key}.held_out"
+    if not path.exists():
+        prompts = held_out_prompts(source)
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=cache) as scratch:
+            made = Path(scratch) / "prompts"
+            made.write_bytes(b"".join(sorted(prompts)))
+            _appear(made, path)
+        return prompts
+    whole = path.read_bytes()
+    return {whole[at : at + DIGEST_BYTES] for at in range(0, len(whole), DIGEST_BYTES)}
+
+
+def _appear(made: Path, path: Path) -> None:
+    """Move what was made to where it is looked for, unless another process was first."""
+    try:
+        made.replace(path)
+    except OSError:
+        if not path.exists():
+            raise
+
+
+def _nothing_left(source: Source, summary: Summary, max_length: int) -> InputError:
+    advice = {
+        "removed_held_out": "this source repeats what others hold out: hold out less of them",
+        "too_long": f"raise max_length, now {max_length}, or shorten the conversations",
+        "kept": "hold out less, or give more data; fractions that sum to 1 mean evaluation alone",
+    }
+    most = max(advice, key=lambda reason: getattr(summary, reason))
+    return InputError(
+        "nothing is left to train on",
+        where=f"source {source.name}, path {source.path}",
+        expected="at least one conversation in the train split",
+        found=summary.line(source.name),
+        do=advice[most],
+    )
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
