@@ -104,12 +104,12 @@ def step_gradient(tmp_path: Path) -> GradientOf:
                 rows=MixedRows(rows),
                 mix=Mix(
                     sizes,
-                    {n: float(s) for n, s in sizes.items()},
+                    {name: float(size) for name, size in sizes.items()},
                     batch=batch,
                     micro_batch=micro_batch,
                     steps=1,
                     seed=0,
-                ),  # fmt: skip
+                ),
                 collator=Collator(routes or [0] * len(rows), pack_to),
                 teacher=teacher,
                 meter=Meter(names),

@@ -51,10 +51,11 @@ ORACLE = 1e-5
 def naive_gradient(
     model: Any, teacher: Any, rows: Sequence[Row], terms: LossTerms
 ) -> dict[str, torch.Tensor]:
-    """One conversation at a time, all logits and all maps held: the formulas as METHOD states them."""
+    """One conversation at a time, all logits and maps held: the paper's formulas."""
     model, teacher = fresh_copy(model), fresh_copy(teacher)
     total, tokens = torch.zeros((), dtype=torch.float64), 0
-    assert terms.next_token and terms.prediction
+    assert terms.next_token
+    assert terms.prediction
     for row in rows:
         ids = torch.tensor(row.input_ids)[None]
         positions = [i for i in range(len(row.input_ids) - 1) if row.supervised[i + 1]]

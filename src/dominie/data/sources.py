@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from dominie.errors import InputError
 
@@ -36,6 +36,7 @@ class Source:
             value of `too_long`.
     """
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     name: str
     path: str
     validation_fraction: float = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import io
+import json
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -208,7 +209,8 @@ def _unknown_key(where: str, key: str, known: typing.Iterable[str]) -> InputErro
 
 def _validated(tree: dict[str, Any], *, where: str) -> Recipe:
     try:
-        return pydantic.TypeAdapter(Recipe).validate_python(tree)
+        # As JSON, because strict validation takes no mapping for an object in Python.
+        return pydantic.TypeAdapter(Recipe).validate_json(json.dumps(tree, default=str))
     except pydantic.ValidationError as error:
         raise _first_problem(error, where=where) from None
 
