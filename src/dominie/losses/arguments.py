@@ -60,7 +60,7 @@ def checked_problem(
             metrics=metrics,
         ),
         precision=precision,
-        scorer=scorer(backend, hidden.device),
+        scorer=scorer(backend, hidden.device, sums, sparse=isinstance(compared, SparseTarget)),
     )
 
 
