@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -92,7 +93,8 @@ def prompt_ids(
 
 def _supervised(offsets: list[tuple[int, int]], spans: list[Span]) -> list[bool]:
     """[n] which of the tokens at `offsets` overlap one of the spans."""
-    begins, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+    flat = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets))
+    begins, ends = flat.reshape(-1, 2).T
     mask = np.zeros(len(offsets), dtype=np.bool_)
     for start, end in spans:
         mask |= (begins < end) & (ends > start)
