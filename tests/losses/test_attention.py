@@ -87,6 +87,7 @@ def assert_same(found, expected, tolerance: float = 1e-10) -> None:
         )
 
 
+ORACLES: dict[tuple[object, ...], list[Tensor]] = {}
 SEGMENTS = {
     "one": None,
     "packed": [[0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3], [0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2]],
@@ -96,7 +97,7 @@ SEGMENTS = {
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("segments", SEGMENTS)
-@pytest.mark.parametrize("window", [None, 1, 3, 11, 50])
+@pytest.mark.parametrize("window", [None, 1, 3, 50])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -117,9 +118,11 @@ def test_backends_agree_with_the_definition(backend, segments, window, shape) ->
         "segment_ids": None if ids is None else torch.tensor(ids),
     }
     arguments["row_weights"][0, 2:5] = 0
-    expected = value_and_gradients(oracle, arguments, **options)
+    known = ORACLES.setdefault((segments, window, str(shape)), [])
+    if not known:  # once for all backends
+        known += value_and_gradients(oracle, arguments, **options)
     found = value_and_gradients(attention_divergence, arguments, backend=backend, **options)
-    assert_same(found, expected)
+    assert_same(found, known)
 
 
 @pytest.mark.parametrize("backend", ["tiles", "sdpa"])

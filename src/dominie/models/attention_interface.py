@@ -35,6 +35,7 @@ _NAMES = {
     "flash_attention_4": "dominie_over_fa4",
 }
 _SOFTMAX_LAYERS = {"full_attention", "sliding_attention", "hybrid", "hybrid_sliding"}
+_NOT_SOFTMAX = {"doge": "its masks are learned and added to the scores"}
 _ALTERNATIVE = "set attention: 0, or map only layers of plain softmax attention (layers: […])"
 
 
@@ -133,15 +134,19 @@ for _stock, _listening_name in _NAMES.items():
     AttentionMaskInterface.register(_listening_name, ALL_MASK_ATTENTION_FUNCTIONS[_stock])
 
 
-def _attention_modules(model: nn.Module) -> dict[int, nn.Module]:
-    """The self-attention module of every layer of the decoder that has one."""
-    decoder: nn.Module = model
+def _decoder(model: nn.Module) -> nn.Module:
+    """The language model proper inside adapters, heads and multimodal wrappers."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            decoder = module.get_decoder()
-            break
+            decoder: nn.Module = module.get_decoder()
+            return decoder
+    return model
+
+
+def _attention_modules(model: nn.Module) -> dict[int, nn.Module]:
+    """The self-attention module of every layer of the decoder that has one."""
     modules: dict[int, nn.Module] = {}
-    for module in decoder.modules():
+    for module in _decoder(model).modules():
         layer = getattr(module, "layer_idx", None)
         if isinstance(layer, int) and "Attention" in type(module).__name__:
             modules.setdefault(layer, module)  # the outermost, where one wraps another
@@ -162,7 +167,7 @@ def _configs(model: nn.Module, modules: dict[int, nn.Module]) -> list[Any]:
 
 def _refuse_unsuitable(model: nn.Module, layer: int, module: nn.Module | None, depth: int) -> None:
     """Raise where the layer's attention is not a plain causal softmax, as far as can be told."""
-    config = getattr(module if module is not None else model, "config", None)
+    config = getattr(module, "config", None) or getattr(_decoder(model), "config", None)
     kinds = getattr(config, "layer_types", None)
     kind = kinds[layer] if kinds and layer < len(kinds) else None
     fault = None
@@ -170,6 +175,8 @@ def _refuse_unsuitable(model: nn.Module, layer: int, module: nn.Module | None, d
         fault = f"{kind.replace('_', ' ')} is not a plain softmax over the keys before a row"
     elif module is None:
         fault = f"it has no attention layer {layer} ({depth} have attention)"
+    elif config is not None and config.model_type in _NOT_SOFTMAX:
+        fault = _NOT_SOFTMAX[config.model_type]
     elif getattr(config, "attn_logit_softcapping", None) is not None:
         fault = "soft-capped attention scores are not a plain softmax"
     elif any("sink" in name for name, _ in module.named_parameters()):
