@@ -13,9 +13,11 @@ import torch
 
 from dominie.data.conversations import Conversation
 from dominie.data.splits import conversation_digest, read_split
+from dominie.data.tokenizers import tokenizer_fingerprint
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.evaluation.metrics import Score, agreement, exact_match
+from dominie.evaluation.questions import Question, questions
 from dominie.fingerprints import digest, model_fingerprint
 from dominie.models.agreement import check_same_tokens
 from dominie.models.loading import load_frozen, load_tokenizer
@@ -60,6 +62,7 @@ class _Examiner:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._load = functools.lru_cache(maxsize=2)(self._loaded)
         self._conversations = functools.cache(self._read)
+        self._asked: dict[tuple[Any, ...], list[Question]] = {}
 
     def scores(self, name: str) -> dict[str, Any]:
         """The scores of one model on all tasks, from file where nothing has changed."""
@@ -85,25 +88,30 @@ class _Examiner:
         return scores
 
     def _score(self, title: str, name: str, task: Task) -> Score:
-        conversations = self._conversations(task.source, task.split)[: task.limit]
         model, tokenizer = self._load(name)
+        asked = self._questions(task, tokenizer)
         track = functools.partial(self._track, title)
-        options: dict[str, Any] = {"by": task.by, "batch": self.evaluation.batch, "track": track}
-        if task.by is not None and not any(task.by in c.fields for c in conversations):
-            known = sorted({field for c in conversations for field in c.fields})
-            raise InputError(
-                f"no row has the field {task.by!r}",
-                where=f"evaluate.tasks: by, source {task.source}",
-                expected=f"one of {', '.join(known)}" if known else "rows with further fields",
-            )
         if task.metric == "exact_match":
             return exact_match(
-                model, tokenizer, conversations, max_new_tokens=task.max_new_tokens, **options
+                model,
+                tokenizer,
+                asked,
+                max_new_tokens=task.max_new_tokens,
+                batch=self.evaluation.batch,
+                track=track,
             )
         assert task.teacher is not None, "checked by Task"
-        teacher, their_tokenizer = self._load(task.teacher)
-        check_same_tokens(tokenizer, their_tokenizer, where=f"{title}, teacher {task.teacher}")
-        return agreement(model, tokenizer, conversations, teacher=teacher, **options)
+        teacher, theirs = self._load(task.teacher)
+        check_same_tokens(tokenizer, theirs, where=f"{title}, teacher {task.teacher}")
+        return agreement(model, teacher, asked, batch=self.evaluation.batch, track=track)
+
+    def _questions(self, task: Task, tokenizer: Any) -> list[Question]:
+        """The task's questions, encoded once for all models of one tokenizer."""
+        key = (task.source, task.split, task.limit, task.by, tokenizer_fingerprint(tokenizer))
+        if key not in self._asked:
+            conversations = self._conversations(task.source, task.split)[: task.limit]
+            self._asked[key] = questions(tokenizer, conversations, by=task.by)
+        return self._asked[key]
 
     def _track(self, title: str, items: Any, total: int) -> Any:
         return self.display.track(items, title, total)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dominie.data.rows import PreparedSource, prepare
+from dominie.data.tokenizers import tokenizer_fingerprint
 from dominie.display import Display
 from dominie.fingerprints import model_fingerprint, stage_fingerprint
 from dominie.models.agreement import check_same_tokens
@@ -193,18 +194,18 @@ class _PreparedData:
         """The sources of a stage, those it learns from first; the rest may be watched."""
         recipe = self.folder.recipe
         stage = recipe.stages[name]
-        key = (self.folder.root(stage.student), stage.train.max_length)
+        tokenizer = load_tokenizer(self.folder.model(self.folder.root(stage.student)))
+        key = (tokenizer_fingerprint(tokenizer), stage.train.max_length)
         if key not in self._made:
-            self._made[key] = self._prepare(*key)
+            self._made[key] = self._prepare(tokenizer, stage.train.max_length)
         made = self._made[key]
         return {
             source: made[source]
             for source in [*stage.active, *(s for s in made if s not in stage.active)]
         }
 
-    def _prepare(self, root: str, max_length: int) -> dict[str, PreparedSource]:
+    def _prepare(self, tokenizer: Any, max_length: int) -> dict[str, PreparedSource]:
         folder = self.folder
-        tokenizer = load_tokenizer(folder.model(root))
         made = prepare(
             {name: folder.source(name) for name in folder.recipe.data},
             tokenizer,

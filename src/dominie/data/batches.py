@@ -67,6 +67,11 @@ class Batch:
             **{name: tensor[rows] for name, tensor in self._tensors().items()}, packed=self.packed
         )
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        moved = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        return Batch(**moved, packed=self.packed)
+
     def _tensors(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "packed"}
 
@@ -117,8 +122,8 @@ def collate(
         for segment, i in enumerate(members):
             source, row = rows[i]
             stop = start + len(row.input_ids)
-            ids = torch.as_tensor(row.input_ids, dtype=torch.long)
-            supervised = torch.as_tensor(row.supervised, dtype=torch.bool)
+            ids = torch.tensor(row.input_ids, dtype=torch.long)
+            supervised = torch.tensor(row.supervised, dtype=torch.bool)
             batch.input_ids[b, start:stop] = ids
             batch.labels[b, start : stop - 1] = ids[1:].masked_fill(~supervised[1:], IGNORED)
             batch.segment_ids[b, start:stop] = segment

@@ -1,4 +1,4 @@
-"""What a model is scored by, one function a metric: a model and conversations in, a `Score` out."""
+"""What a model is scored by, one function a metric: a model and questions in, a `Score` out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any
 import torch
 
 from dominie.data.batches import Batch, collate
-from dominie.data.conversations import Conversation
-from dominie.data.templates import Encoded, encode, prompt_ids
-from dominie.errors import InputError
 from dominie.evaluation.generation import answers
+from dominie.evaluation.questions import Question
 from dominie.evaluation.statistics import mean_and_stderr, ratio_and_stderr
 from dominie.losses.vocabulary import vocabulary_losses
 from dominie.models.head import decoder, output_head
@@ -44,117 +42,109 @@ class Score:
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as `results.json` holds them."""
-        figures: dict[str, Any] = {
-            "score": self.score,
-            "stderr": self.stderr,
-            "n": self.n,
-            **self.extras,
-        }
+        figures: dict[str, Any] = {"score": self.score, "stderr": self.stderr, "n": self.n}
+        figures |= self.extras
         if self.groups:
             figures["groups"] = {name: group.as_dict() for name, group in self.groups.items()}
         return figures
 
 
+#: Wraps a stream of so many items to show progress.
 Track = Callable[[Any, int], Any]
+
+
+def _untracked(items: Any, _: int) -> Any:
+    return items
 
 
 def exact_match(
     model: Any,
     tokenizer: Any,
-    conversations: Sequence[Conversation],
+    questions: Sequence[Question],
     *,
-    by: str | None = None,
     max_new_tokens: int | None = None,
     batch: int = 64,
-    track: Track = lambda items, total: items,
+    track: Track = _untracked,
 ) -> Score:
-    """The fraction of last assistant turns given word for word, white space aside.
+    """The fraction of questions answered word for word, white space aside, by greedy decoding.
 
     Args:
         model: in evaluation mode.
-        tokenizer: its tokenizer, with a chat template.
-        conversations: the last assistant turn of each is the target; what precedes it is the
-            prompt.
-        by: field to group by.
+        tokenizer: its tokenizer.
+        questions: in that tokenizer's ids.
         max_new_tokens: longest answer; None is the longest target and a little more.
         batch: prompts per forward pass.
-        track: wraps the stream of answers to show progress.
+        track: shows progress.
     """
-    asked = [_asked(conversation) for conversation in conversations]
-    prompts = [
-        prompt_ids(tokenizer, messages, c.tools)
-        for (messages, _), c in zip(asked, conversations, strict=True)
-    ]
-    encoded = [encode(tokenizer, conversation) for conversation in conversations]
-    longest = max(len(e.input_ids) - len(p) for e, p in zip(encoded, prompts, strict=True))
+    longest = max(len(q.encoded.input_ids) - len(q.prompt_ids) for q in questions)
     stream = answers(
         model,
         tokenizer,
-        prompts,
-        end_of_turn=sorted({_last_supervised(e) for e in encoded}),
+        [q.prompt_ids for q in questions],
+        end_of_turn=sorted({q.end_of_turn for q in questions}),
         max_new_tokens=max_new_tokens or max(longest, 1) + _ROOM,
         batch=batch,
     )
-    outputs = dict(track(stream, len(prompts)))
+    outputs = dict(track(stream, len(questions)))
     samples = [
         {
-            "prompt": _shown(messages),
-            "target": target,
+            "prompt": question.prompt,
+            "target": question.target,
             "output": outputs[i],
-            "correct": outputs[i].split() == target.split(),
-            "group": _group(conversations[i], by),
+            "correct": outputs[i].split() == question.target.split(),
+            "group": question.group,
         }
-        for i, (messages, target) in enumerate(asked)
+        for i, question in enumerate(questions)
     ]
-    return _grouped_means([(float(s["correct"]), s["group"]) for s in samples], samples)
+    right = [float(sample["correct"]) for sample in samples]
+    groups = {
+        name: Score(*mean_and_stderr([right[i] for i in members]), len(members))
+        for name, members in _members(questions).items()
+    }
+    return Score(*mean_and_stderr(right), len(right), groups, samples=samples)
 
 
 def agreement(
     model: Any,
-    tokenizer: Any,
-    conversations: Sequence[Conversation],
-    *,
     teacher: Any,
-    by: str | None = None,
+    questions: Sequence[Question],
+    *,
     batch: int = 64,
-    track: Track = lambda items, total: items,
+    track: Track = _untracked,
 ) -> Score:
-    """How often model and teacher hold the same next token most probable.
+    """How often model and teacher hold the same next token most probable, where supervised.
 
     `kl` is KL(teacher ‖ model) and `loss` the model's next-token loss, in nats per supervised
-    token.
+    token. Standard errors are clustered by conversation.
+
+    Args:
+        model: in evaluation mode.
+        teacher: a frozen model of the same tokens.
+        questions: in their tokenizer's ids.
+        batch: conversations per forward pass.
+        track: shows progress.
     """
-    encoded = [encode(tokenizer, conversation) for conversation in conversations]
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].input_ids))
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i].encoded.input_ids))
     starts = range(0, len(order), batch)
     speaker = LocalTeacher(teacher)
-    sums = torch.zeros(
-        len(encoded), 4, dtype=torch.float64
-    )  # tokens, agreement, divergence, next token
+    sums = torch.zeros(len(questions), 4, dtype=torch.float64)
     for start in track(starts, len(starts)):
         members = order[start : start + batch]
-        rows = collate([(0, encoded[i]) for i in members])
-        moved = {
-            k: v.to(model.device) if torch.is_tensor(v) else v for k, v in rows.as_dict().items()
-        }
-        per_row = _compared(model, speaker, Batch.from_dict(moved))
-        sums[members] = per_row.cpu()
+        rows = collate([(0, questions[i].encoded) for i in members])
+        sums[members] = _compared(model, speaker, rows.to(model.device)).cpu()
     tokens, agreed, divergence, next_token = sums.T.tolist()
-    groups = {}
-    if by is not None:
-        named = [_group(conversation, by) for conversation in conversations]
-        for group in sorted({name for name in named if name is not None}):
-            chosen = [i for i, name in enumerate(named) if name == group]
-            score, stderr = ratio_and_stderr(
-                [agreed[i] for i in chosen], [tokens[i] for i in chosen]
-            )
-            groups[group] = Score(score, stderr, len(chosen))
-    score, stderr = ratio_and_stderr(agreed, tokens)
+    groups = {
+        name: Score(
+            *ratio_and_stderr([agreed[i] for i in members], [tokens[i] for i in members]),
+            len(members),
+        )
+        for name, members in _members(questions).items()
+    }
     extras = {
         "kl": ratio_and_stderr(divergence, tokens)[0],
         "loss": ratio_and_stderr(next_token, tokens)[0],
     }
-    return Score(score, stderr, len(encoded), groups, extras)
+    return Score(*ratio_and_stderr(agreed, tokens), len(questions), groups, extras)
 
 
 @torch.no_grad()
@@ -171,39 +161,7 @@ def _compared(model: Any, teacher: LocalTeacher, batch: Batch) -> torch.Tensor:
     return per_token.new_zeros((len(batch.labels), 4)).index_add_(0, row, per_token)
 
 
-def _asked(conversation: Conversation) -> tuple[list[dict[str, Any]], str]:
-    """The messages before the last assistant turn, and that turn's text."""
-    last = max(i for i, m in enumerate(conversation.messages) if m["role"] == "assistant")
-    if last == 0:
-        raise InputError("nothing is asked before the answer", where=conversation.where)
-    return conversation.messages[:last], conversation.messages[last]["content"]
-
-
-def _last_supervised(encoded: Encoded) -> int:
-    return max((i, token) for i, token in enumerate(encoded.input_ids) if encoded.supervised[i])[1]
-
-
-def _shown(messages: Sequence[Mapping[str, Any]]) -> str:
-    if len(messages) == 1:
-        return str(messages[0]["content"])
-    return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
-
-
-def _group(conversation: Conversation, by: str | None) -> str | None:
-    if by is None:
-        return None
-    found = conversation.fields.get(by)
-    return None if found is None else str(found)
-
-
-def _grouped_means(
-    values: Sequence[tuple[float, str | None]], samples: Sequence[Mapping[str, Any]]
-) -> Score:
-    names = sorted({group for _, group in values if group is not None})
-    groups = {}
-    for name in names:
-        chosen = [value for value, group in values if group == name]
-        groups[name] = Score(*mean_and_stderr(chosen), len(chosen))
-    return Score(
-        *mean_and_stderr([value for value, _ in values]), len(values), groups, samples=samples
-    )
+def _members(questions: Sequence[Question]) -> dict[str, list[int]]:
+    """Indices of the questions of each group, by name."""
+    names = sorted({question.group for question in questions if question.group is not None})
+    return {name: [i for i, q in enumerate(questions) if q.group == name] for name in names}

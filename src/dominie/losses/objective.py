@@ -58,6 +58,11 @@ class Objective:
             dtype=torch.float64,
         )
 
+    @property
+    def _weighed(self) -> list[str]:
+        names = ("next_token", "prediction")
+        return [n for n, column in zip(names, self._weights.T, strict=False) if bool(column.any())]
+
     def attention_weights(
         self, labels: Tensor, source_ids: Tensor, dtype: torch.dtype = torch.float32
     ) -> Tensor:
@@ -97,7 +102,7 @@ class Objective:
             weights=self._weights.to(hidden.device, sum_precision(hidden.dtype))[source],
         )
         total = hidden.sum() * 0.0 if attention is None else attention
-        terms = {"next_token": hidden.new_zeros(()), "prediction": hidden.new_zeros(())}
+        terms = {name: hidden.new_zeros(()) for name in self._weighed}
         if attention is not None:
             terms["attention"] = attention.detach()
         statistics = hidden.new_zeros((len(COLUMNS), len(position)), dtype=torch.float32)
@@ -117,11 +122,15 @@ class Objective:
                 check_finite=False,  # whoever steps looks once a step
             )
             total = total + losses.divergence + losses.next_token
-            terms["next_token"] += losses.next_token.detach()
-            terms["prediction"] += losses.divergence.detach()
+            for name, value in (
+                ("next_token", losses.next_token),
+                ("prediction", losses.divergence),
+            ):
+                if name in terms:
+                    terms[name] += value.detach()
             for row, name in enumerate(COLUMNS):
-                if (value := getattr(losses.per_token, name, None)) is not None:
-                    statistics[row, tokens] = value.float()
+                if (measured := getattr(losses.per_token, name, None)) is not None:
+                    statistics[row, tokens] = measured.float()
             if target is not None:
                 statistics[2, tokens] = 1.0
 

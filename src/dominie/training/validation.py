@@ -81,11 +81,8 @@ class Validation:
         for number in mine:
             start = starts[number % len(starts)]
             members = [(source, rows[i]) for i in range(start, min(start + self.batch, len(rows)))]
-            tensors = self.collator(members)
-            moved = {
-                k: v.to(accelerator.device) if torch.is_tensor(v) else v for k, v in tensors.items()
-            }
-            batches.append((Batch.from_dict(moved), number < len(starts)))
+            batch = Batch.from_dict(self.collator(members)).to(accelerator.device)
+            batches.append((batch, number < len(starts)))
         return batches
 
 
