@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _NARROW = (torch.bfloat16, torch.float16)
-_CHUNK_ELEMENTS = 1 << 22
+_CHUNK_ELEMENTS = 1 << 22  # 16 MiB of float32
 
 
 def write_product(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -25,24 +25,28 @@ def write_product(a: Tensor, b: Tensor, out: Tensor) -> None:
     elif out.dtype == b.dtype:
         torch.mm(a, b, out=out)
     elif _keeps_accumulator(b, out):
-        torch.mm(a, b, out_dtype=out.dtype, out=out)
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
     else:
         out.copy_(a @ b)
 
 
 def add_product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> None:
-    """``out += scale · a @ b``, the sum never narrower than ``out``."""
-    if a.dtype == b.dtype and _keeps_accumulator(b, out):
-        torch.addmm(out, a, b, alpha=scale, out_dtype=out.dtype, out=out)
-        return
-    a, b = a.to(out.dtype), b.to(out.dtype)
-    if not _suits_onednn(a, b):
-        out.addmm_(a, b, alpha=scale)
-        return
-    # The product is a tensor of its own before it is added: kept small, and still in cache.
+    """``out += scale · a @ b``, rounded to the precision of ``out`` and no other."""
+    if not _keeps_accumulator(b, out):
+        a, b = a.to(out.dtype), b.to(out.dtype)
+        if not _suits_onednn(a, b):
+            out.addmm_(a, b, alpha=scale)
+            return
+    # The product is a tensor of its own before it is added: kept small, it is still in cache.
     step = max(1, _CHUNK_ELEMENTS // out.shape[1])
     for chunk, rows in zip(torch.split(out, step), torch.split(a, step), strict=True):
-        chunk.add_(_onednn_product(rows, b), alpha=scale)
+        product = _onednn_product(rows, b) if out.dtype == b.dtype else _wide_product(rows, b)
+        chunk.add_(product, alpha=scale)
+
+
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """The float32 product of narrow operands."""
+    return torch.mm(a, b, out_dtype=torch.float32)
 
 
 def _keeps_accumulator(operand: Tensor, out: Tensor) -> bool:

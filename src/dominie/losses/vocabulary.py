@@ -185,11 +185,16 @@ class _VocabularyLosses(torch.autograd.Function):
         ctx: Any, divergence: Tensor | None, next_token: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
+        problem: Problem = ctx.problem
+        divergence = None if problem.target is None else divergence
+        next_token = None if problem.labels is None else next_token
+        if divergence is None and next_token is None:
+            return None, None, None, None
         gradients, ctx.gradients = ctx.gradients, None
-        factor = _common_factor(ctx.problem, divergence, next_token)
+        factor = _common_factor(problem, divergence, next_token)
         if factor is None or gradients is None:
             factor = None
-            problem = _with_upstream(ctx.problem, divergence, next_token)
+            problem = _with_upstream(problem, divergence, next_token)
             gradients = scores_and_gradients(hidden, weight, bias, problem, ctx.wanted)[1]
         return (
             _scaled(gradients.hidden, factor, hidden.dtype),
@@ -212,7 +217,7 @@ def _common_factor(
 ) -> Tensor | None:
     """The upstream gradient of every term that was computed, or None if they differ."""
     if problem.target is None or problem.labels is None:
-        return divergence if problem.labels is None else next_token
+        return next_token if divergence is None else divergence
     if divergence is None or next_token is None:
         return None
     # The gradient of a plain sum is one tensor, seen without waiting for a GPU.
