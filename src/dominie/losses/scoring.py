@@ -127,7 +127,7 @@ def _divergence(
     if isinstance(target, SparseTarget):
         value, slope = sparse_forward_kl(log_s, target, gradient=terms.gradient)
         if terms.metrics:
-            scores["teacher_entropy"], likeliest = target.entropy(), target.likeliest()
+            scores["teacher_entropy"], likeliest = target.entropy(log_s.dtype), target.likeliest()
     else:
         capped = _softcapped(target, terms.target_softcap)
         log_t = _log_probabilities(capped, terms.temperature)

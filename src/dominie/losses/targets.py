@@ -67,9 +67,14 @@ class SparseTarget:
         """Where the target is."""
         return self.ids.device
 
-    def entropy(self) -> Tensor:
+    def outcomes(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The probabilities [N, K], 0 in unused places, and the tail [N], 0 where it is less."""
+        p = self.probabilities.to(dtype)
+        return p.where(self.ids >= 0, torch.zeros_like(p)), self.tail.to(dtype).clamp_min(0)
+
+    def entropy(self, dtype: torch.dtype) -> Tensor:
         """[N] in nats, the tail taken as one outcome: at most the entropy of what was cut."""
-        p, tail = self.probabilities.float().clamp_min(0), self.tail.float().clamp_min(0)
+        p, tail = self.outcomes(dtype)
         return -torch.xlogy(p, p).sum(-1) - torch.xlogy(tail, tail)
 
     def likeliest(self) -> Tensor:
@@ -97,14 +102,13 @@ def sparse_forward_kl(
     Returns:
         The divergence [n], and its gradient with respect to the student's logits [n, V] or None.
     """
-    used = target.ids >= 0
-    ids = target.ids.clamp_min(0)
-    p = target.probabilities.to(log_s.dtype).where(used, 0)
+    ids, (p, tail) = target.ids.clamp_min(0), target.outcomes(log_s.dtype)
     # 1 − Σ s cancels for a student that is sure: sum the others instead, in logarithms.
-    log_others = log_s.scatter_add(1, ids, torch.zeros_like(p).masked_fill_(used, -torch.inf))
+    removed = torch.zeros_like(p).masked_fill_(target.ids >= 0, -torch.inf)
+    log_others = log_s.scatter_add(1, ids, removed)
     log_rest = log_others.logsumexp(-1)
-    tail = target.tail.to(log_s.dtype).clamp_min(0).where(log_rest > -torch.inf, 0)
-    log_rest = log_rest.where(tail > 0, 0)
+    tail = tail.where(log_rest > -torch.inf, torch.zeros_like(tail))
+    log_rest = log_rest.where(tail > 0, torch.zeros_like(tail))
     value = (torch.xlogy(p, p) - p * log_s.gather(1, ids)).sum(-1)
     value += torch.xlogy(tail, tail) - tail * log_rest
     if not gradient:
