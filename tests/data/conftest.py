@@ -109,6 +109,8 @@ def _tokenizer(family, request):
     if family == "r1":
         special = ["<|begin|>", "<|end|>", "<|User|>", "<|Assistant|>"]
         return byte_level(special, bos="<|begin|>", eos="<|end|>")
+    if family == "harmony":
+        return byte_level(["<|start|>", "<|message|>", "<|end|>", "<|return|>"], eos="<|return|>")
     if family == "phi":
         special = ["<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
         return byte_level(special, eos="<|endoftext|>")

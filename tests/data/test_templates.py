@@ -279,6 +279,14 @@ def test_turns_are_found_where_tools_move_to_the_last_question(make_tokenizer):
     ]
 
 
+def test_history_may_end_its_turns_with_another_token(make_tokenizer):
+    assert supervised_texts(make_tokenizer("harmony"), CHATS["three turns"]) == [
+        "<|message|>one<|end|>",
+        "<|message|>two<|end|>",
+        "<|message|>3<|return|>",
+    ]
+
+
 def test_arguments_given_as_json_text_are_not_quoted_twice(make_tokenizer):
     text = {"function": {"name": "stock", "arguments": '{"id": 7}'}}
     tokenizer = make_tokenizer("chatml")
@@ -287,6 +295,17 @@ def test_arguments_given_as_json_text_are_not_quoted_twice(make_tokenizer):
         for call in (text, CALL)
     )
     assert as_text == as_object
+
+
+def test_arguments_are_text_for_a_template_that_adds_them_to_text(make_tokenizer):
+    tokenizer = make_tokenizer("chatml")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "call['function'] | tojson", "call['function']['name'] + call['function']['arguments']"
+    )
+    messages = [user("a"), assistant("", tool_calls=[CALL])]
+    assert supervised_texts(tokenizer, messages) == [
+        '<tool_call>\nstock{"id": 7}\n</tool_call><|im_end|>'
+    ]
 
 
 def test_the_end_of_a_turn_is_told_from_the_end_of_the_document(make_tokenizer):
@@ -390,6 +409,24 @@ def test_a_template_that_leaves_answers_out_is_refused(make_tokenizer):
     tokenizer.chat_template = "{% for m in messages[::2] %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(InputError, match="does not tell where the assistant's turns lie"):
         encode(tokenizer, Conversation(CHATS["one turn"], None, "x:1"))
+
+
+def test_a_template_without_tool_calls_is_refused_where_there_are_any(make_tokenizer):
+    with pytest.raises(InputError, match="leaves out a tool call") as caught:
+        encode(make_tokenizer("marked"), Conversation(AGENT, TOOLS, "x:1"))
+    assert "'stock' in the turn of message 2" in caught.value.expected
+
+
+def test_a_template_that_takes_contents_for_lists_is_refused(make_tokenizer):
+    tokenizer = make_tokenizer("chatml")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}:"
+        "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    with pytest.raises(InputError, match="leaves out an answer") as caught:
+        encode(tokenizer, Conversation(CHATS["one turn"], None, "x:1"))
+    assert caught.value.where == "x:1"
 
 
 def test_a_tokenizer_without_a_template_is_refused(make_tokenizer):

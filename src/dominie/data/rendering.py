@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dominie.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from transformers import PreTrainedTokenizerBase
 
     from dominie.data.formats import Message
@@ -86,24 +89,28 @@ class ChatTemplate:
         Raises:
             InputError: the template refuses the conversation, or fails on it.
         """
-        try:
-            text = self.tokenizer.apply_chat_template(
-                with_parsed_arguments(messages),
-                tools=tools,
-                chat_template=source,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-            )
-        # A template is somebody's program: it may raise anything.
-        except Exception as error:
-            raise InputError(
-                "the chat template fails on this conversation",
-                where=where or None,
-                expected="a conversation as the template wants it",
-                found=f"{type(error).__name__}: {str(error).strip()[:300]}",
-                do="change the row (roles, their order, a system message), or the template",
-            ) from error
-        return str(text)
+        failure: Exception | None = None
+        for form in with_arguments_in_both_forms(messages):
+            # A template is somebody's program: it may raise anything.
+            try:
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        form,
+                        tools=tools,
+                        chat_template=source,
+                        tokenize=False,
+                        add_generation_prompt=generation_prompt,
+                    )
+                )
+            except Exception as error:
+                failure = failure or error
+        raise InputError(
+            "the chat template fails on this conversation",
+            where=where or None,
+            expected="a conversation as the template wants it",
+            found=f"{type(failure).__name__}: {str(failure).strip()[:300]}",
+            do="change the row (roles, their order, a system message), or the template",
+        ) from failure
 
     def text_and_marks(
         self, messages: list[Message], tools: list[dict[str, Any]] | None, *, where: str
@@ -158,28 +165,40 @@ def _without_written_marks(text: str) -> tuple[str, list[Span]]:
     return plain, [span for span in spans if span[0] < span[1]]
 
 
-def with_parsed_arguments(messages: list[Message]) -> list[Message]:
-    """Messages whose tool calls carry their arguments as objects.
+def with_arguments_in_both_forms(messages: list[Message]) -> Iterator[list[Message]]:
+    """Messages whose tool calls carry their arguments as objects, then as JSON text.
 
-    The arguments often come as JSON text, which most templates would quote a second time.
+    Data has either form. Most templates want objects and would quote a text a second time; the
+    others fail on an object, which they would add to a text.
     """
     if not any("tool_calls" in message for message in messages):
-        return messages
-    return [
-        {**message, "tool_calls": [_with_parsed_arguments(call) for call in message["tool_calls"]]}
-        if "tool_calls" in message
-        else message
-        for message in messages
-    ]
+        yield messages
+        return
+    for form in (_parsed, _unparsed):
+        yield [
+            {
+                **message,
+                "tool_calls": [_with_arguments(call, form) for call in message["tool_calls"]],
+            }
+            if "tool_calls" in message
+            else message
+            for message in messages
+        ]
 
 
-def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
+def _with_arguments(call: dict[str, Any], form: Callable[[Any], Any]) -> dict[str, Any]:
     if isinstance(call.get("function"), dict):
-        return {**call, "function": _with_parsed_arguments(call["function"])}
-    if isinstance(call.get("arguments"), str):
-        try:
-            arguments = json.loads(call["arguments"])
-        except (ValueError, RecursionError):
-            return call
-        return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
-    return call
+        return {**call, "function": _with_arguments(call["function"], form)}
+    return {**call, "arguments": form(call["arguments"])} if "arguments" in call else call
+
+
+def _parsed(arguments: Any) -> Any:
+    if isinstance(arguments, str):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(arguments)
+            return value if isinstance(value, dict) else arguments
+    return arguments
+
+
+def _unparsed(arguments: Any) -> Any:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

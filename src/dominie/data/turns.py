@@ -9,9 +9,10 @@ rendering without the word is the rendering of the conversation, to the letter.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
 from dominie.errors import InputError
@@ -41,6 +42,9 @@ def assistant_turns(template: ChatTemplate, conversation: Conversation) -> tuple
     ends = [0, *(end for _, end in spans)]
     if any(not end <= span[0] < span[1] for end, span in zip(ends, spans, strict=False)):
         raise rendering.untold("two turns overlap, or one is empty")
+    if len(spans) == len(rendering.answers):
+        for k, span in zip(rendering.answers, spans, strict=True):
+            rendering.check_said(k, text[slice(*span)])
     return text, spans
 
 
@@ -78,6 +82,26 @@ class _Rendering:
             found=found,
             do="set {% generation %} … {% endgeneration %} around the assistant's part of it",
         )
+
+    def check_said(self, k: int, turn: str) -> None:
+        """Refuse a template that knows no tool calls, or takes a text for a list of images.
+
+        Of a content the last word is looked for: templates remove thoughts before it, and some
+        what is said beside a tool call.
+        """
+        message = self.messages[k]
+        calls = [call.get("function", call) for call in message.get("tool_calls", ())]
+        last_word = re.split(r"[\s>]", message["content"].strip())[-1][-16:]
+        said = [str(call.get("name")) for call in calls] or [last_word]
+        for part in said:
+            if part not in turn:
+                raise InputError(
+                    f"the chat template leaves out {'a tool call' if calls else 'an answer'}",
+                    where=self.where or None,
+                    expected=f"{part!r} in the turn of message {k + 1}",
+                    found=repr(turn[:80]),
+                    do="use a model or a template made for such conversations",
+                )
 
     def is_closed(self, span: Span) -> bool:
         """Whether the span ends with a token of its own, white space after it aside."""
@@ -148,16 +172,37 @@ class _Rendering:
     def _end_by_probe(self, k: int) -> int:
         """The end of message `k`: that of its content, with as much of its closing as is there."""
         content_end, probed = self._content_end(k)
-        return self._end_of_common(content_end, self.render([*self.messages[:k], probed]))
+        return self._end_of_common(content_end, self._closing(k, probed))
+
+    def _closing(self, k: int, probed: Message) -> str:
+        """What the template writes after message `k` before another answer, or at the end of all.
+
+        The two differ where a template ends the last turn, or the document, with another token.
+        """
+        upto = [*self.messages[:k], probed]
+        at_end = self._after_probe(self.render(upto))
+        try:
+            before_answer = self._after_probe(self.render(upto, generation_prompt=True))
+            prompt = self._generation_prompt(self.messages[:k])
+        except InputError:
+            return at_end
+        return before_answer.removesuffix(prompt) if prompt else at_end
+
+    def _generation_prompt(self, messages: list[Message]) -> str:
+        """What the template adds for the assistant to speak; empty if it adds nothing."""
+        opened = self.template.pieces(self.render(messages, generation_prompt=True))
+        ended = self.template.pieces(self.render(messages))
+        pairs = zip(opened, ended, strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return "".join(opened[same:])
 
     def _start_by_probe(self, k: int) -> int:
         """Where the generation prompt before message `k` ends, as far as it is in the rendering."""
         if k:
             question_end, probed = self._content_end(k - 1)
             prompt = self.render([*self.messages[: k - 1], probed], generation_prompt=True)
-            return self._end_of_common(question_end, prompt)
-        question = [{"role": "user", "content": self.probe}]
-        prompt = self.render(question, generation_prompt=True).removeprefix(self.render(question))
+            return self._end_of_common(question_end, self._after_probe(prompt))
+        prompt = self._generation_prompt([{"role": "user", "content": self.probe}])
         if not prompt or prompt not in self.text:
             raise self.untold("a conversation that the assistant opens")
         return self.text.index(prompt) + len(prompt)
@@ -174,12 +219,15 @@ class _Rendering:
                 return text.rindex(self.probe) - earlier, probed
         raise self.untold(f"message {k + 1} ({self.messages[k]['role']}) cannot be followed in it")
 
-    def _end_of_common(self, start: int, probed_text: str) -> int:
-        """How far the rendering goes on from `start` as `probed_text` does from its probe.
+    def _after_probe(self, text: str) -> str:
+        return text.rpartition(self.probe)[2]
+
+    def _end_of_common(self, start: int, expected: str) -> int:
+        """How far the rendering goes on from `start` as `expected` does.
 
         Whole tokens and whole lines are compared: the openings of two tokens have much in common.
         """
-        for piece in self.template.pieces(probed_text.rpartition(self.probe)[2]):
+        for piece in self.template.pieces(expected):
             if not self.text.startswith(piece, start):
                 break
             start += len(piece)
