@@ -1,0 +1,168 @@
+"""Recipes: shorthands, overrides, strictness, and the names they use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dominie.errors import InputError
+from dominie.recipe import dump_recipe, load_recipe
+
+RECIPE = """
+name: shop
+models:
+  mixtral: {path: mistralai/Mixtral-8x7B-Instruct-v0.1, quantize: 8bit}
+data:
+  general: {path: general.jsonl, validation_fraction: 0.01, test_fraction: 0.05}
+  ecommerce: {path: ecommerce.jsonl, validation_fraction: 0.05, test_fraction: 0.1}
+train: {learning_rate: 2e-5, epochs: 2, batch: 256, max_length: 2048, precision: bf16, seed: 0}
+stages:
+  distill:
+    student: mistralai/Mistral-7B-v0.1
+    teacher: mixtral
+    data: {general: 1.0}
+    loss: {prediction: 1.0, attention: 1.0}
+  expert:
+    student: distill
+    data: {ecommerce: 1.0}
+    loss: {next_token: 1.0}
+    train: {epochs: 1, weight_decay: 0.1}
+  align:
+    student: distill
+    data:
+      ecommerce: {share: 0.1, teacher: expert}
+      general: {share: 0.9, teacher: distill}
+    loss: {prediction: {weight: 1.0, temperature: 2.0}}
+evaluate:
+  models: {base: mistralai/Mistral-7B-v0.1, align: align}
+  tasks:
+    domain: {source: ecommerce, metric: exact_match, split: test}
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def written(text: str = RECIPE, old: str = "", new: str = "") -> Path:
+        assert old in text
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text.replace(old, new, 1))
+        return path
+
+    return written
+
+
+def test_the_design_s_example_means_what_it_says(write):
+    recipe = load_recipe(write())
+    distill, expert, align = (recipe.stages[n] for n in ("distill", "expert", "align"))
+    assert recipe.train.learning_rate == distill.train.learning_rate == 2e-5
+    assert distill.loss_on("general").attention.weight == 1.0
+    assert (expert.train.epochs, expert.train.batch) == (1, 256)
+    assert expert.train.arguments == {"weight_decay": 0.1}
+    assert align.teacher_on("ecommerce") == "expert"
+    assert align.teacher_on("general") == "distill"
+    assert align.loss_on("general").prediction.temperature == 2.0
+    assert expert.teacher_on("ecommerce") is None
+    assert align.models == ["distill", "expert"]
+    assert recipe.model("mixtral").quantize == "8bit"
+
+
+def test_the_resolved_recipe_reads_back_equal(write, tmp_path):
+    recipe = load_recipe(write())
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(recipe))
+    assert load_recipe(again) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("stages.align.train.epochs=1", lambda r: r.stages["align"].train.epochs == 1),
+        ("train.learning_rate=1e-3", lambda r: r.stages["expert"].train.learning_rate == 1e-3),
+        (
+            "stages.align.data.general.share=0.5",
+            lambda r: r.stages["align"].data["general"].share == 0.5,
+        ),
+        ("stages.distill.data.general=2", lambda r: r.stages["distill"].data["general"].share == 2),
+        (
+            "stages.distill.loss.attention.layers=last",
+            lambda r: r.stages["distill"].loss.attention.layers == "last",
+        ),
+        ("stages.distill.loss.attention=null", lambda r: not r.stages["distill"].loss.attention),
+        (
+            "stages.distill.train.lora.r=8",
+            lambda r: r.stages["distill"].train.lora.r == 8,
+        ),
+        ("name=other", lambda r: r.name == "other"),
+    ],
+)
+def test_any_value_can_be_overridden(write, override, read):
+    assert read(load_recipe(write(), [override]))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("teacher: mixtral", "techer: mixtral", ["stages.distill.techer", "did you mean teacher?"]),
+        ("weight: 1.0, temp", "weigth: 1.0, temp", ["weigth", "did you mean weight?"]),
+        ("epochs: 2", "epoch: 2", ["train.epoch", "did you mean epochs?"]),
+        ("weight_decay", "weight_decai", ["weight_decai", "did you mean weight_decay?"]),
+        ("validation_fraction: 0.01", "validation: 0.01", ["data.general.validation"]),
+        ("quantize", "quantise", ["models.mixtral.quantise", "did you mean quantize?"]),
+        ("metric: exact_match", "metrik: exact_match", ["metrik", "did you mean metric?"]),
+        ("batch: 256", "per_device_train_batch_size: 4", ["dominie sets this", "micro_batch"]),
+        ("learning_rate: 2e-5", "learning_rate: fast", ["train.learning_rate", "'fast'"]),
+        ("epochs: 2", "epochs: -1", ["epochs must be positive"]),
+        ("temperature: 2.0", "temperature: 0", ["temperature must be positive"]),
+        ("share: 0.1", "share: -0.1", ["share must be finite and not negative"]),
+        ("{general: 1.0}", "{general: 0}", ["the mix holds nothing"]),
+        ("{general: 1.0}", "{genral: 1.0}", ["unknown source 'genral'", "did you mean general?"]),
+        ("student: distill", "student: distil", ["'distil'", "did you mean distill?"]),
+        ("teacher: expert", "teacher: exprt", ["'exprt'", "did you mean expert?"]),
+        ("    teacher: mixtral\n", "", ["there is no", "stages.distill.teacher"]),
+        ("student: mistralai/Mistral-7B-v0.1", "student: align", ["need each other", "align"]),
+        ("  expert:\n", "  distill:\n", ["stands twice"]),
+        ("source: ecommerce", "source: shop", ["unknown source 'shop'"]),
+        ("test_fraction: 0.1", "test_fraction: 0.0", ["no test split", "test_fraction"]),
+        ("name: shop", "name: ../shop", ["not usable as a name"]),
+        ("  expert:", "  evaluation:", ["not usable as a name"]),
+        ("stages:", "stages: [", ["not valid YAML"]),
+    ],
+)
+def test_a_faulty_recipe_is_one_clear_message(write, old, new, said):
+    with pytest.raises(InputError) as caught:
+        load_recipe(write(RECIPE, old, new))
+    for words in said:
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b", "just words"])
+def test_something_else_is_not_a_recipe(write, text):
+    with pytest.raises(InputError):
+        load_recipe(write(text))
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.yaml"):
+        load_recipe(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("override", ["epochs", "=1", "a..b=1", "name.x.y=1"])
+def test_a_faulty_override_is_refused(write, override):
+    with pytest.raises(InputError):
+        load_recipe(write(), [override])
+
+
+def test_paths_start_at_the_recipe_s_folder(write, tmp_path):
+    (tmp_path / "general.jsonl").write_text("")
+    recipe = load_recipe(write())
+    assert recipe.data["general"].path == str(tmp_path / "general.jsonl")
+    assert recipe.data["ecommerce"].path == "ecommerce.jsonl"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml")), ids=lambda p: p.name
+)
+def test_every_shipped_recipe_is_valid(path: Path):
+    recipe = load_recipe(path)
+    assert dump_recipe(recipe)

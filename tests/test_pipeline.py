@@ -1,0 +1,140 @@
+"""The whole job through the command line, on a recipe of a few seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+MINI = Path(__file__).parent / "recipes" / "mini.yaml"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def dominie(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dominie", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A finished run of the mini recipe, and what it printed."""
+    cwd = tmp_path_factory.mktemp("finished")
+    return cwd, dominie("run", MINI, cwd=cwd)
+
+
+def weights(run: Path, stage: str) -> bytes:
+    return (run / stage / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_run_leaves_what_the_design_promises(finished):
+    cwd, done = finished
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    run = cwd / "runs" / "mini"
+    results = json.loads((run / "results.json").read_text())
+    assert list(results) == ["untrained", "teacher", "sft", "distill", "expert", "align"]
+    for tasks in results.values():
+        assert list(tasks) == ["general", "domain", "agreement"]
+        for score in tasks.values():
+            assert 0.0 <= score["score"] <= 1.0
+            assert score["n"] > 0
+    assert results["teacher"]["agreement"]["score"] == 1.0
+    assert results["teacher"]["agreement"]["kl"] == pytest.approx(0.0, abs=1e-6)
+    for stage in ("teacher", "sft", "distill", "expert", "align"):
+        record = json.loads((run / stage / "stage.json").read_text())
+        assert record["status"] == "done"
+        assert not (run / stage / "checkpoints").exists()
+        lines = [json.loads(x) for x in (run / stage / "metrics.jsonl").read_text().splitlines()]
+        assert lines[-1]["step"] == 6
+        evaluated = [line["evaluation"] for line in lines if "evaluation" in line]
+        assert all(set(curves) == {"general", "domain"} for curves in evaluated)
+    page = (run / "report.html").read_text()
+    assert "align" in page
+    assert len(page) < 1_000_000
+    for name in ("general", "domain"):
+        assert f"{name}: read " in done.stdout
+
+
+def test_models_load_with_transformers_alone(finished):
+    run = finished[0] / "runs" / "mini"
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer as T\n"
+        f"m = AutoModelForCausalLM.from_pretrained({str(run / 'align' / 'model')!r})\n"
+        f"t = T.from_pretrained({str(run / 'align' / 'model')!r})\n"
+        "assert t.chat_template and m.generation_config.eos_token_id is not None\n"
+        "assert not any(name.startswith('dominie') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT, timeout=120)
+
+
+def test_a_second_run_does_nothing(finished):
+    cwd, _ = finished
+    before = weights(cwd / "runs" / "mini", "align")
+    started = time.monotonic()
+    again = dominie("run", MINI, "--json", cwd=cwd)
+    assert again.returncode == 0, again.stderr
+    assert time.monotonic() - started < 60  # 15 s on an idle machine
+    assert again.stderr.count("already trained") == 5
+    assert again.stderr.count("already scored") == 6
+    assert set(json.loads(again.stdout)["results"]) >= {"align"}
+    assert weights(cwd / "runs" / "mini", "align") == before
+
+
+def test_a_change_reruns_exactly_what_depends_on_it(finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished[0] / "runs", tmp_path / "runs")
+    changed = dominie("run", MINI, "stages.expert.train.learning_rate=1e-3", cwd=tmp_path)
+    assert changed.returncode == 0, changed.stderr
+    for stage in ("teacher", "sft", "distill"):
+        assert f"{stage} already trained" in changed.stdout
+    for stage in ("expert", "align"):
+        assert f"{stage}: what it depends on has changed" in changed.stdout
+    kept = list((tmp_path / "runs" / "mini" / ".replaced").iterdir())
+    assert {path.name.split("-")[0] for path in kept} == {"expert", "align"}
+
+
+def killed_when(appears: Path, *arguments: object, cwd: Path, signum: int) -> int:
+    command = [sys.executable, "-m", "dominie", *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=-3, stderr=-3)
+    deadline = time.monotonic() + 200
+    while not appears.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be killed"
+    process.send_signal(signum)
+    return process.wait(timeout=100)
+
+
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_run_that_was_cut_off_ends_in_the_same_weights(finished, tmp_path, signum, status):
+    run = tmp_path / "runs" / "mini"
+    # Long enough a stage that the signal arrives in its midst.
+    cut = run / "distill" / "checkpoints" / "checkpoint-2"
+    assert killed_when(cut, "run", MINI, cwd=tmp_path, signum=signum) == status
+    resumed = dominie("run", MINI, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "sft already trained" in resumed.stdout
+    whole = finished[0] / "runs" / "mini"
+    for stage in ("distill", "expert", "align"):
+        ours = load_file(run / stage / "model" / "model.safetensors")
+        theirs = load_file(whole / stage / "model" / "model.safetensors")
+        assert all(bool((ours[name] == theirs[name]).all()) for name in theirs), stage
+    for stage in ("distill", "align"):
+        steps = [
+            json.loads(line)["step"]
+            for line in (run / stage / "metrics.jsonl").read_text().splitlines()
+            if "terms" in line
+        ]
+        assert steps == sorted(set(steps)), "no step is recorded twice"
+    assert (run / "results.json").read_text() == (whole / "results.json").read_text()
