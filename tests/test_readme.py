@@ -1,0 +1,41 @@
+"""The README stays true."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from dominie.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_map_of_files_is_today_s():
+    spec = importlib.util.spec_from_file_location("file_map", ROOT / "docs" / "file_map.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert module.readme_with_map(readme) == readme, "run: python docs/file_map.py --write"
+
+
+def test_the_example_recipe_is_valid(tmp_path: Path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = readme.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "mine.yaml").write_text(example)
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert recipe.stages["align"].teacher_on("ecommerce") == "expert"
+
+
+def linked(text: str) -> list[str]:
+    parts = text.split("](")[1:]
+    return [part.split(")")[0] for part in parts if not part.startswith("http")]
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(p.name for p in ROOT.glob("docs/*.md"))])
+def test_links_lead_somewhere(page: str):
+    path = ROOT / page if (ROOT / page).exists() else ROOT / "docs" / page
+    for link in linked(path.read_text(encoding="utf-8")):
+        assert (path.parent / link.split("#")[0]).exists(), link
