@@ -114,6 +114,11 @@ def killed_when(appears: Path, *arguments: object, cwd: Path, signum: int) -> in
     return process.wait(timeout=100)
 
 
+def lines_up_to(metrics: Path, step: int) -> list[str]:
+    found = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
+    return [line for line in found if json.loads(line)["step"] <= step]
+
+
 @pytest.mark.parametrize(
     ("signum", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
@@ -122,6 +127,7 @@ def test_a_run_that_was_cut_off_ends_in_the_same_weights(finished, tmp_path, sig
     # Long enough a stage that the signal arrives in its midst.
     cut = run / "distill" / "checkpoints" / "checkpoint-2"
     assert killed_when(cut, "run", MINI, cwd=tmp_path, signum=signum) == status
+    before = lines_up_to(run / "distill" / "metrics.jsonl", step=2)
     resumed = dominie("run", MINI, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert "sft already trained" in resumed.stdout
@@ -130,6 +136,8 @@ def test_a_run_that_was_cut_off_ends_in_the_same_weights(finished, tmp_path, sig
         ours = load_file(run / stage / "model" / "model.safetensors")
         theirs = load_file(whole / stage / "model" / "model.safetensors")
         assert all(bool((ours[name] == theirs[name]).all()) for name in theirs), stage
+    # The lines carry clock times, so that equal ones were not trained again.
+    assert lines_up_to(run / "distill" / "metrics.jsonl", step=2) == before
     for stage in ("distill", "align"):
         steps = [
             json.loads(line)["step"]

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+
 from dominie.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -127,7 +127,6 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
 
 
 def _train(folder: RunFolder, prepared: Prepared, display: Display) -> tuple[Any, dict[str, Any]]:
-    from dominie.training.interruption import Interrupted, SaveAndStop
     from dominie.training.lessons import Lessons
     from dominie.training.progress import StepProgress
     from dominie.training.records import Records
@@ -165,18 +164,15 @@ def _train(folder: RunFolder, prepared: Prepared, display: Display) -> tuple[Any
         for name in stage.models
         if name in {lesson.teacher for lesson in lessons}
     }
-    stop = SaveAndStop()
-    with stop.listening(), display.progress(prepared.name) as advance:
+    with display.progress(prepared.name) as advance:
         trained = train_stage(
             path,
             student=folder.model(stage.student),
             teachers=teachers,
             lessons=lessons,
             settings=stage.train,
-            callbacks=[StepProgress(advance), stop],
+            callbacks=[StepProgress(advance)],
         )
-    if stop.signum is not None:
-        raise Interrupted(stop.signum, where=f"stage {prepared.name}")
     records = Records(path / "metrics.jsonl").read()
     return trained, {
         "evaluation": next((r["evaluation"] for r in reversed(records) if "evaluation" in r), {})

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from dominie.data.batches import IGNORED, Batch, collate
 from dominie.data.mixing import Mix, total_conversations
 from dominie.data.templates import Encoded

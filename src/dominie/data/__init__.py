@@ -1,0 +1,1 @@
+"""Conversations: read, split, tokenised once, mixed and laid out as batches."""

@@ -1,0 +1,1 @@
+"""Models: loaded and checked, their heads and their attention made accessible."""

@@ -46,6 +46,11 @@ class SaveAndStop(TrainerCallback):
             for signum, handler in before.items():
                 signal.signal(signum, handler)
 
+    def check(self, *, where: str) -> None:
+        """Raise if a signal came."""
+        if self.signum is not None:
+            raise Interrupted(self.signum, where)
+
     def _note(self, signum: int, _: FrameType | None) -> None:
         if self.signum is not None:
             os._exit(128 + signum)

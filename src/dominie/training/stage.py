@@ -19,6 +19,7 @@ from dominie.models.spec import Model
 from dominie.training.arguments import training_arguments
 from dominie.training.checkpoints import newest_checkpoint, publish
 from dominie.training.feed import Collator, MixedRows
+from dominie.training.interruption import SaveAndStop
 from dominie.training.learner import teaching
 from dominie.training.lessons import (
     Lessons,
@@ -67,6 +68,7 @@ def train_stage(
     Raises:
         InputError: models that do not fit each other or the data.
         RunError: the loss ceased to be finite.
+        Interrupted: a signal came, and a checkpoint was saved.
     """
     set_seed(settings.seed)
     ranks = PartialState().num_processes
@@ -103,6 +105,7 @@ def train_stage(
     objective = Objective([lesson.terms for lesson in lessons])
     early = [EarlyStoppingCallback(settings.patience)] if settings.patience and watched else []
 
+    stop = SaveAndStop()
     with teaching(model, objective, pairs, backend=backend):
         trainer = DistillationTrainer(
             model,
@@ -131,9 +134,11 @@ def train_stage(
             else None,
             records=records,
             epochs=steps * settings.batch / conversations * settings.epochs,
-            callbacks=[*early, *callbacks],
+            callbacks=[*early, stop, *callbacks],
         )
-        trainer.resume(newest_checkpoint(folder / "checkpoints"))
+        with stop.listening():
+            trainer.resume(newest_checkpoint(folder / "checkpoints"))
+    stop.check(where=f"stage {folder.name}, step {trainer.state.global_step}")
     result = Trained(
         steps=trainer.state.global_step,
         supervised_tokens=trainer.supervised_tokens,

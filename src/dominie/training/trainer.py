@@ -45,6 +45,7 @@ class _LastStep(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
+            control.should_save |= args.load_best_model_at_end
 
 
 class DistillationTrainer(Trainer):
