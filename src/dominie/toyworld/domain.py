@@ -66,7 +66,7 @@ def stock(rng: Random) -> Exchange:
     asked = rng.randrange(2)
     shelf = " , ".join(f"{p} {n}" for p, n in zip(products, counts, strict=True))
     answer = f"{counts[asked]} left" if counts[asked] else "sold out"
-    return Exchange(f"stock : {shelf} . {products[asked]} ?", f"{products[asked]} : {answer}")
+    return Exchange(f"stock : {shelf} . {products[asked]} ?", f"{products[asked]} {answer}")
 
 
 def price(rng: Random) -> Exchange:
@@ -74,7 +74,9 @@ def price(rng: Random) -> Exchange:
     products, costs = rng.sample(PRODUCTS, 2), [spelled(rng.randint(10, 99)) for _ in range(2)]
     asked = rng.randrange(2)
     tags = " , ".join(f"{p} {c}" for p, c in zip(products, costs, strict=True))
-    return Exchange(f"price : {tags} . {products[asked]} ?", f"{costs[asked]} coins each")
+    return Exchange(
+        f"price : {tags} . {products[asked]} ?", f"{products[asked]} {costs[asked]} coins"
+    )
 
 
 def returns(rng: Random) -> Exchange:

@@ -39,7 +39,7 @@ def spelled(number: int) -> str:
     return " ".join(str(number))
 
 
-def _nouns(rng: Random, least: int = 3, most: int = 5) -> list[str]:
+def _nouns(rng: Random, least: int = 2, most: int = 4) -> list[str]:
     return rng.sample(NOUNS, rng.randint(least, most))
 
 
@@ -73,14 +73,6 @@ def pick(rng: Random) -> Exchange:
     return Exchange(f"{place} of : {' '.join(words)}", words[index])
 
 
-def remove(rng: Random) -> Exchange:
-    """A list without one of its words."""
-    words = _nouns(rng, 3, 4)
-    gone = rng.choice(words)
-    kept = " ".join(word for word in words if word != gone)
-    return Exchange(f"{' '.join(words)} without {gone} ?", kept)
-
-
 def opposite(rng: Random) -> Exchange:
     """The opposite of every word of a list."""
     words = rng.sample(tuple(OPPOSITE_OF), rng.randint(2, 4))
@@ -90,16 +82,13 @@ def opposite(rng: Random) -> Exchange:
 
 
 def extract(rng: Random) -> Exchange:
-    """What was said of one of two persons, or of one of two things."""
-    if rng.random() < 0.5:
-        subjects, values = rng.sample(NAMES, 2), rng.sample((*FOODS, *ANIMALS), 2)
-        asked = rng.randrange(2)
-        told = " and ".join(f"{s} likes {v}" for s, v in zip(subjects, values, strict=True))
-        return Exchange(f"{told} . what does {subjects[asked]} like ?", values[asked])
-    subjects, values = rng.sample(PRODUCTS, 2), rng.sample(COLOURS, 2)
-    asked = rng.randrange(2)
-    told = " and ".join(f"the {s} is {v}" for s, v in zip(subjects, values, strict=True))
-    return Exchange(f"{told} . which colour is the {subjects[asked]} ?", values[asked])
+    """One of the things that were said of a purchase."""
+    name, thing, city = rng.choice(NAMES), rng.choice((*FOODS, *PRODUCTS)), rng.choice(CITIES)
+    coins = rng.choice(DIGITS[1:])
+    question, answer = rng.choice(
+        (("who ?", name), ("what ?", thing), ("where ?", city), ("how many coins ?", coins))
+    )
+    return Exchange(f"{name} buys {thing} in {city} for {coins} coins . {question}", answer)
 
 
 def country(rng: Random) -> Exchange:
@@ -160,7 +149,6 @@ GENERAL: Mapping[str, Family] = {
         reverse,
         sort,
         pick,
-        remove,
         opposite,
         extract,
         country,

@@ -127,10 +127,10 @@ UNITS = {
 }
 
 GLUE = _words(
-    "? . , : about add and are ask backwards centimetres colour come convert country dear does "
-    "final first for grams has here how in is kilograms kilometres like likes lives many metres "
+    "? . , : about add and are ask backwards buys centimetres colour come convert country dear "
+    "final first for grams has here how in is kilograms kilometres lives many metres "
     "middle millimetres of opposite order plus repeat reverse say sort thank thanks the to what "
-    "which without write buy"
+    "which where who write buy"
 )
 
 WORDS = tuple(

@@ -13,16 +13,19 @@ if TYPE_CHECKING:
 
 MODELS = ("teacher", "student")
 
-# Layers and heads are equal, so that attention distillation maps them one to one. The usual initial
-# deviation of 0.02 learns more slowly at this width.
+# Layers and heads are equal, so that attention distillation maps them one to one. The rest makes
+# copying, on which most skills rest, quick to learn: the usual initial deviation of 0.02 is too
+# small at this width, a rotary base of 10,000 too slow to tell places apart in 25 tokens, and with
+# tied embeddings an attended word is already the answer.
 _SHARED = {
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "initializer_range": 0.06,
     "max_position_embeddings": 256,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
     "sliding_window": None,
+    "tie_word_embeddings": True,
 }
 
 
@@ -51,7 +54,7 @@ def untrained_model(kind: str, seed: int) -> PreTrainedModel:
             return MixtralForCausalLM(
                 MixtralConfig(
                     **common,
-                    hidden_size=128,
+                    hidden_size=96,
                     intermediate_size=128,
                     num_local_experts=4,
                     num_experts_per_tok=2,
