@@ -129,6 +129,8 @@ def test_a_system_column_opens_the_conversation_unless_it_has_its_own():
         ({"messages": [HI, HELLO], "tools": ["stock"]}, "`tools` is of the wrong type"),
         ({"messages": [HI, HELLO], "system": 3}, "`system` is of the wrong type"),
         ({"messages": [HI, {**HELLO, "content": "\ud83d"}]}, "half of a surrogate pair"),
+        ({"messages": [HI, {**HELLO, "name": "\ude00"}]}, "half of a surrogate pair"),
+        ({"messages": [HI, HELLO], "tools": [{"name": "\ud83d"}]}, "half of a surrogate pair"),
         (
             {"conversations": [{"from": "function_call", "value": "stock(7)"}]},
             "the function call of message 1 is of the wrong type",
