@@ -1,0 +1,331 @@
+"""Time and memory of the prediction loss, beside materialised logits, TRL and Liger.
+
+Forward and backward of the forward KL between two heads, on the same inputs in the same run. The
+methods take turns, so that a busy machine is busy for all of them; a ratio is the median of the
+ratios of the rounds. Peak memory is above the inputs and their gradients, and is taken by a
+process of its own for each method (on a GPU by the allocator's own count).
+
+    python benchmarks/prediction.py [--quick] [--json]
+
+``--quick`` ends within 50 seconds on two cores; a full run also writes a dated table to
+``benchmarks/results``. TRL and Liger are measured where they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import kl_div, linear
+
+from dominie.losses import prediction_divergence, vocabulary_losses
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+MEBIBYTE = 2**20
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes, and how often to measure; ``materialised`` where all logits fit in memory."""
+
+    tokens: int
+    vocabulary: int
+    width: int
+    rounds: int
+    materialised: bool = True
+    peers: bool = True
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Student hidden and head, teacher hidden and head: logits of about unit variance."""
+        torch.manual_seed(0)
+        dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+        tensors = []
+        for rows in (self.tokens, self.vocabulary) * 2:
+            deviation = 1 if rows == self.tokens else self.width**-0.5
+            empty = torch.empty(rows, self.width, dtype=dtype, device=DEVICE)
+            tensors.append(empty.normal_(0, deviation))
+        for student in tensors[:2]:
+            student.requires_grad_()
+        return tuple(tensors)
+
+
+def materialised(hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor):
+    student = linear(hidden, head).float().log_softmax(-1)
+    with torch.no_grad():
+        teacher = linear(teacher_hidden, teacher_head).float().log_softmax(-1)
+    return kl_div(student, teacher, reduction="sum", log_target=True)
+
+
+def dominie_triton(*inputs: Tensor) -> Tensor:
+    return prediction_divergence(*inputs, backend="triton")
+
+
+def dominie_torch(*inputs: Tensor) -> Tensor:
+    return prediction_divergence(*inputs, backend="torch")
+
+
+def trl(hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor) -> Tensor:
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    arguments = (hidden, head, None, teacher_hidden, teacher_head, None, 0.0)
+    return ChunkedDivergenceFunction.apply(*arguments)[0].sum()
+
+
+def liger(hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor) -> Tensor:
+    from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDLoss
+
+    loss = LigerFusedLinearJSDLoss(
+        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=DEVICE.type == "cuda"
+    )
+    labels = torch.zeros(len(hidden), dtype=torch.int64, device=DEVICE)
+    return loss(hidden, head, teacher_hidden, teacher_head, labels) * len(hidden)
+
+
+def methods(case: Case) -> dict[str, Callable[..., Tensor]]:
+    """What can run here; peers where they are installed, and only in a full run."""
+    found: dict[str, Callable[..., Tensor]] = {}
+    if case.materialised:
+        found["materialised"] = materialised
+    found["dominie"] = dominie_torch
+    if DEVICE.type == "cuda":
+        found["dominie-triton"] = dominie_triton
+    if case.peers and importlib.util.find_spec("trl"):
+        found["trl"] = trl
+    if case.peers and importlib.util.find_spec("liger_kernel"):
+        found["liger"] = liger
+    return found
+
+
+def seconds(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[float, float]:
+    """Of forward and backward, and the loss."""
+    for tensor in inputs:
+        tensor.grad = None
+    gc.collect()
+    _wait()
+    start = time.perf_counter()
+    value = loss(*inputs)
+    value.backward()
+    _wait()
+    return time.perf_counter() - start, value.item()
+
+
+def _wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_mebibytes(case: Case, name: str) -> float | None:
+    """Above the inputs and gradients; None where the system does not say."""
+    if DEVICE.type == "cuda":
+        return _peak(case, methods(case)[name])
+    command = [sys.executable, __file__, "--peak", name, json.dumps(asdict(case))]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+def _peak(case: Case, loss: Callable[..., Tensor]) -> float | None:
+    warm = Case(tokens=2, vocabulary=8, width=4, rounds=1).inputs()
+    seconds(loss, warm)
+    inputs = case.inputs()
+    gradients = sum(x.numel() * x.element_size() for x in inputs if x.requires_grad)
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        seconds(loss, inputs)
+        return (torch.cuda.max_memory_allocated() - before - gradients) / MEBIBYTE
+    before = _resident("VmRSS")
+    seconds(loss, inputs)
+    peak = _resident("VmHWM")
+    return None if peak is None or before is None else (peak - before - gradients) / MEBIBYTE
+
+
+def _resident(field: str) -> int | None:
+    """Bytes of this process now (VmRSS) or at most (VmHWM), where Linux tells."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def measured(case: Case) -> Iterator[dict[str, object]]:
+    """One row for each method."""
+    inputs, losses = case.inputs(), methods(case)
+    names = list(losses)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    values: dict[str, float] = {}
+    for turn in range(case.rounds + 1):
+        for name in names:
+            elapsed, values[name] = seconds(losses[name], inputs)
+            if turn > 0 or case.rounds == 1:  # the first round warms up
+                times[name].append(elapsed)
+        if case.rounds == 1:
+            break
+    del inputs
+    for name in names:
+        if abs(values[name] - values["dominie"]) > 2e-3 * abs(values["dominie"]):
+            raise SystemExit(f"{name} computes another loss: {values}")
+        rounds = zip(times[name], times["materialised"], strict=True) if case.materialised else ()
+        ratios = [own / reference for own, reference in rounds]
+        yield {
+            "tokens": case.tokens,
+            "vocabulary": case.vocabulary,
+            "width": case.width,
+            "method": name,
+            "seconds": round(statistics.median(times[name]), 4),
+            "ratio": round(statistics.median(ratios), 3) if ratios else None,
+            "peak_mb": _rounded(peak_mebibytes(case, name)),
+            "rounds": len(times[name]),
+            "device": DEVICE.type,
+        }
+
+
+def _rounded(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def measured_step(fraction: float, tokens: int, rounds: int) -> dict[str, object]:
+    """A whole training step of a small Llama: all positions projected, or the supervised ones."""
+    from transformers import LlamaConfig, LlamaModel
+
+    torch.manual_seed(0)
+    vocabulary, width = 32000, 512
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+    )
+    model = LlamaModel(config).to(DEVICE)
+    head = model.get_input_embeddings().weight
+    ids = torch.randint(vocabulary, (1, tokens), device=DEVICE)
+    teacher = torch.randn(tokens, width, device=DEVICE), torch.randn_like(head)
+    supervised = torch.zeros(tokens, dtype=torch.bool, device=DEVICE)
+    supervised[tokens - round(fraction * tokens) :] = True
+
+    def step(rows: Tensor, weights: Tensor | None) -> float:
+        model.zero_grad()
+        _wait()
+        start = time.perf_counter()
+        hidden = model(ids).last_hidden_state[0]
+        target = (teacher[0][rows], teacher[1])
+        loss = vocabulary_losses(hidden[rows], head, target, divergence_weights=weights)
+        loss.total.backward()
+        _wait()
+        return time.perf_counter() - start
+
+    everything = torch.ones_like(supervised)
+    pairs = [
+        (step(everything, supervised.float()), step(supervised, None)) for _ in range(rounds + 1)
+    ][1:]
+    return {
+        "supervised": fraction,
+        "tokens": tokens,
+        "all_positions_seconds": round(statistics.median(all_ for all_, _ in pairs), 4),
+        "supervised_only_seconds": round(statistics.median(own for _, own in pairs), 4),
+        "ratio": round(statistics.median(own / all_ for all_, own in pairs), 3),
+        "rounds": rounds,
+        "device": DEVICE.type,
+    }
+
+
+def cases(quick: bool) -> list[Case]:
+    if quick:
+        return [Case(512, 32000, 256, rounds=2, peers=False)]
+    if DEVICE.type == "cuda":
+        return [
+            Case(tokens, vocabulary, 4096, rounds=10, materialised=tokens <= 8192)
+            for tokens in (1024, 4096, 8192, 16384)
+            for vocabulary in (32000, 128256, 151936)
+        ]
+    # On a CPU: all logits where they take less than 4 GiB, five rounds where that is minutes.
+    return [
+        Case(1024, 32000, 1024, rounds=5),
+        Case(1024, 128256, 1024, rounds=5),
+        Case(1024, 151936, 1024, rounds=5),
+        Case(4096, 32000, 1024, rounds=5),
+        Case(4096, 128256, 1024, rounds=1, materialised=False),
+        Case(4096, 151936, 1024, rounds=1, materialised=False),
+        Case(16384, 32000, 1024, rounds=1, materialised=False),
+        Case(16384, 128256, 1024, rounds=1, materialised=False),
+        Case(16384, 151936, 1024, rounds=1, materialised=False),
+    ]
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += [
+        "| " + " | ".join("–" if v is None else f"{v}" for v in row.values()) + " |" for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    name = platform.processor() or platform.machine()
+    if DEVICE.type == "cuda":
+        name = torch.cuda.get_device_name()
+    threads = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
+    return f"{name}, {threads}, torch {torch.__version__}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one small case")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        name, sizes = options.peak
+        case = Case(**json.loads(sizes))
+        print(json.dumps(_peak(case, methods(case)[name])))
+        return
+    groups: list[list[dict[str, object]]] = [[], []]
+
+    def add(group: int, row: dict[str, object]) -> None:
+        groups[group].append(row)
+        if options.json:
+            print(json.dumps(row), flush=True)
+
+    for case in cases(options.quick):
+        for row in measured(case):
+            add(0, row)
+    for fraction in (0.25,) if options.quick else (0.25, 0.5, 1.0):
+        tokens, rounds = (256, 1) if options.quick else (1024, 5)
+        add(1, measured_step(fraction, tokens, rounds))
+    report = "\n\n".join(table(rows) for rows in groups)
+    if not options.json:
+        print(report)
+    if not options.quick:
+        today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+        path = RESULTS / f"prediction-{today}.md"
+        path.write_text(
+            f"# Prediction loss, {today}\n\n`python benchmarks/prediction.py` on {machine()}.\n\n"
+            "Forward and backward of the forward KL. `ratio` is to materialised logits, round by\n"
+            "round; `peak_mb` is above inputs and gradients. Below, a whole step of a small Llama\n"
+            f"that projects all positions or the supervised ones.\n\n{report}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
