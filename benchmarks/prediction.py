@@ -258,17 +258,18 @@ def cases(quick: bool) -> list[Case]:
             for tokens in (1024, 4096, 8192, 16384)
             for vocabulary in (32000, 128256, 151936)
         ]
-    # On a CPU: all logits where they take less than 4 GiB, five rounds where that is minutes.
+    # On a CPU: five rounds where they are minutes; all logits and the peers where they are fewer.
+    alone = {"rounds": 1, "materialised": False, "peers": False}
     return [
         Case(1024, 32000, 1024, rounds=5),
-        Case(1024, 128256, 1024, rounds=5),
-        Case(1024, 151936, 1024, rounds=5),
         Case(4096, 32000, 1024, rounds=5),
-        Case(4096, 128256, 1024, rounds=1, materialised=False),
-        Case(4096, 151936, 1024, rounds=1, materialised=False),
-        Case(16384, 32000, 1024, rounds=1, materialised=False),
-        Case(16384, 128256, 1024, rounds=1, materialised=False),
-        Case(16384, 151936, 1024, rounds=1, materialised=False),
+        Case(16384, 32000, 256, **alone),
+        Case(1024, 128256, 256, rounds=5, peers=False),
+        Case(4096, 128256, 256, **alone),
+        Case(16384, 128256, 256, **alone),
+        Case(1024, 151936, 256, rounds=5, peers=False),
+        Case(4096, 151936, 256, **alone),
+        Case(16384, 151936, 256, **alone),
     ]
 
 

@@ -111,6 +111,15 @@ def test_unused_places_and_covered_vocabularies():
     assert_close(slope, torch.zeros(1, 3), rtol=0, atol=1e-6)
 
 
+def test_ids_of_32_bits(teacher, logits):
+    wide = stored(teacher, 3)
+    narrow = SparseTarget(wide.ids.int(), wide.probabilities, wide.tail)
+    weight = torch.eye(11, dtype=torch.float64)
+    found, wanted = (vocabulary_losses(logits, weight, target) for target in (narrow, wide))
+    assert_close(found.total, wanted.total)
+    assert_close(found.per_token.agreement, wanted.per_token.agreement)
+
+
 def test_metrics(teacher, logits):
     target = stored(teacher, 3)
     scores = vocabulary_losses(

@@ -378,6 +378,32 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(kind, backend):
         assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strides_do_not_matter(backend):
+    problem = Problem(tokens=4)
+    expected = problem.losses(backend=backend)
+
+    def strided(tensor):
+        return tensor.repeat_interleave(2, dim=0)[::2]
+
+    losses = vocabulary_losses(
+        problem.hidden.t().contiguous().t(),
+        problem.weight.t().contiguous().t(),
+        (strided(problem.teacher[0]), problem.teacher[1]),
+        labels=strided(problem.labels),
+        divergence_weights=strided(problem.divergence_weights),
+        label_weights=strided(problem.label_weights),
+        backend=backend,
+    )
+    assert_close(losses.total, expected.total)
+    for x, y in zip(
+        torch.autograd.grad(losses.total, problem.leaves),
+        torch.autograd.grad(expected.total, problem.leaves),
+        strict=True,
+    ):
+        assert_close(x, y)
+
+
 def test_tied_embeddings_add_both_gradients():
     problem = Problem(dtype=torch.float64)
     table = problem.weight
@@ -426,10 +452,11 @@ def test_a_head_is_trained_on_hidden_states_without_gradient():
     assert_close(torch.autograd.grad(problem.losses().total, problem.weight)[0], expected)
 
 
-def test_nothing_is_differentiated_without_grad(monkeypatch):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_nothing_is_differentiated_without_grad(mode, monkeypatch):
     monkeypatch.setattr(tiles, "_add_tile", None)
     problem = Problem()
-    with torch.no_grad():
+    with mode():
         losses = problem.losses()
     assert not losses.total.requires_grad
     assert_close(losses.total.double(), sum(problem.oracle()[:2]).detach(), **FLOAT32)

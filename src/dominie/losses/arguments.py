@@ -39,7 +39,7 @@ def checked_problem(
     if target is None and labels is None:
         raise ValueError("neither a target nor labels: there is no loss to compute")
     compared = _checked_target(target, hidden, kind)
-    _check_labels(labels, hidden)
+    labels = _checked_labels(labels, hidden)
     if check_finite:
         _check_values(hidden, head, compared, labels)
     precision = _product_precision(hidden, head)
@@ -108,15 +108,16 @@ def _checked_target(
     return compared
 
 
-def _check_labels(labels: Tensor | None, hidden: Tensor) -> None:
+def _checked_labels(labels: Tensor | None, hidden: Tensor) -> Tensor | None:
     if labels is None:
-        return
+        return None
     if labels.shape != hidden.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
             f"labels are int64 [N] = [{len(hidden)}], found {labels.dtype} {list(labels.shape)}"
         )
     if labels.device != hidden.device:
         raise ValueError(f"labels are on {labels.device}, hidden on {hidden.device}")
+    return labels.contiguous()
 
 
 def _check_values(
@@ -155,7 +156,7 @@ def _weighted(
         return Weighted(values, hidden.new_ones(len(hidden), dtype=dtype))
     if weights.shape != hidden.shape[:1]:
         raise ValueError(f"{name} are [N] = [{len(hidden)}], found {list(weights.shape)}")
-    return Weighted(values, weights.detach().to(hidden.device, dtype))
+    return Weighted(values, weights.detach().to(hidden.device, dtype).contiguous())
 
 
 def _product_precision(hidden: Tensor, head: Head) -> torch.dtype:

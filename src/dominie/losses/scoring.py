@@ -99,16 +99,16 @@ def _score_block(tile: Tile, rows: slice, terms: Terms) -> PerToken:
     logits = _softcapped(tile.student[rows], terms.student_softcap)
     log_s = _log_probabilities(logits, terms.temperature)
     scores: dict[str, Tensor] = {}
-    slopes: list[Tensor] = []
+    slope: Tensor | None = None
     if tile.target is not None:
-        weights = tile.target.weights[rows]
-        scores |= _divergence(log_s, tile.target.values[rows], weights, terms, slopes)
+        target, weights = tile.target.values[rows], tile.target.weights[rows]
+        scores, slope = _divergence(log_s, target, weights, terms)
     if tile.labels is not None:
-        log_p = log_s if terms.temperature == 1 else logits.log_softmax(-1)
         labels, weights = tile.labels.values[rows], tile.labels.weights[rows]
-        scores["next_token"] = _next_token(log_p, labels, weights, terms, slopes)
-    if slopes:
-        slope = slopes[0] if len(slopes) == 1 else slopes[0].add_(slopes[1])
+        log_p = log_s if terms.temperature == 1 else logits.log_softmax(-1)
+        scores["next_token"], token_slope = _next_token(log_p, labels, weights, terms)
+        slope = token_slope if slope is None or token_slope is None else slope.add_(token_slope)
+    if slope is not None:
         if terms.student_softcap is not None:
             slope *= 1 - (logits / terms.student_softcap).square_()
         logits.copy_(slope)
@@ -116,13 +116,9 @@ def _score_block(tile: Tile, rows: slice, terms: Terms) -> PerToken:
 
 
 def _divergence(
-    log_s: Tensor,
-    target: Tensor | SparseTarget,
-    weights: Tensor,
-    terms: Terms,
-    slopes: list[Tensor],
-) -> dict[str, Tensor]:
-    """The scores that need a target; the gradient of the weighted divergences joins ``slopes``."""
+    log_s: Tensor, target: Tensor | SparseTarget, weights: Tensor, terms: Terms
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The scores that need a target, and the gradient of the weighted divergences."""
     scores: dict[str, Tensor] = {}
     if isinstance(target, SparseTarget):
         value, slope = sparse_forward_kl(log_s, target, gradient=terms.gradient)
@@ -138,22 +134,22 @@ def _divergence(
             scores["teacher_entropy"], likeliest = -vecdot(log_t.exp(), log_t), log_t.argmax(-1)
     if terms.metrics:
         scores["agreement"] = (log_s.argmax(-1) == likeliest).to(log_s.dtype)
-    if slope is not None:
-        # T² of the definition, times the 1/T by which the logits were divided.
-        slopes.append(slope.mul_(weights[:, None] * terms.temperature))
-    return scores | {"divergence": value * terms.temperature**2}
+    scores["divergence"] = value * terms.temperature**2
+    # T² of the definition, times the 1/T by which the logits were divided.
+    return scores, slope if slope is None else slope.mul_(weights[:, None] * terms.temperature)
 
 
 def _next_token(
-    log_p: Tensor, labels: Tensor, weights: Tensor, terms: Terms, slopes: list[Tensor]
-) -> Tensor:
-    """−log p(label); the gradient of its weighted sum joins ``slopes``."""
+    log_p: Tensor, labels: Tensor, weights: Tensor, terms: Terms
+) -> tuple[Tensor, Tensor | None]:
+    """−log p(label), 0 where it is ignored, and the gradient of the weighted sum."""
     kept = labels != IGNORED
     ids = labels.where(kept, torch.zeros_like(labels))[:, None]
-    if terms.gradient:
-        weights = (weights * kept)[:, None]
-        slopes.append(log_p.exp().mul_(weights).scatter_add_(1, ids, -weights))
-    return -log_p.gather(1, ids)[:, 0] * kept
+    value = -log_p.gather(1, ids)[:, 0] * kept
+    if not terms.gradient:
+        return value, None
+    weights = (weights * kept)[:, None]
+    return value, log_p.exp().mul_(weights).scatter_add_(1, ids, -weights)
 
 
 def _softcapped(logits: Tensor, cap: float | None) -> Tensor:

@@ -102,7 +102,7 @@ def sparse_forward_kl(
     Returns:
         The divergence [n], and its gradient with respect to the student's logits [n, V] or None.
     """
-    ids, (p, tail) = target.ids.clamp_min(0), target.outcomes(log_s.dtype)
+    ids, (p, tail) = target.ids.long().clamp_min(0), target.outcomes(log_s.dtype)
     # 1 − Σ s cancels for a student that is sure: sum the others instead, in logarithms.
     removed = torch.zeros_like(p).masked_fill_(target.ids >= 0, -torch.inf)
     log_others = log_s.scatter_add(1, ids, removed)
