@@ -70,13 +70,12 @@ def stock(rng: Random) -> Exchange:
 
 
 def price(rng: Random) -> Exchange:
-    """What one of two products costs."""
-    products, costs = rng.sample(PRODUCTS, 2), [spelled(rng.randint(10, 99)) for _ in range(2)]
-    asked = rng.randrange(2)
-    tags = " , ".join(f"{p} {c}" for p, c in zip(products, costs, strict=True))
-    return Exchange(
-        f"price : {tags} . {products[asked]} ?", f"{products[asked]} {costs[asked]} coins"
-    )
+    """What one size of a product costs; the larger one costs more."""
+    costs = map(spelled, sorted(rng.sample(range(10, 100), len(SIZES))))
+    tags = dict(zip(SIZES, costs, strict=True))
+    asked = rng.choice(SIZES)
+    listed = " , ".join(f"{size} {cost}" for size, cost in tags.items())
+    return Exchange(f"price : {rng.choice(PRODUCTS)} {listed} . {asked} ?", f"{tags[asked]} coins")
 
 
 def returns(rng: Random) -> Exchange:
