@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,7 +12,12 @@ from torch import Tensor
 
 from dominie.losses.attention import attention_divergence
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 BACKENDS = ["eager", "tiles", "sdpa"]
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 
 def oracle(
@@ -278,3 +285,100 @@ def test_only_query_and_key_of_the_student_are_saved(backend, value) -> None:
         attention_divergence(**arguments, backend=backend, value=value)
     expected = [arguments["student_query"].data_ptr(), arguments["student_key"].data_ptr()]
     assert [tensor.data_ptr() for tensor in saved] == expected
+
+
+def moved(arguments, dtype: torch.dtype, device: str = DEVICE):
+    """The arguments in another dtype, differentiable again."""
+    found = {
+        name: value.detach().to(device, dtype) if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+    }
+    for name in ("student_query", "student_key"):
+        found[name].requires_grad_()
+    return found
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several blocks for a few positions."""
+    from dominie.losses.kernels import attention
+
+    monkeypatch.setattr(attention, "_blocks", lambda *_: attention._Blocks(32, 16, 4, 1))
+
+
+@needs_triton
+@pytest.mark.parametrize("segments", ["one", "packed", "broken"])
+@pytest.mark.parametrize("window", [None, 1, 9, 30])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"heads": 2, "key_heads": 1, "teacher_heads": 2, "teacher_key_heads": 1},
+        {"heads": 1, "key_heads": 1, "teacher_heads": 3, "teacher_key_heads": 3, "batch": 1},
+        {"heads": 2, "key_heads": 2, "teacher_heads": 2, "width": 5, "teacher_width": 20},
+    ],
+    ids=str,
+)
+def test_kernels_agree_with_maps(segments, window, shape, small_blocks) -> None:
+    length = 50
+    arguments = problem(length=length, **shape)
+    batch = len(arguments["row_weights"])
+    generator = torch.Generator().manual_seed(1)
+    arguments["row_weights"][0, :33] = 0
+    arguments["row_weights"][1:] *= torch.rand(length, generator=generator) < 0.3
+    ids = {
+        "one": None,
+        "packed": (torch.rand(batch, length, generator=generator) < 0.05).cumsum(1),
+        "broken": torch.randint(3, (batch, length), generator=generator),
+    }[segments]
+    options = {"sliding_window": window, "segment_ids": ids}
+    expected = value_and_gradients(attention_divergence, arguments, backend="eager", **options)
+    options["segment_ids"] = None if ids is None else ids.to(DEVICE)
+    found = value_and_gradients(
+        attention_divergence, moved(arguments, torch.float32), backend="triton", **options
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert (a.double().cpu() - b).norm() <= 3e-6 * b.norm() + 1e-6
+
+
+@needs_triton
+def test_kernels_read_any_layout_and_write_every_element(small_blocks) -> None:
+    arguments = moved(problem(length=40), torch.float32)
+    expected = value_and_gradients(attention_divergence, arguments, backend="tiles")
+    strided = dict(arguments)
+    for name in ("student_query", "student_key", "teacher_query", "teacher_key"):
+        strided[name] = arguments[name].transpose(1, 2).contiguous().transpose(1, 2)
+    strided["teacher_key"] = strided["teacher_key"].transpose(2, 3).contiguous().transpose(2, 3)
+    value = attention_divergence(**strided, backend="triton")
+    inputs = (arguments["student_query"], arguments["student_key"])
+    found = (value.detach(), *torch.autograd.grad(3.0 * value, inputs))
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() <= 3e-6 * b.norm()
+
+
+@needs_triton
+@pytest.mark.parametrize("value", [True, False])
+def test_kernels_without_a_weighted_row_give_zero(value, small_blocks) -> None:
+    arguments = moved(problem(length=40), torch.float32)
+    arguments["row_weights"].zero_()
+    found = value_and_gradients(attention_divergence, arguments, backend="triton", value=value)
+    assert all((part == 0).all() for part in found)
+
+
+@needs_triton
+def test_kernels_survive_a_loss_scale_in_half_precision(small_blocks) -> None:
+    arguments = moved(problem(length=40, width=16, teacher_width=16), torch.float16)
+    exact = moved(arguments, torch.float64)
+    inputs = ("student_query", "student_key")
+    scaled = 2.0**14 * attention_divergence(**arguments, backend="triton", value=False)
+    found = torch.autograd.grad(scaled, [arguments[name] for name in inputs])
+    expected = torch.autograd.grad(
+        2.0**14 * attention_divergence(**exact, backend="tiles"), [exact[name] for name in inputs]
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float16
+        assert (a.double() - b).norm() <= 2e-3 * b.norm()
+
+
+def test_float64_is_not_for_kernels() -> None:
+    with pytest.raises(ValueError, match="triton cannot run here"):
+        attention_divergence(**problem(), backend="triton")

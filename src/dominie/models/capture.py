@@ -116,8 +116,9 @@ class _Expectation:
     scored: dict[int, Tensor] = field(default_factory=dict)
     heads: int = 1
     _visible: dict[tuple[int, int | None], Visibility] = field(default_factory=dict)
+    _partial: dict[int, Tensor | None] = field(default_factory=dict)
 
-    def terms(self, layer: int, window: int | None) -> list[AttentionTerm]:
+    def terms(self, layer: int, student: Projections) -> list[AttentionTerm]:
         """What a layer of the student is matched with."""
         terms = []
         for student_layer, teacher_layer in self.pairs:
@@ -125,10 +126,19 @@ class _Expectation:
                 continue
             for number, target in enumerate(self.targets):
                 teacher = target.layers[teacher_layer]
-                visible = self._visibility(number, _smaller(window, teacher.sliding_window))
-                rows = target.rows.to(visible.row_weights.device)
+                window = _smaller(student.sliding_window, teacher.sliding_window)
+                visible = self._visibility(number, window)
+                rows = self._rows(number, student.query.shape[0])
                 terms.append(AttentionTerm(teacher, visible, rows))
         return terms
+
+    def _rows(self, number: int, batch: int) -> Tensor | None:
+        """Rows of a target; None where they are the whole batch, which is then not gathered."""
+        if number not in self._partial:
+            rows = self.targets[number].rows
+            whole = len(rows) == batch and rows.tolist() == list(range(batch))
+            self._partial[number] = None if whole else rows
+        return self._partial[number]
 
     def _visibility(self, number: int, window: int | None) -> Visibility:
         """One object for all layers with the same window: it remembers its plan."""
@@ -213,7 +223,7 @@ class StudentAttention:
                     do="set gradient_checkpointing_kwargs: {use_reentrant: false}",
                 )
             expected.heads = projections.heads
-            terms = expected.terms(layer, projections.sliding_window)
+            terms = expected.terms(layer, projections)
             for term in terms:
                 check_heads(projections.heads, term.teacher.heads)
         elif not torch.is_grad_enabled():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
@@ -27,9 +30,9 @@ class Implementation(Protocol):
         """Scalar Σ w · KL."""
 
     def gradients(
-        self, student: Projections, teacher: Projections, visible: Visibility
+        self, student: Projections, teacher: Projections, visible: Visibility, factor: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Gradient of the value with respect to the student's query and key."""
+        """Gradient of factor · value with respect to the student's query and key."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +135,33 @@ def divergence_of_terms(
 
 
 def implementation_named(backend: str, query: Tensor) -> Implementation:
-    """The implementation of a backend; ``auto``: Triton on CUDA where it can, tiles on the CPU."""
+    """The implementation of a backend; ``auto``: Triton on a GPU where it can, tiles elsewhere."""
+    obstacle = _obstacle_to_triton(query)
     if backend == "auto":
-        backend = "tiles" if query.device.type == "cpu" else "sdpa"
+        half = query.dtype in (torch.float16, torch.bfloat16)
+        if query.device.type == "cuda":
+            backend = "triton" if obstacle is None else "sdpa" if half else "tiles"
+        else:
+            backend = "tiles"
+    if backend == "triton":
+        if obstacle is not None:
+            raise ValueError(f"backend triton cannot run here: {obstacle}")
+        return cast("Implementation", import_module("dominie.losses.kernels.attention"))
     implementations: dict[str, Implementation] = {"eager": eager, "tiles": tiles, "sdpa": sdpa}
     if backend not in implementations:
         known = ", ".join(["auto", *implementations, "triton"])
         raise ValueError(f"backend: expected one of {known}; found {backend!r}")
     return implementations[backend]
+
+
+def _obstacle_to_triton(query: Tensor) -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not installed (pip install 'dominie[triton]')"
+    if query.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the tensors are on {query.device}, it needs a GPU (or TRITON_INTERPRET=1)"
+    if query.dtype == torch.float64:
+        return "its scores are float32, not float64"
+    return None
 
 
 class _Divergence(torch.autograd.Function):
@@ -169,24 +191,27 @@ class _Divergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key = ctx.saved_tensors
-        dtype = compute_dtype(query.dtype)
-        query_gradient = torch.zeros(query.shape, dtype=dtype, device=query.device)
-        key_gradient = torch.zeros(key.shape, dtype=dtype, device=key.device)
+        totals: list[Tensor] | None = None
         with torch.autocast(query.device.type, enabled=False):
             for term in ctx.terms:
                 student = _student_of(term, query, key, ctx.scale)
-                for total, part in zip(
-                    (query_gradient, key_gradient),
-                    ctx.implementation.gradients(student, term.teacher, term.visible),
-                    strict=True,
-                ):
+                parts = ctx.implementation.gradients(student, term.teacher, term.visible, grad)
+                if term.rows is None and len(ctx.terms) == 1:  # nothing to add: no further pass
+                    totals = list(parts)
+                    break
+                totals = totals or _zeros_like(query, key)
+                for total, part in zip(totals, parts, strict=True):
                     if term.rows is None:
                         total += part
                     else:
-                        total.index_add_(0, term.rows, part.to(dtype))
-        query_gradient = (query_gradient * grad).to(query.dtype)
-        key_gradient = (key_gradient * grad).to(key.dtype)
-        return query_gradient, key_gradient, None, None, None, None
+                        total.index_add_(0, term.rows, part.to(total.dtype))
+        query_gradient, key_gradient = totals or _zeros_like(query, key)
+        return query_gradient.to(query.dtype), key_gradient.to(key.dtype), None, None, None, None
+
+
+def _zeros_like(query: Tensor, key: Tensor) -> list[Tensor]:
+    dtype = compute_dtype(query.dtype)
+    return [torch.zeros_like(tensor, dtype=dtype) for tensor in (query, key)]
 
 
 def _student_of(term: AttentionTerm, query: Tensor, key: Tensor, scale: float) -> Projections:

@@ -31,13 +31,13 @@ def value(student: Projections, teacher: Projections, visible: Visibility) -> Te
 
 
 def gradients(
-    student: Projections, teacher: Projections, visible: Visibility
+    student: Projections, teacher: Projections, visible: Visibility, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of `value` with respect to the student's query and key."""
+    """Gradient of ``factor · value`` with respect to the student's query and key."""
     with torch.enable_grad():
         query = student.query.detach().requires_grad_()
         key = student.key.detach().requires_grad_()
-        total = value(Projections(query, key, student.scale), teacher, visible)
+        total = factor * value(Projections(query, key, student.scale), teacher, visible)
         query_gradient, key_gradient = torch.autograd.grad(total, (query, key))
     return query_gradient, key_gradient
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -44,19 +45,9 @@ class Projections:
             self.sliding_window,
         )
 
-    def to(self, device: torch.device) -> Projections:
-        """The same projections on ``device``; they themselves when they are there already."""
-        if self.query.device == device:
-            return self
-        return Projections(
-            self.query.to(device), self.key.to(device), self.scale, self.sliding_window
-        )
-
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which scores of ``dtype`` inputs are formed: float64 stays, all else float32."""
-    import torch
-
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -58,9 +58,9 @@ class Runs:
 
 
 def gradients(
-    student: Projections, teacher: Projections, visible: Visibility
+    student: Projections, teacher: Projections, visible: Visibility, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of `value` with respect to the student's query and key."""
+    """Gradient of ``factor · value`` with respect to the student's query and key."""
     query_gradient, key_gradient = (
         x.new_zeros(x.transpose(1, 2).shape, dtype=compute_dtype(x.dtype))
         for x in (student.query, student.key)
@@ -74,7 +74,8 @@ def gradients(
         )
         runs.add_to(query_gradient, parts[0])
         runs.add_to(key_gradient, parts[1])
-    return query_gradient.transpose(1, 2), key_gradient.transpose(1, 2)
+    # in float32, at the end: a loss scale may not fit the kernels' dtype
+    return (query_gradient * factor).transpose(1, 2), (key_gradient * factor).transpose(1, 2)
 
 
 def _run_gradients(

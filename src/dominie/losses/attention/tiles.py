@@ -53,13 +53,14 @@ def value(student: Projections, teacher: Projections, visible: Visibility) -> Te
 
 
 def gradients(
-    student: Projections, teacher: Projections, visible: Visibility
+    student: Projections, teacher: Projections, visible: Visibility, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of `value` with respect to the student's query and key, in float32 or float64."""
+    """Gradient of ``factor · value`` with respect to query and key, in float32 or float64."""
     student, teacher = _prepared(student), _prepared(teacher)
     query_gradient = torch.zeros_like(student.query)
     key_gradient = torch.zeros_like(student.key)
     key_heads = student.key.shape[1]
+    row_weights = (student.scale * factor * visible.row_weights).to(student.query.dtype)
     for tile in _tiles(visible, student.heads, teacher.heads):
         difference = torch.softmax(_scores(student, tile), -1)  # [b, H, R, K]
         taught = torch.softmax(_scores(teacher, tile), -1)
@@ -67,14 +68,13 @@ def gradients(
             taught = by_group(taught, student.heads).mean(2)
         difference -= taught
         shape = difference.shape
-        weights = visible.row_weights[tile.batch].index_select(1, tile.rows).to(difference.dtype)
-        factor = (student.scale * weights)[:, None, :, None]
-        query = student.query[tile.batch].index_select(2, tile.rows) * factor
+        weights = row_weights[tile.batch].index_select(1, tile.rows)[:, None, :, None]
+        query = student.query[tile.batch].index_select(2, tile.rows) * weights
         # heads that share a key become further rows of one matrix: no expanded keys
         packed = difference.view(shape[0] * key_heads, -1, shape[-1])
         key = student.key[tile.batch, :, tile.keys].flatten(0, 1)
         query_tile = torch.bmm(packed, key).view(query.shape)
-        query_gradient[tile.batch, :, tile.rows] = query_tile.mul_(factor)
+        query_gradient[tile.batch, :, tile.rows] = query_tile.mul_(weights)
         key_gradient[tile.batch, :, tile.keys].flatten(0, 1).baddbmm_(
             packed.transpose(1, 2), query.view(shape[0] * key_heads, -1, query.shape[-1])
         )
