@@ -23,7 +23,7 @@ T = TypeVar("T")
 #: Seconds between lines of progress where there is no terminal to draw a bar in.
 PLAIN_INTERVAL = 15.0
 
-Advance = Callable[[int, int, str], None]
+Advance = Callable[[int, int | None, str], None]
 
 
 class Display:
@@ -55,7 +55,7 @@ class Display:
         with self._bar() as bar:
             task = bar.add_task(title, total=None, note="")
 
-            def advance(completed: int, total: int, note: str) -> None:
+            def advance(completed: int, total: int | None, note: str) -> None:
                 bar.update(task, completed=completed, total=total, note=note)
 
             yield advance
@@ -90,11 +90,14 @@ class _PlainProgress:
         self.started = self.printed = time.monotonic()
         self.first: int | None = None
 
-    def __call__(self, completed: int, total: int, note: str) -> None:
+    def __call__(self, completed: int, total: int | None, note: str) -> None:
         now = time.monotonic()
         self.first = completed if self.first is None else self.first
         if now - self.printed < PLAIN_INTERVAL:
             return
         self.printed = now
+        if total is None:
+            self.display.line(f"{self.title}: {completed:,}  {note}")
+            return
         left = (total - completed) * (now - self.started) / max(completed - self.first, 1)
         self.display.line(f"{self.title}: {completed}/{total}, about {left:.0f} s left  {note}")

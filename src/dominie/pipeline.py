@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from dominie.display import Display
+from dominie.preparation import prepare_stages
 from dominie.recipe import Recipe
 from dominie.report import write_report
 from dominie.run_folder import RunFolder
 from dominie.scores import evaluate
-from dominie.stages import prepare_stages, run_stages
+from dominie.stages import run_stages
 
 
 def run_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dominie.chat_tokenizers import ChatTokenizers
 from dominie.data.conversations import Conversation
 from dominie.data.splits import conversation_digest, read_split
 from dominie.data.tokenizers import tokenizer_fingerprint
@@ -20,7 +21,7 @@ from dominie.evaluation.metrics import Score, agreement, exact_match
 from dominie.evaluation.questions import Question, questions
 from dominie.fingerprints import digest, model_fingerprint
 from dominie.models.agreement import check_same_tokens
-from dominie.models.loading import load_frozen, load_tokenizer
+from dominie.models.loading import load_frozen
 from dominie.recipe import Evaluation, Task
 from dominie.run_folder import RunFolder
 
@@ -62,6 +63,7 @@ class _Examiner:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._load = functools.lru_cache(maxsize=2)(self._loaded)
         self._conversations = functools.cache(self._read)
+        self._tokenizers = ChatTokenizers(folder, display)
         self._asked: dict[tuple[Any, ...], list[Question]] = {}
 
     def scores(self, name: str) -> dict[str, Any]:
@@ -124,7 +126,7 @@ class _Examiner:
                 where=str(spec.path),
                 do="run `dominie run` first",
             )
-        return load_frozen(spec, device=self._device), load_tokenizer(spec)
+        return load_frozen(spec, device=self._device), self._tokenizers.of(name)
 
     def _read(self, source: str, split: Any) -> list[Conversation]:
         return read_split(self.folder.source(source), split)
@@ -134,6 +136,7 @@ class _Examiner:
         return digest(
             dataclasses.asdict(task),
             self._model_fingerprint(model),
+            self._tokenizers.fingerprint(model),
             task.teacher and self._model_fingerprint(task.teacher),
             [conversation_digest(c).hex() for c in conversations],
         )

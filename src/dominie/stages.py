@@ -6,62 +6,14 @@ import dataclasses
 import importlib.metadata
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dominie.data.rows import PreparedSource, prepare
-from dominie.data.tokenizers import tokenizer_fingerprint
 from dominie.display import Display
-from dominie.fingerprints import model_fingerprint, stage_fingerprint
-from dominie.models.agreement import check_same_tokens
-from dominie.models.loading import load_tokenizer
-from dominie.recipe import Stage, dump_recipe
-from dominie.recipe.check import stage_order
+from dominie.preparation import Prepared, prepare_stages
+from dominie.recipe import dump_recipe
 from dominie.run_folder import RunFolder, read_stage, write_stage
 from dominie.threads import use_free_cores
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A stage whose data are ready and whose models are known to fit, before any is loaded.
-
-    Attributes:
-        name: of the stage.
-        stage: its part of the recipe.
-        sources: the sources it learns from, then those it only watches.
-        fingerprint: of everything its model depends on.
-    """
-
-    name: str
-    stage: Stage
-    sources: Mapping[str, PreparedSource]
-    fingerprint: str
-
-
-def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
-    """Read and tokenise all data and compare all tokenizers, before any stage is trained.
-
-    Returns:
-        The stages, each after those it learns from.
-
-    Raises:
-        InputError: data, templates, tokenizers or models that cannot be used.
-    """
-    recipe = folder.recipe
-    data = _PreparedData(folder, display)
-    fingerprints: dict[str, str] = {}
-    prepared = []
-    for name in stage_order(recipe, where=recipe.name):
-        stage, sources = recipe.stages[name], data.of_stage(name)
-        _check_tokens(folder, name)
-        for model in stage.models:
-            if model not in recipe.stages:
-                fingerprints.setdefault(model, model_fingerprint(folder.model(model)))
-        rows = {source: sources[source].train.digest for source in stage.active}
-        fingerprints[name] = stage_fingerprint(recipe, name, rows=rows, models=fingerprints)
-        prepared.append(Prepared(name, stage, sources, fingerprints[name]))
-    return prepared
 
 
 def run_stages(folder: RunFolder, display: Display) -> dict[str, str]:
@@ -168,6 +120,7 @@ def _train(folder: RunFolder, prepared: Prepared, display: Display) -> tuple[Any
         trained = train_stage(
             path,
             student=folder.model(stage.student),
+            tokenizer=prepared.tokenizer,
             teachers=teachers,
             lessons=lessons,
             settings=stage.train,
@@ -177,53 +130,6 @@ def _train(folder: RunFolder, prepared: Prepared, display: Display) -> tuple[Any
     return trained, {
         "evaluation": next((r["evaluation"] for r in reversed(records) if "evaluation" in r), {})
     }
-
-
-class _PreparedData:
-    """Tokenised sources for each tokenizer and length, made once and told about once."""
-
-    def __init__(self, folder: RunFolder, display: Display) -> None:
-        self.folder, self.display = folder, display
-        self._made: dict[tuple[str, int], dict[str, PreparedSource]] = {}
-
-    def of_stage(self, name: str) -> dict[str, PreparedSource]:
-        """The sources of a stage, those it learns from first; the rest may be watched."""
-        recipe = self.folder.recipe
-        stage = recipe.stages[name]
-        tokenizer = load_tokenizer(self.folder.model(self.folder.root(stage.student)))
-        key = (tokenizer_fingerprint(tokenizer), stage.train.max_length)
-        if key not in self._made:
-            self._made[key] = self._prepare(tokenizer, stage.train.max_length)
-        made = self._made[key]
-        return {
-            source: made[source]
-            for source in [*stage.active, *(s for s in made if s not in stage.active)]
-        }
-
-    def _prepare(self, tokenizer: Any, max_length: int) -> dict[str, PreparedSource]:
-        folder = self.folder
-        made = prepare(
-            {name: folder.source(name) for name in folder.recipe.data},
-            tokenizer,
-            max_length=max_length,
-            cache=folder.rows,
-        )
-        for name, source in made.items():
-            self.display.line(source.summary.line(name))
-        return made
-
-
-def _check_tokens(folder: RunFolder, name: str) -> None:
-    """Refuse a teacher of another tokenizer before anything is trained."""
-    stage = folder.recipe.stages[name]
-    root = folder.root(stage.student)
-    for teacher in stage.models[1:]:
-        if (other := folder.root(teacher)) != root:
-            check_same_tokens(
-                load_tokenizer(folder.model(root)),
-                load_tokenizer(folder.model(other)),
-                where=f"stages.{name}, teacher {teacher}",
-            )
 
 
 def _set_aside(path: Path) -> Path:

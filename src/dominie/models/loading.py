@@ -17,10 +17,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_tokenizer(spec: Model) -> Any:
-    """The tokenizer of a model, with a chat template.
+    """The tokenizer of a model.
 
     Raises:
-        InputError: no tokenizer there, a slow one, or one without a chat template.
+        InputError: no tokenizer there, or a slow one.
     """
     from transformers import AutoTokenizer
 

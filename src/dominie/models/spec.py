@@ -13,6 +13,7 @@ class Model:
     Attributes:
         path: a folder, a hub id, or a name of the toy world.
         adapter: folder or hub id of a peft adapter laid over it.
+        chat_template: file of a Jinja chat template, for a model that has none or another one.
         revision: branch, tag or commit on the hub.
         dtype: dtype of frozen weights; `auto` is the checkpoint's own. A student that is trained
             in full is held in fp32 whatever this says.
@@ -23,6 +24,7 @@ class Model:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     path: str
     adapter: str | None = None
+    chat_template: str | None = None
     revision: str | None = None
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: str = "sdpa"

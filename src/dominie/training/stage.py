@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from dominie.data.mixing import Mix, total_conversations
 from dominie.losses.objective import Objective
 from dominie.models.head import check_head
-from dominie.models.loading import DTYPES, load_frozen, load_student, load_tokenizer
+from dominie.models.loading import DTYPES, load_frozen, load_student
 from dominie.models.spec import Model
 from dominie.training.arguments import training_arguments
 from dominie.training.checkpoints import newest_checkpoint, publish
@@ -50,6 +50,7 @@ def train_stage(
     folder: Path,
     *,
     student: Model,
+    tokenizer: Any,
     teachers: Mapping[str, Model],
     lessons: Sequence[Lessons],
     settings: TrainSettings,
@@ -60,6 +61,7 @@ def train_stage(
     Args:
         folder: the stage's folder; `checkpoints/` and `metrics.jsonl` are made in it.
         student: who learns.
+        tokenizer: the student's, with its chat template; saved beside the weights.
         teachers: by the names that `lessons` use.
         lessons: taught sources first, watched ones after.
         settings: the stage's `train`.
@@ -87,7 +89,6 @@ def train_stage(
     )
     check_context(model, settings.max_length, where=student.path)
     check_head(model, where=student.path)
-    tokenizer = load_tokenizer(student)
     panel = {name: load_frozen(spec, device=arguments.device) for name, spec in teachers.items()}
     pairs, backend = layer_pairs(model, panel, taught)
     teacher = routed_teacher(panel, lessons, pairs)
