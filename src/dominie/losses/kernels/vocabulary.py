@@ -19,7 +19,7 @@ from dominie.losses.targets import SparseTarget
 
 # A multiple of the threads' vectors: were a logit held by two threads, one could read what the
 # other has overwritten.
-_BLOCK, _WARPS = 4096, 8
+_BLOCK, _WARPS = 4096, 16
 _FORWARD = tl.constexpr(KINDS.index("forward_kl"))
 _REVERSE = tl.constexpr(KINDS.index("reverse_kl"))
 _JSD = tl.constexpr(KINDS.index("jsd"))
