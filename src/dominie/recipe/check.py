@@ -28,6 +28,17 @@ def check_names(recipe: Recipe, *, where: str) -> None:
         raise InputError(
             "nothing to do", where=where, expected="at least one stage, or models to evaluate"
         )
+    for name, model in recipe.models.items():
+        _check_path(model.path, where=f"{where}: models.{name}.path")
+        _check_path(model.adapter, where=f"{where}: models.{name}.adapter")
+    for name, source in recipe.data.items():
+        _check_path(source.path, where=f"{where}: data.{name}.path")
+        if source.is_local and (source.subset is not None or source.split != "train"):
+            raise InputError(
+                "a local file has no subset and no split",
+                where=f"{where}: data.{name}",
+                do="remove subset and split; the fractions say what is held out",
+            )
     for name, stage in recipe.stages.items():
         here = f"{where}: stages.{name}"
         if name in recipe.models:
@@ -85,6 +96,11 @@ def _check_is_name(name: str, *, where: str) -> None:
         )
 
 
+def _check_path(path: str | None, *, where: str) -> None:
+    if path is not None and not path.strip():
+        raise InputError("the path is empty", where=where, expected="a folder, file or hub id")
+
+
 def _check_mix(recipe: Recipe, name: str, *, where: str) -> None:
     stage = recipe.stages[name]
     for source, mixed in stage.data.items():
@@ -112,6 +128,7 @@ def _check_mix(recipe: Recipe, name: str, *, where: str) -> None:
 
 def _check_model(recipe: Recipe, name: str, *, where: str) -> None:
     """A stage, a name under models, a folder, a toy model, or an organisation/model id."""
+    _check_path(name, where=where)
     if (
         name in recipe.stages
         or name in recipe.models

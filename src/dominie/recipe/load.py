@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import io
 import json
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from dominie.errors import InputError
 from dominie.recipe.check import check_names
+from dominie.recipe.faults import described, first_problem, known_keys, unknown_key, wrong_type
 from dominie.recipe.schema import Recipe
 from dominie.training.settings import DERIVED, TrainSettings
 
@@ -50,7 +51,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             "not a recipe",
             where=str(path),
             expected="a mapping of name, data and stages",
-            found=_kind(tree),
+            found=described(tree),
         )
     for override in overrides:
         _apply_override(tree, override)
@@ -87,13 +88,20 @@ def _read_text(path: Path) -> str:
             "no such recipe", where=str(path), do="name a YAML file; recipes/ has complete examples"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("the recipe cannot be read", where=str(path), found=str(error)) from None
+        raise InputError(
+            "the recipe cannot be read",
+            where=str(path),
+            expected="a YAML file in UTF-8",
+            found=getattr(error, "strerror", None) or str(error),
+        ) from None
 
 
 def _parse_yaml(text: str, *, where: str) -> Any:
     """YAML 1.2, where `2e-5` is a number and `no` is a word; a key given twice is refused."""
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        tree = YAML(typ="safe", pure=True).load(text)
+        json.dumps(tree, default=str)  # fails where an alias leads in a circle or a key is no word
+        return tree
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise InputError(
@@ -107,7 +115,7 @@ def _parse_yaml(text: str, *, where: str) -> Any:
         raise InputError(
             "not valid YAML", where=f"{where}:{line}", found=str(error.problem)
         ) from None
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:
         raise InputError("not valid YAML", where=where, found=str(error).splitlines()[0]) from None
 
 
@@ -127,7 +135,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
                 raise InputError(
                     "not a mapping",
                     where=".".join(keys[:depth]),
-                    found=_kind(child),
+                    found=described(child),
                     do=f"set {dotted} whole",
                 )
             child = node[key] = {meaning: child}
@@ -154,9 +162,11 @@ def _write_out_shorthands(tree: Any, path: tuple[str, ...] = ()) -> None:
 def _merge_train(tree: dict[str, Any]) -> None:
     """Lay the recipe's `train` under each stage's, and set TrainingArguments' own fields apart."""
     shared = _as_mapping(tree.get("train"), "train")
-    for name, stage in _as_mapping(tree.get("stages"), "stages").items():
+    stages = _as_mapping(tree.get("stages"), "stages")
+    for name in stages:
         where = f"stages.{name}"
-        own = _as_mapping(_as_mapping(stage, where).get("train"), f"{where}.train")
+        stage = stages[name] = _as_mapping(stages[name], where)
+        own = _as_mapping(stage.get("train"), f"{where}.train")
         _check_train(own, where=f"{where}.train")
         stage["train"] = _with_arguments_apart({**shared, **own})
     _check_train(shared, where="train")
@@ -174,37 +184,43 @@ def _check_train(train: Mapping[str, Any], *, where: str) -> None:
         return
     from transformers import TrainingArguments
 
-    theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
+    theirs = typing.get_type_hints(TrainingArguments)
     for key in foreign:
         if key in DERIVED:
             raise InputError(
                 "dominie sets this itself", where=f"{where}.{key}", do=f"use {DERIVED[key]} instead"
             )
         if key not in theirs:
-            raise _unknown_key(f"{where}.{key}", key, _OUR_TRAIN_KEYS | theirs - set(DERIVED))
+            known = _OUR_TRAIN_KEYS | theirs.keys() - DERIVED.keys()
+            raise unknown_key(f"{where}.{key}", key, known)
+        _check_type(train[key], theirs[key], where=f"{where}.{key}")
+
+
+def _check_type(value: Any, kind: Any, *, where: str) -> None:
+    """Refuse a value that transformers would stumble over in the midst of training."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError("the value cannot be used", where=where, expected="a finite number")
+    try:
+        pydantic.TypeAdapter(kind).validate_python(value, strict=True)
+    except pydantic.ValidationError as error:
+        raise wrong_type(error.errors(), value, where=where) from None
 
 
 def _name_sources(tree: dict[str, Any]) -> None:
-    for name, source in _as_mapping(tree.get("data"), "data").items():
-        if "name" in _as_mapping(source, f"data.{name}"):
-            raise _unknown_key(f"data.{name}.name", "name", _known_keys(["data", name]))
-        source["name"] = name
+    sources = _as_mapping(tree.get("data"), "data")
+    for name in sources:
+        source = sources[name] = _as_mapping(sources[name], f"data.{name}")
+        if "name" in source:
+            raise unknown_key(f"data.{name}.name", "name", known_keys(["data", name]))
+        source["name"] = str(name)
 
 
 def _as_mapping(value: Any, where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise InputError("not a mapping", where=where, found=_kind(value))
+        raise InputError("not a mapping", where=where, found=described(value))
     return value
-
-
-def _unknown_key(where: str, key: str, known: typing.Iterable[str]) -> InputError:
-    known = sorted(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else None
-    expected = None if near and len(known) > 20 else f"one of {', '.join(known)}"
-    return InputError("unknown key", where=where, expected=expected, do=hint)
 
 
 def _validated(tree: dict[str, Any], *, where: str) -> Recipe:
@@ -212,49 +228,7 @@ def _validated(tree: dict[str, Any], *, where: str) -> Recipe:
         # As JSON, because strict validation takes no mapping for an object in Python.
         return pydantic.TypeAdapter(Recipe).validate_json(json.dumps(tree, default=str))
     except pydantic.ValidationError as error:
-        raise _first_problem(error, where=where) from None
-
-
-def _first_problem(error: pydantic.ValidationError, *, where: str) -> InputError:
-    """The first thing a person should mend; unknown keys come before what they leave missing."""
-    problems = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
-    problem = problems[0]
-    path = [str(part) for part in problem["loc"]]
-    dotted = ".".join(path)
-    if problem["type"] == "unexpected_keyword_argument":
-        return _unknown_key(f"{where}: {dotted}", path[-1], _known_keys(path[:-1]))
-    if problem["type"] in ("missing", "missing_argument"):
-        return InputError("missing key", where=f"{where}: {dotted}")
-    if problem["type"] == "value_error":
-        return InputError(str(problem["ctx"]["error"]), where=f"{where}: {dotted}")
-    return InputError(
-        problem["msg"][0].lower() + problem["msg"][1:],
-        where=f"{where}: {dotted}",
-        found=_kind(problem["input"]),
-    )
-
-
-def _known_keys(path: Sequence[str]) -> list[str]:
-    """The fields of the object at `path` in a recipe."""
-    kind: Any = Recipe
-    for part in path:
-        if dataclasses.is_dataclass(kind):
-            kind = typing.get_type_hints(kind)[part]
-        else:  # dict[str, X]
-            kind = typing.get_args(kind)[1]
-        options = [option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)]
-        if not dataclasses.is_dataclass(kind) and typing.get_origin(kind) is not dict and options:
-            kind = options[0]
-    return [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.name not in ("name", "arguments") or kind is Recipe
-    ]
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "a mapping", list: "a list", str: f"the text {value!r}", type(None): "nothing"}
-    return names.get(type(value), repr(value))
+        raise first_problem(error, tree, where=where) from None
 
 
 def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
@@ -262,7 +236,8 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
 
     def resolved(path: str) -> str:
         local = base / Path(path).expanduser()
-        return str(local.resolve()) if not path.startswith("toyworld:") and local.exists() else path
+        found = path.strip() and not path.startswith("toyworld:") and local.exists()
+        return str(local.resolve()) if found else path
 
     def resolved_name(name: str) -> str:
         return name if name in recipe.stages or name in recipe.models else resolved(name)

@@ -110,6 +110,10 @@ class Evaluation:
     tasks: dict[str, Task]
     batch: int = 64
 
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

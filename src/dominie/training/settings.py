@@ -19,10 +19,20 @@ DERIVED = {
     "fp16": "precision",
     "logging_steps": "log_every",
     "logging_strategy": "log_every",
+    "logging_first_step": "log_every",
+    "logging_nan_inf_filter": "log_every",
+    "eval_on_start": "evaluate_every",
     "eval_strategy": "evaluate_every",
     "eval_steps": "evaluate_every",
     "save_strategy": "checkpoint_every",
     "save_steps": "checkpoint_every",
+    "save_only_model": "the checkpoints, which hold all that a resumed run needs",
+    "ignore_data_skip": "the checkpoints, which hold all that a resumed run needs",
+    "auto_find_batch_size": "micro_batch",
+    "train_sampling_strategy": "the mix of a stage's sources",
+    "gradient_checkpointing_kwargs": "gradient_checkpointing",
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing",
     "load_best_model_at_end": "keep",
     "metric_for_best_model": "keep",
     "greater_is_better": "keep",
@@ -51,6 +61,12 @@ class Lora:
     def __post_init__(self) -> None:
         if self.r < 1:
             raise ValueError(f"r must be at least 1, got {self.r}")
+        if not 0 < self.alpha < float("inf"):
+            raise ValueError(f"alpha must be positive and finite, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be from 0 to below 1, got {self.dropout}")
+        if not self.target_modules:
+            raise ValueError("target_modules names no module")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +128,10 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.evaluate_rows < 0:
+            raise ValueError(f"evaluate_rows must not be negative, got {self.evaluate_rows}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
         if self.max_length < 2:
             raise ValueError(f"max_length must be at least 2, got {self.max_length}")
         if not 0 < self.epochs < float("inf"):

@@ -1,0 +1,104 @@
+"""What is wrong with a recipe's keys and values, in words for whoever wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pydantic
+
+from dominie.errors import InputError
+from dominie.recipe.schema import Recipe
+
+#: What was expected, in a recipe's words, by pydantic's name of the error.
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "dataclass_type": "a mapping",
+    "dataclass_exact_type": "a mapping",
+}
+
+
+def unknown_key(where: str, key: str, known: Iterable[str]) -> InputError:
+    """A key that means nothing here, with the nearest one that does."""
+    known = sorted(known)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else None
+    expected = None if near and len(known) > 20 else f"one of {', '.join(known)}"
+    return InputError("unknown key", where=where, expected=expected, do=hint)
+
+
+def first_problem(
+    error: pydantic.ValidationError, tree: dict[str, Any], *, where: str
+) -> InputError:
+    """The first thing a person should mend; unknown keys come before what they leave missing."""
+    problems = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
+    problem = problems[0]
+    path = [str(part) for part in problem["loc"]]
+    dotted = ".".join(path)
+    if problem["type"] == "unexpected_keyword_argument":
+        return unknown_key(f"{where}: {dotted}", path[-1], known_keys(path[:-1]))
+    if problem["type"] in ("missing", "missing_argument"):
+        return InputError("missing key", where=f"{where}: {dotted}")
+    if problem["type"] == "value_error":
+        return InputError(str(problem["ctx"]["error"]), where=f"{where}: {dotted}")
+    place, value = _place(tree, path)
+    alike = [p for p in problems if _place(tree, [str(part) for part in p["loc"]])[0] == place]
+    return wrong_type(alike, value, where=f"{where}: {'.'.join(place)}")
+
+
+def wrong_type(problems: Sequence[Any], value: Any, *, where: str) -> InputError:
+    """A value that is none of the kinds it could have been, one problem for each kind."""
+    expected = [
+        _EXPECTED.get(p["type"], p["msg"].removeprefix("Input should be ")) for p in problems
+    ]
+    return InputError(
+        "the value cannot be used",
+        where=where,
+        expected=" or ".join(dict.fromkeys(expected)),
+        found=described(value),
+    )
+
+
+def _place(tree: Any, path: Sequence[str]) -> tuple[list[str], Any]:
+    """The part of `path` that is the recipe's and not the name of a union's member; its value."""
+    place: list[str] = []
+    for part in path:
+        named = {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
+        if part not in named:
+            break
+        tree = named[part]
+        place.append(part)
+    return place, tree
+
+
+def known_keys(path: Sequence[str]) -> list[str]:
+    """The fields of the object at `path` in a recipe."""
+    kind: Any = Recipe
+    for part in path:
+        if dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind)[part]
+        else:  # dict[str, X]
+            kind = typing.get_args(kind)[1]
+        options = [option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)]
+        if not dataclasses.is_dataclass(kind) and typing.get_origin(kind) is not dict and options:
+            kind = options[0]
+    return [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.name not in ("name", "arguments") or kind is Recipe
+    ]
+
+
+def described(value: Any) -> str:
+    """A value as a message names it."""
+    names = {dict: "a mapping", list: "a list", str: f"the text {value!r}", type(None): "nothing"}
+    return names.get(type(value), repr(value))
