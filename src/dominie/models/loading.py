@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dominie.errors import InputError
+from dominie.models.folders import base_and_adapter, check_model, check_tokenizer
 from dominie.models.spec import Model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,7 +25,8 @@ def load_tokenizer(spec: Model) -> Any:
     """
     from transformers import AutoTokenizer
 
-    with _naming(spec, "tokenizer"):
+    check_tokenizer(spec.path, spec.revision)
+    with _naming(spec.path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             spec.path, revision=spec.revision, trust_remote_code=False
         )
@@ -36,6 +38,21 @@ def load_tokenizer(spec: Model) -> Any:
             found=type(tokenizer).__name__,
         )
     return tokenizer
+
+
+def load_config(spec: Model) -> Any:
+    """The configuration of a model's language part: its layers, heads and context.
+
+    Raises:
+        InputError: there is none, or transformers does not know the family.
+    """
+    from transformers import AutoConfig
+
+    base, _ = base_and_adapter(spec)
+    check_model(base, spec.revision)
+    with _naming(base, "configuration"):
+        config = AutoConfig.from_pretrained(base, revision=spec.revision, trust_remote_code=False)
+        return config.get_text_config()
 
 
 def load_student(
@@ -58,6 +75,8 @@ def load_student(
     base_dtype = torch.float32 if lora is None else DTYPES[precision]
     model = _load(spec, dtype=base_dtype)
     model.train()
+    if lora is None:
+        model.requires_grad_(True)  # what an adapter was merged into comes frozen
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if lora is not None:
@@ -76,22 +95,50 @@ def load_frozen(spec: Model, *, device: torch.device | str = "cpu") -> Any:
 def _load(spec: Model, *, dtype: torch.dtype | None) -> Any:
     from transformers import AutoModelForCausalLM
 
+    base, adapter = base_and_adapter(spec)
+    check_model(base, spec.revision)
     options: dict[str, Any] = {"dtype": dtype or "auto", "attn_implementation": spec.attention}
     if spec.quantize:
         options["quantization_config"] = _quantization(spec)
-    adapter, base = spec.adapter, spec.path
-    if adapter is None and (config := Path(spec.path) / "adapter_config.json").is_file():
-        adapter, base = spec.path, json.loads(config.read_text())["base_model_name_or_path"]
-    with _naming(spec, "model"):
-        model = AutoModelForCausalLM.from_pretrained(
-            base, revision=spec.revision, use_safetensors=True, trust_remote_code=False, **options
+    with _naming(base, "model"):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            base,
+            revision=spec.revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, in clearer words
+            **options,
         )
-    if adapter is not None:
-        from peft import PeftModel
+    _check_complete(found, where=base)
+    return model if adapter is None else _with_adapter(model, adapter)
 
-        with _naming(spec, "adapter"):
-            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    return model
+
+def _check_complete(found: Mapping[str, Any], *, where: str) -> None:
+    """Refuse weights that are not the configuration's: transformers would draw them at random."""
+    for kind, meaning in (
+        ("missing_keys", "the model needs weights that its files lack"),
+        ("mismatched_keys", "weights have another shape than the configuration says"),
+        ("unexpected_keys", "the files hold weights that the model has no place for"),
+    ):
+        keys = sorted(str(key) if isinstance(key, str) else str(key[0]) for key in found[kind])
+        if keys:
+            raise InputError(
+                meaning,
+                where=where,
+                expected="weights and config.json of one model",
+                found=", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if keys[3:] else ""),
+                do="copy or download the folder again",
+            )
+
+
+def _with_adapter(model: Any, adapter: str) -> Any:
+    """The model with an adapter merged into its weights."""
+    from peft import PeftModel
+
+    with _naming(adapter, "adapter"), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
 def _quantization(spec: Model) -> Any:
@@ -134,17 +181,16 @@ def _with_lora(model: Any, lora: Any, *, where: str) -> Any:
 
 
 @contextlib.contextmanager
-def _naming(spec: Model, what: str) -> Iterator[None]:
-    """Turn what loaders raise into one message that names the model."""
+def _naming(path: str, what: str) -> Iterator[None]:
+    """Turn whatever a loader raises into one message that names the model."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        local = Path(spec.path).exists()
+    except Exception as error:
         raise InputError(
             f"the {what} cannot be loaded",
-            where=spec.path,
-            found=" ".join(str(error).split())[:300],
-            do="check that the folder is complete"
-            if local
-            else "check the name, and that the hub can be reached",
+            where=path,
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            do="check that the folder is complete and of one model"
+            if Path(path).exists()
+            else "check the name, the network and `hf auth login`",
         ) from error

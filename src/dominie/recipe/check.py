@@ -28,12 +28,12 @@ def check_names(recipe: Recipe, *, where: str) -> None:
         raise InputError(
             "nothing to do", where=where, expected="at least one stage, or models to evaluate"
         )
-    for name, model in recipe.models.items():
-        _check_path(model.path, where=f"{where}: models.{name}.path")
-        _check_path(model.adapter, where=f"{where}: models.{name}.adapter")
-    for name, source in recipe.data.items():
-        _check_path(source.path, where=f"{where}: data.{name}.path")
-        if source.is_local and (source.subset is not None or source.split != "train"):
+    for name, spec in recipe.models.items():
+        _check_path(spec.path, where=f"{where}: models.{name}.path")
+        _check_path(spec.adapter, where=f"{where}: models.{name}.adapter")
+    for name, data in recipe.data.items():
+        _check_path(data.path, where=f"{where}: data.{name}.path")
+        if data.is_local and (data.subset is not None or data.split != "train"):
             raise InputError(
                 "a local file has no subset and no split",
                 where=f"{where}: data.{name}",

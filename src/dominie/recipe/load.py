@@ -254,7 +254,10 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
         },
         models={
             name: replace(
-                model, path=resolved(model.path), adapter=model.adapter and resolved(model.adapter)
+                model,
+                path=resolved(model.path),
+                adapter=model.adapter and resolved(model.adapter),
+                chat_template=model.chat_template and resolved(model.chat_template),
             )
             for name, model in recipe.models.items()
         },
