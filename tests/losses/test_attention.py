@@ -17,6 +17,9 @@ if not torch.cuda.is_available():
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 BACKENDS = ["eager", "tiles", "sdpa"]
+# The interpreter subtracts infinities in places that are thrown away.
+quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+EXACT = 3e-6 if DEVICE == "cpu" else 2e-5  # on a GPU float32 products are three of tf32
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 
@@ -77,6 +80,36 @@ def problem(
         "student_scale": width**-0.5,
         "teacher_scale": 1.3 * teacher_width**-0.5,
     }
+
+
+def moved(arguments, dtype: torch.dtype, device: str = DEVICE):
+    """The arguments in another dtype, differentiable again."""
+    found = {
+        name: value.detach().to(device, dtype) if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+    }
+    for name in ("student_query", "student_key"):
+        found[name].requires_grad_()
+    return found
+
+
+@pytest.fixture
+def mended_interpreter(monkeypatch):
+    """Triton's interpreter holds bf16 as 16-bit integers, and multiplies matrices of those."""
+    if DEVICE == "cuda" or find_spec("triton") is None:
+        return
+    import numpy as np
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def widened(data):
+        is_bf16 = data.dtype == np.uint16
+        return (data.astype(np.uint32) << 16).view(np.float32) if is_bf16 else data
+
+    def create_dot(self, a, b, d, *_):
+        product = np.matmul(widened(a.data), widened(b.data), dtype=d.data.dtype)
+        return TensorHandle(product + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 
 def value_and_gradients(function, arguments, **options) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,9 +229,7 @@ def test_extreme_scores_stay_finite(backend) -> None:
     arguments = problem()
     for name in ("student_scale", "teacher_scale"):
         arguments[name] = 200.0
-    float32 = {k: v.detach().float() if isinstance(v, Tensor) else v for k, v in arguments.items()}
-    for name in ("student_query", "student_key"):
-        float32[name].requires_grad_()
+    float32 = moved(arguments, torch.float32, "cpu")
     found = value_and_gradients(attention_divergence, float32, backend=backend)
     assert all(torch.isfinite(part).all() for part in found)
     expected = value_and_gradients(oracle, arguments)
@@ -222,31 +253,40 @@ def test_a_weighted_row_counts_as_deleting_the_others_does(backend) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_lower_precision_keeps_its_dtype_in_gradients(backend, dtype) -> None:
-    arguments = problem(length=40, width=32, teacher_width=32)
-    rounded = {
-        k: v.detach().to(dtype) if isinstance(v, Tensor) else v for k, v in arguments.items()
-    }
-    exact = {k: v.double() if isinstance(v, Tensor) else v for k, v in rounded.items()}
-    for each in (rounded, exact):
-        for name in ("student_query", "student_key"):
-            each[name] = each[name].requires_grad_()
-    found = value_and_gradients(attention_divergence, rounded, backend=backend)
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("triton", marks=needs_triton)])
+def test_lower_precision_keeps_its_dtype_in_gradients(backend, dtype, mended_interpreter) -> None:
+    arguments = moved(problem(length=40, width=32, teacher_width=32), dtype)
+    exact = moved(arguments, torch.float64, "cpu")
+    found = value_and_gradients(attention_divergence, arguments, backend=backend)
     expected = value_and_gradients(attention_divergence, exact, backend="eager")
     assert found[0].dtype == torch.float32
     assert found[1].dtype == found[2].dtype == dtype
     tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
     for a, b in zip(found, expected, strict=True):
-        assert (a.double() - b).norm() <= tolerance * b.norm()
+        assert (a.double().cpu() - b).norm() <= tolerance * b.norm()
+
+
+@pytest.mark.parametrize("backend", ["tiles", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("distance", [0.3, 0.03, 0.003])
+def test_nothing_cancels_as_the_student_nears_the_teacher(
+    backend, distance, mended_interpreter
+) -> None:
+    arguments = moved(problem(length=40, width=32, teacher_width=32), torch.bfloat16)
+    noisy = problem(length=40, width=32, teacher_width=32, seed=1)
+    arguments["teacher_scale"] = arguments["student_scale"]
+    for name in ("query", "key"):
+        near = arguments[f"student_{name}"].detach()
+        near = near + distance * noisy[f"teacher_{name}"].to(near)
+        arguments[f"teacher_{name}"] = near.bfloat16()
+    exact = moved(arguments, torch.float64, "cpu")
+    found = value_and_gradients(attention_divergence, arguments, backend=backend)
+    expected = value_and_gradients(attention_divergence, exact, backend="eager")
+    for a, b in zip(found[1:], expected[1:], strict=True):
+        assert (a.double().cpu() - b).norm() <= 0.01 * b.norm()
 
 
 def test_autocast_does_not_reach_the_scores() -> None:
-    arguments = {
-        k: v.detach().float() if isinstance(v, Tensor) else v for k, v in problem().items()
-    }
-    for name in ("student_query", "student_key"):
-        arguments[name].requires_grad_()
+    arguments = moved(problem(), torch.float32, "cpu")
     plain = value_and_gradients(attention_divergence, arguments, backend="tiles")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = value_and_gradients(attention_divergence, arguments, backend="tiles")
@@ -287,17 +327,6 @@ def test_only_query_and_key_of_the_student_are_saved(backend, value) -> None:
     assert [tensor.data_ptr() for tensor in saved] == expected
 
 
-def moved(arguments, dtype: torch.dtype, device: str = DEVICE):
-    """The arguments in another dtype, differentiable again."""
-    found = {
-        name: value.detach().to(device, dtype) if isinstance(value, Tensor) else value
-        for name, value in arguments.items()
-    }
-    for name in ("student_query", "student_key"):
-        found[name].requires_grad_()
-    return found
-
-
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks for a few positions."""
@@ -307,6 +336,7 @@ def small_blocks(monkeypatch):
 
 
 @needs_triton
+@quiet
 @pytest.mark.parametrize("segments", ["one", "packed", "broken"])
 @pytest.mark.parametrize("window", [None, 1, 9, 30])
 @pytest.mark.parametrize(
@@ -337,7 +367,7 @@ def test_kernels_agree_with_maps(segments, window, shape, small_blocks) -> None:
         attention_divergence, moved(arguments, torch.float32), backend="triton", **options
     )
     for a, b in zip(found, expected, strict=True):
-        assert (a.double().cpu() - b).norm() <= 3e-6 * b.norm() + 1e-6
+        assert (a.double().cpu() - b).norm() <= EXACT * b.norm() + 1e-6
 
 
 @needs_triton
@@ -352,7 +382,7 @@ def test_kernels_read_any_layout_and_write_every_element(small_blocks) -> None:
     inputs = (arguments["student_query"], arguments["student_key"])
     found = (value.detach(), *torch.autograd.grad(3.0 * value, inputs))
     for a, b in zip(found, expected, strict=True):
-        assert (a - b).norm() <= 3e-6 * b.norm()
+        assert (a - b).norm() <= EXACT * b.norm()
 
 
 @needs_triton

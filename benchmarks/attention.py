@@ -1,0 +1,437 @@
+"""Time and memory of attention distillation, beside logits alone and beside attention maps.
+
+Three questions, three tables:
+
+* step: a whole training step of a small Mistral under a like teacher. How much does the attention
+  term add to distillation on logits alone, and what do maps cost (both models' maps kept and
+  compared, as the paper's code does)?
+* layer: loss and gradient of one layer. On a GPU it has the paper's geometry, and `floor` is the
+  time of six causal score products at the measured speed of a large matrix product (four where the
+  student's own log-sum-exps could be had from its forward).
+* error: how far the gradients of bf16 inputs are from float64, as student nears teacher.
+
+The methods take turns, so that a busy machine is busy for all; a ratio is the median of the ratios
+of the rounds. Peak memory is above what was allocated before the step.
+
+    python benchmarks/attention.py [--quick] [--json]
+
+``--quick`` ends within 50 seconds on two cores; a full run also writes a dated table to
+``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # for the errors; nothing is timed with it
+
+from dominie.losses import attention_divergence, prediction_divergence  # noqa: E402
+from dominie.models.capture import (  # noqa: E402
+    AttentionTarget,
+    StudentAttention,
+    TeacherAttention,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor, nn
+
+Row = dict[str, object]
+RESULTS = Path(__file__).parent / "results"
+GPU = DEVICE.type == "cuda"
+DTYPE = torch.bfloat16 if GPU else torch.float32
+BACKENDS = ["triton", "sdpa"] if GPU else ["tiles", "sdpa"]
+
+
+class Step:
+    """A student, a teacher, and the steps that can be taken with them."""
+
+    def __init__(self, length: int) -> None:
+        from transformers import AutoModelForCausalLM, MistralConfig
+
+        sizes = (4096, 14336, 8, 32, 8, 32000) if GPU else (256, 896, 8, 8, 2, 8000)
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        names += ("num_key_value_heads", "vocab_size")
+        options = dict(zip(names, sizes, strict=True))
+        config = MistralConfig(
+            **options, max_position_embeddings=length, sliding_window=None, initializer_range=0.05
+        )
+        torch.manual_seed(0)
+        with DEVICE:
+            models = [
+                AutoModelForCausalLM.from_config(config, dtype=DTYPE, attn_implementation="sdpa")
+                for _ in range(2)
+            ]
+        self.student, self.teacher = models[0].train(), models[1].requires_grad_(False).eval()
+        if GPU:
+            self.student.gradient_checkpointing_enable({"use_reentrant": False})
+        self.layers = range(config.num_hidden_layers)
+        self.ids = torch.randint(config.vocab_size, (1 if GPU else 2, length), device=DEVICE)
+        self.weights = torch.ones(self.ids.shape, device=DEVICE)
+
+    def logits(self) -> Tensor:
+        """Distillation on logits alone."""
+        with torch.no_grad():
+            taught = self._hidden(self.teacher)
+        return self._prediction(self._hidden(self.student), taught)
+
+    def attention(self, backend: str, *, value: bool) -> Tensor:
+        """The attention term added, as dominie does."""
+        kept = TeacherAttention(self.teacher, self.layers)
+        scored = StudentAttention(self.student, [(n, n) for n in self.layers], backend=backend)
+        with torch.no_grad():
+            taught = self._hidden(self.teacher)
+        rows = torch.arange(len(self.ids))
+        target = AttentionTarget(rows, self.weights, kept.take())
+        scored.expect([target], segment_ids=None, value=value)
+        hidden = self._hidden(self.student)
+        loss = self._prediction(hidden, taught) + scored.take()
+        scored.detach()
+        kept.detach()
+        return loss
+
+    def maps(self) -> Tensor:
+        """The attention term from the maps of both models."""
+        for model in (self.student, self.teacher):
+            model.set_attn_implementation("eager")
+        options = {"input_ids": self.ids, "use_cache": False, "output_attentions": True}
+        with torch.no_grad():
+            taught = self.teacher.model(**options)
+        learned = self.student.model(**options)
+        loss = self._prediction(learned.last_hidden_state, taught.last_hidden_state)
+        for a, b in zip(learned.attentions, taught.attentions, strict=True):
+            a, b = a.float().clamp_min(1e-30), b.float().clamp_min(1e-30)
+            rows = (b * (b.log() - a.log())).sum(-1)
+            loss = loss + (rows * self.weights[:, None]).sum() / (a.shape[1] * len(self.layers))
+        for model in (self.student, self.teacher):
+            model.set_attn_implementation("sdpa")
+        return loss
+
+    def _hidden(self, model: nn.Module) -> Tensor:
+        return model.model(input_ids=self.ids, use_cache=False).last_hidden_state
+
+    def _prediction(self, hidden: Tensor, taught: Tensor) -> Tensor:
+        return prediction_divergence(
+            hidden.flatten(0, 1),
+            self.student.lm_head.weight,
+            taught.flatten(0, 1),
+            self.teacher.lm_head.weight,
+        )
+
+
+def step_rows(length: int, rounds: int, *, maps: bool) -> list[Row]:
+    """Whole steps: forward of both models, loss, backward."""
+    step = Step(length)
+    methods: dict[str, Callable[[], Tensor]] = {"logits": step.logits}
+    for backend in BACKENDS:
+        methods[backend] = lambda backend=backend: step.attention(backend, value=False)
+    methods["with value"] = lambda: step.attention(BACKENDS[0], value=True)
+    if maps:
+        methods["maps"] = step.maps
+
+    def backward(loss: Callable[[], Tensor]) -> float:
+        step.student.zero_grad(set_to_none=False)
+        value = loss()
+        value.backward()
+        return value.item()
+
+    times, peaks, values = taken_in_turns(methods, backward, rounds)
+    if maps and abs(values["with value"] - values["maps"]) > 2e-2 * abs(values["maps"]):
+        raise SystemExit(f"the losses differ: {values}")
+    return [
+        {
+            "part": "step",
+            "length": length,
+            "method": name,
+            "seconds": round(statistics.median(times[name]), 4),
+            "to_logits": _ratio(times[name], times["logits"]),
+            "to_maps": _ratio(times[name], times["maps"]) if maps else None,
+            "peak_gb": _gigabytes(peaks[name]),
+            "device": DEVICE.type,
+        }
+        for name in methods
+    ]
+
+
+def taken_in_turns(
+    methods: dict[str, Callable[[], Tensor]],
+    run: Callable[[Callable[[], Tensor]], float],
+    rounds: int,
+) -> tuple[dict[str, list[float]], dict[str, float | None], dict[str, float]]:
+    """Seconds of every round, peak bytes and value of every method; the first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    peaks: dict[str, float | None] = {}
+    values: dict[str, float] = {}
+    for turn in range(rounds + 1):
+        for name, method in methods.items():
+            slow = name == "maps" and not GPU  # minutes: not warmed up, and once is enough
+            if slow and turn:
+                continue
+            before = _settled()
+            start = time.perf_counter()
+            values[name] = run(method)
+            if GPU:
+                torch.cuda.synchronize()
+            elapsed = time.perf_counter() - start
+            peaks[name] = _peak_above(before)
+            if turn or slow:
+                times[name].append(elapsed)
+    return times, peaks, values
+
+
+def _settled() -> int:
+    """Bytes allocated now, with the record of the peak set back to them."""
+    gc.collect()
+    if GPU:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    if platform.system() == "Linux":
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS") or 0
+
+
+def _peak_above(before: int) -> float | None:
+    if GPU:
+        return torch.cuda.max_memory_allocated() - before
+    peak = _resident("VmHWM")
+    return None if peak is None else peak - before
+
+
+def _resident(field: str) -> int | None:
+    """Bytes of this process now (VmRSS) or at most (VmHWM), where Linux tells."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def projections(length: int, *, batch: int, heads: int, key_heads: int, width: int) -> Row:
+    """Arguments of one layer's loss; every row weighted."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+
+    def drawn(count: int) -> Tensor:
+        shape = (batch, length, count, width)
+        tensor = torch.randn(shape, generator=generator, device=DEVICE, dtype=DTYPE)
+        return tensor.transpose(1, 2)  # as models lay it out
+
+    return {
+        "student_query": drawn(heads).requires_grad_(),
+        "student_key": drawn(key_heads).requires_grad_(),
+        "teacher_query": drawn(heads),
+        "teacher_key": drawn(key_heads),
+        "row_weights": torch.ones(batch, length, device=DEVICE),
+        "student_scale": width**-0.5,
+        "teacher_scale": width**-0.5,
+    }
+
+
+def layer_rows(length: int, rounds: int, *, maps: bool) -> list[Row]:
+    """Loss and gradient of one layer, the value not computed."""
+    sizes = {"batch": 1, "heads": 32, "key_heads": 8, "width": 128}
+    if not GPU:
+        sizes = {"batch": 2, "heads": 8, "key_heads": 2, "width": 32}
+    arguments = projections(length, **sizes)
+    names = [*BACKENDS, *(["eager"] if maps else [])]
+    inputs = [arguments["student_query"], arguments["student_key"]]
+    methods = {
+        name: lambda name=name: attention_divergence(**arguments, value=False, backend=name)
+        for name in names
+    }
+
+    def backward(loss: Callable[[], Tensor]) -> float:
+        value = loss()
+        torch.autograd.grad(value, inputs)
+        return value.item()
+
+    times, peaks, _ = taken_in_turns(methods, backward, rounds)
+    product = sizes["batch"] * sizes["heads"] * sizes["width"] * length**2  # operations, causal
+    floor = 6 * product / matrix_speed() if GPU else None
+    rows = []
+    for name in names:
+        seconds = statistics.median(times[name])
+        rows.append(
+            {
+                "part": "layer",
+                "length": length,
+                "method": "maps" if name == "eager" else name,
+                "milliseconds": round(1000 * seconds, 3),
+                "over_floor_6u": round(seconds / floor, 2) if floor else None,
+                "over_floor_4u": round(seconds / floor * 1.5, 2) if floor else None,
+                "peak_gb": _gigabytes(peaks[name]),
+                "device": DEVICE.type,
+            }
+        )
+    return rows
+
+
+def matrix_speed() -> float:
+    """Operations a second of a large matrix product here."""
+    size = 8192
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=DTYPE) for _ in range(2))
+    seconds = []
+    for _ in range(8):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        a @ b
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds[3:])
+
+
+def error_rows(length: int) -> Iterator[Row]:
+    """Relative error of bf16 gradients against float64, at several distances from the teacher."""
+    if not GPU:
+        _mend_interpreter()
+    generator = torch.Generator().manual_seed(0)
+    shape = {"query": (1, 4, length, 64), "key": (1, 2, length, 64)}
+    own = {name: torch.randn(size, generator=generator) for name, size in shape.items()}
+    noise = {name: torch.randn(size, generator=generator) for name, size in shape.items()}
+    for wanted in (0.2, 0.02, 0.002):
+        low, high = 0.0, 4.0
+        for _ in range(20):  # the amount of noise that gives the divergence
+            middle = (low + high) / 2
+            arguments = rounded(own, noise, middle)
+            found = exact_gradients(arguments)[0] / (4 * length)
+            low, high = (middle, high) if found < wanted else (low, middle)
+        divergence, *expected = exact_gradients(arguments)
+        for backend in ("tiles", "sdpa", "triton"):
+            moved = {
+                name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+                for name, value in arguments.items()
+            }
+            inputs = [moved[name].requires_grad_() for name in ("student_query", "student_key")]
+            loss = attention_divergence(**moved, value=False, backend=backend)
+            gradients = [g.double().cpu() for g in torch.autograd.grad(loss, inputs)]
+            errors = [
+                float((g - e).norm() / e.norm()) for g, e in zip(gradients, expected, strict=True)
+            ]
+            yield {
+                "part": "error",
+                "divergence_per_row": float(f"{divergence / (4 * length):.3g}"),
+                "backend": backend,
+                "query_error_percent": round(100 * errors[0], 3),
+                "key_error_percent": round(100 * errors[1], 3),
+                "device": DEVICE.type,
+            }
+
+
+def _mend_interpreter() -> None:
+    """Triton's interpreter holds bf16 as 16-bit integers, and multiplies matrices of those."""
+    import numpy as np
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def widened(handle: TensorHandle) -> np.ndarray:
+        data = handle.data
+        is_bf16 = data.dtype == np.uint16
+        return (data.astype(np.uint32) << 16).view(np.float32) if is_bf16 else data
+
+    def create_dot(_self, a, b, d, *_) -> TensorHandle:
+        product = np.matmul(widened(a), widened(b), dtype=d.data.dtype)
+        return TensorHandle(product + d.data, d.dtype.scalar)
+
+    InterpreterBuilder.create_dot = create_dot
+
+
+def rounded(own: dict[str, Tensor], noise: dict[str, Tensor], amount: float) -> Row:
+    """bf16 arguments: a student, and a teacher that differs from it by some noise."""
+    taught = {name: own[name] + amount * noise[name] for name in own}
+    arguments = {f"student_{name}": tensor.bfloat16() for name, tensor in own.items()}
+    arguments |= {f"teacher_{name}": tensor.bfloat16() for name, tensor in taught.items()}
+    weights = torch.ones(1, own["query"].shape[2])
+    return arguments | {"row_weights": weights, "student_scale": 0.125, "teacher_scale": 0.125}
+
+
+def exact_gradients(arguments: Row) -> tuple[Tensor, Tensor, Tensor]:
+    """Divergence and gradients in float64."""
+    exact = {
+        name: value.double() if isinstance(value, torch.Tensor) else value
+        for name, value in arguments.items()
+    }
+    inputs = [exact[name].requires_grad_() for name in ("student_query", "student_key")]
+    value = attention_divergence(**exact, backend="eager")
+    return value.detach(), *torch.autograd.grad(value, inputs)
+
+
+def _ratio(own: list[float], other: list[float]) -> float:
+    """Median of the ratios of the rounds; of the medians where one took part in fewer."""
+    if len(own) != len(other):
+        return round(statistics.median(own) / statistics.median(other), 3)
+    return round(statistics.median(a / b for a, b in zip(own, other, strict=True)), 3)
+
+
+def _gigabytes(count: float | None) -> float | None:
+    return None if count is None else round(count / 1e9, 3)
+
+
+def table(rows: list[Row]) -> str:
+    columns = [name for name in rows[0] if name != "part"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += [
+        "| " + " | ".join("–" if row[c] is None else str(row[c]) for c in columns) + " |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    name = torch.cuda.get_device_name() if GPU else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def measured(quick: bool) -> Iterator[list[Row]]:
+    if quick:
+        yield step_rows(512, 1, maps=True)
+        yield layer_rows(1024, 2, maps=True)
+        yield list(error_rows(32))
+        return
+    lengths = (2048, 4096, 8192) if GPU else (1024, 2048, 4096, 8192)
+    for length in lengths:
+        yield step_rows(length, 10 if GPU else 3 if length < 4096 else 1, maps=length <= 2048)
+    for length in lengths:
+        yield layer_rows(length, 20 if GPU else 3, maps=length <= (4096 if GPU else 2048))
+    yield list(error_rows(128))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    options = parser.parse_args()
+    parts: dict[str, list[Row]] = {}
+    for rows in measured(options.quick):
+        parts.setdefault(str(rows[0]["part"]), []).extend(rows)
+        if options.json:
+            print("\n".join(json.dumps(row) for row in rows), flush=True)
+    report = "\n\n".join(f"## {name}\n\n{table(rows)}" for name, rows in parts.items())
+    if not options.json:
+        print(report)
+    if not options.quick:
+        today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+        kind = "-gpu" if GPU else ""
+        path = RESULTS / f"attention{kind}-{today}.md"
+        path.write_text(
+            f"# Attention distillation, {today}\n\n`python benchmarks/attention.py` on "
+            f"{machine()}.\n\n{report}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
