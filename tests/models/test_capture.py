@@ -442,3 +442,23 @@ def test_take_needs_an_expected_forward() -> None:
     scored = StudentAttention(mistral(), PAIRS)
     with pytest.raises(RuntimeError, match="expect"):
         scored.take()
+
+
+def test_a_model_that_is_listened_to_can_be_freed() -> None:
+    student = mistral()
+    scored = StudentAttention(student, PAIRS)
+    alive = weakref.ref(student)
+    del student
+    gc.collect()
+    assert alive() is None
+    scored.detach()
+
+
+@pytest.mark.full
+def test_a_compiled_student_is_scored() -> None:
+    ids, weights = batch_of()
+    student = mistral().train()
+    target = targets_of(mixtral(), [0, 1, 2], ids, weights)
+    expected = step_gradients(student, target, ids)
+    student.compile(backend="eager")
+    assert_same_gradients(step_gradients(student, target, ids), expected)

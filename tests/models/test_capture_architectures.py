@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dominie.errors import InputError
 from dominie.models.capture import AttentionTarget, StudentAttention, TeacherAttention
@@ -167,3 +168,27 @@ def test_layers_of_plain_softmax_in_a_mixed_model_can_be_mapped() -> None:
 def test_a_layer_that_does_not_exist_is_an_input_error() -> None:
     with pytest.raises(InputError, match="no attention layer 4"):
         TeacherAttention(model_of("llama", {}, seed=0), [0, 4])
+
+
+def test_flash_attention_gets_one_head_size(monkeypatch) -> None:
+    seen = []
+
+    def flash(module, query, key, value, attention_mask, **kwargs):
+        seen.append(value.shape[-1])
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, None, **kwargs)
+
+    model = model_of("deepseek_v3", SUPPORTED["deepseek_v3"], seed=0)
+    ids = torch.randint(3, 64, (2, 11))
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        monkeypatch.setitem(
+            type(ALL_ATTENTION_FUNCTIONS)._global_mapping, "flash_attention_2", flash
+        )
+        model.config._attn_implementation = "flash_attention_2"
+        kept = TeacherAttention(model, LAYERS)
+        found = model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, expected)
+    assert seen == [24, 24, 24, 24]
+    assert kept.take()[0].query.shape == (2, 4, 11, 24)
+    kept.detach()
+    assert model.config._attn_implementation == "flash_attention_2"

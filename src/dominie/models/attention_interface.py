@@ -13,6 +13,8 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
+import torch
+from torch.nn.functional import pad
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface, PreTrainedModel
 
@@ -98,6 +100,21 @@ def listeners_of(model: nn.Module) -> list[Listener]:
     return found
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _tell(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
+    """Show a call to the module's listeners."""
+    _refuse_unusual(module, kwargs)
+    scale = kwargs.get("scaling")
+    projections = Projections(
+        query,
+        key,
+        query.shape[-1] ** -0.5 if scale is None else float(scale),
+        kwargs.get("sliding_window", getattr(module, "sliding_window", None)),
+    )
+    for listener in tuple(_listeners[module]):
+        listener.heard(int(module.layer_idx), projections)  # type: ignore[arg-type]
+
+
 def _listening(stock: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The function that runs attention implementation ``stock``, then tells the listeners."""
 
@@ -113,18 +130,13 @@ def _listening(stock: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             function = sys.modules[type(module).__module__].eager_attention_forward
         else:
             function = ALL_ATTENTION_FUNCTIONS[stock]
-        output: tuple[Tensor, Tensor | None] = function(
-            module, query, key, value, attention_mask, **kwargs
-        )
-        for listener in tuple(_listeners.get(module, ())):
-            _refuse_unusual(module, kwargs)
-            scale = kwargs.get("scaling")
-            window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
-            projections = Projections(
-                query, key, query.shape[-1] ** -0.5 if scale is None else float(scale), window
-            )
-            listener.heard(int(module.layer_idx), projections)  # type: ignore[arg-type]
-        return output
+        width = value.shape[-1]
+        if stock.startswith("flash"):  # one head size for all; models pad by the stock name alone
+            value = pad(value, (0, query.shape[-1] - width))
+        output, weights = function(module, query, key, value, attention_mask, **kwargs)
+        if _listeners.get(module):
+            _tell(module, query, key, kwargs)
+        return output[..., :width], weights
 
     return attention
 

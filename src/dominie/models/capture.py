@@ -14,6 +14,7 @@ without gradients and would drop the loss silently: refused.
 from __future__ import annotations
 
 import logging
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,8 @@ class TeacherAttention:
     """
 
     def __init__(self, model: nn.Module, layers: Collection[int]) -> None:
-        self._model = model
+        self._model = weakref.ref(model)  # or whoever is listened to would never be freed
+        self._name = type(model).__name__
         self._layers = sorted(set(layers))
         self._kept: dict[int, Projections] = {}
         listen(model, self._layers, self)
@@ -89,7 +91,7 @@ class TeacherAttention:
         if missing:
             raise InputError(
                 "the teacher's forward did not pass its attention through transformers",
-                where=f"{type(self._model).__name__}, layers {missing}",
+                where=f"{self._name}, layers {missing}",
                 do="set attention: 0, or load the model with attn_implementation: sdpa",
             )
         return kept
@@ -97,11 +99,14 @@ class TeacherAttention:
     def detach(self) -> None:
         """Give the model its stock attention back."""
         self._kept = {}
-        stop_listening(self._model, self)
+        if (model := self._model()) is not None:
+            stop_listening(model, self)
 
     @property
     def _shared(self) -> bool:
-        return any(isinstance(each, StudentAttention) for each in listeners_of(self._model))
+        model = self._model()
+        listeners = [] if model is None else listeners_of(model)
+        return any(isinstance(each, StudentAttention) for each in listeners)
 
 
 @dataclass
@@ -176,7 +181,8 @@ class StudentAttention:
         row_fraction: float = 1.0,
         layer_fraction: float = 1.0,
     ) -> None:
-        self._model = model
+        self._model = weakref.ref(model)  # or whoever is listened to would never be freed
+        self._name = type(model).__name__
         self._pairs = list(pairs)
         self._backend: Backend = backend
         self._row_fraction = _fraction("row_fraction", row_fraction)
@@ -216,10 +222,10 @@ class StudentAttention:
         expected = self._expected
         terms: list[AttentionTerm] = []
         if expected is not None:
-            if expected.with_gradients and self._model.training and not torch.is_grad_enabled():
+            if expected.with_gradients and self._training and not torch.is_grad_enabled():
                 raise InputError(
                     "reentrant activation checkpointing would drop the attention loss silently",
-                    where=f"{type(self._model).__name__}, layer {layer}",
+                    where=f"{self._name}, layer {layer}",
                     do="set gradient_checkpointing_kwargs: {use_reentrant: false}",
                 )
             expected.heads = projections.heads
@@ -248,7 +254,7 @@ class StudentAttention:
         if missing:
             raise InputError(
                 "the student's forward did not pass its attention through transformers",
-                where=f"{type(self._model).__name__}, layers {sorted(missing)}",
+                where=f"{self._name}, layers {sorted(missing)}",
                 do="set attention: 0, or load the model with attn_implementation: sdpa",
             )
         device = next(iter(expected.scored.values())).device
@@ -258,7 +264,13 @@ class StudentAttention:
     def detach(self) -> None:
         """Give the model its stock attention back."""
         self._expected = None
-        stop_listening(self._model, self)
+        if (model := self._model()) is not None:
+            stop_listening(model, self)
+
+    @property
+    def _training(self) -> bool:
+        model = self._model()
+        return model is not None and model.training
 
     def _sampled_pairs(self) -> list[tuple[int, int]]:
         """The pairs of this step; their mean is an unbiased estimate of the mean over all."""
