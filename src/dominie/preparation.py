@@ -8,12 +8,18 @@ from typing import Any
 
 from dominie.chat_tokenizers import ChatTokenizers
 from dominie.data.rows import PreparedSource, prepare
+from dominie.data.splits import read_split
 from dominie.display import Display
+from dominie.errors import InputError
+from dominie.evaluation.questions import check_group
 from dominie.fingerprints import model_fingerprint, stage_fingerprint
-from dominie.models.agreement import check_same_tokens
+from dominie.models.agreement import check_context, check_same_tokens, check_vocabulary
+from dominie.models.loading import load_config
 from dominie.recipe import Stage
 from dominie.recipe.check import stage_order
 from dominie.run_folder import RunFolder
+from dominie.training.arguments import training_arguments
+from dominie.training.lessons import Lessons, layer_pairs
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,28 @@ class Prepared:
     tokenizer: Any
     sources: Mapping[str, PreparedSource]
     fingerprint: str
+
+    @property
+    def lessons(self) -> list[Lessons]:
+        """What the stage teaches, then what it only watches."""
+        stage, limit = self.stage, self.stage.train.evaluate_rows
+        taught = [
+            Lessons(
+                name=name,
+                train=self.sources[name].train,
+                validation=self.sources[name].validation.first(limit),
+                share=stage.data[name].share,
+                terms=stage.loss_on(name),
+                teacher=stage.teacher_on(name),
+            )
+            for name in stage.active
+        ]
+        watched = [
+            Lessons(name=name, train=(), validation=source.validation.first(limit), share=0.0)
+            for name, source in self.sources.items()
+            if name not in stage.active and len(source.validation)
+        ]
+        return taught + watched
 
 
 def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
@@ -67,7 +95,60 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
             models=fingerprints,
         )
         prepared.append(Prepared(name, stage, tokenizer, sources, fingerprints[name]))
+        _check_fit(folder, prepared[-1])
+    _check_tasks(folder, tokenizers)
     return prepared
+
+
+def _check_fit(folder: RunFolder, prepared: Prepared) -> None:
+    """Refuse what rows, settings and configurations show not to go together."""
+    stage, where = prepared.stage, f"stages.{prepared.name}"
+    for name in stage.active:
+        if not len(prepared.sources[name].train):
+            raise InputError(
+                "a source is trained on that is held out whole",
+                where=f"{where}.data.{name}",
+                do=f"lower data.{name}.test_fraction or validation_fraction",
+            )
+    lessons = prepared.lessons
+    best = stage.train.keep == "best" or stage.train.patience is not None
+    if best and not any(len(lesson.validation) for lesson in lessons if lesson.share):
+        raise InputError(
+            "there is nothing to tell the best model by",
+            where=f"{where}.train",
+            expected="a validation split of a source that is trained on, for keep and patience",
+            do=f"set data.{stage.active[0]}.validation_fraction",
+        )
+    # Transformers looks through them now, rather than when the stages before have been trained.
+    training_arguments(stage.train, folder.stage(prepared.name), steps=1, ranks=1)
+    configs = {model: load_config(folder.model(folder.root(model))) for model in stage.models}
+    highest = max(
+        max(s.train.highest_id, s.validation.highest_id) for s in prepared.sources.values()
+    )
+    for model, config in configs.items():
+        check_context(config, stage.train.max_length, where=f"{where}, model {model}")
+        check_vocabulary(config, highest, where=f"{where}, model {model}")
+    layer_pairs(configs[stage.student], configs, [lesson for lesson in lessons if lesson.share])
+
+
+def _check_tasks(folder: RunFolder, tokenizers: ChatTokenizers) -> None:
+    """Refuse tasks that would fail after everything has been trained."""
+    evaluation = folder.recipe.evaluate
+    if evaluation is None:
+        return
+    for name in evaluation.models.values():
+        if name not in folder.recipe.stages:
+            load_config(folder.model(name))
+    for name, task in evaluation.tasks.items():
+        check_group(read_split(folder.source(task.source), task.split), task.by)
+        if task.teacher is None:
+            continue
+        for model in evaluation.models.values():
+            check_same_tokens(
+                tokenizers.of(model),
+                tokenizers.of(task.teacher),
+                where=f"evaluate.tasks.{name}, model {model}, teacher {task.teacher}",
+            )
 
 
 class _RowsByTokens:

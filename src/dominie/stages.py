@@ -79,38 +79,12 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
 
 
 def _train(folder: RunFolder, prepared: Prepared, display: Display) -> tuple[Any, dict[str, Any]]:
-    from dominie.training.lessons import Lessons
     from dominie.training.progress import StepProgress
     from dominie.training.records import Records
     from dominie.training.stage import train_stage
 
     stage, path = prepared.stage, folder.stage(prepared.name)
-    taught = stage.active
-    watched = [
-        name
-        for name, source in prepared.sources.items()
-        if name not in taught and len(source.validation)
-    ]
-    limit = stage.train.evaluate_rows
-    lessons = [
-        Lessons(
-            name=source,
-            train=prepared.sources[source].train,
-            validation=prepared.sources[source].validation.first(limit),
-            share=stage.data[source].share,
-            terms=stage.loss_on(source),
-            teacher=stage.teacher_on(source),
-        )
-        for source in taught
-    ] + [
-        Lessons(
-            name=source,
-            train=(),
-            validation=prepared.sources[source].validation.first(limit),
-            share=0.0,
-        )
-        for source in watched
-    ]
+    lessons = prepared.lessons
     teachers = {
         name: folder.model(name)
         for name in stage.models

@@ -101,6 +101,11 @@ class Rows(Sequence[Row]):
         """[rows] tokens of each row that are trained on."""
         return self._gathered([batch.counts for batch in self._batches])
 
+    @cached_property
+    def highest_id(self) -> int:
+        """The highest token id in the file, -1 where it has no rows."""
+        return max((int(batch.ids.max()) for batch in self._batches), default=-1)
+
     @property
     def supervised_tokens(self) -> int:
         """Tokens that one pass over the rows trains on.

@@ -49,18 +49,28 @@ def questions(
     Raises:
         InputError: a conversation that asks nothing, a template that fails, or no row with `by`.
     """
-    if by is not None and not any(by in c.fields for c in conversations):
-        known = sorted({field for c in conversations for field in c.fields})
-        raise InputError(
-            f"no row has the field {by!r}",
-            where=conversations[0].where,
-            expected=f"one of {', '.join(known)}" if known else "rows with further fields",
-        )
+    check_group(conversations, by)
     encoded = encode_all(tokenizer, conversations)
     return [
         _question(tokenizer, conversation, tokens, by)
         for conversation, tokens in zip(conversations, encoded, strict=True)
     ]
+
+
+def check_group(conversations: Sequence[Conversation], by: str | None) -> None:
+    """Refuse a field that no row has.
+
+    Raises:
+        InputError: names the fields there are.
+    """
+    if by is None or any(by in c.fields for c in conversations):
+        return
+    known = sorted({field for c in conversations for field in c.fields})
+    raise InputError(
+        f"no row has the field {by!r} that scores are to be broken down by",
+        where=conversations[0].where,
+        expected=f"one of {', '.join(known)}" if known else "rows with further fields",
+    )
 
 
 def _question(

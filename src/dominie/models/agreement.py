@@ -1,4 +1,4 @@
-"""Whether a student can learn from a teacher: the same tokens, heads and layers that map."""
+"""Whether a student can learn from a teacher and both from the data: the same tokens, all known."""
 
 from __future__ import annotations
 
@@ -37,6 +37,49 @@ def differing_ids(one: Any, other: Any) -> list[int]:
         for token, index in ours.items()
         if by_id.get(index, token) != token or theirs.get(token, index) != index
     )
+
+
+def check_context(config: Any, length: int, *, where: str) -> None:
+    """Refuse conversations longer than a model can place.
+
+    Args:
+        config: of the model's language part.
+        length: tokens of the longest conversation.
+        where: what the message names.
+
+    Raises:
+        InputError: `length` is beyond the model's positions.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise InputError(
+            "conversations are longer than the model's context",
+            where=where,
+            expected=f"at most {positions} tokens (max_position_embeddings)",
+            found=str(length),
+            do=f"set train.max_length={positions}",
+        )
+
+
+def check_vocabulary(config: Any, highest_id: int, *, where: str) -> None:
+    """Refuse tokens that a model has no embedding for.
+
+    Args:
+        config: of the model's language part.
+        highest_id: the highest token id in the data.
+        where: what the message names.
+
+    Raises:
+        InputError: the tokenizer knows more tokens than the model, and the data hold one of them.
+    """
+    if highest_id >= config.vocab_size:
+        raise InputError(
+            "the tokenizer knows tokens that the model does not",
+            where=where,
+            expected=f"token ids below {config.vocab_size} (vocab_size)",
+            found=f"id {highest_id} in the data",
+            do="use the model's own tokenizer, or resize the model's embeddings first",
+        )
 
 
 def _token(tokenizer: Any, index: int) -> str:

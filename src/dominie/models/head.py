@@ -23,6 +23,11 @@ def causal_lm(model: nn.Module) -> Any:
     )
 
 
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language part."""
+    return causal_lm(model).config.get_text_config()
+
+
 def decoder(model: nn.Module) -> Any:
     """The transformer without its head: token ids in, last hidden states out."""
     return causal_lm(model).get_decoder()
@@ -36,7 +41,7 @@ def output_head(model: nn.Module) -> Head:
     """
     inner = causal_lm(model)
     projection = inner.get_output_embeddings()
-    config = inner.config.get_text_config()
+    config = text_config(model)
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
         getattr(config, "logits_scaling", None) or 1.0
     )
@@ -67,7 +72,7 @@ def check_head(model: nn.Module, *, where: str) -> None:
     inner = causal_lm(model)
     training = inner.training
     inner.eval()
-    ids = torch.arange(3, device=inner.device)[None] % inner.config.get_text_config().vocab_size
+    ids = torch.arange(3, device=inner.device)[None] % text_config(model).vocab_size
     hidden = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
     theirs = inner(input_ids=ids, use_cache=False).logits.float()
     inner.train(training)
@@ -78,6 +83,12 @@ def check_head(model: nn.Module, *, where: str) -> None:
     )
     if head.softcap:
         ours = head.softcap * torch.tanh(ours / head.softcap)
+    if not bool(theirs.isfinite().all()):
+        raise InputError(
+            "the model's logits are not finite",
+            where=where,
+            do="check its weights, and the dtype they were trained in",
+        )
     close = (theirs - ours).abs().max() <= 1e-2 * theirs.abs().max().clamp(min=1.0)
     if ours.shape != theirs.shape or not bool(close):
         raise InputError(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
 from dominie.data.batches import Row
 from dominie.errors import InputError
 from dominie.losses.terms import AttentionBackend, LossTerms, NextToken
-from dominie.models.head import causal_lm
 from dominie.models.mapping import check_heads, map_layers
 from dominie.teachers import LocalTeacher, RoutedTeacher
 
@@ -37,22 +37,26 @@ class Lessons:
 
 
 def layer_pairs(
-    student: nn.Module, teachers: Mapping[str, nn.Module], lessons: Sequence[Lessons]
+    student: Any, teachers: Mapping[str, Any], lessons: Sequence[Lessons]
 ) -> tuple[list[tuple[int, int]], AttentionBackend]:
     """(student layer, teacher layer) pairs of the attention term, none without one; its backend.
+
+    Args:
+        student: configuration of the student's language part.
+        teachers: configurations of the teachers', by name.
+        lessons: what is taught.
 
     Raises:
         InputError: layers or heads that do not map, or sources that ask for different mappings.
     """
     found: dict[tuple[tuple[tuple[int, int], ...], AttentionBackend], str] = {}
-    mine = causal_lm(student).config.get_text_config()
     for lesson in lessons:
         term = lesson.terms.attention
         if term is None or not lesson.terms.weighs("attention") or lesson.teacher is None:
             continue
-        theirs = causal_lm(teachers[lesson.teacher]).config.get_text_config()
-        check_heads(mine.num_attention_heads, theirs.num_attention_heads)
-        mapped = map_layers(term.layers, mine.num_hidden_layers, theirs.num_hidden_layers)
+        teacher = teachers[lesson.teacher]
+        check_heads(student.num_attention_heads, teacher.num_attention_heads)
+        mapped = map_layers(term.layers, student.num_hidden_layers, teacher.num_hidden_layers)
         found.setdefault((tuple(mapped), term.backend), lesson.name)
     if len(found) > 1:
         raise InputError(
@@ -88,20 +92,3 @@ def routed_teacher(
         },
         [lesson.teacher for lesson in lessons],
     )
-
-
-def check_context(model: nn.Module, max_length: int, *, where: str) -> None:
-    """Refuse conversations longer than the model can place.
-
-    Raises:
-        InputError: `max_length` is beyond the model's positions.
-    """
-    positions = getattr(causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
-        raise InputError(
-            "train.max_length is beyond the model's context",
-            where=where,
-            expected=f"at most {positions} tokens (max_position_embeddings)",
-            found=str(max_length),
-            do=f"set train.max_length={positions}",
-        )

@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from dominie.data.mixing import Mix, total_conversations
 from dominie.losses.objective import Objective
-from dominie.models.head import check_head
+from dominie.models.head import check_head, text_config
 from dominie.models.loading import DTYPES, load_frozen, load_student
 from dominie.models.spec import Model
 from dominie.training.arguments import training_arguments
@@ -21,12 +21,7 @@ from dominie.training.checkpoints import newest_checkpoint, publish
 from dominie.training.feed import Collator, MixedRows
 from dominie.training.interruption import SaveAndStop
 from dominie.training.learner import teaching
-from dominie.training.lessons import (
-    Lessons,
-    check_context,
-    layer_pairs,
-    routed_teacher,
-)
+from dominie.training.lessons import Lessons, layer_pairs, routed_teacher
 from dominie.training.meter import Meter
 from dominie.training.records import Records
 from dominie.training.settings import TrainSettings
@@ -87,10 +82,12 @@ def train_stage(
         precision=settings.precision,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
-    check_context(model, settings.max_length, where=student.path)
     check_head(model, where=student.path)
     panel = {name: load_frozen(spec, device=arguments.device) for name, spec in teachers.items()}
-    pairs, backend = layer_pairs(model, panel, taught)
+    for name, member in panel.items():
+        check_head(member, where=teachers[name].path)
+    configs = {name: text_config(member) for name, member in panel.items()}
+    pairs, backend = layer_pairs(text_config(model), configs, taught)
     teacher = routed_teacher(panel, lessons, pairs)
     routes = {
         name: index
