@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 import sys
+import threading
 import traceback
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -21,6 +26,8 @@ app = typer.Typer(
     name="dominie",
     help="Train small language models from large ones; align them to a domain without forgetting.",
     no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -31,7 +38,7 @@ RecipeArgument = Annotated[
 OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Values that replace the recipe's: stages.align.train.epochs=1",
         show_default=False,
     ),
@@ -127,6 +134,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -148,31 +157,69 @@ def _conclude(folder: Path, display: Display, as_json: bool) -> None:
     display.line(f"report  {folder / 'report.html'}")
 
 
+class _Stopped(BaseException):
+    """A signal came. No `Exception`, so that nothing on its way mistakes it for a failure."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+def _stop(signum: int, _: FrameType | None) -> None:
+    raise _Stopped(signum)
+
+
 def main() -> None:
     """Run the command line; every error becomes one message and an exit status."""
     debug = "--debug" in sys.argv
     if debug:  # wherever it stands
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGINT, signal.SIGTERM):  # while a stage trains, it listens itself
+            signal.signal(signum, _stop)
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
+    except _Stopped as stopped:
+        name = signal.Signals(stopped.signum).name
+        _fail(f"interrupted by {name}; what was done is kept", 128 + stopped.signum, debug)
     except DominieError as error:
         _fail(str(error), error.exit_status, debug)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130, debug)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if (show := getattr(error, "show", None)) is not None:  # click's usage errors
             show()
+            _hint_at_override(error)
             sys.exit(2)
-        _fail(
-            f"{type(error).__name__}: {error}\n  do        run again with --debug and report this",
-            1,
-            debug,
-        )
+        _fail(_unforeseen(error), 1, debug)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
-def _fail(message: str, status: int, debug: bool) -> None:
+def _unforeseen(error: Exception) -> str:
+    """The message of an error that nobody put into words."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}\n  do        {_ADVICE['OSError']}"
+    kind = type(error).__name__
+    advice = _ADVICE.get(kind, "run again with --debug and report this")
+    return f"{kind}: {error}\n  do        {advice}"
+
+
+_ADVICE = {
+    "OSError": "make room or mend permissions; the same command goes on from what is done",
+    "OutOfMemoryError": "lower train.micro_batch or train.max_length, "
+    "or set train.gradient_checkpointing=true",
+}
+
+
+def _hint_at_override(error: Exception) -> None:
+    """Overrides are written without dashes, which those of many other programs have."""
+    name = str(getattr(error, "option_name", "")).lstrip("-")
+    if "." in name:
+        print(f"  do        write overrides without dashes: {name}=VALUE", file=sys.stderr)
+
+
+def _fail(message: str, status: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)

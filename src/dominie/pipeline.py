@@ -21,9 +21,10 @@ def run_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> Pa
     """
     display = display or Display()
     folder = RunFolder(recipe, runs)
-    fingerprints = run_stages(folder, display)
-    evaluate(folder, fingerprints, display)
-    write_report(folder.path)
+    with folder.held():
+        fingerprints = run_stages(folder, display)
+        evaluate(folder, fingerprints, display)
+        write_report(folder.path)
     return folder.path
 
 
@@ -35,14 +36,16 @@ def evaluate_recipe(recipe: Recipe, runs: Path, display: Display | None = None) 
     """
     display = display or Display()
     folder = RunFolder(recipe, runs)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    evaluate(folder, folder.trained_fingerprints(), display)
-    write_report(folder.path)
+    with folder.held():
+        evaluate(folder, folder.trained_fingerprints(), display)
+        write_report(folder.path)
     return folder.path
 
 
 def check_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> None:
     """Read all data through all templates, and compare tokenizers; nothing is trained."""
     display = display or Display()
-    prepared = prepare_stages(RunFolder(recipe, runs), display)
+    folder = RunFolder(recipe, runs)
+    with folder.held():
+        prepared = prepare_stages(folder, display)
     display.done(recipe.name, f"{len(prepared)} stages can run")

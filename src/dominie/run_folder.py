@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,37 @@ class RunFolder:
 
     def __init__(self, recipe: Recipe, runs: Path) -> None:
         self.recipe, self.path = recipe, runs / recipe.name
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and hold it, so that no two runs write it at once.
+
+        Raises:
+            InputError: it cannot be written, or another process holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise InputError(
+                "the run's folder cannot be written",
+                where=str(self.path),
+                found=error.strerror,
+                do="choose another place with --runs DIR",
+            ) from None
+        with lock:
+            try:
+                if os.environ.get("RANK", "0") == "0":  # the ranks of one run share its folder
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    "another dominie is at work in this folder",
+                    where=str(self.path),
+                    do="wait for it, or give this run another name: name=OTHER",
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            yield
 
     @property
     def rows(self) -> Path:
@@ -70,14 +104,22 @@ def read_stage(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is there and cannot be read.
     """
+    file = path / "stage.json"
     try:
-        record: dict[str, Any] = json.loads((path / "stage.json").read_text(encoding="utf-8"))
+        record: Any = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
+        record, found = None, getattr(error, "strerror", None) or str(error)
+    else:
+        found = "no record of a stage"
+    if not isinstance(record, dict) or not {"fingerprint", "status"} <= record.keys():
         raise InputError(
-            "stage.json cannot be read", where=str(path), found=str(error), do="remove the folder"
-        ) from None
+            "stage.json cannot be read",
+            where=str(file),
+            found=found,
+            do=f"move {path} out of the way and run again; the stage is then trained anew",
+        )
     return record
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from dominie.errors import InputError
 from dominie.evaluation.metrics import Score, agreement, exact_match
 from dominie.evaluation.questions import Question, questions
 from dominie.fingerprints import digest, model_fingerprint
-from dominie.models.agreement import check_same_tokens
+from dominie.models.agreement import check_context, check_same_tokens, check_vocabulary
+from dominie.models.head import check_head, text_config
 from dominie.models.loading import load_frozen
 from dominie.recipe import Evaluation, Task
 from dominie.run_folder import RunFolder
@@ -42,10 +43,22 @@ def evaluate(
     evaluation = folder.recipe.evaluate
     if evaluation is None:
         return {}
+    _check_trained(folder, evaluation)
     examiner = _Examiner(folder, evaluation, fingerprints, display)
     results = {name: examiner.scores(name) for name in evaluation.models}
     _write_json(folder.path / "results.json", results)
     return results
+
+
+def _check_trained(folder: RunFolder, evaluation: Evaluation) -> None:
+    teachers = [task.teacher for task in evaluation.tasks.values() if task.teacher]
+    for name in (*evaluation.models.values(), *teachers):
+        if name in folder.recipe.stages and not Path(folder.model(name).path).is_dir():
+            raise InputError(
+                f"stage {name} has not been trained",
+                where=folder.model(name).path,
+                do="run `dominie run` first",
+            )
 
 
 class _Examiner:
@@ -72,19 +85,16 @@ class _Examiner:
         for task_name, task in self.evaluation.tasks.items():
             kept = self.folder.path / "evaluation" / name / f"{task_name}.json"
             fingerprint = self._fingerprint(model, task)
-            earlier = _read_json(kept)
-            if earlier.get("fingerprint") != fingerprint:
+            result = _kept_result(kept, fingerprint)
+            if result is None:
                 score = self._score(f"{name} on {task_name}", model, task)
-                earlier = {
-                    "fingerprint": fingerprint,
-                    "result": {**score.as_dict(), "metric": task.metric},
-                }
+                result = {**score.as_dict(), "metric": task.metric}
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 lines = "".join(json.dumps(sample) + "\n" for sample in score.samples)
                 kept.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
-                _write_json(kept, earlier)
+                _write_json(kept, {"fingerprint": fingerprint, "result": result})
                 fresh.append(task_name)
-            scores[task_name] = earlier["result"]
+            scores[task_name] = result
         told = ", ".join(f"{task} {100 * scores[task]['score']:.1f} %" for task in scores)
         self.display.done(name, told if fresh else f"already scored ({told})")
         return scores
@@ -92,6 +102,7 @@ class _Examiner:
     def _score(self, title: str, name: str, task: Task) -> Score:
         model, tokenizer = self._load(name)
         asked = self._questions(task, tokenizer)
+        _check_questions(text_config(model), asked, where=title)
         track = functools.partial(self._track, title)
         if task.metric == "exact_match":
             return exact_match(
@@ -105,6 +116,9 @@ class _Examiner:
         assert task.teacher is not None, "checked by Task"
         teacher, theirs = self._load(task.teacher)
         check_same_tokens(tokenizer, theirs, where=f"{title}, teacher {task.teacher}")
+        _check_questions(text_config(teacher), asked, where=f"{title}, teacher {task.teacher}")
+        check_head(model, where=name)
+        check_head(teacher, where=task.teacher)
         return agreement(model, teacher, asked, batch=self.evaluation.batch, track=track)
 
     def _questions(self, task: Task, tokenizer: Any) -> list[Question]:
@@ -119,14 +133,8 @@ class _Examiner:
         return self.display.track(items, title, total)
 
     def _loaded(self, name: str) -> tuple[Any, Any]:
-        spec = self.folder.model(name)
-        if name in self.folder.recipe.stages and not Path(spec.path).is_dir():
-            raise InputError(
-                f"stage {name} has not been trained",
-                where=str(spec.path),
-                do="run `dominie run` first",
-            )
-        return load_frozen(spec, device=self._device), self._tokenizers.of(name)
+        model = load_frozen(self.folder.model(name), device=self._device)
+        return model, self._tokenizers.of(name)
 
     def _read(self, source: str, split: Any) -> list[Conversation]:
         return read_split(self.folder.source(source), split)
@@ -147,12 +155,25 @@ class _Examiner:
         return self._fingerprints[name]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _check_questions(config: Any, asked: Sequence[Question], *, where: str) -> None:
+    """Refuse questions that a model cannot place or has no embedding for."""
+    ids = [question.encoded.input_ids for question in asked]
+    check_context(
+        config, max(map(len, ids)), where=where, do="take the longest rows out of the split"
+    )
+    check_vocabulary(config, max(map(max, ids)), where=where)
+
+
+def _kept_result(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    """What was scored before and still holds; None where nothing does, or it cannot be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["fingerprint"] == fingerprint and 0 <= kept["result"]["score"] <= 1:
+            result: dict[str, Any] = kept["result"]
+            return result
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,10 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
     if same and earlier.get("status") == "done" and (path / "model" / "config.json").is_file():
         display.done(name, f"already trained ({_told(earlier)})")
         return
-    if earlier and not same:
+    if path.exists() and not same:
         kept = _set_aside(path)
-        display.line(
-            f"{name}: what it depends on has changed; the earlier result is kept in {kept}"
-        )
+        why = "what it depends on has changed" if earlier else "its folder has no stage.json"
+        display.line(f"{name}: {why}; the earlier result is kept in {kept}")
     threads = use_free_cores(earlier.get("threads") if same else None)
     record: dict[str, Any] = {
         "name": name,
@@ -108,9 +106,12 @@ def _train(folder: RunFolder, prepared: Prepared, display: Display) -> tuple[Any
 
 def _set_aside(path: Path) -> Path:
     """Move a stage's folder out of the way, so that no changed recipe costs what was trained."""
-    old = read_stage(path).get("fingerprint", "unknown")
-    kept = path.parent / ".replaced" / f"{path.name}-{old}"
-    shutil.rmtree(kept, ignore_errors=True)
+    name = f"{path.name}-{read_stage(path).get('fingerprint', 'unknown')}"
+    kept = path.parent / ".replaced" / name
+    number = 1
+    while kept.exists():
+        number += 1
+        kept = kept.with_name(f"{name}-{number}")
     kept.parent.mkdir(exist_ok=True)
     path.rename(kept)
     return kept

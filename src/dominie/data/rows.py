@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def prepare(
                 source.test_fraction,
                 source.too_long,
             )
-            if not folder.exists():
+            if not _is_intact(folder):
                 _make(folder, source, tokenizer, max_length, held_out, progress)
             prepared[name] = _opened(folder)
     except OSError as error:  # those of the sources are InputErrors by now
@@ -154,6 +155,18 @@ def _opened(folder: Path) -> PreparedSource:
     record = json.loads((folder / "prepared.json").read_text())
     rows = {split: Rows(folder / f"{split}.arrow", record["digests"][split]) for split in SPLITS}
     return PreparedSource(**rows, summary=Summary(**record["summary"]))
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether rows can be read there; what a disk has damaged is thrown away and made again."""
+    if not folder.exists():
+        return False
+    try:
+        _opened(folder)
+    except (OSError, ValueError, KeyError, TypeError):  # ArrowInvalid is a ValueError
+        shutil.rmtree(folder)
+        return False
+    return True
 
 
 def _make(

@@ -39,13 +39,14 @@ def differing_ids(one: Any, other: Any) -> list[int]:
     )
 
 
-def check_context(config: Any, length: int, *, where: str) -> None:
+def check_context(config: Any, length: int, *, where: str, do: str | None = None) -> None:
     """Refuse conversations longer than a model can place.
 
     Args:
         config: of the model's language part.
         length: tokens of the longest conversation.
         where: what the message names.
+        do: what it advises.
 
     Raises:
         InputError: `length` is beyond the model's positions.
@@ -57,7 +58,7 @@ def check_context(config: Any, length: int, *, where: str) -> None:
             where=where,
             expected=f"at most {positions} tokens (max_position_embeddings)",
             found=str(length),
-            do=f"set train.max_length={positions}",
+            do=do or f"set train.max_length={positions}",
         )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from dominie.errors import InputError
@@ -45,6 +46,7 @@ def training_arguments(
     best = settings.keep == "best" or settings.patience is not None
     options: dict[str, Any] = {
         **_DEFAULTS,
+        "use_cpu": not torch.accelerator.is_available(),  # bf16 on a CPU has to be asked for
         **settings.arguments,
         "output_dir": str(folder),
         "learning_rate": settings.learning_rate,

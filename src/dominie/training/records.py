@@ -32,7 +32,7 @@ class Records:
             return {}
         kept = [
             line
-            for line in self.path.read_text(encoding="utf-8").splitlines()
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             if _step(line, step + 1) <= step
         ]
         scratch = self.path.with_suffix(".tmp")

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from dominie.data.mixing import Mix, total_conversations
+from dominie.errors import RunError
 from dominie.losses.objective import Objective
 from dominie.models.head import check_head, text_config
 from dominie.models.loading import DTYPES, load_frozen, load_student
@@ -169,6 +170,14 @@ def save_model(
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
             for name, tensor in state.items()
         }
+        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        if broken:
+            raise RunError(
+                "the trained weights are not finite; the model is not written",
+                where=f"stage {folder.parent.name}",
+                found=", ".join(broken[:3]),
+                do="lower the learning rate; in fp16, use bf16 or fp32",
+            )
         model.save_pretrained(scratch, state_dict=state)
         if settings.lora is None or settings.lora.merge:
             model.config.dtype = dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -142,8 +143,11 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """The micro-batch's share of the step's loss, times the ranks it is averaged over."""
         batch = Batch.from_dict(inputs)
-        signal = self.teacher.signal(batch) if self.teacher else None
-        outputs = model(lesson=Lesson(batch, signal, value=self._logs_this_step()))
+        try:
+            signal = self.teacher.signal(batch) if self.teacher else None
+            outputs = model(lesson=Lesson(batch, signal, value=self._logs_this_step()))
+        except ValueError as error:  # the losses refuse what the models came to
+            raise self._broken_step("the loss cannot be computed", str(error)) from error
         self.meter.add(outputs["terms"], outputs["by_source"])
         loss = outputs["loss"] * self.accelerator.num_processes / num_items_in_batch
         self._step_loss += loss.detach().float()
@@ -157,19 +161,26 @@ class DistillationTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm, once a step before the optimiser: where a broken step is stopped."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        finite = torch.isfinite(torch.as_tensor(norm)) & torch.isfinite(self._step_loss.cpu())
-        if not bool(finite) and not self.args.fp16:  # fp16's loss scaler skips such steps by itself
-            step = self.state.global_step + 1
-            raise RunError(
+        loss = float(self._step_loss)
+        # fp16's loss scaler skips steps whose gradient is not finite, and goes on.
+        if not math.isfinite(loss) or not (self.args.fp16 or math.isfinite(float(norm))):
+            raise self._broken_step(
                 "the loss or its gradient is not finite; stopped before the optimiser step",
-                where=f"step {step}",
-                found=f"loss {float(self._step_loss):.6g}, gradient norm {float(norm):.6g}, "
+                f"loss {loss:.6g}, gradient norm {float(norm):.6g}, "
                 f"terms {self.meter.means()['terms']}",
-                do="lower the learning rate, or look at the conversations of this step: "
-                f"{self._conversations_of(step)}",
             )
         self._step_loss.zero_()
         return norm
+
+    def _broken_step(self, what: str, found: str) -> RunError:
+        step, stage = self.state.global_step + 1, Path(self.args.output_dir).parent.name
+        return RunError(
+            what,
+            where=f"stage {stage}, step {step}",
+            found=found,
+            do="lower the learning rate, or look at the training rows of this step: "
+            f"{self._conversations_of(step)}",
+        )
 
     def _conversations_of(self, step: int) -> str:
         per_step = self.mix.batch // self.mix.batch_size
