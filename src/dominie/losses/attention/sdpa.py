@@ -13,7 +13,6 @@ large numbers.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +20,7 @@ from torch.nn import functional
 
 from dominie.losses.attention import tiles
 from dominie.losses.attention.projections import Projections, by_group, compute_dtype
+from dominie.losses.attention.runs import Runs, runs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,31 +32,6 @@ value = tiles.value
 _WINDOW_BLOCK = 256  # least number of queries in one call under a window
 
 
-@dataclass(frozen=True)
-class Runs:
-    """Segments of about one length, each a causal sequence of its own.
-
-    Args:
-        batch: [n] the row of the batch that a segment is in.
-        positions: [n, l] its positions, ascending; the last is repeated up to the common length.
-        weights: [n, l] weights of the rows, zero where repeated.
-    """
-
-    batch: Tensor
-    positions: Tensor
-    weights: Tensor
-
-    def of(self, heads_first: Tensor) -> Tensor:
-        """[B, H, L, d] -> [n, H, l, d]."""
-        return heads_first.transpose(1, 2)[self.batch[:, None], self.positions].transpose(1, 2)
-
-    def add_to(self, total: Tensor, part: Tensor) -> None:
-        """Add [n, H, l, d] to the positions of [B, L, H, d] that they came from."""
-        index = (self.batch[:, None] * total.shape[1] + self.positions).flatten()
-        rows = part.transpose(1, 2).flatten(0, 1).to(total.dtype)
-        total.flatten(0, 1).index_add_(0, index, rows)
-
-
 def gradients(
     student: Projections, teacher: Projections, visible: Visibility, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -65,10 +40,10 @@ def gradients(
         x.new_zeros(x.transpose(1, 2).shape, dtype=compute_dtype(x.dtype))
         for x in (student.query, student.key)
     )
-    for runs in _runs(visible):
+    for runs in runs_of(visible):
         parts = _run_gradients(
-            Projections(runs.of(student.query), runs.of(student.key), student.scale),
-            Projections(runs.of(teacher.query), runs.of(teacher.key), teacher.scale),
+            runs.of(student),
+            runs.of(teacher),
             runs,
             visible.sliding_window,
         )
@@ -129,46 +104,3 @@ def _attended(
         scale=projections.scale,
         enable_gqa=heads != query.shape[1],
     )[..., :width]
-
-
-def _runs(visible: Visibility) -> list[Runs]:
-    """Segments with a weighted row, up to that row, those of about one length together."""
-    if "runs" not in visible.plans:
-        visible.plans["runs"] = _plan(visible)
-    plan: list[Runs] = visible.plans["runs"]
-    return plan
-
-
-def _plan(visible: Visibility) -> list[Runs]:
-    weights = visible.row_weights
-    by_length: dict[int, list[tuple[int, list[int], list[float]]]] = {}
-    ids = visible.segment_ids
-    for row, row_weights in enumerate(weights.tolist()):
-        segments: dict[int, list[int]] = {}
-        for position, segment in enumerate(
-            [0] * len(row_weights) if ids is None else ids[row].tolist()
-        ):
-            segments.setdefault(segment, []).append(position)
-        for positions in segments.values():
-            end = max((n + 1 for n, p in enumerate(positions) if row_weights[p]), default=0)
-            if end:
-                kept = positions[:end]
-                size = _common_length(end)
-                padded = kept + [kept[-1]] * (size - end)
-                counted = [row_weights[p] for p in kept] + [0.0] * (size - end)
-                by_length.setdefault(size, []).append((row, padded, counted))
-    device = weights.device
-    return [
-        Runs(
-            torch.tensor([b for b, _, _ in group], device=device),
-            torch.tensor([p for _, p, _ in group], device=device),
-            torch.tensor([w for _, _, w in group], device=device, dtype=weights.dtype),
-        )
-        for _, group in sorted(by_length.items())
-    ]
-
-
-def _common_length(length: int) -> int:
-    """The length to which a segment is padded, at most an eighth more: fewer, larger calls."""
-    step = max(8, 1 << max(0, length.bit_length() - 4))
-    return -(-length // step) * step

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from dominie.losses.attention.projections import Projections, by_group, compute_dtype
+from dominie.losses.attention.runs import Runs, runs_of
+from dominie.losses.attention.visibility import Visibility
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
-
-    from dominie.losses.attention.visibility import Visibility
 
 # Elements of one score tile. 2^18 float32 are 1 MiB: a student's and a teacher's tile stay in the
 # second-level cache of a core (flat between 2^16 and 2^19 on two cores of an EPYC; 2^21 is 1.3x
@@ -41,6 +41,11 @@ class Tile:
 
 def value(student: Projections, teacher: Projections, visible: Visibility) -> Tensor:
     """Scalar Σ w · KL, see `eager.value`."""
+    if (apart := _taken_apart(visible)) is not None:
+        return torch.stack(
+            [value(runs.of(student), runs.of(teacher), inner) for runs, inner in apart]
+            or [torch.zeros((), dtype=torch.float64, device=student.query.device)]
+        ).sum()
     student, teacher = _prepared(student), _prepared(teacher)
     total = torch.zeros((), dtype=torch.float64, device=student.query.device)
     for tile in _tiles(visible, student.heads, teacher.heads):
@@ -56,6 +61,16 @@ def gradients(
     student: Projections, teacher: Projections, visible: Visibility, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradient of ``factor · value`` with respect to query and key, in float32 or float64."""
+    if (apart := _taken_apart(visible)) is not None:
+        totals = [
+            x.new_zeros(x.transpose(1, 2).shape, dtype=compute_dtype(x.dtype))
+            for x in (student.query, student.key)
+        ]
+        for runs, inner in apart:
+            parts = gradients(runs.of(student), runs.of(teacher), inner, factor)
+            for total, part in zip(totals, parts, strict=True):
+                runs.add_to(total, part)
+        return totals[0].transpose(1, 2), totals[1].transpose(1, 2)
     student, teacher = _prepared(student), _prepared(teacher)
     query_gradient = torch.zeros_like(student.query)
     key_gradient = torch.zeros_like(student.key)
@@ -79,6 +94,24 @@ def gradients(
             packed.transpose(1, 2), query.view(shape[0] * key_heads, -1, query.shape[-1])
         )
     return query_gradient, key_gradient
+
+
+def _taken_apart(visible: Visibility) -> list[tuple[Runs, Visibility]] | None:
+    """Segments as batches of their own; None where there are none, or a window counts gaps."""
+    if visible.segment_ids is None:
+        return None
+    if "apart" not in visible.plans:
+        whole = visible.sliding_window is None or visible.unbroken
+        visible.plans["apart"] = (
+            [
+                (runs, Visibility(runs.weights, None, visible.sliding_window))
+                for runs in runs_of(visible)
+            ]
+            if whole
+            else None
+        )
+    apart: list[tuple[Runs, Visibility]] | None = visible.plans["apart"]
+    return apart
 
 
 def _prepared(projections: Projections) -> Projections:
