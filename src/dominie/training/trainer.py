@@ -227,15 +227,10 @@ class DistillationTrainer(Trainer):
         assert self.validation is not None
         sources, loss = self.validation.measure(self.model_wrapped, self.accelerator)
         if self.is_world_process_zero():
-            self.records.append(
-                {
-                    "step": self.state.global_step,
-                    "evaluation": sources,
-                    "loss": loss,
-                    "seconds": round(self.seconds, 3),
-                }
-            )
-        metrics = {"eval_loss": loss}
+            record: dict[str, Any] = {"step": self.state.global_step, "evaluation": sources}
+            record |= {} if loss is None else {"loss": loss}
+            self.records.append({**record, "seconds": round(self.seconds, 3)})
+        metrics = {} if loss is None else {"eval_loss": loss}
         for source, values in sources.items():
             metrics |= {f"eval_{source}_{name}": value for name, value in values.items()}
         self.log(metrics)

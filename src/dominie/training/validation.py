@@ -44,8 +44,10 @@ class Validation:
     @torch.no_grad()
     def measure(
         self, model: nn.Module, accelerator: Any
-    ) -> tuple[dict[str, dict[str, float]], float]:
+    ) -> tuple[dict[str, dict[str, float]], float | None]:
         """Means per supervised token by source, and the stage's loss: their mean weighted by share.
+
+        Where no source that is trained on holds anything out, there is no such loss.
 
         Each rank takes every n-th batch; where batches do not come out even, some rank measures a
         batch that is not counted, so that all ranks run the same number of forward passes.
@@ -69,7 +71,7 @@ class Validation:
             weighted += self.shares.get(name, 0.0) * loss
             weight += self.shares.get(name, 0.0)
         model.train(training)
-        return measured, weighted / weight if weight else 0.0
+        return measured, weighted / weight if weight else None
 
     def _batches(self, source: int, accelerator: Any) -> list[tuple[Batch, bool]]:
         rows = self.rows[source]
