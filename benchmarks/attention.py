@@ -26,26 +26,18 @@ import ctypes
 import datetime
 import gc
 import json
-import os
 import platform
 import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attention_errors
 import torch
 from torch.nn.functional import kl_div
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE.type == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # for the errors; nothing is timed with it
-
-from dominie.losses import attention_divergence, prediction_divergence  # noqa: E402
-from dominie.models.capture import (  # noqa: E402
-    AttentionTarget,
-    StudentAttention,
-    TeacherAttention,
-)
+from dominie.losses import attention_divergence, prediction_divergence
+from dominie.models.capture import AttentionTarget, StudentAttention, TeacherAttention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,6 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Row = dict[str, object]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 RESULTS = Path(__file__).parent / "results"
 GPU = DEVICE.type == "cuda"
 DTYPE = torch.bfloat16 if GPU else torch.float32
@@ -300,80 +293,6 @@ def matrix_speed() -> float:
     return 2 * size**3 / statistics.median(seconds[3:])
 
 
-def error_rows(length: int) -> Iterator[Row]:
-    """Relative error of bf16 gradients against float64, at several distances from the teacher."""
-    if not GPU:
-        _mend_interpreter()
-    generator = torch.Generator().manual_seed(0)
-    shape = {"query": (1, 4, length, 64), "key": (1, 2, length, 64)}
-    own = {name: torch.randn(size, generator=generator) for name, size in shape.items()}
-    noise = {name: torch.randn(size, generator=generator) for name, size in shape.items()}
-    for wanted in (0.2, 0.02, 0.002):
-        low, high = 0.0, 4.0
-        for _ in range(20):  # the amount of noise that gives the divergence
-            middle = (low + high) / 2
-            arguments = rounded(own, noise, middle)
-            found = exact_gradients(arguments)[0] / (4 * length)
-            low, high = (middle, high) if found < wanted else (low, middle)
-        divergence, *expected = exact_gradients(arguments)
-        for backend in ("tiles", "sdpa", "triton"):
-            moved = {
-                name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value
-                for name, value in arguments.items()
-            }
-            inputs = [moved[name].requires_grad_() for name in ("student_query", "student_key")]
-            loss = attention_divergence(**moved, value=False, backend=backend)
-            gradients = [g.double().cpu() for g in torch.autograd.grad(loss, inputs)]
-            errors = [
-                float((g - e).norm() / e.norm()) for g, e in zip(gradients, expected, strict=True)
-            ]
-            yield {
-                "part": "error",
-                "divergence_per_row": float(f"{divergence / (4 * length):.3g}"),
-                "backend": backend,
-                "query_error_percent": round(100 * errors[0], 3),
-                "key_error_percent": round(100 * errors[1], 3),
-                "device": DEVICE.type,
-            }
-
-
-def _mend_interpreter() -> None:
-    """Triton's interpreter holds bf16 as 16-bit integers, and multiplies matrices of those."""
-    import numpy as np
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    def widened(handle: TensorHandle) -> np.ndarray:
-        data = handle.data
-        is_bf16 = data.dtype == np.uint16
-        return (data.astype(np.uint32) << 16).view(np.float32) if is_bf16 else data
-
-    def create_dot(_self, a, b, d, *_) -> TensorHandle:
-        product = np.matmul(widened(a), widened(b), dtype=d.data.dtype)
-        return TensorHandle(product + d.data, d.dtype.scalar)
-
-    InterpreterBuilder.create_dot = create_dot
-
-
-def rounded(own: dict[str, Tensor], noise: dict[str, Tensor], amount: float) -> Row:
-    """bf16 arguments: a student, and a teacher that differs from it by some noise."""
-    taught = {name: own[name] + amount * noise[name] for name in own}
-    arguments = {f"student_{name}": tensor.bfloat16() for name, tensor in own.items()}
-    arguments |= {f"teacher_{name}": tensor.bfloat16() for name, tensor in taught.items()}
-    weights = torch.ones(1, own["query"].shape[2])
-    return arguments | {"row_weights": weights, "student_scale": 0.125, "teacher_scale": 0.125}
-
-
-def exact_gradients(arguments: Row) -> tuple[Tensor, Tensor, Tensor]:
-    """Divergence and gradients in float64."""
-    exact = {
-        name: value.double() if isinstance(value, torch.Tensor) else value
-        for name, value in arguments.items()
-    }
-    inputs = [exact[name].requires_grad_() for name in ("student_query", "student_key")]
-    value = attention_divergence(**exact, backend="eager")
-    return value.detach(), *torch.autograd.grad(value, inputs)
-
-
 def _ratio(own: list[float], other: list[float]) -> float:
     """Median of the ratios of the rounds; of the medians where one took part in fewer."""
     if len(own) != len(other):
@@ -404,14 +323,14 @@ def measured(quick: bool) -> Iterator[list[Row]]:
     if quick:
         yield step_rows(512, 2, maps=True)
         yield layer_rows(1024, 2, maps=True)
-        yield list(error_rows(32))
+        yield list(attention_errors.rows(32))
         return
     lengths = (2048, 4096, 8192) if GPU else (1024, 2048, 4096, 8192)
     for length in lengths:
         yield step_rows(length, 10 if GPU else 3 if length < 4096 else 1, maps=length <= 2048)
     for length in lengths:
         yield layer_rows(length, 20 if GPU else 3, maps=length <= (4096 if GPU else 2048))
-    yield list(error_rows(128))
+    yield list(attention_errors.rows(128))
 
 
 def main() -> None:

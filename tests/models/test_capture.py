@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, MistralConfig, MixtralConfig
 
-from dominie.errors import InputError
+from dominie.errors import InputError, RunError
 from dominie.losses.attention import Projections
 from dominie.models.capture import AttentionTarget, StudentAttention, TeacherAttention
 
@@ -436,6 +436,18 @@ def test_a_saved_model_knows_nothing_of_the_capture(tmp_path) -> None:
     assert "dominie" not in (tmp_path / "config.json").read_text()
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
     assert copy.deepcopy(student)(input_ids=batch_of()[0]).logits.shape == (3, 12, 64)
+
+
+def test_numbers_that_are_not_finite_fail_the_run_by_name() -> None:
+    ids, weights = batch_of()
+    student = mistral()
+    target = targets_of(mixtral(), [0, 1, 2], ids, weights)
+    with torch.no_grad():
+        student.model.layers[1].self_attn.q_proj.weight[0, 0] = torch.nan
+    scored = StudentAttention(student, PAIRS)
+    scored.expect([target], segment_ids=None, value=True)
+    with pytest.raises(RunError, match="layer 1: attention cannot be compared: student: query"):
+        student(input_ids=ids, use_cache=False)
 
 
 def test_take_needs_an_expected_forward() -> None:

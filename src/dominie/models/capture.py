@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dominie.errors import InputError
+from dominie.errors import InputError, RunError
 from dominie.losses.attention import (
     AttentionTerm,
     Projections,
@@ -234,14 +234,21 @@ class StudentAttention:
                 check_heads(projections.heads, term.teacher.heads)
         elif not torch.is_grad_enabled():
             return
-        scored = divergence_of_terms(
-            projections.query,
-            projections.key,
-            projections.scale,
-            terms,
-            value=expected is not None and expected.value,
-            backend=self._backend,
-        )
+        try:
+            scored = divergence_of_terms(
+                projections.query,
+                projections.key,
+                projections.scale,
+                terms,
+                value=expected is not None and expected.value,
+                backend=self._backend,
+            )
+        except ValueError as fault:
+            raise RunError(
+                f"attention cannot be compared: {fault}",
+                where=f"{self._name}, layer {layer}",
+                do="not finite: lower the learning rate, or use bf16 in place of fp16",
+            ) from fault
         if expected is not None:
             expected.scored[layer] = scored
 
