@@ -172,12 +172,22 @@ def _with_lora(model: Any, lora: Any, *, where: str) -> Any:
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise InputError(
-            "LoRA cannot be laid over this model", where=where, found=str(error)
+            "LoRA cannot be laid over this model",
+            where=where,
+            expected=f"target_modules: all-linear, or a list of {_linear_modules(model)}",
+            found=" ".join(str(error).split())[:200],
         ) from None
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def _linear_modules(model: Any) -> str:
+    """The names, without their layers, of the modules that LoRA fits."""
+    named = model.named_modules()
+    found = {name.rpartition(".")[2] for name, m in named if isinstance(m, torch.nn.Linear)}
+    return ", ".join(sorted(found))
 
 
 @contextlib.contextmanager

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from dominie.errors import DominieError, RunError
 
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -23,6 +27,27 @@ def publish(scratch: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
     _sync(folder.parent)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Within, `folder` is written; where that fails, nothing of it stays to fill the disk.
+
+    Raises:
+        RunError: in the place of whatever the libraries that write raise.
+    """
+    try:
+        yield
+    except DominieError:
+        raise
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise RunError(
+            "the files cannot be written",
+            where=str(folder),
+            found=" ".join(str(error).split())[:200],
+            do="make room; the same command goes on from the last checkpoint",
+        ) from error
 
 
 def seal(folder: Path) -> None:

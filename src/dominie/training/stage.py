@@ -18,7 +18,7 @@ from dominie.models.head import check_head, text_config
 from dominie.models.loading import DTYPES, load_frozen, load_student
 from dominie.models.spec import Model
 from dominie.training.arguments import training_arguments
-from dominie.training.checkpoints import newest_checkpoint, publish
+from dominie.training.checkpoints import newest_checkpoint, publish, writing
 from dominie.training.feed import Collator, MixedRows
 from dominie.training.interruption import SaveAndStop
 from dominie.training.learner import teaching
@@ -178,10 +178,11 @@ def save_model(
                 found=", ".join(broken[:3]),
                 do="lower the learning rate; in fp16, use bf16 or fp32",
             )
-        model.save_pretrained(scratch, state_dict=state)
-        if settings.lora is None or settings.lora.merge:
-            model.config.dtype = dtype
-            model.config.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        publish(scratch, folder)
+        with writing(scratch):
+            model.save_pretrained(scratch, state_dict=state)
+            if settings.lora is None or settings.lora.merge:
+                model.config.dtype = dtype
+                model.config.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            publish(scratch, folder)
     accelerator.wait_for_everyone()

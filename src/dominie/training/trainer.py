@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from dominie.data.batches import IGNORED, Batch
 from dominie.data.mixing import Mix
 from dominie.errors import RunError
 from dominie.teachers import Teacher
-from dominie.training.checkpoints import drop_old, publish, seal
+from dominie.training.checkpoints import drop_old, publish, seal, writing
 from dominie.training.feed import Collator, MixedRows
 from dominie.training.learner import Lesson
 from dominie.training.meter import Meter
@@ -243,6 +244,8 @@ class DistillationTrainer(Trainer):
 
     def resume(self, checkpoint: Path | None) -> Any:
         """Train to the end, from a checkpoint or from the start."""
+        if self.args.should_save:  # a killed run may have left half a checkpoint
+            shutil.rmtree(Path(self.args.output_dir) / ".writing", ignore_errors=True)
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         last = self.records.rewind(step)
         self.supervised_tokens = self._logged_tokens = int(last.get("tokens", 0))
@@ -258,10 +261,10 @@ class DistillationTrainer(Trainer):
         folder = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
         self._scratch = folder / ".writing"
-        try:
+        scratch = self._scratch
+        with writing(scratch):
             super()._save_checkpoint(model, trial)
-        finally:
-            scratch, self._scratch = self._scratch, None
+        self._scratch = None
         self.accelerator.wait_for_everyone()
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(
