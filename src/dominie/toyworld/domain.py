@@ -70,12 +70,11 @@ def stock(rng: Random) -> Exchange:
 
 
 def price(rng: Random) -> Exchange:
-    """What one size of a product costs; the larger one costs more."""
-    costs = map(spelled, sorted(rng.sample(range(10, 100), len(SIZES))))
-    tags = dict(zip(SIZES, costs, strict=True))
-    asked = rng.choice(SIZES)
-    listed = " , ".join(f"{size} {cost}" for size, cost in tags.items())
-    return Exchange(f"price : {rng.choice(PRODUCTS)} {listed} . {asked} ?", f"{tags[asked]} coins")
+    """What an article costs, out of its line in the price list."""
+    article, cost = _article(rng), spelled(rng.randint(10, 99))
+    product = article["product"]
+    line = f"{article['brand']} {product} {cost} coins , {rng.randint(1, 9)} left"
+    return Exchange(f"price : {line} ?", f"{product} {cost} coins")
 
 
 def returns(rng: Random) -> Exchange:
