@@ -11,7 +11,8 @@ Three questions, three tables:
 * error: how far the gradients of bf16 inputs are from float64, as student nears teacher.
 
 The methods take turns, so that a busy machine is busy for all; a ratio is the median of the ratios
-of the rounds. Peak memory is above what was allocated before the step.
+of the rounds, of wall time and, on a CPU, also of the process's CPU time, which others' load on the
+machine disturbs less. Peak memory is above what was allocated before the step.
 
     python benchmarks/attention.py [--quick] [--json]
 
@@ -147,6 +148,8 @@ def step_rows(length: int, rounds: int, *, maps: bool) -> list[Row]:
         return value.item()
 
     times, peaks, values = taken_in_turns(methods, backward, rounds)
+    busy = {name: [cpu for _, cpu in times[name]] for name in methods}
+    wall = {name: [seconds for seconds, _ in times[name]] for name in methods}
     if maps and abs(values["with value"] - values["maps"]) > 2e-2 * abs(values["maps"]):
         raise SystemExit(f"the losses differ: {values}")
     return [
@@ -154,9 +157,11 @@ def step_rows(length: int, rounds: int, *, maps: bool) -> list[Row]:
             "part": "step",
             "length": length,
             "method": name,
-            "seconds": round(statistics.median(times[name]), 4),
-            "to_logits": _ratio(times[name], times["logits"]),
-            "to_maps": _ratio(times[name], times["maps"]) if maps else None,
+            "seconds": round(statistics.median(wall[name]), 4),
+            "to_logits": _ratio(wall[name], wall["logits"]),
+            "maps_to_it": _ratio(wall["maps"], wall[name]) if maps else None,
+            "cpu_to_logits": None if GPU else _ratio(busy[name], busy["logits"]),
+            "cpu_maps_to_it": _ratio(busy["maps"], busy[name]) if maps and not GPU else None,
             "peak_gb": _gigabytes(peaks[name]),
             "device": DEVICE.type,
         }
@@ -168,9 +173,9 @@ def taken_in_turns(
     methods: dict[str, Callable[[], Tensor]],
     run: Callable[[Callable[[], Tensor]], float],
     rounds: int,
-) -> tuple[dict[str, list[float]], dict[str, float | None], dict[str, float]]:
-    """Seconds of every round, peak bytes and value; where there are several, one warms up first."""
-    times: dict[str, list[float]] = {name: [] for name in methods}
+) -> tuple[dict[str, list[tuple[float, float]]], dict[str, float | None], dict[str, float]]:
+    """(Seconds, CPU seconds) of every round, peak bytes, value; a round of several warms up."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
     peaks: dict[str, float | None] = {}
     values: dict[str, float] = {}
     warming = int(rounds > 1)
@@ -180,11 +185,11 @@ def taken_in_turns(
             if slow and turn:
                 continue
             before = _settled()
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             values[name] = run(method)
             if GPU:
                 torch.cuda.synchronize()
-            elapsed = time.perf_counter() - start
+            elapsed = time.perf_counter() - start[0], time.process_time() - start[1]
             peaks[name] = _peak_above(before)
             if turn >= warming or slow:
                 times[name].append(elapsed)
@@ -263,13 +268,16 @@ def layer_rows(length: int, rounds: int, *, maps: bool) -> list[Row]:
     floor = 6 * product / matrix_speed() if GPU else None
     rows = []
     for name in names:
-        seconds = statistics.median(times[name])
+        seconds = statistics.median(wall for wall, _ in times[name])
         rows.append(
             {
                 "part": "layer",
                 "length": length,
                 "method": "maps" if name == "eager" else name,
                 "milliseconds": round(1000 * seconds, 3),
+                "cpu_milliseconds": None
+                if GPU
+                else round(1000 * statistics.median(cpu for _, cpu in times[name]), 1),
                 "over_floor_6u": round(seconds / floor, 2) if floor else None,
                 "over_floor_4u": round(seconds / floor * 1.5, 2) if floor else None,
                 "peak_gb": _gigabytes(peaks[name]),
@@ -327,7 +335,7 @@ def measured(quick: bool) -> Iterator[list[Row]]:
         return
     lengths = (2048, 4096, 8192) if GPU else (1024, 2048, 4096, 8192)
     for length in lengths:
-        yield step_rows(length, 10 if GPU else 3 if length < 4096 else 1, maps=length <= 2048)
+        yield step_rows(length, 10 if GPU else 2 if length < 4096 else 1, maps=length <= 2048)
     for length in lengths:
         yield layer_rows(length, 20 if GPU else 3, maps=length <= (4096 if GPU else 2048))
     yield list(attention_errors.rows(128))

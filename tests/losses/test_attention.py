@@ -19,6 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["eager", "tiles", "sdpa"]
 # The interpreter subtracts infinities in places that are thrown away.
 quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+full = pytest.mark.full
 EXACT = 3e-6 if DEVICE == "cpu" else 2e-5  # on a GPU float32 products are three of tf32
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
@@ -338,7 +339,7 @@ def small_blocks(monkeypatch):
 @needs_triton
 @quiet
 @pytest.mark.parametrize("segments", ["one", "packed", "broken"])
-@pytest.mark.parametrize("window", [None, 1, 9, 30])
+@pytest.mark.parametrize("window", [None, 9, *(pytest.param(n, marks=full) for n in (1, 30))])
 @pytest.mark.parametrize(
     "shape",
     [
