@@ -27,6 +27,7 @@ from dominie.teachers import Teacher
 from dominie.training.checkpoints import drop_old, publish, seal, writing
 from dominie.training.feed import Collator, MixedRows
 from dominie.training.learner import Lesson
+from dominie.training.memory import GiveBackFreedMemory
 from dominie.training.meter import Meter
 from dominie.training.records import Records
 from dominie.training.validation import Validation
@@ -97,7 +98,7 @@ class DistillationTrainer(Trainer):
             train_dataset=rows,
             eval_dataset=rows if validation else None,
             data_collator=collator,
-            callbacks=[_LastStep(), *callbacks],
+            callbacks=[_LastStep(), GiveBackFreedMemory(), *callbacks],
             compute_loss_func=_divided_already,
         )
         self.remove_callback(PrinterCallback)
