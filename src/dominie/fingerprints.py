@@ -15,6 +15,8 @@ from dominie.recipe import Recipe
 #: Part of every fingerprint: raised when the same recipe would come to something else.
 FORMAT = 1
 
+_SMALL = 2**24  # bytes
+
 
 def digest(*parts: Any) -> str:
     """16 hexadecimal digits of anything JSON can hold."""
@@ -53,13 +55,18 @@ def stage_fingerprint(
 
 
 def model_fingerprint(spec: Model) -> str:
-    """A model that no stage makes: by name on the hub, by sizes and times of files in a folder."""
-    files = []
-    for path in (spec.path, spec.adapter):
+    """A model that no stage makes: by name on the hub, by what lies in a folder, wherever it is."""
+    identity = dataclasses.asdict(spec)
+    for key, path in (("path", spec.path), ("adapter", spec.adapter)):
         if path and Path(path).is_dir():
-            files += [
-                (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
-                for entry in sorted(Path(path).iterdir())
-                if entry.is_file()
-            ]
-    return digest(dataclasses.asdict(spec), files)
+            files = sorted(entry for entry in Path(path).iterdir() if entry.is_file())
+            identity[key] = [(file.name, *_identity(file)) for file in files]
+    return digest(identity)
+
+
+def _identity(file: Path) -> tuple[Any, ...]:
+    """The content of a small file; the size and time of a large one, which is slow to read."""
+    stat = file.stat()
+    if stat.st_size > _SMALL:
+        return stat.st_size, stat.st_mtime_ns
+    return (hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest(),)

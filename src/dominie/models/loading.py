@@ -97,7 +97,9 @@ def _load(spec: Model, *, dtype: torch.dtype | None) -> Any:
 
     base, adapter = base_and_adapter(spec)
     check_model(base, spec.revision)
-    options: dict[str, Any] = {"dtype": dtype or "auto", "attn_implementation": spec.attention}
+    options: dict[str, Any] = {"dtype": dtype or "auto"}
+    if spec.attention != "auto":
+        options["attn_implementation"] = spec.attention
     if spec.quantize:
         options["quantization_config"] = _quantization(spec)
     with _naming(base, "model"):

@@ -17,7 +17,8 @@ class Model:
         revision: branch, tag or commit on the hub.
         dtype: dtype of frozen weights; `auto` is the checkpoint's own. A student that is trained
             in full is held in fp32 whatever this says.
-        attention: implementation transformers uses underneath.
+        attention: implementation transformers uses underneath; `auto` is its own choice, sdpa
+            wherever the family has it.
         quantize: weights of a frozen model in 8 or 4 bits (bitsandbytes).
     """
 
@@ -27,5 +28,5 @@ class Model:
     chat_template: str | None = None
     revision: str | None = None
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    attention: str = "sdpa"
+    attention: str = "auto"
     quantize: Literal["8bit", "4bit"] | None = None
