@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _NARROW = (torch.bfloat16, torch.float16)
-_CHUNK_ELEMENTS = 1 << 22  # 16 MiB of float32
+# Where a product is a tensor of its own before it gets to its place, it is made in chunks of
+# this many elements: 16 MiB of float32, still in cache when it is read again.
+_CHUNK_ELEMENTS = 1 << 22
 
 
 def write_product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """``out = a @ b`` in the precision of ``b``; ``out`` may have another one."""
     a = a.to(b.dtype)
     if _suits_onednn(a, b):
-        out.copy_(_onednn_product(a, b))
+        step = max(1, _CHUNK_ELEMENTS // len(a))
+        for chunk, columns in zip(torch.split(out, step, 1), torch.split(b, step, 1), strict=True):
+            chunk.copy_(_onednn_product(a, columns))
     elif out.dtype == b.dtype:
         torch.mm(a, b, out=out)
     elif _keeps_accumulator(b, out):
@@ -37,7 +41,6 @@ def add_product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> None:
         if not _suits_onednn(a, b):
             out.addmm_(a, b, alpha=scale)
             return
-    # The product is a tensor of its own before it is added: kept small, it is still in cache.
     step = max(1, _CHUNK_ELEMENTS // out.shape[1])
     for chunk, rows in zip(torch.split(out, step), torch.split(a, step), strict=True):
         product = _onednn_product(rows, b) if out.dtype == b.dtype else _wide_product(rows, b)

@@ -12,8 +12,6 @@ from dominie.losses.divergence import Kind, divergence_and_slope
 from dominie.losses.targets import SparseTarget, sparse_forward_kl
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
 IGNORED = -100
@@ -55,11 +53,9 @@ class PerToken:
     teacher_entropy: Tensor | None = None
     agreement: Tensor | None = None
 
-    @classmethod
-    def joined(cls, parts: Sequence[PerToken]) -> PerToken:
-        """The values of all parts, in order; every part has computed the same."""
-        columns = ([getattr(part, field.name) for part in parts] for field in fields(cls))
-        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+    def __getitem__(self, rows: slice) -> PerToken:
+        columns = (getattr(self, field.name) for field in fields(self))
+        return PerToken(*(None if column is None else column[rows] for column in columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,23 +75,27 @@ class Tile:
             overwritten by the gradient of the weighted sum of both terms with respect to them.
         target: [n, V_t] logits before the soft-cap (scratch), or a sparse target.
         labels: [n] ids of the next tokens.
+        scores: [n] each; written. They are parts of the whole batch's, which is there from the
+            start: results of their own, made between a tile's temporaries, would keep the
+            memory of these from being used again.
     """
 
     student: Tensor
     target: Weighted[Tensor | SparseTarget] | None
     labels: Weighted[Tensor] | None
+    scores: PerToken
 
 
-def score(tile: Tile, terms: Terms) -> PerToken:
+def score(tile: Tile, terms: Terms) -> None:
     """Score a tile in blocks of rows, so that the element-wise passes find them in cache."""
     count, vocabulary = tile.student.shape
     budget = _DEVICE_BLOCK_ELEMENTS if tile.student.is_cuda else _CPU_BLOCK_ELEMENTS
     step = max(1, budget // vocabulary)
-    blocks = [slice(start, start + step) for start in range(0, max(count, 1), step)]
-    return PerToken.joined([_score_block(tile, rows, terms) for rows in blocks])
+    for start in range(0, count, step):
+        _score_block(tile, slice(start, start + step), terms)
 
 
-def _score_block(tile: Tile, rows: slice, terms: Terms) -> PerToken:
+def _score_block(tile: Tile, rows: slice, terms: Terms) -> None:
     logits = _softcapped(tile.student[rows], terms.student_softcap)
     log_s = _log_probabilities(logits, terms.temperature)
     scores: dict[str, Tensor] = {}
@@ -112,7 +112,8 @@ def _score_block(tile: Tile, rows: slice, terms: Terms) -> PerToken:
         if terms.student_softcap is not None:
             slope *= 1 - (logits / terms.student_softcap).square_()
         logits.copy_(slope)
-    return PerToken(**scores)
+    for name, values in scores.items():
+        getattr(tile.scores, name)[rows].copy_(values)
 
 
 def _divergence(

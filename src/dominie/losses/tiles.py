@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-Scorer: TypeAlias = Callable[[Tile, Terms], PerToken]
-"""A backend: scores a tile and, where asked, turns ``tile.student`` into its gradient."""
+Scorer: TypeAlias = Callable[[Tile, Terms], None]
+"""A backend: fills ``tile.scores`` and, where asked, turns ``tile.student`` into its gradient."""
 
 # Elements of one tile of logits. Large enough that a product over it is as fast as over all
 # tokens, small enough that the tile and the teacher's are little beside the gradient of a head.
@@ -81,12 +81,12 @@ def scores_and_gradients(
             torch.zeros_like(weight, dtype=sums) if wanted[1] else None,
             torch.zeros_like(weight[:, 0], dtype=sums) if wanted[2] else None,
         )
-        scores = []
-        for rows, tile in _tiles(hidden, head, problem):
-            scores.append(problem.scorer(tile, problem.terms))
+        scores = _room_for_scores(hidden.new_empty(len(hidden), dtype=sums), problem)
+        for rows, tile in _tiles(hidden, head, problem, scores):
+            problem.scorer(tile, problem.terms)
             if problem.terms.gradient:
                 _add_tile(gradients, tile.student, rows, hidden, head)
-    return PerToken.joined(scores), gradients
+    return scores, gradients
 
 
 def sum_precision(products: torch.dtype) -> torch.dtype:
@@ -94,15 +94,24 @@ def sum_precision(products: torch.dtype) -> torch.dtype:
     return torch.promote_types(products, torch.float32)
 
 
-def _tiles(hidden: Tensor, head: Head, problem: Problem) -> Iterator[tuple[slice, Tile]]:
-    """Every tile with its logits written, all in the same memory; an empty one for no tokens."""
+def _room_for_scores(like: Tensor, problem: Problem) -> PerToken:
+    compared, labelled = problem.target is not None, problem.labels is not None
+    measured = compared and problem.terms.metrics
+    wanted = (compared, labelled, measured, measured)
+    return PerToken(*(torch.empty_like(like) if is_wanted else None for is_wanted in wanted))
+
+
+def _tiles(
+    hidden: Tensor, head: Head, problem: Problem, scores: PerToken
+) -> Iterator[tuple[slice, Tile]]:
+    """Every tile with its logits written, all in the same memory."""
     target, labels, count = problem.target, problem.labels, len(hidden)
     target_size = _logits_per_token(target.values) if target else 0
     step = _rows_per_tile(count, max(head.vocabulary_size, target_size), hidden.device)
     precision = sum_precision(problem.precision)
     student = hidden.new_empty((step, head.vocabulary_size), dtype=precision)
     teacher = hidden.new_empty((step, target_size), dtype=precision)
-    for start in range(0, max(count, 1), step):
+    for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
         logits = student[: rows.stop - start]
         head.write_logits(hidden[rows], out=logits)
@@ -110,6 +119,7 @@ def _tiles(hidden: Tensor, head: Head, problem: Problem) -> Iterator[tuple[slice
             student=logits,
             target=_compared(target, rows, teacher) if target else None,
             labels=Weighted(labels.values[rows], labels.weights[rows]) if labels else None,
+            scores=scores[rows],
         )
         yield rows, tile
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from dominie.losses.divergence import KINDS
-from dominie.losses.scoring import IGNORED, PerToken, Terms, Tile
+from dominie.losses.scoring import IGNORED, Terms, Tile
 from dominie.losses.targets import SparseTarget
 
 # A multiple of the threads' vectors: were a logit held by two threads, one could read what the
@@ -26,20 +26,14 @@ _JSD = tl.constexpr(KINDS.index("jsd"))
 _NOWHERE = tl.constexpr(2**31 - 1)
 
 
-def score(tile: Tile, terms: Terms) -> PerToken:
+def score(tile: Tile, terms: Terms) -> None:
     """Score a tile of float32 logits whose target, if it has one, is dense."""
-    student, target, labels = tile.student, tile.target, tile.labels
+    student, target, labels, scores = tile.student, tile.target, tile.labels, tile.scores
     count, student_size = student.shape
     logits = student if target is None else target.values
     if isinstance(logits, SparseTarget):
         raise TypeError("there is no kernel for a sparse target")
-    wanted = (target is not None, labels is not None, terms.metrics and target is not None)
-    outputs = [
-        student.new_empty(count) if is_wanted else None
-        for is_wanted in (wanted[0], wanted[1], wanted[2], wanted[2])
-    ]
-    if count == 0:
-        return PerToken(*outputs)
+    outputs = (scores.divergence, scores.next_token, scores.teacher_entropy, scores.agreement)
     with torch.cuda.device_of(student):
         _score_token[(count,)](
             student,
@@ -56,19 +50,18 @@ def score(tile: Tile, terms: Terms) -> PerToken:
             terms.beta,
             IGNORED,
             KIND=KINDS.index(terms.kind),
-            TARGET=wanted[0],
-            LABELS=wanted[1],
-            METRICS=wanted[2],
+            TARGET=target is not None,
+            LABELS=labels is not None,
+            METRICS=scores.agreement is not None,
             GRADIENT=terms.gradient,
             TEMPERED=terms.temperature != 1,
             STUDENT_CAPPED=terms.student_softcap is not None,
             TARGET_CAPPED=terms.target_softcap is not None,
             RESTRICTED=student_size != logits.shape[1],
-            WALKS=_walks(terms, has_target=wanted[0]),
+            WALKS=_walks(terms, has_target=target is not None),
             BLOCK=_BLOCK,
             num_warps=_WARPS,
         )
-    return PerToken(*outputs)
 
 
 def _walks(terms: Terms, *, has_target: bool) -> int:
