@@ -66,16 +66,20 @@ def check_model(path: str, revision: str | None) -> None:
         raise _incomplete(path, "model.safetensors", names)
 
 
-def check_tokenizer(path: str, revision: str | None) -> None:
-    """Refuse a folder without a tokenizer, or a hub id that leads nowhere.
+def tokenizer_place(spec: Model) -> str:
+    """Folder or hub id of a model's tokenizer: that of its base, where an adapter has none.
 
     Raises:
         InputError: says which file is missing.
     """
-    if _is_folder(path, revision):
+    base, _ = base_and_adapter(spec)
+    for path in (spec.path, base):
+        if not _is_folder(path, spec.revision):
+            return path
         names = {entry.name for entry in Path(path).iterdir()}
-        if not names.intersection(_TOKENIZER_FILES):
-            raise _incomplete(path, "tokenizer.json", names)
+        if names.intersection(_TOKENIZER_FILES):
+            return path
+    raise _incomplete(base, "tokenizer.json", names)
 
 
 def _is_folder(path: str, revision: str | None) -> bool:

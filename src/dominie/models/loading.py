@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dominie.errors import InputError
-from dominie.models.folders import base_and_adapter, check_model, check_tokenizer
+from dominie.models.folders import base_and_adapter, check_model, tokenizer_place
 from dominie.models.spec import Model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,10 +25,10 @@ def load_tokenizer(spec: Model) -> Any:
     """
     from transformers import AutoTokenizer
 
-    check_tokenizer(spec.path, spec.revision)
-    with _naming(spec.path, "tokenizer"):
+    place = tokenizer_place(spec)
+    with _naming(place, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
-            spec.path, revision=spec.revision, trust_remote_code=False
+            place, revision=spec.revision, trust_remote_code=False
         )
     if not tokenizer.is_fast:
         raise InputError(
