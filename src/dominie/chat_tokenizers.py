@@ -28,6 +28,7 @@ class ChatTokenizers:
         self.folder, self.display = folder, display
         self._loaded: dict[str, Any] = {}
         self._complete: dict[str, Any] = {}
+        self._fingerprints: dict[str, str] = {}
 
     def of(self, name: str) -> Any:
         """The tokenizer of a stage or model.
@@ -42,7 +43,10 @@ class ChatTokenizers:
 
     def fingerprint(self, name: str) -> str:
         """Equal for tokenizers of the same tokens and the same template."""
-        return tokenizer_fingerprint(self.of(name))
+        root = self.folder.root(name)
+        if root not in self._fingerprints:
+            self._fingerprints[root] = tokenizer_fingerprint(self.of(root))
+        return self._fingerprints[root]
 
     def _own(self, root: str) -> Any:
         if root not in self._loaded:

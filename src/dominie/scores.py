@@ -14,7 +14,6 @@ import torch
 from dominie.chat_tokenizers import ChatTokenizers
 from dominie.data.conversations import Conversation
 from dominie.data.splits import conversation_digest, read_split
-from dominie.data.tokenizers import tokenizer_fingerprint
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.evaluation.metrics import Score, agreement, exact_match
@@ -42,6 +41,7 @@ def evaluate(
     """
     evaluation = folder.recipe.evaluate
     if evaluation is None:
+        (folder.path / "results.json").unlink(missing_ok=True)  # an earlier recipe's
         return {}
     _check_trained(folder, evaluation)
     examiner = _Examiner(folder, evaluation, fingerprints, display)
@@ -101,7 +101,7 @@ class _Examiner:
 
     def _score(self, title: str, name: str, task: Task) -> Score:
         model, tokenizer = self._load(name)
-        asked = self._questions(task, tokenizer)
+        asked = self._questions(task, name, tokenizer)
         _check_questions(text_config(model), asked, where=title)
         track = functools.partial(self._track, title)
         if task.metric == "exact_match":
@@ -121,9 +121,9 @@ class _Examiner:
         check_head(teacher, where=task.teacher)
         return agreement(model, teacher, asked, batch=self.evaluation.batch, track=track)
 
-    def _questions(self, task: Task, tokenizer: Any) -> list[Question]:
+    def _questions(self, task: Task, name: str, tokenizer: Any) -> list[Question]:
         """The task's questions, encoded once for all models of one tokenizer."""
-        key = (task.source, task.split, task.limit, task.by, tokenizer_fingerprint(tokenizer))
+        key = (task.source, task.split, task.limit, task.by, self._tokenizers.fingerprint(name))
         if key not in self._asked:
             conversations = self._conversations(task.source, task.split)[: task.limit]
             self._asked[key] = questions(tokenizer, conversations, by=task.by)

@@ -18,9 +18,17 @@ from dominie.losses.terms import LossTerms, Prediction
 from dominie.losses.tiles import sum_precision
 from dominie.losses.vocabulary import Head, SparseTarget, vocabulary_losses
 
-#: Rows of `Losses.by_source`, each a sum over the supervised tokens of a source. `taught` counts
-#: the tokens that `divergence`, `agreement` and `teacher_entropy` were summed over.
-COLUMNS = ("tokens", "next_token", "taught", "divergence", "agreement", "teacher_entropy")
+#: Columns of `Losses.by_source`, each a sum over the supervised tokens of a source. `taught` counts
+#: those that `divergence` was summed over, `measured` those of `agreement` and `teacher_entropy`.
+COLUMNS = (
+    "tokens",
+    "next_token",
+    "taught",
+    "divergence",
+    "measured",
+    "agreement",
+    "teacher_entropy",
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Objective:
         source_ids: Tensor,
         signal: Signal | None = None,
         attention: Tensor | None = None,
+        metrics: bool = True,
     ) -> Losses:
         """The summed loss of a batch.
 
@@ -89,6 +98,7 @@ class Objective:
             source_ids: [B, L] index of each token's source.
             signal: what the teachers say, None where no source has one.
             attention: scalar, the attention term already weighted by `attention_weights`.
+            metrics: whether to take the teacher's entropy and the agreement too.
 
         Raises:
             ValueError: a source whose loss compares predictions has no teacher's word in `signal`.
@@ -119,6 +129,7 @@ class Objective:
                 temperature=prediction.temperature,
                 kind=prediction.kind,
                 beta=prediction.beta,
+                metrics=metrics,
                 check_finite=False,  # whoever steps looks once a step
             )
             total = total + losses.divergence + losses.next_token
@@ -132,7 +143,8 @@ class Objective:
                 if (measured := getattr(losses.per_token, name, None)) is not None:
                     statistics[row, tokens] = measured.float()
             if target is not None:
-                statistics[2, tokens] = 1.0
+                statistics[COLUMNS.index("taught"), tokens] = 1.0
+                statistics[COLUMNS.index("measured"), tokens] = float(metrics)
 
         by_source = statistics.new_zeros((len(self.by_source), len(COLUMNS)))
         by_source.index_add_(0, source, statistics.T)

@@ -8,8 +8,10 @@ weights set to 1−λ, λ and λ.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
+Term = Literal["next_token", "prediction", "attention"]
+TERMS: tuple[Term, ...] = get_args(Term)
 DivergenceKind = Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl"]
 AttentionBackend = Literal["auto", "eager", "tiles", "sdpa", "triton"]
 
@@ -94,7 +96,7 @@ class LossTerms:
         """Whether any weighted term compares with a teacher."""
         return self.weighs("prediction") or self.weighs("attention")
 
-    def weighs(self, term: Literal["next_token", "prediction", "attention"]) -> bool:
+    def weighs(self, term: Term) -> bool:
         """Whether `term` is present with a weight above 0."""
         found = getattr(self, term)
         return found is not None and found.weight > 0.0

@@ -30,12 +30,13 @@ class Lesson:
     Attributes:
         batch: the conversations.
         signal: the teachers' word, None where no source has a teacher.
-        value: whether the attention term's value is wanted, or only its gradient.
+        measured: whether what does not move the student is wanted: the attention term's value
+            beside its gradient, the teacher's entropy, the agreement.
     """
 
     batch: Batch
     signal: Signal | None = None
-    value: bool = True
+    measured: bool = True
 
 
 @contextlib.contextmanager
@@ -63,7 +64,7 @@ def teaching(
             return plain_forward(*args, **kwargs)
         losses = _losses(inner, objective, attention, lesson)
         terms = dict(losses.terms)
-        if not lesson.value:
+        if not lesson.measured:
             terms.pop("attention", None)  # its gradient was taken, its value was not
         return {"loss": losses.total, "terms": terms, "by_source": losses.by_source}
 
@@ -88,7 +89,7 @@ def _losses(
         attention.expect(
             [AttentionTarget(part.rows, weights[part.rows], dict(part.attention)) for part in maps],
             segment_ids=batch.segment_ids if batch.packed else None,
-            value=lesson.value,
+            value=lesson.measured,
         )
     hidden: Tensor = model.get_decoder()(**batch.model_inputs()).last_hidden_state
     return objective(
@@ -97,5 +98,6 @@ def _losses(
         labels=batch.labels,
         source_ids=batch.source_ids,
         signal=signal,
+        metrics=lesson.measured,
         attention=attention.take() if attention is not None and maps else None,
     )

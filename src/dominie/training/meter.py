@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ class Meter:
 
     Args:
         sources: names of the sources by index.
+        terms: the terms to take in; None takes all.
     """
 
-    def __init__(self, sources: Sequence[str]) -> None:
-        self.sources = list(sources)
+    def __init__(self, sources: Sequence[str], terms: Collection[str] | None = None) -> None:
+        self.sources, self.terms = list(sources), terms
         self.reset()
 
     def reset(self) -> None:
@@ -32,6 +33,8 @@ class Meter:
         """Take in one forward pass. An absent term was not measured; it does not count as zero."""
         tokens = by_source[:, 0].sum()
         for name, value in terms.items():
+            if self.terms is not None and name not in self.terms:
+                continue
             self._terms[name] = self._terms[name] + value if name in self._terms else value.clone()
             seen = self._valued_tokens.get(name)
             self._valued_tokens[name] = tokens if seen is None else seen + tokens
@@ -67,7 +70,9 @@ class Meter:
                 "next_token": row["next_token"] / row["tokens"],
             }
             if row["taught"]:
-                for column in ("divergence", "agreement", "teacher_entropy"):
-                    mean[column] = row[column] / row["taught"]
+                mean["divergence"] = row["divergence"] / row["taught"]
+            if row["measured"]:
+                for column in ("agreement", "teacher_entropy"):
+                    mean[column] = row[column] / row["measured"]
             means[name] = mean
         return means

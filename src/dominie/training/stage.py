@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from dominie.data.mixing import Mix, total_conversations
 from dominie.errors import RunError
 from dominie.losses.objective import Objective
+from dominie.losses.terms import TERMS
 from dominie.models.head import check_head, text_config
 from dominie.models.loading import DTYPES, load_frozen, load_student
 from dominie.models.spec import Model
@@ -101,6 +102,7 @@ def train_stage(
     names = [lesson.name for lesson in lessons]
     watched = any(len(lesson.validation) for lesson in lessons)
     records = Records(folder / "metrics.jsonl")
+    weighed = {term for lesson in taught for term in TERMS if lesson.terms.weighs(term)}
     objective = Objective([lesson.terms for lesson in lessons])
     early = [EarlyStoppingCallback(settings.patience)] if settings.patience and watched else []
 
@@ -120,7 +122,7 @@ def train_stage(
             ),
             collator=collator,
             teacher=teacher,
-            meter=Meter(names),
+            meter=Meter(names, weighed),
             validation=Validation(
                 [lesson.validation for lesson in lessons],
                 sources=names,

@@ -147,8 +147,8 @@ class DistillationTrainer(Trainer):
         batch = Batch.from_dict(inputs)
         try:
             signal = self.teacher.signal(batch) if self.teacher else None
-            outputs = model(lesson=Lesson(batch, signal, value=self._logs_this_step()))
-        except ValueError as error:  # the losses refuse what the models came to
+            outputs = model(lesson=Lesson(batch, signal, measured=self._logs_this_step()))
+        except (ValueError, RunError) as error:  # the losses refuse what the models came to
             raise self._broken_step("the loss cannot be computed", str(error)) from error
         self.meter.add(outputs["terms"], outputs["by_source"])
         loss = outputs["loss"] * self.accelerator.num_processes / num_items_in_batch
