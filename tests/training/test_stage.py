@@ -1,0 +1,313 @@
+"""A stage from rows and models to a folder that transformers loads, whatever interrupts it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    MistralConfig,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.models.mistral import MistralForCausalLM
+
+from dominie.data.templates import Encoded
+from dominie.errors import RunError
+from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
+from dominie.models.spec import Model
+from dominie.toyworld.tokenizer import word_tokenizer
+from dominie.training.lessons import Lessons
+from dominie.training.settings import Lora, TrainSettings
+from dominie.training.stage import Trained, train_stage
+
+STEPS = 6
+KD = LossTerms(prediction=Prediction(), attention=Attention(weight=0.5))
+
+
+def rows_of(count: int, seed: int) -> list[Encoded]:
+    """Rows that count upwards from somewhere, so that there is a rule to learn."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        length, start = int(rng.integers(4, 12)), int(rng.integers(0, 40))
+        rows.append(Encoded([start + i for i in range(length)], [i > 1 for i in range(length)]))
+    return rows
+
+
+def noise(count: int, seed: int) -> list[Encoded]:
+    rng = np.random.default_rng(seed)
+    return [Encoded(rng.integers(0, 61, 8).tolist(), [True] * 8) for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> dict[str, Model]:
+    """A student and a teacher of other weights."""
+    folder, specs = tmp_path_factory.mktemp("models"), {}
+    for seed, name in enumerate(("student", "teacher")):
+        set_seed(seed)
+        config = MistralConfig(
+            vocab_size=61,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+            initializer_range=0.2,
+            sliding_window=None,
+        )
+        MistralForCausalLM(config).save_pretrained(folder / name)
+        specs[name] = Model(path=str(folder / name))
+    return specs
+
+
+Train = Callable[..., Trained]
+
+
+@pytest.fixture
+def train(models, tmp_path) -> Train:
+    """Trains in `tmp_path/<name>`."""
+
+    def trained(
+        name: str = "stage",
+        *,
+        terms: LossTerms | None = None,
+        validation: Sequence[Encoded] = (),
+        callbacks: Sequence[TrainerCallback] = (),
+        **settings: Any,
+    ) -> Trained:
+        options = {
+            "learning_rate": 1e-2,
+            "steps": STEPS,
+            "batch": 8,
+            "micro_batch": 4,
+            "max_length": 32,
+            "checkpoint_every": 1,
+            "log_every": 1,
+            "arguments": {"use_cpu": True, "lr_scheduler_type": "constant", "warmup_steps": 0},
+        }
+        lesson = Lessons(
+            name="rows",
+            train=rows_of(24, seed=1),
+            validation=validation,
+            share=1.0,
+            terms=terms or LossTerms(next_token=NextToken()),
+            teacher="teacher" if terms else None,
+        )
+        return train_stage(
+            tmp_path / name,
+            student=models["student"],
+            tokenizer=word_tokenizer(),
+            teachers={"teacher": models["teacher"]} if terms else {},
+            lessons=[lesson],
+            settings=TrainSettings(**options | settings),
+            callbacks=callbacks,
+        )
+
+    return trained
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+class AtStep(TrainerCallback):
+    """Does something to the model before a step."""
+
+    def __init__(self, step: int, act: Callable[[Any], object]) -> None:
+        self.step, self.act = step, act
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step:
+            self.act(kwargs["model"])
+
+
+class Crash(Exception):
+    pass
+
+
+def crash(_: Any) -> None:
+    raise Crash
+
+
+def test_a_stage_learns_and_accounts_for_what_it_did(train, models, tmp_path):
+    done = train(steps=30, checkpoint_every=10)
+    lines = [line for line in metrics(tmp_path / "stage") if "terms" in line]
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    assert done.steps == 30
+    assert done.supervised_tokens == lines[-1]["tokens"]
+    assert done.token_shares == {"rows": 1.0}
+    assert done.parameters == done.trainable_parameters
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "stage" / "model")
+    assert model.num_parameters() == done.parameters
+    assert AutoTokenizer.from_pretrained(tmp_path / "stage" / "model").chat_template
+    assert not (tmp_path / "stage" / "checkpoints").exists()
+
+
+def test_merged_lora_is_a_plain_model_equal_to_base_and_adapter(train, models, tmp_path):
+    lora = {"r": 2, "alpha": 8}
+    done = train("merged", lora=Lora(**lora))
+    train("adapter", lora=Lora(**lora, merge=False))
+    assert 0 < done.trainable_parameters < done.parameters
+    merged, adapter = tmp_path / "merged" / "model", tmp_path / "adapter" / "model"
+    assert not (merged / "adapter_config.json").exists()
+    assert (adapter / "adapter_config.json").is_file()
+    assert not (adapter / "model.safetensors").exists()
+    base = AutoModelForCausalLM.from_pretrained(models["student"].path)
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    together = PeftModel.from_pretrained(base, adapter).merge_and_unload().state_dict()
+    plain = AutoModelForCausalLM.from_pretrained(merged).state_dict()
+    assert together.keys() == plain.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(tensor, together[name])
+    moved = [name for name in plain if not torch.equal(plain[name], before[name])]
+    assert moved
+    assert all("proj" in name for name in moved)
+
+
+def test_bf16_is_written_in_bf16_and_trained_in_fp32(train, tmp_path):
+    seen: set[torch.dtype] = set()
+
+    class Dtypes(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.update(p.dtype for p in kwargs["model"].parameters())
+
+    train(precision="bf16", callbacks=[Dtypes()])
+    assert seen == {torch.float32}
+    assert {t.dtype for t in weights(tmp_path / "stage" / "model").values()} == {torch.bfloat16}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "stage" / "model")
+    assert model.dtype == torch.bfloat16
+    lines = [line for line in metrics(tmp_path / "stage") if "terms" in line]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_the_best_model_is_kept_and_patience_ends_the_stage(train, tmp_path):
+    """Learning the rule makes noise less probable, so that validation gets worse from the start."""
+    folder = tmp_path / "stage"
+    validation = noise(8, seed=3)
+    done = train(steps=40, validation=validation, keep="best", patience=3, evaluate_every=1)
+    losses = {line["step"]: line["loss"] for line in metrics(folder) if "evaluation" in line}
+    best = min(losses, key=losses.__getitem__)
+    assert done.steps == max(losses) == best + 3 < 40
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    total = tokens = 0.0
+    for row in validation:
+        ids = torch.tensor([row.input_ids])
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=ids).loss) * (len(row.input_ids) - 1)
+        tokens += len(row.input_ids) - 1
+    assert total / tokens == pytest.approx(losses[best], rel=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing(train, tmp_path):
+    plain, recomputed = tmp_path / "plain", tmp_path / "recomputed"
+    train(plain.name, terms=KD)
+    train(recomputed.name, terms=KD, gradient_checkpointing=True)
+    weighed = weights(recomputed / "model")
+    for name, tensor in weights(plain / "model").items():
+        torch.testing.assert_close(weighed[name], tensor, rtol=1e-4, atol=1e-5)
+    for one, other in zip(metrics(plain), metrics(recomputed), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("terms", [None, KD], ids=["next_token", "distillation"])
+def test_a_loss_that_is_not_finite_stops_before_the_step(train, tmp_path, terms):
+    kept: dict[str, torch.Tensor] = {}
+
+    def poison(model: Any) -> None:
+        kept.update({name: p.detach().clone() for name, p in model.named_parameters()})
+        next(p for n, p in model.named_parameters() if "q_proj" in n).data[0] = float("nan")
+
+    with pytest.raises(RunError) as caught:
+        train(terms=terms, callbacks=[AtStep(4, poison)])
+    assert "stage stage, step 4" in str(caught.value)
+    assert "rows[" in str(caught.value), "the rows of the step are named"
+    checkpoints = tmp_path / "stage" / "checkpoints"
+    names = sorted(path.name for path in checkpoints.glob("checkpoint-*"))
+    assert names == ["checkpoint-2", "checkpoint-3"]
+    assert_equal(weights(checkpoints / "checkpoint-3"), kept)
+    assert not (tmp_path / "stage" / "model").exists()
+    assert max(line["step"] for line in metrics(tmp_path / "stage")) == 3
+
+
+def test_weights_that_are_not_finite_are_not_published(train, tmp_path):
+    class Poison(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == STEPS:
+                kwargs["model"].lm_head.weight.data[3] = float("inf")
+
+    with pytest.raises(RunError, match=r"(?s)not finite; the model is not written.*lm_head"):
+        train(callbacks=[Poison()])
+    assert not (tmp_path / "stage" / "model").exists()
+    assert (tmp_path / "stage" / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize("damage", ["none", "cut", "unfinished"])
+def test_a_stage_that_was_cut_off_ends_as_if_it_had_not_been(train, tmp_path, damage):
+    """It goes on from the newest whole checkpoint; a broken one is passed over."""
+    train("whole", terms=KD, validation=rows_of(4, seed=2), evaluate_every=2)
+    options = {"terms": KD, "validation": rows_of(4, seed=2), "evaluate_every": 2}
+    with pytest.raises(Crash):
+        train("cut", **options, callbacks=[AtStep(5, crash)])
+    newest = tmp_path / "cut" / "checkpoints" / "checkpoint-4"
+    assert newest.is_dir()
+    if damage == "cut":
+        file = newest / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+    if damage == "unfinished":
+        newest.rename(newest.with_name(".writing"))
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "ter')
+    began: list[int] = []
+
+    class Begin(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            began.append(state.global_step)
+
+    train("cut", **options, callbacks=[Begin()])
+    assert began == [4 if damage == "none" else 3]
+    assert_equal(weights(tmp_path / "cut" / "model"), weights(tmp_path / "whole" / "model"))
+    ours, theirs = metrics(tmp_path / "cut"), metrics(tmp_path / "whole")
+    changing = {"seconds", "tokens_per_second"}
+    assert [{k: v for k, v in line.items() if k not in changing} for line in ours] == [
+        {k: v for k, v in line.items() if k not in changing} for line in theirs
+    ]
+    steps = [line["step"] for line in ours if "terms" in line]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(train, tmp_path, monkeypatch):
+    from transformers import Trainer
+
+    plain = Trainer._save_checkpoint
+
+    def full(self: Any, model: Any, trial: Any) -> None:
+        plain(self, model, trial)
+        if self.state.global_step == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", full)
+    with pytest.raises(RunError, match=r"(?s)cannot be written.*No space left.*make room"):
+        train()
+    checkpoints = tmp_path / "stage" / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["checkpoint-1", "checkpoint-2"]
