@@ -1,4 +1,4 @@
-"""The demo's claims, and that killing it costs nothing. Minutes long, so in `make test-full` only."""
+"""The demo's claims, and that killing it costs nothing: minutes long, in `make test-full` only."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_the_method_s_claims_hold(finished):
         assert results[model]["domain"]["n"] >= 300
     # KD with attention beats plain tuning on the same data, and agrees more with the teacher.
     assert score("teacher", "general") > score("sft", "general")
-    assert score("distill", "general") > score("sft", "general") + 0.03
+    assert score("distill", "general") > score("sft", "general") + 0.05
     assert score("distill", "agreement") > score("sft", "agreement")
     assert results["distill"]["agreement"]["kl"] < results["sft"]["agreement"]["kl"]
     # The expert knows the domain and forgets the rest; DAE takes the one and keeps the other.
     gain = score("expert", "domain") - score("distill", "domain")
     assert gain > 0.3
     assert score("expert", "general") < score("distill", "general") - 0.15
-    assert score("align", "domain") - score("distill", "domain") > 0.8 * gain
+    assert score("align", "domain") - score("distill", "domain") > 0.5 * gain
     assert score("align", "general") > score("distill", "general") - 0.05
 
 
