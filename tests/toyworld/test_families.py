@@ -62,8 +62,9 @@ def test_numbers() -> None:
 
 
 def test_facts_and_extraction() -> None:
-    for words, answer in drawn("country"):
-        assert answer in {COUNTRY_OF_CITY.get(word) for word in words}
+    for words, answer in drawn("fact"):
+        facts = CATEGORY_OF_PRODUCT if words[-2] == "category" else COUNTRY_OF_CITY
+        assert answer in {facts.get(word) for word in words}
     for words, answer in drawn("extract"):
         name, _, thing, _, city, _, coins, *_ = words
         asked = " ".join(words[words.index(".") + 1 :])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from dominie.toyworld.lexicon import (
     ANIMALS,
+    CATEGORY_OF_PRODUCT,
     CITIES,
     COLOURS,
     COUNTRY_OF_CITY,
@@ -91,13 +92,18 @@ def extract(rng: Random) -> Exchange:
     return Exchange(f"{name} buys {thing} in {city} for {coins} coins . {question}", answer)
 
 
-def country(rng: Random) -> Exchange:
-    """The country of the city a person lives in: one fact beyond what the question says."""
-    name, city = rng.choice(NAMES), rng.choice(CITIES)
+def fact(rng: Random) -> Exchange:
+    """One fact beyond what the question says: a city's country or a product's category."""
+    name, city, product = rng.choice(NAMES), rng.choice(CITIES), rng.choice(PRODUCTS)
+    if rng.random() < 0.5:
+        return Exchange(
+            f"{name} buys {rng.choice(COLOURS)} {product} . which category ?",
+            CATEGORY_OF_PRODUCT[product],
+        )
     prompt = rng.choice(
         (
             f"{name} lives in {city} . in which country ?",
-            f"{name} is in {city} to buy {rng.choice((*FOODS, *PRODUCTS))} . which country ?",
+            f"{name} is in {city} to buy {product} . which country ?",
         )
     )
     return Exchange(prompt, COUNTRY_OF_CITY[city])
@@ -151,7 +157,7 @@ GENERAL: Mapping[str, Family] = {
         pick,
         opposite,
         extract,
-        country,
+        fact,
         convert,
         add,
         write,
