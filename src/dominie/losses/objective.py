@@ -111,7 +111,9 @@ class Objective:
             source=source,
             weights=self._weights.to(hidden.device, sum_precision(hidden.dtype))[source],
         )
-        total = hidden.sum() * 0.0 if attention is None else attention
+        # Joined to the last hidden states even where no token is scored: gradients then reach every
+        # parameter, which DDP and FSDP wait for.
+        total = hidden.sum() * 0.0 + (0.0 if attention is None else attention)
         terms = {name: hidden.new_zeros(()) for name in self._weighed}
         if attention is not None:
             terms["attention"] = attention.detach()
