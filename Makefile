@@ -37,7 +37,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 -m "not full"
 
 test-full: $(VENV)/.full lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
