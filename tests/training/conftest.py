@@ -15,7 +15,7 @@ from transformers.models.mixtral import MixtralForCausalLM
 from dominie.data.batches import Row
 from dominie.data.mixing import Mix
 from dominie.losses.objective import Objective
-from dominie.losses.terms import LossTerms
+from dominie.losses.terms import Attention, LossTerms
 from dominie.teachers import Teacher
 from dominie.training.arguments import training_arguments
 from dominie.training.feed import Collator, MixedRows
@@ -82,6 +82,8 @@ def step_gradient(tmp_path: Path) -> GradientOf:
         pack_to: int | None = None,
         pairs: Sequence[tuple[int, int]] = (),
         gradient_checkpointing: bool = False,
+        options: Attention | None = None,
+        seed: int = 0,
     ) -> dict[str, torch.Tensor]:
         batch = sum(len(source) for source in rows)
         settings = TrainSettings(
@@ -97,7 +99,7 @@ def step_gradient(tmp_path: Path) -> GradientOf:
         arguments = training_arguments(settings, tmp_path / "checkpoints", steps=1, ranks=1)
         arguments.save_strategy = "no"
         kept = StepGradient()
-        with teaching(model, Objective(terms), pairs):
+        with teaching(model, Objective(terms), pairs, options=options):
             trainer = DistillationTrainer(
                 model,
                 arguments,
@@ -119,6 +121,7 @@ def step_gradient(tmp_path: Path) -> GradientOf:
                 callbacks=[kept],
             )
             state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            torch.manual_seed(seed)
             trainer.resume(None)
             model.load_state_dict(state)
         model.zero_grad()

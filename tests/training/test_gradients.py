@@ -179,3 +179,21 @@ def test_a_row_of_two_teachers_is_refused(teacher_model):
     mixed = collate([(0, ragged_rows(1)[0]), (1, ragged_rows(1)[0])], pack_to=64)
     with pytest.raises(ValueError, match="two teachers"):
         router.signal(mixed)
+
+
+def test_sampled_rows_and_layers_give_the_gradient_in_the_mean(student, taught, step_gradient):
+    rows = ragged_rows(8)
+    attention = LossTerms(attention=Attention(weight=1.0))
+    whole = step_gradient(student, [rows], [attention], teacher=taught, pairs=PAIRS)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    draws = []
+    for seed in range(24):
+        options = Attention(row_fraction=0.5, layer_fraction=0.5)
+        draw = step_gradient(
+            student, [rows], [attention], teacher=taught, pairs=PAIRS, options=options, seed=seed
+        )
+        draws.append(draw[name])
+    mean = torch.stack(draws).mean(0)
+    one_draw = (draws[0] - whole[name]).norm() / whole[name].norm()
+    assert one_draw > 0.1, "a draw is not the whole"
+    assert (mean - whole[name]).norm() / whole[name].norm() < 4 * one_draw / 24**0.5

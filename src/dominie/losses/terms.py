@@ -65,15 +65,23 @@ class Attention:
         weight: factor of the term.
         layers: which layers are compared; see `dominie.models.mapping.map_layers`.
         backend: how it is computed; see `dominie.losses.attention_divergence`.
+        row_fraction: share of the supervised rows compared at each step, drawn at random; the
+            expected loss is that of all.
+        layer_fraction: share of the layer pairs, likewise.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     weight: float = 1.0
     layers: str | dict[str, int] | list[list[int]] = "all"
     backend: AttentionBackend = "auto"
+    row_fraction: float = 1.0
+    layer_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         _check_weight(self.weight)
+        for name in ("row_fraction", "layer_fraction"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dominie.data.batches import Batch
 from dominie.losses.objective import Losses, Objective
 from dominie.losses.signal import Signal
-from dominie.losses.terms import AttentionBackend
+from dominie.losses.terms import Attention
 from dominie.losses.tiles import sum_precision
 from dominie.models.capture import AttentionTarget, StudentAttention
 from dominie.models.head import causal_lm, output_head
@@ -45,7 +45,7 @@ def teaching(
     objective: Objective,
     layer_pairs: Sequence[tuple[int, int]] = (),
     *,
-    backend: AttentionBackend = "auto",
+    options: Attention | None = None,
 ) -> Iterator[None]:
     """Within, `model(lesson=…)` returns `{"loss": summed loss, "terms": …, "by_source": …}`.
 
@@ -53,11 +53,20 @@ def teaching(
         model: a transformers causal language model, or one under peft adapters.
         objective: the loss of the stage.
         layer_pairs: (student layer, teacher layer) compared by the attention term.
-        backend: of `attention_divergence`.
+        options: of that term, but for its weights, which are the objective's, and its layers.
     """
     inner = causal_lm(model)
     plain_forward = inner.forward
-    attention = StudentAttention(inner, layer_pairs, backend=backend) if layer_pairs else None
+    options = options or Attention()
+    attention = None
+    if layer_pairs:
+        attention = StudentAttention(
+            inner,
+            layer_pairs,
+            backend=options.backend,
+            row_fraction=options.row_fraction,
+            layer_fraction=options.layer_fraction,
+        )
 
     def forward(*args: Any, lesson: Lesson | None = None, **kwargs: Any) -> Any:
         if lesson is None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from dominie.data.batches import Row
 from dominie.errors import InputError
-from dominie.losses.terms import AttentionBackend, LossTerms, NextToken
+from dominie.losses.terms import Attention, LossTerms, NextToken
 from dominie.models.mapping import check_heads, map_layers
 from dominie.teachers import LocalTeacher, RoutedTeacher
 
@@ -38,8 +38,8 @@ class Lessons:
 
 def layer_pairs(
     student: Any, teachers: Mapping[str, Any], lessons: Sequence[Lessons]
-) -> tuple[list[tuple[int, int]], AttentionBackend]:
-    """(student layer, teacher layer) pairs of the attention term, none without one; its backend.
+) -> tuple[list[tuple[int, int]], Attention]:
+    """(student layer, teacher layer) pairs of the attention term, none without one; its options.
 
     Args:
         student: configuration of the student's language part.
@@ -49,7 +49,7 @@ def layer_pairs(
     Raises:
         InputError: layers or heads that do not map, or sources that ask for different mappings.
     """
-    found: dict[tuple[tuple[tuple[int, int], ...], AttentionBackend], str] = {}
+    found: dict[tuple[tuple[tuple[int, int], ...], Attention], str] = {}
     for lesson in lessons:
         term = lesson.terms.attention
         if term is None or not lesson.terms.weighs("attention") or lesson.teacher is None:
@@ -57,18 +57,21 @@ def layer_pairs(
         teacher = teachers[lesson.teacher]
         check_heads(student.num_attention_heads, teacher.num_attention_heads)
         mapped = map_layers(term.layers, student.num_hidden_layers, teacher.num_hidden_layers)
-        found.setdefault((tuple(mapped), term.backend), lesson.name)
+        options = replace(
+            term, weight=1.0, layers="all"
+        )  # weights differ by source, layers are mapped
+        found.setdefault((tuple(mapped), options), lesson.name)
     if len(found) > 1:
         raise InputError(
-            "sources of one stage compare different layers",
+            "sources of one stage compare attention differently",
             where="loss.attention",
-            expected="one mapping of layers and one backend in a stage",
+            expected="one mapping of layers, one backend and the same fractions in a stage",
             found=f"different ones on {', '.join(found.values())}",
-            do="give the attention term of every source the same layers and backend",
+            do="give the attention term of every source the same options but for its weight",
         )
-    for pairs, backend in found:
-        return list(pairs), backend
-    return [], "auto"
+    for pairs, options in found:
+        return list(pairs), options
+    return [], Attention()
 
 
 def routed_teacher(

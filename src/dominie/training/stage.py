@@ -89,7 +89,7 @@ def train_stage(
     for name, member in panel.items():
         check_head(member, where=teachers[name].path)
     configs = {name: text_config(member) for name, member in panel.items()}
-    pairs, backend = layer_pairs(text_config(model), configs, taught)
+    pairs, options = layer_pairs(text_config(model), configs, taught)
     teacher = routed_teacher(panel, lessons, pairs)
     routes = {
         name: index
@@ -107,7 +107,7 @@ def train_stage(
     early = [EarlyStoppingCallback(settings.patience)] if settings.patience and watched else []
 
     stop = SaveAndStop()
-    with teaching(model, objective, pairs, backend=backend):
+    with teaching(model, objective, pairs, options=options):
         trainer = DistillationTrainer(
             model,
             arguments,
