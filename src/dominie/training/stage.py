@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
 from dominie.data.mixing import Mix, total_conversations
 from dominie.errors import RunError
@@ -18,6 +18,7 @@ from dominie.losses.terms import TERMS
 from dominie.models.head import check_head, text_config
 from dominie.models.loading import DTYPES, load_frozen, load_student
 from dominie.models.spec import Model
+from dominie.teachers import Teacher
 from dominie.training.arguments import training_arguments
 from dominie.training.checkpoints import newest_checkpoint, publish, writing
 from dominie.training.feed import Collator, MixedRows
@@ -70,14 +71,11 @@ def train_stage(
         Interrupted: a signal came, and a checkpoint was saved.
     """
     set_seed(settings.seed)
-    ranks = PartialState().num_processes
     taught = [lesson for lesson in lessons if lesson.share > 0]
-    shares = {lesson.name: lesson.share for lesson in taught}
-    sizes = {lesson.name: len(lesson.train) for lesson in taught}
-    conversations = total_conversations(sizes, shares, settings.epochs)
-    steps = settings.steps or max(1, round(conversations / settings.batch))
-    arguments = training_arguments(settings, folder / "checkpoints", steps=steps, ranks=ranks)
-
+    course = _course(taught, settings)
+    arguments = training_arguments(
+        settings, folder / "checkpoints", steps=course.steps, ranks=PartialState().num_processes
+    )
     model = load_student(
         student,
         lora=settings.lora,
@@ -90,52 +88,20 @@ def train_stage(
         check_head(member, where=teachers[name].path)
     configs = {name: text_config(member) for name, member in panel.items()}
     pairs, options = layer_pairs(text_config(model), configs, taught)
-    teacher = routed_teacher(panel, lessons, pairs)
-    routes = {
-        name: index
-        for index, name in enumerate(dict.fromkeys(lesson.teacher for lesson in lessons))
-    }
-    collator = Collator(
-        [routes[lesson.teacher] for lesson in lessons],
-        settings.max_length if settings.packing else None,
-    )
-    names = [lesson.name for lesson in lessons]
-    watched = any(len(lesson.validation) for lesson in lessons)
-    records = Records(folder / "metrics.jsonl")
-    weighed = {term for lesson in taught for term in TERMS if lesson.terms.weighs(term)}
     objective = Objective([lesson.terms for lesson in lessons])
-    early = [EarlyStoppingCallback(settings.patience)] if settings.patience and watched else []
+    records = Records(folder / "metrics.jsonl")
 
     stop = SaveAndStop()
     with teaching(model, objective, pairs, options=options):
-        trainer = DistillationTrainer(
+        trainer = _trainer(
             model,
             arguments,
-            rows=MixedRows([lesson.train for lesson in lessons]),
-            mix=Mix(
-                sizes,
-                shares,
-                batch=settings.batch,
-                micro_batch=arguments.per_device_train_batch_size,
-                steps=steps,
-                seed=settings.seed,
-            ),
-            collator=collator,
-            teacher=teacher,
-            meter=Meter(names, weighed),
-            validation=Validation(
-                [lesson.validation for lesson in lessons],
-                sources=names,
-                shares=shares,
-                collator=collator,
-                teacher=teacher,
-                batch=max(arguments.per_device_train_batch_size, 8),
-            )
-            if watched
-            else None,
+            course,
+            lessons,
+            settings,
+            teacher=routed_teacher(panel, lessons, pairs),
             records=records,
-            epochs=steps * settings.batch / conversations * settings.epochs,
-            callbacks=[*early, stop, *callbacks],
+            callbacks=[stop, *callbacks],
         )
         with stop.listening():
             trainer.resume(newest_checkpoint(folder / "checkpoints"))
@@ -152,6 +118,75 @@ def train_stage(
     if trainer.is_world_process_zero():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
+
+
+@dataclass(frozen=True)
+class _Course:
+    """How much a stage learns: conversations and share of each source, optimiser steps, epochs."""
+
+    sizes: Mapping[str, int]
+    shares: Mapping[str, float]
+    steps: int
+    epochs: float
+
+
+def _course(taught: Sequence[Lessons], settings: TrainSettings) -> _Course:
+    shares = {lesson.name: lesson.share for lesson in taught}
+    sizes = {lesson.name: len(lesson.train) for lesson in taught}
+    conversations = total_conversations(sizes, shares, settings.epochs)
+    steps = settings.steps or max(1, round(conversations / settings.batch))
+    return _Course(sizes, shares, steps, steps * settings.batch / conversations * settings.epochs)
+
+
+def _trainer(
+    model: Any,
+    arguments: TrainingArguments,
+    course: _Course,
+    lessons: Sequence[Lessons],
+    settings: TrainSettings,
+    *,
+    teacher: Teacher | None,
+    records: Records,
+    callbacks: Sequence[TrainerCallback],
+) -> DistillationTrainer:
+    """The trainer of a stage, with its rows in order and its validation splits."""
+    names = [lesson.name for lesson in lessons]
+    routes = list(dict.fromkeys(lesson.teacher for lesson in lessons))
+    collator = Collator(
+        [routes.index(lesson.teacher) for lesson in lessons],
+        settings.max_length if settings.packing else None,
+    )
+    validation = Validation(
+        [lesson.validation for lesson in lessons],
+        sources=names,
+        shares=course.shares,
+        collator=collator,
+        teacher=teacher,
+        batch=max(arguments.per_device_train_batch_size, 8),
+    )
+    watched = any(len(lesson.validation) for lesson in lessons)
+    early = [EarlyStoppingCallback(settings.patience)] if settings.patience and watched else []
+    weighed = {t for lesson in lessons if lesson.share for t in TERMS if lesson.terms.weighs(t)}
+    return DistillationTrainer(
+        model,
+        arguments,
+        rows=MixedRows([lesson.train for lesson in lessons]),
+        mix=Mix(
+            course.sizes,
+            course.shares,
+            batch=settings.batch,
+            micro_batch=arguments.per_device_train_batch_size,
+            steps=course.steps,
+            seed=settings.seed,
+        ),
+        collator=collator,
+        teacher=teacher,
+        meter=Meter(names, weighed),
+        validation=validation if watched else None,
+        records=records,
+        epochs=course.epochs,
+        callbacks=[*early, *callbacks],
+    )
 
 
 def save_model(
