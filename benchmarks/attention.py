@@ -329,8 +329,8 @@ def machine() -> str:
 
 def measured(quick: bool) -> Iterator[list[Row]]:
     if quick:
-        yield step_rows(512, 2, maps=True)
-        yield layer_rows(1024, 2, maps=True)
+        yield step_rows(512, 1, maps=True)
+        yield layer_rows(512, 2, maps=True)
         yield list(attention_errors.rows(32))
         return
     lengths = (2048, 4096, 8192) if GPU else (1024, 2048, 4096, 8192)
