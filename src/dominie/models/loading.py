@@ -116,6 +116,23 @@ def _load(spec: Model, *, dtype: torch.dtype | None) -> Any:
     return model if adapter is None else _with_adapter(model, adapter)
 
 
+def restore_weights(model: Any, folder: str) -> None:
+    """Put the weights that `save_pretrained` wrote to a folder back into a model.
+
+    Its files need not have the model's names: a mixture's experts are fused in memory and apart on
+    disk, and only `from_pretrained` knows how.
+
+    Raises:
+        InputError: the folder does not hold all of the model's weights.
+    """
+    with _naming(folder, "checkpoint"):
+        saved, found = type(model).from_pretrained(
+            folder, dtype=model.dtype, use_safetensors=True, output_loading_info=True
+        )
+    _check_complete(found, where=folder)
+    model.load_state_dict(saved.state_dict())
+
+
 def _check_complete(found: Mapping[str, Any], *, where: str) -> None:
     """Refuse weights that are not the configuration's: transformers would draw them at random."""
     for kind, meaning in (

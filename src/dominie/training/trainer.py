@@ -23,6 +23,8 @@ from transformers import (
 from dominie.data.batches import IGNORED, Batch
 from dominie.data.mixing import Mix
 from dominie.errors import RunError
+from dominie.models.head import causal_lm
+from dominie.models.loading import restore_weights
 from dominie.teachers import Teacher
 from dominie.training.checkpoints import drop_old, publish, seal, writing
 from dominie.training.feed import Collator, MixedRows
@@ -253,6 +255,29 @@ class DistillationTrainer(Trainer):
         self._earlier = self._logged_at = float(last.get("seconds", 0.0))
         self._started = time.monotonic()
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Restore by way of `from_pretrained`.
+
+        transformers takes a checkpoint's names as they stand, does not find a mixture's experts
+        among them, and goes on with those the model has.
+        """
+        if self._plain:
+            restore_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._plain:
+            restore_weights(self.model, str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the student is whole on this rank and has no adapters."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return not sharded and causal_lm(self.model) is self.model
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._scratch or super()._get_output_dir(trial))
