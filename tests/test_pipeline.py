@@ -41,7 +41,9 @@ def test_a_run_leaves_what_the_design_promises(finished):
     assert "Traceback" not in done.stderr
     run = cwd / "runs" / "mini"
     results = json.loads((run / "results.json").read_text())
-    assert list(results) == ["untrained", "teacher", "sft", "distill", "expert", "align"]
+    assert list(results) == [
+        "untrained", "teacher", "sft", "distill", "expert", "merged", "align"
+    ]  # fmt: skip
     for tasks in results.values():
         assert list(tasks) == ["general", "domain", "agreement"]
         for score in tasks.values():
@@ -57,6 +59,9 @@ def test_a_run_leaves_what_the_design_promises(finished):
         assert lines[-1]["step"] == 6
         evaluated = [line["evaluation"] for line in lines if "evaluation" in line]
         assert all(set(curves) == {"general", "domain"} for curves in evaluated)
+    made = json.loads((run / "merged" / "stage.json").read_text())
+    assert (made["kind"], made["models"]) == ("merge", ["distill", "expert"])
+    assert "merged" in results
     page = (run / "report.html").read_text()
     assert "align" in page
     assert len(page) < 1_000_000
@@ -84,7 +89,8 @@ def test_a_second_run_does_nothing(finished):
     assert again.returncode == 0, again.stderr
     assert time.monotonic() - started < 60  # 15 s on an idle machine
     assert again.stderr.count("already trained") == 5
-    assert again.stderr.count("already scored") == 6
+    assert again.stderr.count("already made") == 1
+    assert again.stderr.count("already scored") == 7
     assert set(json.loads(again.stdout)["results"]) >= {"align"}
     assert weights(cwd / "runs" / "mini", "align") == before
 
@@ -97,10 +103,10 @@ def test_a_change_reruns_exactly_what_depends_on_it(finished, tmp_path):
     assert changed.returncode == 0, changed.stderr
     for stage in ("teacher", "sft", "distill"):
         assert f"{stage} already trained" in changed.stdout
-    for stage in ("expert", "align"):
+    for stage in ("expert", "merged", "align"):
         assert f"{stage}: what it depends on has changed" in changed.stdout
     kept = list((tmp_path / "runs" / "mini" / ".replaced").iterdir())
-    assert {path.name.split("-")[0] for path in kept} == {"expert", "align"}
+    assert {path.name.split("-")[0] for path in kept} == {"expert", "merged", "align"}
 
 
 def killed_when(appears: Path, *arguments: object, cwd: Path, signum: int) -> int:

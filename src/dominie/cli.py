@@ -177,7 +177,7 @@ def main() -> None:
         for signum in (signal.SIGINT, signal.SIGTERM):  # while a stage trains, it listens itself
             signal.signal(signum, _stop)
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="dominie", standalone_mode=False)
     except _Stopped as stopped:
         name = signal.Signals(stopped.signum).name
         _fail(f"interrupted by {name}; what was done is kept", 128 + stopped.signum, debug)

@@ -35,7 +35,7 @@ def stage_fingerprint(
         rows: digest of the training rows of each source the stage learns from.
         models: fingerprint of each model the stage needs, by the recipe's name for it.
     """
-    stage = recipe.stages[name]
+    stage = recipe.trained[name]
     train = dataclasses.asdict(stage.train)
     for key in ("log_every", "checkpoint_every"):
         train.pop(key)
@@ -52,6 +52,13 @@ def stage_fingerprint(
             "rows": rows[source],
         }
     return digest(train, models[stage.student], sources)
+
+
+def made_fingerprint(recipe: Recipe, name: str, models: Mapping[str, str]) -> str:
+    """What a model depends on that a stage makes without training; names are only their order."""
+    stage = recipe.stages[name]
+    numbered = stage.renamed(lambda model: str(stage.models.index(model)))
+    return digest(dataclasses.asdict(numbered), [models[model] for model in stage.models])
 
 
 def model_fingerprint(spec: Model) -> str:

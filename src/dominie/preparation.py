@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ from dominie.data.splits import read_split
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.evaluation.questions import check_group
-from dominie.fingerprints import model_fingerprint, stage_fingerprint
+from dominie.fingerprints import made_fingerprint, model_fingerprint, stage_fingerprint
 from dominie.models.agreement import check_context, check_same_tokens, check_vocabulary
 from dominie.models.loading import load_config
-from dominie.recipe import Stage
+from dominie.recipe import AnyStage, Stage
 from dominie.recipe.check import stage_order
 from dominie.run_folder import RunFolder
 from dominie.training.arguments import training_arguments
@@ -24,21 +24,31 @@ from dominie.training.lessons import Lessons, layer_pairs
 
 @dataclass(frozen=True)
 class Prepared:
-    """A stage whose data are ready and whose models are known to fit, before any is loaded.
+    """A stage whose models are known to fit each other, before any is loaded.
 
     Attributes:
         name: of the stage.
         stage: its part of the recipe.
-        tokenizer: the student's, with a chat template.
-        sources: the sources it learns from, then those it only watches.
+        tokenizer: of the model it makes, with a chat template.
         fingerprint: of everything its model depends on.
     """
 
     name: str
-    stage: Stage
+    stage: AnyStage
     tokenizer: Any
-    sources: Mapping[str, PreparedSource]
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class PreparedTraining(Prepared):
+    """A stage that trains, its data ready.
+
+    Attributes:
+        sources: the sources it learns from, then those it only watches.
+    """
+
+    stage: Stage
+    sources: Mapping[str, PreparedSource]
 
     @property
     def lessons(self) -> list[Lessons]:
@@ -76,16 +86,21 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
     tokenizers = ChatTokenizers(folder, display)
     rows_of = _RowsByTokens(folder, display)
     fingerprints: dict[str, str] = {}
-    prepared = []
+    prepared: list[Prepared] = []
     for name in stage_order(recipe, where=recipe.name):
         stage, tokenizer = recipe.stages[name], tokenizers.of(name)
-        for teacher in stage.models[1:]:
+        for other in stage.models[1:]:
             check_same_tokens(
-                tokenizer, tokenizers.of(teacher), where=f"stages.{name}, teacher {teacher}"
+                tokenizer, tokenizers.of(other), where=f"stages.{name}, model {other}"
             )
         for model in stage.models:
             if model not in recipe.stages:
                 fingerprints.setdefault(model, model_fingerprint(folder.model(model)))
+        if not isinstance(stage, Stage):
+            _check_alike(folder, stage.models, where=f"stages.{name}.{stage.kind}")
+            fingerprints[name] = made_fingerprint(recipe, name, fingerprints)
+            prepared.append(Prepared(name, stage, tokenizer, fingerprints[name]))
+            continue
         made = rows_of(tokenizer, tokenizers.fingerprint(name), stage.train.max_length)
         sources = {s: made[s] for s in [*stage.active, *(s for s in made if s not in stage.active)]}
         fingerprints[name] = stage_fingerprint(
@@ -94,13 +109,14 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
             rows={source: made[source].train.digest for source in stage.active},
             models=fingerprints,
         )
-        prepared.append(Prepared(name, stage, tokenizer, sources, fingerprints[name]))
-        _check_fit(folder, prepared[-1])
+        training = PreparedTraining(name, stage, tokenizer, fingerprints[name], sources)
+        _check_fit(folder, training)
+        prepared.append(training)
     _check_tasks(folder, tokenizers)
     return prepared
 
 
-def _check_fit(folder: RunFolder, prepared: Prepared) -> None:
+def _check_fit(folder: RunFolder, prepared: PreparedTraining) -> None:
     """Refuse what rows, settings and configurations show not to go together."""
     stage, where = prepared.stage, f"stages.{prepared.name}"
     for name in stage.active:
@@ -129,6 +145,27 @@ def _check_fit(folder: RunFolder, prepared: Prepared) -> None:
         check_context(config, stage.train.max_length, where=f"{where}, model {model}")
         check_vocabulary(config, highest, where=f"{where}, model {model}")
     layer_pairs(configs[stage.student], configs, [lesson for lesson in lessons if lesson.share])
+
+
+def _check_alike(folder: RunFolder, models: Sequence[str], *, where: str) -> None:
+    """Refuse to sum weights of models whose configurations show them to differ in shape."""
+    shape = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    seen = {}
+    for name in models:
+        config = load_config(folder.model(folder.root(name)))
+        seen[name] = {key: getattr(config, key, None) for key in shape}
+    first = next(iter(seen))
+    for name, found in seen.items():
+        apart = [key for key in shape if found[key] != seen[first][key]]
+        if apart:
+            raise InputError(
+                "models of different shape cannot be merged",
+                where=where,
+                expected=", ".join(f"{key} {seen[first][key]}" for key in apart)
+                + f" as in {first}",
+                found=", ".join(f"{key} {found[key]}" for key in apart) + f" in {name}",
+                do="merge models that were trained from one model",
+            )
 
 
 def _check_tasks(folder: RunFolder, tokenizers: ChatTokenizers) -> None:

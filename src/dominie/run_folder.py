@@ -84,7 +84,7 @@ class RunFolder:
     def root(self, name: str) -> str:
         """The model a chain of stages started from, whose tokenizer they all share."""
         while name in self.recipe.stages:
-            name = self.recipe.stages[name].student
+            name = self.recipe.stages[name].models[0]
         return name
 
     def _made(self, path: str) -> str:

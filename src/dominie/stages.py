@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dominie.display import Display
-from dominie.preparation import Prepared, prepare_stages
-from dominie.recipe import dump_recipe
+from dominie.preparation import Prepared, PreparedTraining, prepare_stages
+from dominie.recipe import MergeStage, dump_recipe
 from dominie.run_folder import RunFolder, read_stage, write_stage
 from dominie.threads import use_free_cores
 
@@ -29,60 +31,68 @@ def run_stages(folder: RunFolder, display: Display) -> dict[str, str]:
 
 
 def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
-    """Train one stage, or say why it need not be."""
+    """Make a stage's model, or say why it need not be."""
     name, path = prepared.name, folder.stage(prepared.name)
     earlier = read_stage(path)
     same = earlier.get("fingerprint") == prepared.fingerprint
     if same and earlier.get("status") == "done" and (path / "model" / "config.json").is_file():
-        display.done(name, f"already trained ({_told(earlier)})")
+        word = "trained" if isinstance(prepared, PreparedTraining) else "made"
+        display.done(name, f"already {word} ({_told(earlier)})")
         return
     if path.exists() and not same:
         kept = _set_aside(path)
         why = "what it depends on has changed" if earlier else "its folder has no stage.json"
         display.line(f"{name}: {why}; the earlier result is kept in {kept}")
-    threads = use_free_cores(earlier.get("threads") if same else None)
+    path.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
         "name": name,
         "status": "running",
-        "kind": "train",
+        "kind": prepared.stage.kind,
         "fingerprint": prepared.fingerprint,
-        "student": prepared.stage.student,
-        "teachers": {source: prepared.stage.teacher_on(source) for source in prepared.stage.active},
-        "threads": threads,
-        "data": {},
+        "student": prepared.stage.models[0],
     }
-    path.mkdir(parents=True, exist_ok=True)
-    write_stage(path, record)
-    trained, last = _train(folder, prepared, display)
-    shares = prepared.stage.data
-    whole = sum(shares[source].share for source in prepared.stage.active)
-    for source in prepared.stage.active:
-        record["data"][source] = {
-            **dataclasses.asdict(prepared.sources[source].summary),
-            "train": len(prepared.sources[source].train),
-            "validation": len(prepared.sources[source].validation),
-            "test": len(prepared.sources[source].test),
-            "share": shares[source].share / whole,
-            "token_share": trained.token_shares.get(source, 0.0),
-        }
-    record |= {
-        "status": "done",
-        **dataclasses.asdict(trained),
-        "final": last,
-        "versions": _versions(),
-    }
-    del record["token_shares"]
+    if isinstance(prepared, PreparedTraining):
+        threads = use_free_cores(earlier.get("threads") if same else None)
+        record |= _train(folder, prepared, record | {"threads": threads}, display)
+    else:
+        record |= _make(folder, prepared, record)
+    record |= {"status": "done", "versions": _versions()}
     write_stage(path, record)
     display.done(name, _told(record))
 
 
-def _train(folder: RunFolder, prepared: Prepared, display: Display) -> tuple[Any, dict[str, Any]]:
+def _make(folder: RunFolder, prepared: Prepared, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a model of others; what `stage.json` says of it."""
+    from dominie.models.merge import merge_models
+    from dominie.training.checkpoints import publish, writing
+
+    stage, path = prepared.stage, folder.stage(prepared.name)
+    assert isinstance(stage, MergeStage)
+    write_stage(path, record)
+    scratch = path / ".writing-model"
+    shutil.rmtree(scratch, ignore_errors=True)
+    started = time.perf_counter()
+    with writing(scratch):
+        models = {name: folder.model(name) for name in stage.models}
+        parameters = merge_models(stage.merge, models, scratch)
+        prepared.tokenizer.save_pretrained(scratch)
+        publish(scratch, path / "model")
+    seconds = round(time.perf_counter() - started, 1)
+    return {"models": stage.models, "parameters": parameters, "seconds": seconds}
+
+
+def _train(
+    folder: RunFolder, prepared: PreparedTraining, record: dict[str, Any], display: Display
+) -> dict[str, Any]:
+    """Train a stage; what `stage.json` says of it."""
     from dominie.training.progress import StepProgress
     from dominie.training.records import Records
     from dominie.training.stage import train_stage
 
     stage, path = prepared.stage, folder.stage(prepared.name)
     lessons = prepared.lessons
+    record["teachers"] = {source: stage.teacher_on(source) for source in stage.active}
+    write_stage(path, record | {"data": {}})
     teachers = {
         name: folder.model(name)
         for name in stage.models
@@ -98,9 +108,29 @@ def _train(folder: RunFolder, prepared: Prepared, display: Display) -> tuple[Any
             settings=stage.train,
             callbacks=[StepProgress(advance)],
         )
-    records = Records(path / "metrics.jsonl").read()
-    return trained, {
-        "evaluation": next((r["evaluation"] for r in reversed(records) if "evaluation" in r), {})
+    lines = Records(path / "metrics.jsonl").read()
+    last: Any = next((line["evaluation"] for line in reversed(lines) if "evaluation" in line), {})
+    told = dataclasses.asdict(trained)
+    token_shares = told.pop("token_shares")
+    return record | {
+        **told,
+        "data": {source: _counts(prepared, source, token_shares) for source in stage.active},
+        "final": {"evaluation": last},
+    }
+
+
+def _counts(
+    prepared: PreparedTraining, source: str, token_shares: Mapping[str, float]
+) -> dict[str, Any]:
+    """What a stage read, kept and used of a source."""
+    rows, shares = prepared.sources[source], prepared.stage.data
+    return {
+        **dataclasses.asdict(rows.summary),
+        "train": len(rows.train),
+        "validation": len(rows.validation),
+        "test": len(rows.test),
+        "share": shares[source].share / sum(shares[s].share for s in prepared.stage.active),
+        "token_share": token_shares.get(source, 0.0),
     }
 
 
@@ -119,10 +149,11 @@ def _set_aside(path: Path) -> Path:
 
 def _told(record: Mapping[str, Any]) -> str:
     """One line about a finished stage."""
-    return (
-        f"{record['steps']} steps, {record['supervised_tokens']:,} supervised tokens, "
-        f"{record['seconds']:.0f} s, {record['parameters'] / 1e6:.2f}M parameters"
-    )
+    parts = [f"{record['seconds']:.0f} s", f"{record['parameters'] / 1e6:.2f}M parameters"]
+    if record["kind"] == "train":
+        counted = f"{record['supervised_tokens']:,} supervised tokens"
+        return ", ".join([f"{record['steps']} steps", counted, *parts])
+    return ", ".join([f"{record['kind']} of {' and '.join(record['models'])}", *parts])
 
 
 def _versions() -> dict[str, str]:

@@ -166,3 +166,36 @@ def test_paths_start_at_the_recipe_s_folder(write, tmp_path):
 def test_every_shipped_recipe_is_valid(path: Path):
     recipe = load_recipe(path)
     assert dump_recipe(recipe)
+
+
+MERGED = """  soup:
+    merge: {models: {distill: 0.7, expert: 0.3}}
+"""
+
+
+def test_a_stage_may_merge_instead_of_train(write):
+    recipe = load_recipe(write(old="evaluate:", new=f"{MERGED}evaluate:"))
+    soup = recipe.stages["soup"]
+    assert (soup.kind, soup.models) == ("merge", ["distill", "expert"])
+    assert list(recipe.trained) == ["distill", "expert", "align"]
+    again = write(text=dump_recipe(recipe))
+    assert load_recipe(again) == recipe
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{merge: {model: {distill: 1}}}", "stages.soup.merge.model"),
+        ("{merge: {models: {distil: 1}}}", "did you mean distill"),
+        ("{merge: {models: {distill: much}}}", "stages.soup.merge.models.distill"),
+        ("{merge: {models: {soup: 1}}}", "need each other"),
+        ("{merge: {models: {distill: 1}}, student: distill}", "stages.soup.student"),
+        ("{merge: {models: {distill: 1}}, train: {epochs: 1}}", "stages.soup.train"),
+        ("{merge: {models: {distill: 1}, method: linaer}}", "stages.soup.merge.method"),
+    ],
+)
+def test_a_merge_that_is_wrong_is_named(write, line, said):
+    with pytest.raises(InputError) as refused:
+        load_recipe(write(old="evaluate:", new=f"  soup: {line}\nevaluate:"))
+    assert said in str(refused.value)
+    assert "<" not in str(refused.value)

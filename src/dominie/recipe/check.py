@@ -45,15 +45,10 @@ def check_names(recipe: Recipe, *, where: str) -> None:
             raise InputError(
                 "the name of a stage and of a model", where=here, do="rename one of the two"
             )
-        _check_mix(recipe, name, where=here)
-        _check_model(recipe, stage.student, where=f"{here}.student")
-        for source, mixed in stage.data.items():
-            for key, teacher in (
-                (f"data.{source}.teacher", mixed.teacher),
-                ("teacher", stage.teacher),
-            ):
-                if teacher is not None:
-                    _check_model(recipe, teacher, where=f"{here}.{key}")
+        if name in recipe.trained:
+            _check_mix(recipe, name, where=here)
+        for key, model in stage.named.items():
+            _check_model(recipe, model, where=f"{here}.{key}")
     stage_order(recipe, where=where)
     _check_evaluation(recipe, where=where)
 
@@ -102,7 +97,7 @@ def _check_path(path: str | None, *, where: str) -> None:
 
 
 def _check_mix(recipe: Recipe, name: str, *, where: str) -> None:
-    stage = recipe.stages[name]
+    stage = recipe.trained[name]
     for source, mixed in stage.data.items():
         if source not in recipe.data:
             raise _unknown("source", source, recipe.data, where=f"{where}.data")

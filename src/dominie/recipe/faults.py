@@ -43,7 +43,7 @@ def first_problem(
     problems = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
     problem = problems[0]
     path = [str(part) for part in problem["loc"]]
-    dotted = ".".join(path)
+    dotted = ".".join(part for part in path if not _is_tag(part))
     if problem["type"] == "unexpected_keyword_argument":
         return unknown_key(f"{where}: {dotted}", path[-1], known_keys(path[:-1]))
     if problem["type"] in ("missing", "missing_argument"):
@@ -72,6 +72,8 @@ def _place(tree: Any, path: Sequence[str]) -> tuple[list[str], Any]:
     """The part of `path` that is the recipe's and not the name of a union's member; its value."""
     place: list[str] = []
     for part in path:
+        if _is_tag(part):
+            continue
         named = {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
         if part not in named:
             break
@@ -80,10 +82,19 @@ def _place(tree: Any, path: Sequence[str]) -> tuple[list[str], Any]:
     return place, tree
 
 
+def _is_tag(part: str) -> bool:
+    """Whether a part of pydantic's path tells a kind of stage, and is no key."""
+    return part.startswith("<")
+
+
 def known_keys(path: Sequence[str]) -> list[str]:
     """The fields of the object at `path` in a recipe."""
     kind: Any = Recipe
+    options: list[Any] = []
     for part in path:
+        if _is_tag(part):
+            kind = next(option for option in options if f"<{option.kind}>" == part)
+            continue
         if dataclasses.is_dataclass(kind):
             kind = typing.get_type_hints(kind)[part]
         else:  # dict[str, X]

@@ -19,7 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from dominie.errors import InputError
 from dominie.recipe.check import check_names
 from dominie.recipe.faults import described, first_problem, known_keys, unknown_key, wrong_type
-from dominie.recipe.schema import Recipe
+from dominie.recipe.schema import MADE, Recipe
 from dominie.training.settings import DERIVED, TrainSettings
 
 #: Where a bare value may stand for a mapping: the path's shape and the key the value means.
@@ -70,7 +70,7 @@ def dump_recipe(recipe: Recipe) -> str:
     tree = _without_none(dataclasses.asdict(recipe))
     for source in tree["data"].values():
         del source["name"]
-    for part in (tree, *tree["stages"].values()):
+    for part in (tree, *(stage for stage in tree["stages"].values() if "train" in stage)):
         part["train"].update(part["train"].pop("arguments", {}))
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -166,6 +166,8 @@ def _merge_train(tree: dict[str, Any]) -> None:
     for name in stages:
         where = f"stages.{name}"
         stage = stages[name] = _as_mapping(stages[name], where)
+        if stage.keys() & MADE.keys() and "train" not in stage:
+            continue
         own = _as_mapping(stage.get("train"), f"{where}.train")
         _check_train(own, where=f"{where}.train")
         stage["train"] = _with_arguments_apart({**shared, **own})
@@ -261,18 +263,7 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
             )
             for name, model in recipe.models.items()
         },
-        stages={
-            name: replace(
-                stage,
-                student=resolved_name(stage.student),
-                teacher=resolved_optional(stage.teacher),
-                data={
-                    s: replace(m, teacher=resolved_optional(m.teacher))
-                    for s, m in stage.data.items()
-                },
-            )
-            for name, stage in recipe.stages.items()
-        },
+        stages={name: stage.renamed(resolved_name) for name, stage in recipe.stages.items()},
         evaluate=recipe.evaluate
         and replace(
             recipe.evaluate,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Tag
 
 from dominie.data.sources import Source
 from dominie.losses.terms import LossTerms
+from dominie.models.made import Merge
 from dominie.models.spec import Model
 from dominie.training.settings import TrainSettings
 
@@ -38,6 +43,7 @@ class Stage:
     """Who learns, on which data, taught by whom, by which losses."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    kind: ClassVar[str] = "train"
     student: str
     data: dict[str, Mixed]
     loss: LossTerms | None = None
@@ -66,6 +72,72 @@ class Stage:
         """Every model the stage needs: the student, then the teachers."""
         taught = [self.teacher_on(source) for source in self.active]
         return list(dict.fromkeys([self.student, *(name for name in taught if name)]))
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Every model the stage names, needed or not, by where it names it."""
+        names = {"student": self.student}
+        if self.teacher is not None:
+            names["teacher"] = self.teacher
+        for source, mixed in self.data.items():
+            if mixed.teacher is not None:
+                names[f"data.{source}.teacher"] = mixed.teacher
+        return names
+
+    def renamed(self, of: Callable[[str], str]) -> Stage:
+        """The stage with every model's name replaced."""
+        return dataclasses.replace(
+            self,
+            student=of(self.student),
+            teacher=self.teacher and of(self.teacher),
+            data={
+                source: dataclasses.replace(mixed, teacher=mixed.teacher and of(mixed.teacher))
+                for source, mixed in self.data.items()
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeStage:
+    """A model made of the weights of several; nothing is trained."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    kind: ClassVar[str] = "merge"
+    merge: Merge
+
+    @property
+    def models(self) -> list[str]:
+        """Every model that is read; the first lends configuration and tokenizer."""
+        return self.merge.sources
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Every model the stage names, by where it names it."""
+        names = {f"merge.models.{name}": name for name in self.merge.models}
+        return {"merge.base": self.merge.base, **names} if self.merge.base else names
+
+    def renamed(self, of: Callable[[str], str]) -> MergeStage:
+        """The stage with every model's name replaced."""
+        merge = dataclasses.replace(
+            self.merge,
+            models={of(name): weight for name, weight in self.merge.models.items()},
+            base=self.merge.base and of(self.merge.base),
+        )
+        return dataclasses.replace(self, merge=merge)
+
+
+#: Kinds of stage, by the key that only they have; without one of these keys a stage trains.
+MADE = {"merge": MergeStage}
+
+
+def _kind(value: Any) -> str:
+    """The tag of a stage's kind, which no key of a recipe can look like."""
+    return next((f"<{key}>" for key in MADE if isinstance(value, dict) and key in value), "<train>")
+
+
+AnyStage = Annotated[
+    Annotated[Stage, Tag("<train>")] | Annotated[MergeStage, Tag("<merge>")], Discriminator(_kind)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +194,15 @@ class Recipe:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     name: str
     data: dict[str, Source]
-    stages: dict[str, Stage] = field(default_factory=dict)
+    stages: dict[str, AnyStage] = field(default_factory=dict)
     train: TrainSettings = field(default_factory=TrainSettings)
     models: dict[str, Model] = field(default_factory=dict)
     evaluate: Evaluation | None = None
+
+    @property
+    def trained(self) -> dict[str, Stage]:
+        """The stages that train."""
+        return {name: stage for name, stage in self.stages.items() if isinstance(stage, Stage)}
 
     def model(self, name: str) -> Model:
         """What a model name means when it is not a stage's."""

@@ -1,0 +1,140 @@
+"""A model's files, read and written a tensor at a time: memory holds one shard, never a model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dominie.errors import InputError
+from dominie.models.folders import base_and_adapter, check_model
+from dominie.models.spec import Model
+
+SHARD = "4GB"
+
+#: Dtypes by the names that safetensors has for them.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a model's safetensors files, by name.
+
+    Attributes:
+        folder: where its files lie.
+        shapes: every tensor as one without storage (its shape and dtype).
+    """
+
+    folder: Path
+    shapes: Mapping[str, Tensor]
+    _files: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+
+@contextlib.contextmanager
+def open_weights(spec: Model) -> Iterator[Weights]:
+    """Within, the tensors of a model can be read one by one.
+
+    Raises:
+        InputError: no such model, an adapter without its base's weights, or files that cannot
+            be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = _local_folder(spec)
+    with contextlib.ExitStack() as stack:
+        files, shapes = {}, {}
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                opened = stack.enter_context(safe_open(path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise InputError(
+                    "the weights cannot be read",
+                    where=str(path),
+                    found=str(error),
+                    do="copy or download the folder again",
+                ) from None
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
+                found = opened.get_slice(name)
+                dtype = _DTYPES.get(found.get_dtype())
+                if dtype is None:
+                    raise InputError(
+                        "weights of this dtype cannot be worked with",
+                        where=f"{path}, {name}",
+                        expected=f"one of {', '.join(_DTYPES)}",
+                        found=found.get_dtype(),
+                        do="name the model before it was quantised",
+                    )
+                shapes[name] = torch.empty(found.get_shape(), dtype=dtype, device="meta")
+                files[name] = opened
+        yield Weights(folder, shapes, files)
+
+
+def write_weights(
+    folder: Path, shapes: Mapping[str, Tensor], made: Callable[[str], Tensor]
+) -> None:
+    """Write tensors as transformers does, shard by shard, each asked for when its turn comes.
+
+    Args:
+        folder: made if need be; gets `*.safetensors` and, of several, their index.
+        shapes: every tensor that will be written, without storage.
+        made: gives the tensor of a name.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = split_torch_state_dict_into_shards(dict(shapes), max_shard_size=SHARD)
+    for file, names in plan.filename_to_tensors.items():
+        tensors = {name: made(name).contiguous() for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / _INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def copy_configuration(source: Path, folder: Path) -> None:
+    """The configuration and generation settings of one model's folder, in another."""
+    for name in ("config.json", "generation_config.json"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _local_folder(spec: Model) -> Path:
+    path, adapter = base_and_adapter(spec)
+    if adapter is not None:
+        raise InputError(
+            "an adapter is not a model's weights",
+            where=adapter,
+            expected="a folder with the weights of a whole model",
+            do="let the stage that trains it write them: train.lora.merge: true",
+        )
+    check_model(path, spec.revision)
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json"]
+    return Path(snapshot_download(path, revision=spec.revision, allow_patterns=wanted))
