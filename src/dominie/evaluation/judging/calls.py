@@ -1,0 +1,218 @@
+"""Many calls to one endpoint: bounded in number, money and concurrency, none of them paid twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from dominie.errors import DominieError, InputError, RunError
+from dominie.evaluation.judging.client import Client, Outcome, delay
+from dominie.evaluation.judging.endpoint import Endpoint
+from dominie.evaluation.judging.ledger import Ledger
+from dominie.evaluation.judging.replies import Reply, read_reply
+from dominie.evaluation.judging.spending import Spending
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Shows progress: done, of how many, a few words.
+Advance = Callable[[int, int | None, str], None]
+
+#: Sends a request under a key: the reply, None where the endpoint gave none.
+Ask = Callable[[str, dict[str, Any]], Awaitable[Reply | None]]
+
+_REFUSALS = 3  # requests refused outright, with nothing answered, before all of it is given up
+
+
+class _Stopping(Exception):
+    """No further call is to be sent."""
+
+
+class Calls:
+    """Works through items with calls to an endpoint.
+
+    Whatever stops it, the calls under way are waited for and written down: they are paid for. The
+    first SIGINT or SIGTERM stops it so, a second one at once.
+
+    Args:
+        endpoint: whom to ask.
+        ledger: where every reply goes before it counts.
+        where: how messages name the endpoint's place in the recipe.
+        say: prints a line.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, ledger: Ledger, *, where: str, say: Callable[[str], None]
+    ) -> None:
+        self.endpoint, self.ledger, self.where, self.say = endpoint, ledger, where, say
+        self.spending = Spending(endpoint, ledger.records, where=where)
+        self._key = endpoint.key(where=where)
+        self._answered = self._failed_in_a_row = 0
+        self._client: Client
+        self._stopped: asyncio.Event
+        self._error: DominieError | None = None
+        self._signal: int | None = None
+
+    def over(
+        self,
+        items: Sequence[Item],
+        work: Callable[[Item, Ask], Awaitable[Result]],
+        advance: Advance,
+    ) -> list[Result]:
+        """What `work` makes of each item, several at a time, in the order of the items.
+
+        Raises:
+            InputError: the endpoint refuses what it is asked.
+            RunError: it does not answer, or the budget is spent. What was answered is kept.
+        """
+        found: dict[int, Result] = {}
+        if items:
+            asyncio.run(self._over(items, work, advance, found))
+        if self._signal is not None:
+            signal.raise_signal(self._signal)  # to whoever listened before
+            raise RunError("interrupted; what was answered is kept", where=self.where)
+        if self._error is not None:
+            raise self._error
+        return [found[i] for i in range(len(items))]
+
+    async def _over(
+        self,
+        items: Sequence[Item],
+        work: Callable[[Item, Ask], Awaitable[Result]],
+        advance: Advance,
+        found: dict[int, Result],
+    ) -> None:
+        self._stopped = asyncio.Event()
+        queue, started = iter(enumerate(items)), time.monotonic()
+
+        async def worker() -> None:
+            for i, item in queue:
+                try:
+                    found[i] = await work(item, self._ask)
+                except _Stopping:
+                    return
+                except DominieError as error:
+                    self._error = self._error or error
+                    self._stopped.set()
+                    return
+                rate = len(found) / max(time.monotonic() - started, 1e-9)
+                advance(len(found), len(items), f"{rate:.1f}/s{self.spending.told}")
+
+        async with Client(self.endpoint, self._key) as self._client:
+            with self._listening():
+                workers = min(self.endpoint.concurrency, len(items))
+                await asyncio.gather(*(worker() for _ in range(workers)))
+
+    async def _ask(self, key: str, body: dict[str, Any]) -> Reply | None:
+        outcome = Outcome(0, "")
+        for attempt in range(self.endpoint.retries + 1):
+            if self._stopped.is_set():
+                raise _Stopping
+            outcome, reply = await self._attempt(key, body)
+            if reply is not None:
+                self._answered += 1
+                self._failed_in_a_row = 0
+                return reply
+            if outcome.status != 200 and not outcome.retryable:
+                break
+            if outcome.refused and not self._answered and attempt >= 2:
+                break  # a server that restarts is waited for, one that never was is not
+            if attempt < self.endpoint.retries:
+                await self._pause(delay(self.endpoint.backoff, attempt, outcome.wait))
+        self._note_failure(outcome)
+        return None
+
+    async def _attempt(self, key: str, body: dict[str, Any]) -> tuple[Outcome, Reply | None]:
+        with self.spending.reserved(body) as settle:
+            began = time.time()
+            outcome = await self._client.send(body, call=key)
+            reply = read_reply(outcome.body) if outcome.status == 200 else None
+            record = {
+                "key": key,
+                "time": round(began, 3),
+                "seconds": round(time.time() - began, 3),
+                "status": outcome.status,
+                "cost": settle(outcome, reply),
+                "request": body,
+                "body": outcome.body,
+            }
+            if not outcome.refused:  # nothing was sent, so nothing is owed
+                self.ledger.append(record)
+        return outcome, reply
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopped.wait(), seconds)
+
+    def _note_failure(self, outcome: Outcome) -> None:
+        """Go on after the failure of one call; raise where it will be that of all."""
+        self._failed_in_a_row += 1
+        found = f"HTTP {outcome.status}: {_excerpt(outcome.body)}".removeprefix("HTTP 0: ")
+        if outcome.status in (401, 403):
+            raise InputError(
+                "the endpoint refuses the key" if self._key else "the endpoint asks for a key",
+                where=self.where,
+                found=found,
+                do=f"check the key in {self.endpoint.key_env}"
+                if self.endpoint.key_env
+                else "name the environment variable that holds it: key_env",
+            )
+        if outcome.refused and not self._answered:
+            raise InputError(
+                "the endpoint cannot be reached",
+                where=self.where,
+                found=f"{self.endpoint.url}: {found}",
+                do="start the server, or correct the URL",
+            )
+        asked_wrongly = 300 <= outcome.status < 500 and not outcome.retryable
+        if outcome.status == 404 or (
+            asked_wrongly and not self._answered and self._failed_in_a_row >= _REFUSALS
+        ):
+            raise InputError(
+                f"the endpoint refuses requests for model {self.endpoint.model}",
+                where=self.where,
+                found=found,
+                do="check endpoint (its URL up to /v1) and model",
+            )
+        if self._failed_in_a_row >= max(_REFUSALS, self.endpoint.concurrency):
+            raise RunError(
+                "the endpoint does not answer any more",
+                where=self.where,
+                found=f"{self._failed_in_a_row} calls in a row failed, the last with {found}",
+                do="run again when it does: what was answered is kept",
+            )
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Within, the first signal stops further calls. Only the main thread can listen."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        for signum in before:
+            loop.add_signal_handler(signum, self._interrupt, signum)
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                loop.remove_signal_handler(signum)
+                signal.signal(signum, handler)
+
+    def _interrupt(self, signum: int) -> None:
+        if self._signal is not None:
+            os._exit(128 + signum)
+        self._signal = signum
+        self._stopped.set()
+        self.say("interrupted: waiting for the calls under way, which are paid for")
+
+
+def _excerpt(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 200 else f"{flat[:200]}…"
