@@ -35,6 +35,9 @@ app = typer.Typer(
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.", show_default=False)
 ]
+OptionalRecipeArgument = Annotated[
+    Path | None, typer.Argument(metavar="RECIPE", help="A recipe.", show_default=False)
+]
 OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -83,16 +86,44 @@ def run(
 
 @app.command()
 def evaluate(
-    recipe: RecipeArgument,
+    recipe: OptionalRecipeArgument = None,
     overrides: OverridesArgument = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
+    from_annotations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="No recipe: win rates of an AlpacaEval annotation file.",
+            show_default=False,
+        ),
+    ] = None,
+    difficulty: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With it: AlpacaEval's df_gamed.csv, for length control as upstream.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Score a recipe's models on its tasks, without training."""
+    if (recipe is None) == (from_annotations is None):
+        raise typer.BadParameter("one of the two: RECIPE, or --from-annotations FILE")
+    if difficulty is not None and from_annotations is None:
+        raise typer.BadParameter("--difficulty goes with --from-annotations")
     display = _display(as_json)
+    if from_annotations is not None:
+        from dominie.judged_scores import annotated_win_rates
+
+        told = annotated_win_rates(from_annotations, difficulty, display)
+        if as_json:
+            typer.echo(json.dumps(told))
+        return
     from dominie.pipeline import evaluate_recipe
     from dominie.recipe import load_recipe
 
+    assert recipe is not None, "checked above"
     folder = evaluate_recipe(load_recipe(recipe, overrides or ()), runs, display)
     _conclude(folder, display, as_json)
 

@@ -1,4 +1,4 @@
-"""Every reply of an endpoint as it came, on disk before it counts: what is there is not asked again."""
+"""Every reply of an endpoint as it came, on disk before it counts; what is there stays answered."""
 
 from __future__ import annotations
 
