@@ -14,7 +14,9 @@ from dominie.errors import InputError
 from dominie.evaluation.questions import check_group
 from dominie.fingerprints import made_fingerprint, model_fingerprint, stage_fingerprint
 from dominie.models.agreement import check_context, check_same_tokens, check_vocabulary
+from dominie.models.attention_interface import check_attention
 from dominie.models.loading import load_config
+from dominie.models.token_map import token_map
 from dominie.recipe import AnyStage, Stage
 from dominie.recipe.check import stage_order
 from dominie.run_folder import RunFolder
@@ -90,9 +92,12 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
     for name in stage_order(recipe, where=recipe.name):
         stage, tokenizer = recipe.stages[name], tokenizers.of(name)
         for other in stage.models[1:]:
-            check_same_tokens(
-                tokenizer, tokenizers.of(other), where=f"stages.{name}, model {other}"
-            )
+            where, spec = f"stages.{name}, model {other}", folder.model(other)
+            if spec.map_tokens and isinstance(stage, Stage):
+                size = load_config(spec).vocab_size
+                token_map(tokenizer, tokenizers.of(other), size=size, where=where)
+            else:
+                check_same_tokens(tokenizer, tokenizers.of(other), where=where)
         for model in stage.models:
             if model not in recipe.stages:
                 fingerprints.setdefault(model, model_fingerprint(folder.model(model)))
@@ -144,7 +149,13 @@ def _check_fit(folder: RunFolder, prepared: PreparedTraining) -> None:
     for model, config in configs.items():
         check_context(config, stage.train.max_length, where=f"{where}, model {model}")
         check_vocabulary(config, highest, where=f"{where}, model {model}")
-    layer_pairs(configs[stage.student], configs, [lesson for lesson in lessons if lesson.share])
+    taught = [lesson for lesson in lessons if lesson.share]
+    pairs, _ = layer_pairs(configs[stage.student], configs, taught)
+    if pairs:
+        check_attention(configs[stage.student], {student for student, _ in pairs})
+        compared = {x.teacher for x in taught if x.teacher and x.terms.weighs("attention")}
+        for name in sorted(compared):
+            check_attention(configs[name], {teacher for _, teacher in pairs})
 
 
 def _check_alike(folder: RunFolder, models: Sequence[str], *, where: str) -> None:

@@ -143,6 +143,20 @@ def test_a_teacher_that_does_not_fit(refused, work, dominie, edit, overrides, wo
     refused(dominie("check", "r.yaml", f"stages={TAUGHT}", *overrides), *words)
 
 
+def test_a_teacher_with_the_same_tokens_in_another_order_can_be_mapped(refused, work, dominie):
+    shutil.copytree(work / "m", work / "t")
+    renamed(work / "t")
+    taught = f"stages={TAUGHT.replace('teacher: t', 'teacher: other')}"
+    refused(dominie("check", "r.yaml", taught, "models={other: t}"), "map_tokens: true")
+    mapped = dominie("run", "r.yaml", taught, "models={other: {path: t, map_tokens: true}}")
+    assert mapped.status == 0, mapped.err
+    changed = json.loads((work / "t" / "tokenizer.json").read_text())
+    changed["model"]["vocab"]["<new>"] = changed["model"]["vocab"].pop("red")
+    (work / "t" / "tokenizer.json").write_text(json.dumps(changed))
+    other = "models={other: {path: t, map_tokens: true}}"
+    refused(dominie("check", "r.yaml", taught, other), "'<new>', 'red'")
+
+
 def test_agreement_with_a_teacher_of_other_tokens(refused, work, dominie):
     shutil.copytree(work / "m", work / "t")
     renamed(work / "t")
@@ -158,4 +172,5 @@ def test_attention_that_cannot_be_compared_is_named(refused, work, dominie):
     keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "eos_token_id")
     config = Gemma2Config(**{key: sizes[key] for key in keys}, head_dim=24, intermediate_size=32)
     Gemma2ForCausalLM(config).save_pretrained(work / "t")
-    refused(dominie("run", "r.yaml", f"stages={TAUGHT}"), "soft-capped", "set attention: 0")
+    for verb in ("check", "run"):
+        refused(dominie(verb, "r.yaml", f"stages={TAUGHT}"), "soft-capped", "set attention: 0")

@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.testing import assert_close
 
 WORKER = Path(__file__).parent / "sharded_worker.py"
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is without gloo")
-
-
-def gradients(kind, ranks, folder):
-    result = folder / f"{kind}.pt"
-    workers = [
-        subprocess.Popen(
-            [sys.executable, WORKER, kind, str(rank), folder / f"{kind}.rendezvous", result],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    for worker in workers:
-        errors = worker.communicate(timeout=120)[1]
-        assert worker.returncode == 0, errors
-    return torch.load(result)
 
 
 @pytest.fixture(scope="module")
 def of_one_process(tmp_path_factory):
-    return gradients("single", 1, tmp_path_factory.mktemp("single"))
+    result = tmp_path_factory.mktemp("single") / "single.pt"
+    subprocess.run([sys.executable, WORKER, "single", result], check=True, timeout=120)
+    return torch.load(result)
+
+
+def check_same(found, wanted):
+    for tied, gradients in wanted.items():
+        assert found[tied].keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            assert_close(found[tied][name], gradient)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_have_the_gradients_of_one(kind, of_one_process, tmp_path):
-    for found, wanted in zip(gradients(kind, 2, tmp_path), of_one_process, strict=True):
-        assert_close(found, wanted)
+def test_two_processes_have_the_gradients_of_one(kind, of_one_process, run_ranks, tmp_path):
+    run_ranks(WORKER, kind, tmp_path / "found.pt")
+    check_same(torch.load(tmp_path / "found.pt"), of_one_process)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_zero3_has_the_gradients_of_one_process(of_one_process, run_ranks, tmp_path, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    # The ranks would build DeepSpeed's communication op at once, in one folder.
+    build = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load()"
+    subprocess.run([sys.executable, "-c", build], check=True, timeout=240, env=os.environ)
+    run_ranks(WORKER, "zero3", tmp_path / "found.pt")
+    check_same(torch.load(tmp_path / "found.pt"), of_one_process)

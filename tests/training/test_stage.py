@@ -81,6 +81,7 @@ def train(models, tmp_path) -> Train:
     def trained(
         name: str = "stage",
         *,
+        rows: Sequence[Encoded] | None = None,
         terms: LossTerms | None = None,
         validation: Sequence[Encoded] = (),
         callbacks: Sequence[TrainerCallback] = (),
@@ -98,7 +99,7 @@ def train(models, tmp_path) -> Train:
         }
         lesson = Lessons(
             name="rows",
-            train=rows_of(24, seed=1),
+            train=rows or rows_of(24, seed=1),
             validation=validation,
             share=1.0,
             terms=terms or LossTerms(next_token=NextToken()),
@@ -311,3 +312,12 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(train, tmp_pa
         train()
     checkpoints = tmp_path / "stage" / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_step_without_supervised_tokens_changes_nothing_and_is_counted(train, tmp_path, caplog):
+    trained = train(rows=[Encoded([5, 6, 7, 8], [False] * 4) for _ in range(8)], terms=KD)
+    assert trained.supervised_tokens == 0
+    lines = [line for line in metrics(tmp_path / "stage") if "terms" in line]
+    assert lines[-1]["steps_without_tokens"] == STEPS
+    assert lines[-1]["loss"] == lines[-1]["grad_norm"] == 0.0
+    assert caplog.text.count("no supervised token") == 1

@@ -22,7 +22,8 @@ def check_same_tokens(student: Any, teacher: Any, *, where: str) -> None:
             where=where,
             expected=f"id {index} to be {_token(student, index)}, as in the student's tokenizer",
             found=f"{_token(teacher, index)} ({len(differing)} ids differ)",
-            do="choose a teacher with the student's tokenizer",
+            do="choose a teacher with the student's tokenizer; where only the order differs, "
+            "map it: models: {NAME: {path: …, map_tokens: true}}",
         )
 
 

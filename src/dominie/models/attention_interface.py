@@ -79,6 +79,25 @@ def listen(model: nn.Module, layers: Collection[int], listener: Listener) -> Non
         _listeners.setdefault(modules[layer], []).append(listener)
 
 
+def check_attention(config: Any, layers: Collection[int]) -> None:
+    """Refuse, before any weights are loaded, layers that `listen` would refuse.
+
+    Args:
+        config: configuration of the language model.
+        layers: numbers of the layers that are to be compared.
+
+    Raises:
+        InputError: the model has no such layer, or its attention is not a plain causal softmax.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    modules = _attention_modules(model)
+    for layer in layers:
+        _refuse_unsuitable(model, layer, modules.get(layer), len(modules))
+
+
 def stop_listening(model: nn.Module, listener: Listener) -> None:
     """Undo `listen`; a model that nobody listens to any more has its stock attention back."""
     modules = _attention_modules(model)

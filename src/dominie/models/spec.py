@@ -19,6 +19,8 @@ class Model:
             in full is held in fp32 whatever this says.
         attention: implementation transformers uses underneath; `auto` is its own choice, sdpa
             wherever the family has it.
+        map_tokens: the model, as a teacher, has the student's tokens under other ids: its embedding
+            and head are reordered to the student's.
         quantize: weights of a frozen model in 8 or 4 bits (bitsandbytes).
     """
 
@@ -29,4 +31,5 @@ class Model:
     revision: str | None = None
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: str = "auto"
+    map_tokens: bool = False
     quantize: Literal["8bit", "4bit"] | None = None

@@ -16,9 +16,10 @@ from dominie.errors import RunError
 from dominie.losses.objective import Objective
 from dominie.losses.terms import TERMS
 from dominie.models.head import check_head, text_config
-from dominie.models.loading import DTYPES, load_frozen, load_student
+from dominie.models.loading import DTYPES, load_student
 from dominie.models.spec import Model
 from dominie.teachers import Teacher
+from dominie.teachers.loading import load_teacher
 from dominie.training.arguments import training_arguments
 from dominie.training.checkpoints import newest_checkpoint, publish, writing
 from dominie.training.feed import Collator, MixedRows
@@ -83,9 +84,10 @@ def train_stage(
         gradient_checkpointing=settings.gradient_checkpointing,
     )
     check_head(model, where=student.path)
-    panel = {name: load_frozen(spec, device=arguments.device) for name, spec in teachers.items()}
-    for name, member in panel.items():
-        check_head(member, where=teachers[name].path)
+    panel = {
+        name: load_teacher(spec, tokenizer=tokenizer, device=arguments.device)
+        for name, spec in teachers.items()
+    }
     configs = {name: text_config(member) for name, member in panel.items()}
     pairs, options = layer_pairs(text_config(model), configs, taught)
     objective = Objective([lesson.terms for lesson in lessons])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import time
@@ -33,6 +34,8 @@ from dominie.training.memory import GiveBackFreedMemory
 from dominie.training.meter import Meter
 from dominie.training.records import Records
 from dominie.training.validation import Validation
+
+logger = logging.getLogger(__name__)
 
 #: Checkpoints a stage keeps while it trains; the best one is kept beside them.
 KEPT_CHECKPOINTS = 2
@@ -105,7 +108,7 @@ class DistillationTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.supervised_tokens, self._logged_tokens = 0, 0
+        self.supervised_tokens, self._logged_tokens, self.steps_without_tokens = 0, 0, 0
         self._started, self._earlier, self._logged_at = time.monotonic(), 0.0, 0.0
         self._step_loss = torch.zeros((), device=args.device)
         self._scratch: Path | None = None  # set while a checkpoint is being written
@@ -134,6 +137,14 @@ class DistillationTrainer(Trainer):
         )
         count = self.accelerator.reduce(count, reduction="sum")
         self.supervised_tokens += int(count)
+        if not count:
+            self.steps_without_tokens += 1
+            if self.steps_without_tokens == 1:
+                logger.warning(
+                    "step %d has no supervised token; it adds nothing (such steps are counted in "
+                    "metrics.jsonl)",
+                    self.state.global_step + 1,
+                )
         return batches, count.clamp(min=1)
 
     # The loss --------------------------------------------------------------------------------
@@ -216,6 +227,8 @@ class DistillationTrainer(Trainer):
             / max(seconds - self._logged_at, 1e-9),
             "seconds": round(seconds, 3),
         }
+        if self.steps_without_tokens:
+            record["steps_without_tokens"] = self.steps_without_tokens
         self._logged_tokens, self._logged_at = self.supervised_tokens, seconds
         if self.is_world_process_zero():
             self.records.append(record)
@@ -252,6 +265,7 @@ class DistillationTrainer(Trainer):
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         last = self.records.rewind(step)
         self.supervised_tokens = self._logged_tokens = int(last.get("tokens", 0))
+        self.steps_without_tokens = int(last.get("steps_without_tokens", 0))
         self._earlier = self._logged_at = float(last.get("seconds", 0.0))
         self._started = time.monotonic()
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
