@@ -37,7 +37,7 @@ def stage_fingerprint(
     """
     stage = recipe.trained[name]
     train = dataclasses.asdict(stage.train)
-    for key in ("log_every", "checkpoint_every"):
+    for key in ("log_every", "checkpoint_every", "source_gradients"):
         train.pop(key)
     if stage.train.keep == "last" and stage.train.patience is None:
         for key in ("evaluate_every", "evaluate_rows"):

@@ -54,6 +54,11 @@ def test_a_recipe_that_is_missing_or_a_folder(refused, work, dominie):
         ("train.seed=-1", ["seed must be from 0"]),
         ("train.learning_rate=fast", ["learning_rate", "a number", "'fast'"]),
         ("train.learning_rate=.nan", ["learning_rate"]),
+        (
+            "train.mixing=rows",
+            ["train.mixing", "'conversations', 'micro_batches' or 'steps'", "rows"],
+        ),
+        ("train={precision: fp16, source_gradients: true}", ["source_gradients", "fp16"]),
         ("train.precision=fp8", ["'fp32', 'bf16' or 'fp16'", "fp8"]),
         ("train.weight_decay=heavy", ["train.weight_decay", "a number", "'heavy'"]),
         ("train.weight_decay=.inf", ["train.weight_decay", "a finite number"]),

@@ -105,6 +105,30 @@ def test_shares_hold_to_within_one_conversation_after_every_step(seed: int):
         assert np.abs(counts - shares * step * 8).max() < 1.0
 
 
+@pytest.mark.parametrize("mixing", ["conversations", "micro_batches", "steps"])
+@pytest.mark.parametrize("domain", [0.01, 0.1, 0.3])
+def test_shares_are_exact_over_the_run_however_sources_take_turns(mixing, domain):
+    steps, batch, micro_batch = 200, 8, 4
+    mix = Mix(
+        {"general": 50, "domain": 7},
+        {"general": 1 - domain, "domain": domain},
+        batch=batch,
+        micro_batch=micro_batch,
+        steps=steps,
+        seed=0,
+        mixing=mixing,
+    )
+    size = {"conversations": 1, "micro_batches": micro_batch, "steps": batch}[mixing]
+    turns = np.array([source for source, _ in drawn(mix)]).reshape(-1, batch)
+    if mixing != "conversations":
+        turns = turns.reshape(-1, size)
+        assert (turns == turns[:, :1]).all(), "a turn is one source's"
+    assert turns.sum() == pytest.approx(domain * steps * batch, abs=1e-9), "to the conversation"
+    for step in range(1, steps + 1):
+        given = turns.reshape(steps, batch)[:step].sum()
+        assert abs(given - domain * step * batch) < size
+
+
 def test_each_pass_takes_every_row_once_and_passes_differ():
     mix = Mix({"a": 10}, {"a": 1.0}, batch=5, micro_batch=5, steps=4, seed=3)
     rows = [row for _, row in drawn(mix)]

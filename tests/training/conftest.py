@@ -84,6 +84,7 @@ def step_gradient(tmp_path: Path) -> GradientOf:
         gradient_checkpointing: bool = False,
         options: Attention | None = None,
         seed: int = 0,
+        source_gradients: bool = False,
     ) -> dict[str, torch.Tensor]:
         batch = sum(len(source) for source in rows)
         settings = TrainSettings(
@@ -118,6 +119,7 @@ def step_gradient(tmp_path: Path) -> GradientOf:
                 validation=None,
                 records=Records(tmp_path / "metrics.jsonl"),
                 epochs=1,
+                source_gradients=source_gradients,
                 callbacks=[kept],
             )
             state = {name: tensor.clone() for name, tensor in model.state_dict().items()}

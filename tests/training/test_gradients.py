@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -151,6 +152,43 @@ def test_each_source_follows_its_own_teacher_and_loss(
         for name in parts[0]
     }
     assert_equal_gradients(found, expected, ORACLE)
+
+
+@pytest.mark.parametrize("pack_to", [None, 40])
+@pytest.mark.parametrize("micro_batch", [2, 8])
+def test_the_gradient_of_each_source_is_its_part_of_the_step_s(
+    student, teacher_model, step_gradient, tmp_path, pack_to, micro_batch
+):
+    """Against autograd by hand: every source weighs as its loss terms say."""
+    general, domain = ragged_rows(5, 1), ragged_rows(3, 2)
+    heavy = LossTerms(next_token=NextToken(weight=0.6), prediction=Prediction(weight=2.0))
+    light = LossTerms(next_token=NextToken(weight=0.1), prediction=Prediction(weight=0.5))
+    router = RoutedTeacher({"t": LocalTeacher(teacher_model)}, ["t", "t"])
+    options = {"teacher": router, "pack_to": pack_to, "micro_batch": micro_batch}
+    plain = step_gradient(student, [general, domain], [heavy, light], **options)
+    (tmp_path / "metrics.jsonl").unlink()
+    found = step_gradient(
+        student, [general, domain], [heavy, light], **options, source_gradients=True
+    )
+    assert all(torch.equal(found[name], plain[name]) for name in plain), "measuring moves nothing"
+    counts = [sum(sum(r.supervised[1:]) for r in rows) for rows in (general, domain)]
+    parts = [
+        naive_gradient(student, teacher_model, general, heavy),
+        naive_gradient(student, teacher_model, domain, light),
+    ]
+    for part, count in zip(parts, counts, strict=True):
+        for gradient in part.values():
+            gradient *= count / sum(counts)
+    whole = {name: parts[0][name] + parts[1][name] for name in parts[0]}
+    assert_equal_gradients(found, whole, ORACLE)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    for source, part in zip(("0", "1"), parts, strict=True):
+        assert line["sources"][source]["grad_norm"] == pytest.approx(norm(part), rel=1e-5)
+    assert line["grad_norm"] == pytest.approx(norm(whole), rel=1e-5)
+
+
+def norm(gradient: dict[str, torch.Tensor]) -> float:
+    return float(torch.cat([g.flatten() for g in gradient.values()]).norm())
 
 
 class CountedTeacher:

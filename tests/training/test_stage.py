@@ -297,6 +297,72 @@ def test_a_stage_that_was_cut_off_ends_as_if_it_had_not_been(train, tmp_path, da
     assert steps == list(range(1, STEPS + 1))
 
 
+@pytest.fixture
+def mixed_train(models, tmp_path) -> Train:
+    """Trains on two sources, one with dropout-free prediction loss, one by its labels."""
+
+    def trained(
+        name: str, *, callbacks: Sequence[TrainerCallback] = (), **settings: Any
+    ) -> Trained:
+        lessons = [
+            Lessons(
+                name="general",
+                train=rows_of(24, seed=1),
+                validation=(),
+                share=0.75,
+                terms=LossTerms(prediction=Prediction()),
+                teacher="teacher",
+            ),
+            Lessons(name="domain", train=noise(9, seed=2), validation=(), share=0.25),
+        ]
+        options = {
+            "steps": 8,
+            "batch": 8,
+            "micro_batch": 4,
+            "max_length": 32,
+            "learning_rate": 1e-2,
+            "checkpoint_every": 1,
+            "log_every": 1,
+        }
+        return train_stage(
+            tmp_path / name,
+            student=models["student"],
+            tokenizer=word_tokenizer(),
+            teachers={"teacher": models["teacher"]},
+            lessons=lessons,
+            settings=TrainSettings(**options | settings),
+            callbacks=callbacks,
+        )
+
+    return trained
+
+
+@pytest.mark.parametrize("mixing", ["micro_batches", "steps"])
+def test_turns_of_sources_go_on_where_they_were_cut_off(mixed_train, tmp_path, mixing):
+    mixed_train("whole", mixing=mixing, source_gradients=True)
+    with pytest.raises(Crash):
+        mixed_train("cut", mixing=mixing, source_gradients=True, callbacks=[AtStep(6, crash)])
+    assert (tmp_path / "cut" / "checkpoints" / "checkpoint-5").is_dir()
+    mixed_train("cut", mixing=mixing, source_gradients=True)
+    assert_equal(weights(tmp_path / "cut" / "model"), weights(tmp_path / "whole" / "model"))
+    lines = [line for line in metrics(tmp_path / "whole") if "terms" in line]
+    norms = [line["sources"] for line in metrics(tmp_path / "cut") if "terms" in line]
+    assert norms == [line["sources"] for line in lines]
+    taught = [set(line["sources"]) for line in lines]
+    if mixing == "steps":
+        assert [len(sources) for sources in taught] == [1] * 8
+        assert sum(sources == {"domain"} for sources in taught) == 2, "a quarter of the steps"
+        for line in lines:
+            (source,) = line["sources"].values()
+            assert source["grad_norm"] == line["grad_norm"], "the step's own norm"
+    else:
+        assert sum("domain" in sources for sources in taught) == 4
+        for line in lines:
+            parts = [source["grad_norm"] for source in line["sources"].values()]
+            assert max(parts) - 1e-6 <= sum(parts)
+            assert line["grad_norm"] <= sum(parts) + 1e-5, "the triangle inequality"
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(train, tmp_path, monkeypatch):
     from transformers import Trainer
 

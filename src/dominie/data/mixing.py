@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,18 @@ def total_conversations(
     return math.ceil(epochs * sizes[largest] * sum(shares.values()) / shares[largest])
 
 
+#: What a source is given at a time: a conversation, a forward pass or an optimiser step.
+Mixing = Literal["conversations", "micro_batches", "steps"]
+
+
 class Mix:
     """The whole run's order of conversations, cut into micro-batches.
 
-    Every optimiser step takes `batch` conversations. After any number of steps each source has
-    given its share of them to within one conversation: the fraction is exact over the run, not
-    only in expectation. Each source is drawn without replacement and reshuffled on every pass. The
-    order is a function of the arguments alone.
+    Every optimiser step takes `batch` conversations. Sources take turns by the conversation, by the
+    micro-batch or by the step. After any number of turns each source has had its share of them to
+    within one turn: the fraction is exact over the run, not only in expectation. Each source is
+    drawn without replacement and reshuffled on every pass. The order is a function of the arguments
+    alone.
 
     Args:
         sizes: conversations in each source.
@@ -33,6 +39,7 @@ class Mix:
         micro_batch: conversations in one forward pass of one rank; divides `batch`.
         steps: optimiser steps in the run.
         seed: of the shuffles.
+        mixing: what a turn is.
 
     Iterating yields micro-batches as lists of (source index, row index); the last of a run is a
     full one.
@@ -47,7 +54,9 @@ class Mix:
         micro_batch: int,
         steps: int,
         seed: int,
+        mixing: Mixing = "conversations",
     ) -> None:
+        self.turn = {"conversations": 1, "micro_batches": micro_batch, "steps": batch}[mixing]
         self.sizes = [sizes[name] for name in shares]
         weights = np.array(list(shares.values()), dtype=np.float64)
         self.shares: NDArray[np.float64] = weights / weights.sum()
@@ -58,24 +67,29 @@ class Mix:
         return self.steps * self.batch // self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, 0])
         rows = [self._rows(source) for source in range(len(self.sizes))]
-        given = np.zeros(len(self.sizes), dtype=np.int64)
-        for _ in range(self.steps):
-            counts = [0] * len(self.sizes)
-            for _ in range(self.batch):
-                source = self._next_source(given)
-                given[source] += 1
-                counts[source] += 1
-            sources = order.permutation(np.repeat(np.arange(len(counts)), counts))
+        for turns in self._steps():
+            sources = np.repeat(turns, self.turn)
             members = [(int(source), next(rows[source])) for source in sources]
             for start in range(0, self.batch, self.batch_size):
                 yield members[start : start + self.batch_size]
 
+    def _steps(self) -> Iterator[NDArray[np.int64]]:
+        """Whose turns the steps consist of, shuffled within each step."""
+        order = np.random.default_rng([self.seed, 0])
+        given = np.zeros(len(self.sizes), dtype=np.int64)
+        for _ in range(self.steps):
+            counts = np.zeros_like(given)
+            for _ in range(self.batch // self.turn):
+                source = self._next_source(given)
+                given[source] += 1
+                counts[source] += 1
+            yield order.permutation(np.repeat(np.arange(len(counts)), counts))
+
     def _next_source(self, given: NDArray[np.int64]) -> int:
         """Whose turn it is: of the sources that have fallen behind, the one that is due first.
 
-        Keeps every source within one conversation of its share (Tijdeman, The chairman assignment
+        Keeps every source within one turn of its share (Tijdeman, The chairman assignment
         problem, 1980).
         """
         if len(given) == 1:

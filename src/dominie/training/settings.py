@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from dominie.data.mixing import Mixing
 from dominie.errors import InputError
 
 #: TrainingArguments that dominie derives itself; setting them in a recipe would have two masters.
@@ -80,11 +81,15 @@ class TrainSettings:
         batch: conversations per optimiser step, over all ranks and accumulated micro-batches.
         micro_batch: conversations per forward pass of one rank.
         max_length: tokens of the longest conversation, and of a packed row.
+        mixing: what sources take turns by: `conversations` mixes them in every forward pass,
+            `micro_batches` gives each a whole one, `steps` each a whole optimiser step.
         precision: dtype of the forward pass; trainable weights and the optimiser stay fp32.
         packing: several conversations to a row (block-diagonal attention, restarted positions).
         seed: of initialisation, order and dropout.
         gradient_checkpointing: recompute activations in backward (non-reentrant).
         lora: train low-rank adapters instead of all weights.
+        source_gradients: measure the norm of each source's gradient on logged steps, which costs
+            one more forward and backward pass for each source (none where `mixing` is by `steps`).
         log_every: optimiser steps between lines of metrics.
         evaluate_every: optimiser steps between evaluations on the validation splits; None
             evaluates ten times a run.
@@ -102,11 +107,13 @@ class TrainSettings:
     batch: int = 256
     micro_batch: int | None = None
     max_length: int = 2048
+    mixing: Mixing = "conversations"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     packing: bool = True
     seed: int = 0
     gradient_checkpointing: bool = False
     lora: Lora | None = None
+    source_gradients: bool = False
     log_every: int | None = None
     evaluate_every: int | None = None
     evaluate_rows: int = 256
@@ -140,6 +147,8 @@ class TrainSettings:
             raise ValueError(f"learning_rate must not be negative, got {self.learning_rate}")
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(f"micro_batch {self.micro_batch} must divide batch {self.batch}")
+        if self.source_gradients and self.precision == "fp16":
+            raise ValueError("source_gradients cannot be measured under fp16's loss scaling")
 
     def conversations_per_forward(self, ranks: int) -> int:
         """Conversations in a forward pass of one rank: `micro_batch`, else a divisor up to 8.

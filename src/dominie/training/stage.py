@@ -180,6 +180,7 @@ def _trainer(
             micro_batch=arguments.per_device_train_batch_size,
             steps=course.steps,
             seed=settings.seed,
+            mixing=settings.mixing,
         ),
         collator=collator,
         teacher=teacher,
@@ -187,6 +188,7 @@ def _trainer(
         validation=validation if watched else None,
         records=records,
         epochs=course.epochs,
+        source_gradients=settings.source_gradients,
         callbacks=[*early, *callbacks],
     )
 

@@ -23,7 +23,7 @@ from transformers import (
 
 from dominie.data.batches import IGNORED, Batch
 from dominie.data.mixing import Mix
-from dominie.errors import RunError
+from dominie.errors import InputError, RunError
 from dominie.models.head import causal_lm
 from dominie.models.loading import restore_weights
 from dominie.teachers import Teacher
@@ -33,6 +33,7 @@ from dominie.training.learner import Lesson
 from dominie.training.memory import GiveBackFreedMemory
 from dominie.training.meter import Meter
 from dominie.training.records import Records
+from dominie.training.source_gradients import source_gradient_norms, sources_of
 from dominie.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class DistillationTrainer(Trainer):
         validation: the forgetting curve, None without validation splits.
         records: `metrics.jsonl`.
         epochs: passes over the largest source that the whole run makes, for display.
+        source_gradients: whether logged steps measure the norm of each source's gradient.
         callbacks: progress displays and the like.
     """
 
@@ -91,6 +93,7 @@ class DistillationTrainer(Trainer):
         validation: Validation | None,
         records: Records,
         epochs: float,
+        source_gradients: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.mix, self.teacher, self.meter = mix, teacher, meter
@@ -111,6 +114,15 @@ class DistillationTrainer(Trainer):
         self.supervised_tokens, self._logged_tokens, self.steps_without_tokens = 0, 0, 0
         self._started, self._earlier, self._logged_at = time.monotonic(), 0.0, 0.0
         self._step_loss = torch.zeros((), device=args.device)
+        if source_gradients and self.is_deepspeed_enabled:
+            raise InputError(
+                "DeepSpeed's backward pass cannot be taken source by source",
+                where="train.source_gradients",
+                do="remove it, or mix by steps (train.mixing: steps), whose norms come for nothing",
+            )
+        self._source_gradients = source_gradients and mix.turn < mix.batch
+        self._unmeasured: list[Batch] = []  # of the step that is about to begin
+        self._source_norms: dict[str, float] = {}  # since the last line of metrics
         self._scratch: Path | None = None  # set while a checkpoint is being written
 
     # Batches ---------------------------------------------------------------------------------
@@ -145,6 +157,9 @@ class DistillationTrainer(Trainer):
                     "metrics.jsonl)",
                     self.state.global_step + 1,
                 )
+        self._step_source = int(batches[0]["source_ids"].max())  # meant where a step has but one
+        if self._source_gradients and self._logs_this_step():
+            self._unmeasured = [Batch.from_dict(batch).to(device) for batch in batches]
         return batches, count.clamp(min=1)
 
     # The loss --------------------------------------------------------------------------------
@@ -157,16 +172,42 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The micro-batch's share of the step's loss, times the ranks it is averaged over."""
-        batch = Batch.from_dict(inputs)
-        try:
-            signal = self.teacher.signal(batch) if self.teacher else None
-            outputs = model(lesson=Lesson(batch, signal, measured=self._logs_this_step()))
-        except (ValueError, RunError) as error:  # the losses refuse what the models came to
-            raise self._broken_step("the loss cannot be computed", str(error)) from error
+        outputs = self._outputs(model, Batch.from_dict(inputs), measured=self._logs_this_step())
         self.meter.add(outputs["terms"], outputs["by_source"])
         loss = outputs["loss"] * self.accelerator.num_processes / num_items_in_batch
         self._step_loss += loss.detach().float()
         return (loss, outputs) if return_outputs else loss
+
+    def _outputs(self, model: nn.Module, batch: Batch, *, measured: bool) -> dict[str, Any]:
+        """What the student's forward pass returns, taught by the teachers."""
+        try:
+            signal = self.teacher.signal(batch) if self.teacher else None
+            outputs: dict[str, Any] = model(lesson=Lesson(batch, signal, measured=measured))
+        except (ValueError, RunError) as error:  # the losses refuse what the models came to
+            raise self._broken_step("the loss cannot be computed", str(error)) from error
+        return outputs
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """One micro-batch; before a step's first the gradients of its sources, where asked for."""
+        batches, self._unmeasured = self._unmeasured, []
+        if batches:
+            model.train()
+            scale = self.accelerator.num_processes / num_items_in_batch
+            norms = source_gradient_norms(
+                model,
+                batches,
+                sources_of(batches, len(self.meter.sources), self.accelerator),
+                loss_of=lambda batch: self._outputs(model, batch, measured=False)["loss"] * scale,
+                accelerator=self.accelerator,
+            )
+            self._source_norms |= {self.meter.sources[i]: norm for i, norm in norms.items()}
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
 
     def _logs_this_step(self) -> bool:
         step = self.state.global_step + 1
@@ -185,6 +226,8 @@ class DistillationTrainer(Trainer):
                 f"terms {self.meter.means()['terms']}",
             )
         self._step_loss.zero_()
+        if self.mix.turn == self.mix.batch and len(self.mix.sizes) > 1:
+            self._source_norms[self.meter.sources[self._step_source]] = float(norm)
         return norm
 
     def _broken_step(self, what: str, found: str) -> RunError:
@@ -214,6 +257,9 @@ class DistillationTrainer(Trainer):
             return
         means = self.meter.means(lambda tensor: self.accelerator.reduce(tensor, reduction="sum"))
         self.meter.reset()
+        for source, norm in self._source_norms.items():
+            means["sources"].setdefault(source, {})["grad_norm"] = norm
+        self._source_norms = {}
         seconds = self.seconds
         record = {
             "step": self.state.global_step,
