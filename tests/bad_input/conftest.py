@@ -87,7 +87,7 @@ def refused() -> Callable[..., None]:
     def check(said: tuple[int, str, str], *words: str, status: int = 2) -> None:
         said = Said(*said)
         assert said.status == status, said
-        assert said.err.count("error: ") == 1, said.err
+        assert f"\n{said.err}".count("\nerror: ") == 1, said.err
         assert "Traceback" not in said.out + said.err
         assert "report this" not in said.err, "an error that nobody put into words"
         for word in words:

@@ -263,8 +263,8 @@ def test_weights_that_are_not_finite_are_not_published(train, tmp_path):
     assert (tmp_path / "stage" / "checkpoints").is_dir()
 
 
-@pytest.mark.parametrize("damage", ["none", "cut", "unfinished"])
-def test_a_stage_that_was_cut_off_ends_as_if_it_had_not_been(train, tmp_path, damage):
+@pytest.mark.parametrize("damage", ["none", "cut", "flipped", "unfinished"])
+def test_a_stage_that_was_cut_off_ends_as_if_it_had_not_been(train, tmp_path, damage, caplog):
     """It goes on from the newest whole checkpoint; a broken one is passed over."""
     train("whole", terms=KD, validation=rows_of(4, seed=2), evaluate_every=2)
     options = {"terms": KD, "validation": rows_of(4, seed=2), "evaluate_every": 2}
@@ -275,6 +275,11 @@ def test_a_stage_that_was_cut_off_ends_as_if_it_had_not_been(train, tmp_path, da
     if damage == "cut":
         file = newest / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-1])
+    if damage == "flipped":
+        file = newest / "optimizer.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 1
+        file.write_bytes(content)
     if damage == "unfinished":
         newest.rename(newest.with_name(".writing"))
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
@@ -287,6 +292,7 @@ def test_a_stage_that_was_cut_off_ends_as_if_it_had_not_been(train, tmp_path, da
 
     train("cut", **options, callbacks=[Begin()])
     assert began == [4 if damage == "none" else 3]
+    assert ("checkpoint-4 is passed over" in caplog.text) == (damage in ("cut", "flipped"))
     assert_equal(weights(tmp_path / "cut" / "model"), weights(tmp_path / "whole" / "model"))
     ours, theirs = metrics(tmp_path / "cut"), metrics(tmp_path / "whole")
     changing = {"seconds", "tokens_per_second"}
@@ -361,6 +367,14 @@ def test_turns_of_sources_go_on_where_they_were_cut_off(mixed_train, tmp_path, m
             parts = [source["grad_norm"] for source in line["sources"].values()]
             assert max(parts) - 1e-6 <= sum(parts)
             assert line["grad_norm"] <= sum(parts) + 1e-5, "the triangle inequality"
+
+
+def test_a_checkpoint_holds_no_pickle(train, tmp_path):
+    with pytest.raises(Crash):
+        train("cut", callbacks=[AtStep(3, crash)])
+    files = {path.name for path in (tmp_path / "cut" / "checkpoints" / "checkpoint-2").iterdir()}
+    assert {"model.safetensors", "optimizer.safetensors", "random-0.json"} <= files
+    assert not {Path(name).suffix for name in files} & {".bin", ".pt", ".pth", ".pkl"}
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(train, tmp_path, monkeypatch):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from dominie.errors import DominieError, RunError
 
@@ -52,33 +55,68 @@ def writing(folder: Path) -> Iterator[None]:
 
 def seal(folder: Path) -> None:
     """Write down what the checkpoint consists of, so that a reader can tell whether it is whole."""
-    sizes = {
-        str(p.relative_to(folder)): p.stat().st_size
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
+        hashes = list(pool.map(_sha256, files))
+    described = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256}
+        for path, sha256 in zip(files, hashes, strict=True)
     }
-    (folder / _MANIFEST).write_text(json.dumps({"sizes": sizes}, indent=1))
+    (folder / _MANIFEST).write_text(json.dumps({"files": described}, indent=1), encoding="utf-8")
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether every file of the manifest is there in its full size."""
+def fault(folder: Path, *, hashes: bool = True) -> str | None:
+    """What is wrong with a checkpoint: a file missing, of another size or other content.
+
+    Args:
+        folder: of the checkpoint.
+        hashes: whether contents are read, too.
+
+    Returns:
+        A phrase that names the file, None for a checkpoint that is as it was written.
+    """
     try:
-        sizes = json.loads((folder / _MANIFEST).read_text())["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
+        text = (folder / _MANIFEST).read_text(encoding="utf-8")
+        files: dict[str, Any] = json.loads(text)["files"]
+        for name, described in files.items():
+            if (folder / name).stat().st_size != described["size"]:
+                return f"{name} is {(folder / name).stat().st_size} bytes of {described['size']}"
+        for name, described in files.items() if hashes else ():
+            if _sha256(folder / name) != described["sha256"]:
+                return f"{name} is not as it was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{_MANIFEST} cannot be read ({type(error).__name__})"
+    return None
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint of the latest step; broken ones are passed over."""
-    return next((path for path in reversed(_by_step(folder)) if is_whole(path)), None)
+def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The latest checkpoint that is as it was written, and why later ones were passed over."""
+    skipped: dict[Path, str] = {}
+    for path in reversed(_by_step(folder)):
+        found = fault(path)
+        if found is None:
+            return path, skipped
+        skipped[path] = found
+    return None, skipped
 
 
 def drop_old(folder: Path, *, keep: int, spare: Path | None) -> None:
-    """Delete all but the newest `keep` checkpoints, never `spare` (the best one)."""
-    for path in _by_step(folder)[:-keep]:
-        if spare is None or path != spare:
+    """Delete all but the newest `keep` whole checkpoints, never `spare` (the best one).
+
+    One that is broken does not count, so that the last whole one always stays.
+    """
+    newest_first = list(reversed(_by_step(folder)))
+    whole = [path for path in newest_first if fault(path, hashes=False) is None]
+    for path in newest_first:
+        if path not in whole[:keep] and path != spare and len(whole) >= keep:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _by_step(folder: Path) -> list[Path]:

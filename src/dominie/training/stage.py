@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from dominie.training.records import Records
 from dominie.training.settings import TrainSettings
 from dominie.training.trainer import DistillationTrainer
 from dominie.training.validation import Validation
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ def train_stage(
             callbacks=[stop, *callbacks],
         )
         with stop.listening():
-            trainer.resume(newest_checkpoint(folder / "checkpoints"))
+            trainer.resume(_verified_checkpoint(folder / "checkpoints"))
     stop.check(where=f"stage {folder.name}, step {trainer.state.global_step}")
     result = Trained(
         steps=trainer.state.global_step,
@@ -120,6 +123,16 @@ def train_stage(
     if trainer.is_world_process_zero():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
+
+
+def _verified_checkpoint(folder: Path) -> Path | None:
+    """Where to go on from, saying which checkpoints cannot be used and why."""
+    newest, skipped = newest_checkpoint(folder)
+    for path, why in skipped.items():
+        logger.warning("%s is passed over: %s", path, why)
+    if skipped:
+        logger.warning("going on from %s", newest.name if newest else "the start")
+    return newest
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
     ProgressCallback,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
@@ -24,10 +22,8 @@ from transformers import (
 from dominie.data.batches import IGNORED, Batch
 from dominie.data.mixing import Mix
 from dominie.errors import InputError, RunError
-from dominie.models.head import causal_lm
-from dominie.models.loading import restore_weights
 from dominie.teachers import Teacher
-from dominie.training.checkpoints import drop_old, publish, seal, writing
+from dominie.training.checkpointed import CheckpointedTrainer
 from dominie.training.feed import Collator, MixedRows
 from dominie.training.learner import Lesson
 from dominie.training.memory import GiveBackFreedMemory
@@ -37,9 +33,6 @@ from dominie.training.source_gradients import source_gradient_norms, sources_of
 from dominie.training.validation import Validation
 
 logger = logging.getLogger(__name__)
-
-#: Checkpoints a stage keeps while it trains; the best one is kept beside them.
-KEPT_CHECKPOINTS = 2
 
 
 def _divided_already(*_: Any, **__: Any) -> Tensor:
@@ -57,7 +50,7 @@ class _LastStep(TrainerCallback):
             control.should_save |= args.load_best_model_at_end
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(CheckpointedTrainer):
     """Trains one stage.
 
     The loss of an optimiser step is the sum of its losses over all micro-batches and ranks,
@@ -123,7 +116,6 @@ class DistillationTrainer(Trainer):
         self._source_gradients = source_gradients and mix.turn < mix.batch
         self._unmeasured: list[Batch] = []  # of the step that is about to begin
         self._source_norms: dict[str, float] = {}  # since the last line of metrics
-        self._scratch: Path | None = None  # set while a checkpoint is being written
 
     # Batches ---------------------------------------------------------------------------------
 
@@ -302,12 +294,9 @@ class DistillationTrainer(Trainer):
         )
         return metrics
 
-    # Checkpoints -----------------------------------------------------------------------------
-
     def resume(self, checkpoint: Path | None) -> Any:
         """Train to the end, from a checkpoint or from the start."""
-        if self.args.should_save:  # a killed run may have left half a checkpoint
-            shutil.rmtree(Path(self.args.output_dir) / ".writing", ignore_errors=True)
+        self.drop_half_written()
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         last = self.records.rewind(step)
         self.supervised_tokens = self._logged_tokens = int(last.get("tokens", 0))
@@ -315,54 +304,6 @@ class DistillationTrainer(Trainer):
         self._earlier = self._logged_at = float(last.get("seconds", 0.0))
         self._started = time.monotonic()
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Restore by way of `from_pretrained`.
-
-        transformers takes a checkpoint's names as they stand, does not find a mixture's experts
-        among them, and goes on with those the model has.
-        """
-        if self._plain:
-            restore_weights(self.model, resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if self._plain:
-            restore_weights(self.model, str(self.state.best_model_checkpoint))
-        else:
-            super()._load_best_model()
-
-    @property
-    def _plain(self) -> bool:
-        """Whether the student is whole on this rank and has no adapters."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return not sharded and causal_lm(self.model) is self.model
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._scratch or super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Have transformers write to a scratch folder, and name it when it is whole."""
-        folder = Path(self.args.output_dir)
-        name = f"checkpoint-{self.state.global_step}"
-        self._scratch = folder / ".writing"
-        scratch = self._scratch
-        with writing(scratch):
-            super()._save_checkpoint(model, trial)
-        self._scratch = None
-        self.accelerator.wait_for_everyone()
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(
-                folder / f"checkpoint-{self.state.best_global_step}"
-            )
-        if self.args.should_save:
-            self.state.save_to_json(str(scratch / name / "trainer_state.json"))
-            seal(scratch / name)
-            publish(scratch / name, folder / name)
-            best = self.state.best_model_checkpoint
-            drop_old(folder, keep=KEPT_CHECKPOINTS, spare=Path(best) if best else None)
-        self.accelerator.wait_for_everyone()
 
 
 def _flat(means: dict[str, Any]) -> dict[str, float]:
