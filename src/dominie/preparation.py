@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from dominie.chat_tokenizers import ChatTokenizers
+from dominie.data.conversations import Conversation
 from dominie.data.rows import PreparedSource, prepare
 from dominie.data.splits import read_split
 from dominie.display import Display
 from dominie.errors import InputError
+from dominie.evaluation.harness import check_harness
+from dominie.evaluation.likelihood import candidates
+from dominie.evaluation.metrics import check_rows
 from dominie.evaluation.questions import check_group
+from dominie.evaluation.scoring import UNGENERATED
 from dominie.fingerprints import made_fingerprint, model_fingerprint, stage_fingerprint
 from dominie.models.agreement import check_context, check_same_tokens, check_vocabulary
 from dominie.models.attention_interface import check_attention
 from dominie.models.loading import load_config
 from dominie.models.token_map import token_map
-from dominie.recipe import AnyStage, Stage
+from dominie.recipe import AnyStage, Stage, Task
 from dominie.recipe.check import stage_order
 from dominie.run_folder import RunFolder
 from dominie.training.arguments import training_arguments
@@ -188,7 +193,10 @@ def _check_tasks(folder: RunFolder, tokenizers: ChatTokenizers) -> None:
         if name not in folder.recipe.stages:
             load_config(folder.model(name))
     for name, task in evaluation.tasks.items():
-        check_group(read_split(folder.source(task.source), task.split), task.by)
+        if task.lm_eval is not None:
+            check_harness(task.lm_eval, where=f"evaluate.tasks.{name}")
+        if task.source is not None:
+            _check_questions(task, read_split(folder.source(task.source), task.split))
         if task.teacher is None:
             continue
         for model in evaluation.models.values():
@@ -197,6 +205,15 @@ def _check_tasks(folder: RunFolder, tokenizers: ChatTokenizers) -> None:
                 tokenizers.of(task.teacher),
                 where=f"evaluate.tasks.{name}, model {model}, teacher {task.teacher}",
             )
+
+
+def _check_questions(task: Task, conversations: Sequence[Conversation]) -> None:
+    check_group(conversations, task.by)
+    if task.metric == "choice":
+        for conversation in conversations[: task.limit]:
+            candidates(conversation, task.options)
+    elif task.metric not in UNGENERATED:
+        check_rows(task, conversations[: task.limit])
 
 
 class _RowsByTokens:

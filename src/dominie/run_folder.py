@@ -13,6 +13,7 @@ from typing import Any
 
 from dominie.data.sources import Source
 from dominie.errors import InputError
+from dominie.json_files import write_json
 from dominie.models.spec import Model
 from dominie.recipe import Recipe
 from dominie.toyworld import is_toyworld, materialise
@@ -125,6 +126,4 @@ def read_stage(path: Path) -> dict[str, Any]:
 
 def write_stage(path: Path, record: Mapping[str, Any]) -> None:
     """Replace `stage.json` in one step."""
-    scratch = path / ".stage.json"
-    scratch.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    scratch.replace(path / "stage.json")
+    write_json(path / "stage.json", record)

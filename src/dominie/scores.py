@@ -16,14 +16,23 @@ from dominie.data.conversations import Conversation
 from dominie.data.splits import conversation_digest, read_split
 from dominie.display import Display
 from dominie.errors import InputError
-from dominie.evaluation.metrics import Score, agreement, exact_match
+from dominie.evaluation.agreement import agreement
+from dominie.evaluation.answering import answered
+from dominie.evaluation.comparisons import compared
+from dominie.evaluation.grades import Items, Score
+from dominie.evaluation.harness import definitions_digest, harness_score
+from dominie.evaluation.likelihood import choice
 from dominie.evaluation.questions import Question, questions
 from dominie.fingerprints import digest, model_fingerprint
+from dominie.json_files import write_json
 from dominie.models.agreement import check_context, check_same_tokens, check_vocabulary
 from dominie.models.head import check_head, text_config
 from dominie.models.loading import load_frozen
 from dominie.recipe import Evaluation, Task
 from dominie.run_folder import RunFolder
+
+#: Part of every result's fingerprint: raised when the same task would come to another result.
+_FORMAT = 2
 
 
 def evaluate(
@@ -46,8 +55,21 @@ def evaluate(
     _check_trained(folder, evaluation)
     examiner = _Examiner(folder, evaluation, fingerprints, display)
     results = {name: examiner.scores(name) for name in evaluation.models}
-    _write_json(folder.path / "results.json", results)
+    baseline = evaluation.baseline or next(iter(evaluation.models))
+    _compare(folder.path / "evaluation", results, baseline)
+    write_json(folder.path / "results.json", results)
     return results
+
+
+def _compare(folder: Path, results: Mapping[str, Mapping[str, Any]], baseline: str) -> None:
+    """Write how far models differ on the same questions, task by task."""
+    tasks: dict[str, dict[str, Items]] = {}
+    for model, scores in results.items():
+        for task in scores:
+            if (items := _kept_items(folder / model / f"{task}.json")) is not None:
+                tasks.setdefault(task, {})[model] = items
+    differences = {task: compared(items) for task, items in tasks.items()}
+    write_json(folder / "comparisons.json", {"baseline": baseline, "differences": differences})
 
 
 def _check_trained(folder: RunFolder, evaluation: Evaluation) -> None:
@@ -88,29 +110,45 @@ class _Examiner:
             result = _kept_result(kept, fingerprint)
             if result is None:
                 score = self._score(f"{name} on {task_name}", model, task)
-                result = {**score.as_dict(), "metric": task.metric}
+                result = {**score.as_dict(), "metric": task.metric, "measure": task.measure}
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 lines = "".join(json.dumps(sample) + "\n" for sample in score.samples)
                 kept.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
-                _write_json(kept, {"fingerprint": fingerprint, "result": result})
+                items = score.items and score.items.as_dict()
+                record = {"fingerprint": fingerprint, "result": result, "items": items}
+                write_json(kept, record, indent=None)
                 fresh.append(task_name)
             scores[task_name] = result
-        told = ", ".join(f"{task} {100 * scores[task]['score']:.1f} %" for task in scores)
+        told = ", ".join(f"{task} {_told(scores[task])}" for task in scores)
         self.display.done(name, told if fresh else f"already scored ({told})")
         return scores
 
     def _score(self, title: str, name: str, task: Task) -> Score:
         model, tokenizer = self._load(name)
+        batch, track = self.evaluation.batch, functools.partial(self._track, title)
+        if task.lm_eval is not None:
+            return harness_score(model, tokenizer, task.lm_eval, batch=batch, limit=task.limit)
         asked = self._questions(task, name, tokenizer)
         _check_questions(text_config(model), asked, where=title)
-        track = functools.partial(self._track, title)
-        if task.metric == "exact_match":
-            return exact_match(
+        if task.metric == "choice":
+            check_head(model, where=name)
+            return choice(
                 model,
                 tokenizer,
                 asked,
+                options=task.options,
+                likelihood=task.likelihood,
+                batch=batch,
+                track=track,
+            )
+        if task.metric != "agreement":
+            return answered(
+                model,
+                tokenizer,
+                asked,
+                task,
                 max_new_tokens=task.max_new_tokens,
-                batch=self.evaluation.batch,
+                batch=batch,
                 track=track,
             )
         assert task.teacher is not None, "checked by Task"
@@ -119,15 +157,20 @@ class _Examiner:
         _check_questions(text_config(teacher), asked, where=f"{title}, teacher {task.teacher}")
         check_head(model, where=name)
         check_head(teacher, where=task.teacher)
-        return agreement(model, teacher, asked, batch=self.evaluation.batch, track=track)
+        return agreement(model, teacher, asked, batch=batch, track=track)
 
     def _questions(self, task: Task, name: str, tokenizer: Any) -> list[Question]:
         """The task's questions, encoded once for all models of one tokenizer."""
         key = (task.source, task.split, task.limit, task.by, self._tokenizers.fingerprint(name))
         if key not in self._asked:
-            conversations = self._conversations(task.source, task.split)[: task.limit]
-            self._asked[key] = questions(tokenizer, conversations, by=task.by)
+            self._asked[key] = questions(tokenizer, self._rows(task), by=task.by)
         return self._asked[key]
+
+    def _rows(self, task: Task) -> list[Conversation]:
+        """The rows a task asks, none where it brings its own questions."""
+        if task.source is None:
+            return []
+        return self._conversations(task.source, task.split)[: task.limit]
 
     def _track(self, title: str, items: Any, total: int) -> Any:
         return self.display.track(items, title, total)
@@ -140,13 +183,14 @@ class _Examiner:
         return read_split(self.folder.source(source), split)
 
     def _fingerprint(self, model: str, task: Task) -> str:
-        conversations = self._conversations(task.source, task.split)[: task.limit]
         return digest(
+            _FORMAT,
             dataclasses.asdict(task),
+            task.lm_eval and definitions_digest(task.lm_eval),
             self._model_fingerprint(model),
             self._tokenizers.fingerprint(model),
             task.teacher and self._model_fingerprint(task.teacher),
-            [conversation_digest(c).hex() for c in conversations],
+            [(conversation_digest(c).hex(), c.fields) for c in self._rows(task)],
         )
 
     def _model_fingerprint(self, name: str) -> str:
@@ -164,6 +208,22 @@ def _check_questions(config: Any, asked: Sequence[Question], *, where: str) -> N
     check_vocabulary(config, max(map(max, ids)), where=where)
 
 
+def _told(result: Mapping[str, Any]) -> str:
+    """A score with its interval in percent, and how many outputs were of no valid form."""
+    low, high = (100 * end for end in result["interval"])
+    told = f"{100 * result['score']:.1f} % ({low:.1f} to {high:.1f})"
+    invalid = result.get("invalid", 0.0)
+    return f"{told}, {100 * invalid:.1f} % of outputs invalid" if invalid else told
+
+
+def _kept_items(path: Path) -> Items | None:
+    """What a kept score was computed from, None where it did not say."""
+    try:
+        return Items(**json.loads(path.read_text(encoding="utf-8"))["items"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _kept_result(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """What was scored before and still holds; None where nothing does, or it cannot be read."""
     try:
@@ -174,9 +234,3 @@ def _kept_result(path: Path, fingerprint: str) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    scratch.replace(path)

@@ -1,212 +1,205 @@
-"""Scores of tiny models against naive recomputation: one conversation at a time, all logits."""
+"""Every metric against numbers worked out by hand."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import MistralConfig, set_seed
-from transformers.models.mistral import MistralForCausalLM
 
 from dominie.data.conversations import Conversation
 from dominie.errors import InputError
-from dominie.evaluation.generation import answers
-from dominie.evaluation.metrics import agreement, exact_match
-from dominie.evaluation.questions import Question, questions
-from dominie.toyworld.lexicon import WORDS
-from dominie.toyworld.tokenizer import word_tokenizer
-
-END = 3
+from dominie.evaluation.grades import Grade
+from dominie.evaluation.metrics import check_rows, grader, may_be_invalid, statistic_of
+from dominie.evaluation.scoring import Scoring
+from dominie.evaluation.sums import STATISTICS
 
 
-def model_of(seed: int, vocabulary: int) -> MistralForCausalLM:
-    """A model whose answers vary in content and length."""
-    set_seed(seed)
-    config = MistralConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        sliding_window=None,
-        initializer_range=0.6,
-        bos_token_id=2,
-        eos_token_id=END,
-        pad_token_id=0,
+def row(target: str, **fields: Any) -> Conversation:
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": target}]
+    return Conversation(messages, where="d.jsonl:7", fields=fields)
+
+
+def grades(scoring: Scoring, *answers: tuple[str | None, Conversation]) -> list[Grade]:
+    grade = grader(scoring)
+    return [grade(answer, each) for answer, each in answers]
+
+
+def total(scoring: Scoring, found: list[Grade]) -> float:
+    sums = np.array([grade.sums for grade in found], dtype=float).sum(0)
+    return float(STATISTICS[statistic_of(scoring)](sums))
+
+
+def test_exact_match_ignores_white_space_and_what_it_is_told_to():
+    strict = Scoring()
+    found = grades(strict, (" red  hat\n", row("red hat")), ("Red hat.", row("red hat")))
+    assert [grade.score for grade in found] == [1.0, 0.0]
+    assert total(strict, found) == 0.5
+    assert not may_be_invalid(strict)
+    lenient = Scoring(ignore=["case", "punctuation", "articles"])
+    found = grades(lenient, ("The Red hat.", row("a red hat")), ("theatre", row("atre")))
+    assert [grade.score for grade in found] == [1.0, 0.0]
+
+
+def test_what_is_extracted_is_compared():
+    """As in GSM8K: the number after the four hashes, in target and output."""
+    scoring = Scoring(extract=r"####\s*(-?[\d,]+)")
+    target = row("2 + 2 = 4, twice is 8.\n#### 8")
+    found = grades(scoring, ("8", target), (None, target), ("9", target))
+    assert [grade.score for grade in found] == [1.0, 0.0, 0.0]
+    assert [grade.valid for grade in found] == [True, False, True]
+    assert may_be_invalid(scoring)
+
+
+BINARY = Scoring(metric="binary_f1", labels=["no", "yes"], positive="yes")
+
+
+def test_binary_f1_by_hand():
+    """TP 2, FP 1, FN 1: 2·2 / (4 + 1 + 1)."""
+    yes, no = row("yes"), row("no")
+    found = grades(BINARY, ("Yes.", yes), (" yes", yes), ("no", yes), ("yes", no), ("NO", no))
+    assert total(BINARY, found) == pytest.approx(4 / 6)
+    assert [grade.score for grade in found] == [1, 1, 0, 0, 1]
+    assert all(grade.valid for grade in found)
+
+
+def test_an_answer_that_is_no_label_is_a_wrong_one():
+    yes, no = row("yes"), row("no")
+    found = grades(BINARY, ("yes", yes), ("maybe", yes), ("yes or no", no), (None, no))
+    assert [grade.valid for grade in found] == [True, False, False, False]
+    assert total(BINARY, found) == pytest.approx(2 / (2 + 2 + 1)), "TP 1, FP 2, FN 1"
+
+
+def test_macro_f1_by_hand():
+    """Of A: TP 1 FP 1 FN 1, F1 1/2; of B: TP 1 FP 1 FN 0, 2/3; of C: FN 1, 0; D is nowhere."""
+    scoring = Scoring(metric="macro_f1", labels=["A", "B", "C", "D"], extract=r"^\s*([A-D])\b")
+    answers = [("A", "A"), ("B", "A"), ("B", "B: fair"), ("A", "C"), ("D?", "C")]
+    pairs = [(answer, row(target)) for answer, target in answers[:4]]
+    found = grades(scoring, *pairs)
+    assert total(scoring, found) == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
+    found = grades(scoring, *pairs, ("nothing", row("A")))
+    assert not found[-1].valid
+    assert total(scoring, found) == pytest.approx((2 / 5 + 2 / 3 + 0) / 3), "FN of A"
+
+
+def test_attribute_f1_by_hand():
+    """Two of three found, one wrong value: TP 2, FP 1, FN 1."""
+    scoring = Scoring(metric="attribute_f1")
+    target = row('[{"attribute": "color", "value": "red"}, {"attribute": "size", "value": "M"}]')
+    other = row('[{"attribute": "brand", "value": "Ada"}]')
+    found = grades(
+        scoring,
+        ('[{"attribute": "Color", "value": "Red"}, {"attribute": "size", "value": "L"}]', target),
+        ("brand: ada", other),
     )
-    model = MistralForCausalLM(config).double().eval()
-    model.lm_head.weight.data[END] *= 2.5  # so that answers end
-    return model
+    assert total(scoring, found) == pytest.approx(4 / 6)
+    assert found[0].score == pytest.approx(1 / 2)
+    assert all(grade.valid for grade in found)
+    (bad,) = grades(scoring, ("it is red", target))
+    assert (bad.valid, bad.sums) == (False, (0, 0, 2))
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return word_tokenizer()
+def test_a_source_counts_where_the_target_names_it():
+    """As in ECInstruct's attribute value extraction."""
+    scoring = Scoring(metric="attribute_f1")
+    target = row('[{"attribute": "color", "value": "red", "source": "title"}]')
+    right = '[{"attribute": "color", "value": "red", "source": "title"}]'
+    wrong = right.replace("title", "price")
+    assert [grade.score for grade in grades(scoring, (right, target), (wrong, target))] == [1, 0]
+    plain = row("color: red")
+    assert grades(scoring, (right, plain))[0].score == 1
 
 
-@pytest.fixture(scope="module")
-def model(tokenizer) -> Any:
-    return model_of(1, len(tokenizer))
+def test_span_f1_by_hand():
+    """TP 2, FP 2, FN 1."""
+    scoring = Scoring(metric="span_f1")
+    target = row("Pentium 4 processor, Toshiba, Webcam")
+    (grade,) = grades(scoring, ("toshiba, webcam, DVD, USB", target))
+    assert grade.sums == (2, 2, 1)
+    assert total(scoring, [grade]) == pytest.approx(4 / 7)
+    (listed,) = grades(scoring, ('["Toshiba", "Webcam"]', row('["toshiba"]')))
+    assert listed.sums == (1, 1, 0)
+    (nothing,) = grades(scoring, ("none", row("None")))
+    assert (nothing.score, nothing.sums) == (1.0, (0, 0, 0))
 
 
-@pytest.fixture(scope="module")
-def teacher(tokenizer) -> Any:
-    return model_of(2, len(tokenizer))
+def test_token_f1_by_hand():
+    scoring = Scoring(metric="token_f1")
+    found = grades(scoring, ("The red, red hat", row("red hat")), ("", row("hat")))
+    assert [grade.score for grade in found] == [pytest.approx(2 * 2 / (4 + 2)), 0.0]
+    assert total(scoring, found) == pytest.approx(1 / 3)
 
 
-def conversation(prompt: str, answer: str, **fields: str) -> Conversation:
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return Conversation(messages, where="d.jsonl:1", fields=fields)
+def test_rouge_l_by_hand():
+    """The example of Lin 2004, section 3.1: three words of four in order, then two."""
+    scoring = Scoring(metric="rouge_l")
+    target = row("police killed the gunman")
+    found = grades(scoring, ("Police kill the gunman!", target), ("the gunman kill police", target))
+    assert [grade.score for grade in found] == [3 / 4, 2 / 4]
+    (chinese,) = grades(scoring, ("红色连衣裙", row("红连衣裙")))
+    assert chinese.score == pytest.approx(2 * 4 / 9), "a character is a word"
 
 
-@pytest.fixture(scope="module")
-def asked(tokenizer) -> list[Question]:
-    """Questions of many lengths in two groups and one without."""
-    rng = np.random.default_rng(0)
-    conversations = []
-    for number in range(23):
-        words = [WORDS[i] for i in rng.integers(0, len(WORDS), int(rng.integers(1, 12)))]
-        fields = {"family": "even" if number % 2 else "odd"} if number else {}
-        conversations.append(conversation(" ".join(words), " ".join(words[:3]), **fields))
-    return questions(tokenizer, conversations, by="family")
+def test_ndcg_by_hand():
+    """Relevances 3, 0, 1 of items 1, 2, 3; the ranking 3, 1, 2."""
+    scoring = Scoring(metric="ndcg", reference="relevance")
+    target = row("1,3,2", relevance=[3, 0, 1])
+    gained = 1 / math.log2(2) + 7 / math.log2(3)
+    best = 7 / math.log2(2) + 1 / math.log2(3)
+    found = grades(scoring, ("3,1,2", target), ("3, 3, 3, 1", target), ("C,A,B", target))
+    assert found[0].score == pytest.approx(gained / best)
+    assert found[1].score == pytest.approx(gained / best), "a repeated item is one item"
+    assert found[2].score == found[0].score
+    cut = Scoring(metric="ndcg", reference="relevance", k=1)
+    assert grades(cut, ("3,1,2", target))[0].score == pytest.approx(1 / 7)
+    bad = grades(scoring, ("I cannot rank these", target), ("99,1", target))
+    assert bad[0].score == 0
+    assert bad[1].score == pytest.approx(7 / math.log2(3) / best), "an unknown item takes a place"
+    assert not grades(scoring, ("no idea", target))[0].valid
 
 
-def naive_answer(model: Any, tokenizer: Any, prompt: list[int], limit: int) -> str:
-    """Greedy decoding without a cache, without padding."""
-    ids = list(prompt)
-    for _ in range(limit):
-        with torch.no_grad():
-            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-        if ids[-1] == END:
-            ids.pop()
-            break
-    return tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+def test_hit_and_recall_by_hand():
+    target = row("2,5,7")
+    for metric, expected in (("hit", [1, 0, 0]), ("recall", [2 / 3, 0, 0])):
+        scoring = Scoring(metric=metric, k=3)
+        found = grades(scoring, ("7, 1, 2, 5", target), ("1,3,4,5", target), ("none", target))
+        assert [grade.score for grade in found] == pytest.approx(expected)
+        assert [grade.valid for grade in found] == [True, True, False]
+    field = Scoring(metric="recall", reference="bought")
+    assert grades(field, ("b", row("see the field", bought=["B"])))[0].score == 1
 
 
-def test_batched_left_padded_answers_are_those_of_one_at_a_time(model, tokenizer, asked):
-    prompts = [question.prompt_ids for question in asked]
-    assert len({len(prompt) for prompt in prompts}) > 5, "there is padding"
-    expected = [naive_answer(model, tokenizer, prompt, 12) for prompt in prompts]
-    assert len({len(text.split()) for text in expected}) > 2, "some end before others"
-    for batch in (1, 7, 64):
-        found = dict(
-            answers(model, tokenizer, prompts, end_of_turn=[END], max_new_tokens=12, batch=batch)
-        )
-        assert [found[i] for i in range(len(prompts))] == expected
+@pytest.mark.parametrize(
+    ("scoring", "bad", "message"),
+    [
+        (BINARY, row("perhaps"), "none of the labels"),
+        (Scoring(metric="attribute_f1"), row("red"), "names no attribute"),
+        (Scoring(metric="ndcg", reference="gain"), row("1"), "no relevances in the field 'gain'"),
+        (Scoring(metric="hit"), row("nothing"), "which items are relevant"),
+    ],
+    ids=lambda value: value.metric if isinstance(value, Scoring) else None,
+)
+def test_rows_that_no_answer_could_be_right_to_are_refused(scoring, bad, message):
+    with pytest.raises(InputError, match=rf"d\.jsonl:7.*{message}"):
+        check_rows(scoring, [bad])
 
 
-def test_an_answer_s_own_stop_is_obeyed_beside_the_configured_one(model, tokenizer, asked):
-    wholes = [naive_answer(model, tokenizer, q.prompt_ids, 12).split() for q in asked]
-    number, whole = next((i, words) for i, words in enumerate(wholes) if len(set(words)) > 2)
-    prompt = asked[number].prompt_ids
-    stop = tokenizer.convert_tokens_to_ids(whole[-1])
-    ((_, text),) = answers(
-        model, tokenizer, [prompt], end_of_turn=[stop], max_new_tokens=12, batch=1
-    )
-    assert text.split() == whole[: whole.index(whole[-1])]
-
-
-def test_exact_match_counts_word_for_word_answers(model, tokenizer, asked):
-    """Every third question is given the model's own answer for a target."""
-    own = {i: naive_answer(model, tokenizer, asked[i].prompt_ids, 20) for i in range(0, 23, 3)}
-    changed = [
-        Question(
-            prompt=q.prompt,
-            target="  " + own[i].replace(" ", "  ") + "\n" if i in own else q.target,
-            group=q.group,
-            prompt_ids=q.prompt_ids,
-            encoded=q.encoded,
-        )
-        for i, q in enumerate(asked)
-    ]
-    score = exact_match(model, tokenizer, changed, max_new_tokens=20, batch=5)
-    right = np.array([i in own for i in range(23)], float)
-    assert score.n == 23
-    assert score.score == pytest.approx(right.mean())
-    assert score.stderr == pytest.approx(right.std(ddof=1) / np.sqrt(23))
-    for name in ("odd", "even"):
-        members = np.array([i for i, q in enumerate(asked) if q.group == name])
-        group = score.groups[name]
-        assert group.n == len(members)
-        assert group.score == pytest.approx(right[members].mean())
-    assert sum(group.n for group in score.groups.values()) == 22, "one row has no group"
-    assert [sample["correct"] for sample in score.samples] == right.astype(bool).tolist()
-    assert [sample["prompt"] for sample in score.samples] == [q.prompt for q in asked]
-    written = score.as_dict()
-    assert written["groups"]["odd"]["n"] == score.groups["odd"].n
-    assert {"score", "stderr", "n"} <= written.keys()
-
-
-def naive_comparison(model: Any, teacher: Any, question: Question) -> np.ndarray:
-    """Tokens, agreements, Σ KL(teacher ‖ model) and Σ next-token loss of a conversation."""
-    ids = torch.tensor([question.encoded.input_ids])
-    with torch.no_grad():
-        ours = torch.log_softmax(model(input_ids=ids).logits[0, :-1], -1)
-        theirs = torch.log_softmax(teacher(input_ids=ids).logits[0, :-1], -1)
-    chosen = torch.tensor(question.encoded.supervised[1:])
-    ours, theirs, labels = ours[chosen], theirs[chosen], ids[0, 1:][chosen]
-    divergence = (theirs.exp() * (theirs - ours)).sum()
-    loss = -ours.gather(1, labels[:, None]).sum()
-    agreed = (ours.argmax(-1) == theirs.argmax(-1)).sum()
-    return np.array([float(chosen.sum()), float(agreed), float(divergence), float(loss)])
-
-
-@pytest.mark.parametrize("batch", [1, 6, 64])
-def test_agreement_is_that_of_all_logits_held(model, teacher, asked, batch):
-    tracked: list[int] = []
-
-    def track(items: Any, total: int) -> Any:
-        tracked.append(total)
-        return items
-
-    score = agreement(model, teacher, asked, batch=batch, track=track)
-    sums = np.array([naive_comparison(model, teacher, question) for question in asked])
-    tokens, agreed, divergence, loss = sums.T
-    assert tracked == [-(-len(asked) // batch)]
-    assert score.score == pytest.approx(agreed.sum() / tokens.sum())
-    assert 0 < score.score < 1
-    assert score.extras["kl"] == pytest.approx(divergence.sum() / tokens.sum(), rel=1e-6)
-    assert score.extras["loss"] == pytest.approx(loss.sum() / tokens.sum(), rel=1e-6)
-    residual = agreed - score.score * tokens
-    n = len(asked)
-    expected = np.sqrt((residual**2).sum() * n / (n - 1)) / tokens.sum()
-    assert score.stderr == pytest.approx(expected)
-    for name, group in score.groups.items():
-        members = [i for i, q in enumerate(asked) if q.group == name]
-        assert group.score == pytest.approx(agreed[members].sum() / tokens[members].sum())
-
-
-def test_a_model_agrees_with_itself(model, asked):
-    score = agreement(model, model, asked)
-    assert score.score == 1.0
-    assert score.stderr == 0.0
-    assert score.extras["kl"] == pytest.approx(0.0, abs=1e-9)
-
-
-def test_a_question_is_all_before_the_last_answer(tokenizer):
-    messages = [
-        {"role": "user", "content": "red"},
-        {"role": "assistant", "content": "blue"},
-        {"role": "user", "content": "green"},
-        {"role": "assistant", "content": "black"},
-    ]
-    (question,) = questions(tokenizer, [Conversation(messages)])
-    assert question.target == "black"
-    assert question.prompt == "user: red\nassistant: blue\nuser: green"
-    assert question.group is None
-    assert question.end_of_turn == END
-    length = len(question.prompt_ids)
-    assert question.encoded.input_ids[:length] == question.prompt_ids
-    assert tokenizer.decode(question.encoded.input_ids[length:]).split()[0] == "black"
-
-
-def test_questions_that_ask_nothing_or_have_no_such_field_are_refused(tokenizer):
-    nothing = Conversation([{"role": "assistant", "content": "red"}], where="d.jsonl:7")
-    with pytest.raises(InputError, match=r"d\.jsonl:7: nothing is asked"):
-        questions(tokenizer, [nothing])
-    with pytest.raises(InputError, match=r"(?s)no row has the field 'topic'.*one of family"):
-        questions(tokenizer, [conversation("red", "blue", family="a")], by="topic")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"extract": "("}, "no regular expression"),
+        ({"metric": "macro_f1"}, "needs labels"),
+        ({"metric": "binary_f1", "labels": ["a", "b"], "positive": "c"}, "needs positive"),
+        ({"metric": "binary_f1", "labels": ["a"], "positive": "a"}, "two labels"),
+        ({"metric": "ndcg"}, "needs reference"),
+        ({"metric": "hit", "k": 0}, "k must be at least 1"),
+        ({"k": 3}, "k means nothing to metric exact_match"),
+        ({"metric": "choice", "extract": "x"}, "extract means nothing to metric choice"),
+        ({"metric": "rouge_l", "labels": ["a"]}, "labels means nothing"),
+        ({"metric": "lm_eval"}, "go together"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Scoring(**settings)

@@ -10,9 +10,9 @@ from dominie.evaluation.statistics import (
     bootstrap_interval,
     mean_and_stderr,
     paired_difference,
-    ratio,
-    ratio_and_stderr,
+    paired_differences,
 )
+from dominie.evaluation.sums import macro_f1, micro_f1, ratio
 
 
 @pytest.mark.parametrize("n", [2, 3, 50])
@@ -25,33 +25,38 @@ def test_mean_and_standard_error_are_numpy_s(n):
 
 def test_one_value_has_no_error_to_speak_of():
     assert mean_and_stderr([0.25]) == (0.25, 0.0)
-    assert ratio_and_stderr([1.0], [4.0]) == (0.25, 0.0)
 
 
-def test_nothing_counted_is_nothing():
-    assert ratio_and_stderr([0.0, 0.0], [0.0, 0.0]) == (0.0, 0.0)
+def test_statistics_of_sums_are_their_formulas():
+    assert ratio(np.array([3.0, 4.0])) == 0.75
+    assert ratio(np.array([0.0, 0.0])) == 0.0, "nothing counted"
+    assert micro_f1(np.array([[2.0, 1.0, 3.0], [0.0, 0.0, 0.0]])).tolist() == [0.5, 1.0]
+    # Labels with F1 2/3 and 1/2, and one that occurs nowhere.
+    sums = np.array([1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    assert macro_f1(sums) == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
-def test_a_ratio_of_equal_clusters_is_a_mean():
+def test_the_error_of_a_mean_is_the_textbook_s():
     values = np.random.default_rng(1).random(30)
-    ratio, stderr = ratio_and_stderr((7 * values).tolist(), [7.0] * 30)
-    mean, expected = mean_and_stderr(values.tolist())
-    assert ratio == pytest.approx(mean)
-    assert stderr == pytest.approx(expected)
+    interval = bootstrap_interval(values)
+    mean, stderr = mean_and_stderr(values.tolist())
+    assert interval.estimate == pytest.approx(mean)
+    assert interval.stderr == pytest.approx(stderr)
 
 
 def test_the_error_of_a_ratio_is_its_spread_over_samples():
-    """5000 samples of 80 conversations whose tokens are alike within a conversation."""
+    """1000 samples of 80 conversations whose tokens are alike within a conversation."""
     rng = np.random.default_rng(2)
-    ratios, errors = [], []
-    for _ in range(5000):
+    found = []
+    for _ in range(1000):
         sizes = rng.integers(1, 20, 80)
         parts = rng.binomial(sizes, rng.beta(2, 2, 80))
-        ratio, stderr = ratio_and_stderr(parts.tolist(), sizes.tolist())
-        ratios.append(ratio)
-        errors.append(stderr)
-    assert np.mean(errors) == pytest.approx(np.std(ratios), rel=0.05)
-    assert np.mean(ratios) == pytest.approx(0.5, abs=0.005)
+        found.append(bootstrap_interval(np.stack([parts, sizes], 1), statistic=ratio, resamples=2))
+    ratios = [interval.estimate for interval in found]
+    assert np.mean([interval.stderr for interval in found]) == pytest.approx(
+        np.std(ratios), rel=0.1
+    )
+    assert np.mean(ratios) == pytest.approx(0.5, abs=0.01)
 
 
 def covered(true: float, intervals: list[Interval]) -> float:
@@ -65,6 +70,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(method):
     samples = rng.beta(1, 3, (500, 60))
     intervals = [bootstrap_interval(x, resamples=400, method=method) for x in samples]
     assert covered(0.25, intervals) == pytest.approx(0.95, abs=0.03)
+    assert intervals[0].n == 60
     assert np.mean([i.stderr for i in intervals]) == pytest.approx(samples.mean(1).std(), rel=0.1)
 
 
@@ -99,9 +105,12 @@ def test_a_statistic_of_sums_is_resampled_as_a_whole():
     sizes = rng.integers(1, 20, 80).astype(float)
     parts = sizes * rng.random(80)
     interval = bootstrap_interval(np.stack([parts, sizes], 1), statistic=ratio)
-    expected, stderr = ratio_and_stderr(parts.tolist(), sizes.tolist())
-    assert interval.estimate == pytest.approx(expected)
-    assert interval.stderr == pytest.approx(stderr, rel=0.1)
+    estimate = parts.sum() / sizes.sum()
+    residual = parts - estimate * sizes  # of the ratio estimator (Cochran 1977, 2.11)
+    stderr = np.sqrt((residual**2).sum() * 80 / 79) / sizes.sum()
+    assert interval.estimate == pytest.approx(estimate)
+    assert interval.stderr == pytest.approx(stderr, rel=0.05)
+    assert interval.high - interval.low == pytest.approx(3.92 * stderr, rel=0.1)
 
 
 def test_pairing_shrinks_what_is_not_known():
@@ -135,6 +144,15 @@ def test_a_paired_statistic_is_that_of_either_side():
     a = np.array([[1.0, 2.0], [3.0, 4.0], [0.0, 2.0]])
     b = np.array([[1.0, 4.0], [1.0, 1.0], [1.0, 1.0]])
     assert paired_difference(a, b, statistic=ratio).estimate == pytest.approx(4 / 8 - 3 / 6)
+
+
+def test_all_pairs_are_those_of_two():
+    rng = np.random.default_rng(9)
+    values = {name: (rng.random(40) < 0.5).astype(float) for name in ("a", "b", "c")}
+    pairs = paired_differences(values)
+    assert list(pairs) == [("a", "b"), ("a", "c"), ("b", "c")]
+    for (one, other), interval in pairs.items():
+        assert interval == paired_difference(values[one], values[other])
 
 
 def test_the_same_seed_is_the_same_interval():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dominie.data.formats import Message, Scalar, parsed_row
+from dominie.data.formats import Field, Message, parsed_row
 from dominie.data.tables import raw_rows
 from dominie.errors import InputError
 
@@ -27,13 +27,23 @@ class Conversation:
             whatever else the row gave it, `tool_calls` say.
         tools: JSON schemas of the tools on offer, or None.
         where: the file and line it was read from.
-        fields: the remaining columns that hold one value, such as `family`.
+        fields: the remaining columns that hold one value, such as `family`, or a list of them.
     """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     where: str = ""
-    fields: dict[str, Scalar] = field(default_factory=dict)
+    fields: dict[str, Field] = field(default_factory=dict)
+
+    @property
+    def last_answer(self) -> int:
+        """Where the last assistant turn stands among the messages."""
+        return max(i for i, m in enumerate(self.messages) if m["role"] == "assistant")
+
+    @property
+    def answer(self) -> str:
+        """The text of the last assistant turn."""
+        return str(self.messages[self.last_answer]["content"])
 
 
 def read_conversations(source: Source) -> Iterator[Conversation]:
@@ -60,7 +70,8 @@ def _results(source: Source) -> Iterator[Conversation | InputError]:
         except InputError as error:
             yield error
         else:
-            yield Conversation(messages, tools, where, fields)
+            if all(fields.get(key) == value for key, value in (source.where or {}).items()):
+                yield Conversation(messages, tools, where, fields)
 
 
 def _with_further_faults(

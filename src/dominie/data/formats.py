@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from dominie.data.benchmarks import exercise
+from dominie.data.lists import listed
 from dominie.errors import InputError
 
 Message = dict[str, Any]
 Scalar = str | int | float | bool
+Field = Scalar | list[Scalar]
 
 ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {
@@ -20,7 +23,7 @@ _SHAREGPT_ROLES = {
 }
 _KNOWN_FORMATS = (
     "a column `messages` or `conversations`, or columns `prompt` and `completion`, "
-    "or `instruction`, (`input`,) `output`"
+    "or `instruction`, (`input`,) `output`, or a benchmark's, see docs/data.md"
 )
 
 
@@ -29,7 +32,7 @@ class Parsed(NamedTuple):
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None
-    fields: dict[str, Scalar]
+    fields: dict[str, Field]
 
 
 def parsed_row(row: Any, where: str) -> Parsed:
@@ -45,7 +48,14 @@ def parsed_row(row: Any, where: str) -> Parsed:
     if not isinstance(row, dict):
         raise _wrong_type("the row", row, 'an object: {"messages": […]}', where)
     columns = {key: value for key, value in row.items() if value is not None}
-    messages, used = _messages_and_columns(columns, where)
+    found = exercise(columns, where)
+    if found is None:
+        messages, used = _messages_and_columns(columns, where)
+    else:
+        messages, used = _question(found.question, "question", where), found.columns
+        messages.append({"role": "assistant", "content": found.answer})
+        columns |= found.fields
+        used = used - found.fields.keys()
     system = columns.get("system")
     if system is not None:
         if not isinstance(system, str):
@@ -56,12 +66,16 @@ def parsed_row(row: Any, where: str) -> Parsed:
     _check_answered(messages, where)
     _check_encodable(messages, tools, where)
     used |= {"system", "tools"}
-    fields = {
-        key: value
-        for key, value in columns.items()
-        if key not in used and isinstance(value, (str, int, float, bool))
-    }
+    fields = {key: value for key, value in columns.items() if key not in used and _is_field(value)}
     return Parsed(messages, tools, fields)
+
+
+def _is_field(value: Any) -> bool:
+    """Whether a column is kept beside the conversation: one value, or a plain list of them."""
+    scalar = (str, int, float, bool)
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, scalar) for item in value)
+    return isinstance(value, scalar)
 
 
 def _messages_and_columns(columns: Message, where: str) -> tuple[list[Message], set[str]]:
@@ -76,6 +90,8 @@ def _messages_and_columns(columns: Message, where: str) -> tuple[list[Message], 
         return prompt + answer, {"prompt", "completion"}
     if "instruction" in columns and "output" in columns:
         parts = [_string(columns, key, where) for key in ("instruction", "input")]
+        if "options" in columns:  # ECInstruct; they stay a field too, for whoever scores them
+            parts.append(_options(columns["options"]))
         question = "\n\n".join(part for part in parts if part.strip())
         answer = [{"role": "assistant", "content": _string(columns, "output", where)}]
         used = {"instruction", "input", "output"}
@@ -189,6 +205,13 @@ def _string(columns: Message, key: str, where: str) -> str:
     if not isinstance(value, str):
         raise _wrong_type(f"`{key}`", value, "a string", where)
     return value
+
+
+def _options(value: Any) -> str:
+    """The options of a question as lines below a heading, empty where there are none."""
+    options = listed(value)
+    lines = str(value).splitlines() if options is None else [str(option) for option in options]
+    return "\n".join(["Options:", *lines]) if any(line.strip() for line in lines) else ""
 
 
 def _tools(value: Any, where: str) -> list[dict[str, Any]] | None:

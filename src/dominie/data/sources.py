@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from dominie.data.benchmarks import COMPANION
 from dominie.errors import InputError
 
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 """The file formats that can be read, by the end of the file's name."""
+_IN_FOLDERS = (".jsonl", ".json", ".parquet")  # a CSV among them is as often a table of contents
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _FILE_SUFFIX = re.compile(r"\.(jsonl?|parquet|csv|tsv|txt|ya?ml|arrow|pkl|gz|zst|zip|xlsx?)$", re.I)
@@ -30,6 +32,8 @@ class Source:
         split: split of the hub data set that is read; local files have none.
         too_long: what becomes of a conversation longer than `max_length`: `truncate` keeps its
             beginning, `drop` removes it. Both are counted.
+        where: fields and the values they must have; other rows are passed over, as if the file did
+            not hold them.
 
     Raises:
         InputError: for a fraction outside 0 to 1, fractions that sum to more than 1, or another
@@ -44,6 +48,7 @@ class Source:
     subset: str | None = None
     split: str = "train"
     too_long: Literal["truncate", "drop"] = "truncate"
+    where: dict[str, str | int | float | bool] | None = None
 
     def __post_init__(self) -> None:
         for key in ("validation_fraction", "test_fraction"):
@@ -93,12 +98,14 @@ class Source:
         path = Path(self.path).expanduser()
         formats = ", ".join(DATA_SUFFIXES)
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in DATA_SUFFIXES)
+            files = sorted(
+                p for p in path.iterdir() if p.suffix.lower() in _IN_FOLDERS and p.name != COMPANION
+            )
             if not files:
                 raise InputError(
                     "the folder holds no data file",
                     where=self.path,
-                    expected=f"files ending in {formats}",
+                    expected=f"files ending in {', '.join(_IN_FOLDERS)}",
                     found=", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing",
                 )
             return files

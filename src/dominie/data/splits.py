@@ -99,6 +99,7 @@ def read_split(source: Source, split: Split) -> list[Conversation]:
         fractions = (
             f"validation_fraction {source.validation_fraction:g}, "
             f"test_fraction {source.test_fraction:g}"
+            f"{f', where {source.where}' if source.where else ''}"
         )
         raise InputError(
             f"the {split} split is empty",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from typing import TYPE_CHECKING, Any
 
+from dominie.data.benchmarks import with_companion
 from dominie.data.json_rows import json_rows, jsonl_rows
 from dominie.errors import InputError
 
@@ -74,13 +76,41 @@ def without_nulls(value: Any) -> Any:
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Any | InputError]]:
+    yield from with_companion(path, _rows_of(path))
+
+
+def _rows_of(path: Path) -> Iterator[tuple[str, Any | InputError]]:
     if path.suffix.lower() == ".parquet":
         for number, columns in _parquet_rows(path):
             yield f"{path}, row {number}", columns
+    elif path.suffix.lower() == ".csv":
+        yield from _csv_rows(path)
     else:
         read = jsonl_rows if path.suffix.lower() == ".jsonl" else json_rows
         for number, row in read(path):
             yield f"{path}:{number}", row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Any | InputError]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in row or None in row.values():
+                    yield (
+                        where,
+                        InputError(
+                            "the row has another number of columns than the first line names",
+                            where=where,
+                            expected=f"columns {', '.join(reader.fieldnames or ())}",
+                        ),
+                    )
+                else:
+                    yield where, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            where = f"{path}:{reader.line_num + 1}"
+            yield where, InputError("malformed CSV", where=where, found=str(error))
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,167 +1,217 @@
-"""What a model is scored by, one function a metric: a model and questions in, a `Score` out."""
+"""What an answer is worth: one grader for each metric, from an answer in text to a `Grade`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
-import torch
+from dominie.data.conversations import Conversation
+from dominie.data.lists import listed
+from dominie.errors import InputError
+from dominie.evaluation.extraction import (
+    extracted,
+    label_of,
+    normalised,
+    pairs,
+    ranking,
+    spans,
+)
+from dominie.evaluation.grades import Grade, mean_grade
+from dominie.evaluation.overlap import rouge_l, token_f1
+from dominie.evaluation.rankings import hit, ndcg, recall
+from dominie.evaluation.scoring import UNGENERATED, Scoring
 
-from dominie.data.batches import Batch, collate
-from dominie.evaluation.generation import answers
-from dominie.evaluation.questions import Question
-from dominie.evaluation.statistics import mean_and_stderr, ratio_and_stderr
-from dominie.losses.vocabulary import vocabulary_losses
-from dominie.models.head import decoder, output_head
-from dominie.teachers import LocalTeacher
+#: From an answer (None where the output held none) and the row it answers to a grade.
+Grader = Callable[[str | None, Conversation], Grade]
 
-#: New tokens allowed beyond the longest target of a split.
-_ROOM = 8
-
-
-@dataclass(frozen=True)
-class Score:
-    """How a model did on a task.
-
-    Attributes:
-        score: from 0 to 1.
-        stderr: its standard error.
-        n: conversations it was measured on.
-        groups: the same by group of conversations.
-        extras: further figures, `kl` and `loss` in nats per token.
-        samples: one for each conversation: prompt, target, output, correct, group.
-    """
-
-    score: float
-    stderr: float
-    n: int
-    groups: Mapping[str, Score] = field(default_factory=dict)
-    extras: Mapping[str, float] = field(default_factory=dict)
-    samples: Sequence[Mapping[str, Any]] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figures as `results.json` holds them."""
-        figures: dict[str, Any] = {"score": self.score, "stderr": self.stderr, "n": self.n}
-        figures |= self.extras
-        if self.groups:
-            figures["groups"] = {name: group.as_dict() for name, group in self.groups.items()}
-        return figures
+_F1 = ("attribute_f1", "span_f1", "binary_f1")
 
 
-#: Wraps a stream of so many items to show progress.
-Track = Callable[[Any, int], Any]
+def grader(scoring: Scoring) -> Grader:
+    """What turns an extracted answer to a row into its grade."""
+    assert scoring.metric not in UNGENERATED, "these grade no text"
+    return lambda answer, row: _GRADERS[scoring.metric](scoring, answer, row)
 
 
-def _untracked(items: Any, _: int) -> Any:
-    return items
+def statistic_of(scoring: Scoring) -> str:
+    """The name of what is computed from the sums of the grades."""
+    if scoring.metric in _F1:
+        return "micro_f1"
+    return "macro_f1" if scoring.metric == "macro_f1" else "ratio"
 
 
-def exact_match(
-    model: Any,
-    tokenizer: Any,
-    questions: Sequence[Question],
-    *,
-    max_new_tokens: int | None = None,
-    batch: int = 64,
-    track: Track = _untracked,
-) -> Score:
-    """The fraction of questions answered word for word, white space aside, by greedy decoding.
-
-    Args:
-        model: in evaluation mode.
-        tokenizer: its tokenizer.
-        questions: in that tokenizer's ids.
-        max_new_tokens: longest answer; None is the longest target and a little more.
-        batch: prompts per forward pass.
-        track: shows progress.
-    """
-    longest = max(len(q.encoded.input_ids) - len(q.prompt_ids) for q in questions)
-    stream = answers(
-        model,
-        tokenizer,
-        [q.prompt_ids for q in questions],
-        end_of_turn=sorted({q.end_of_turn for q in questions}),
-        max_new_tokens=max_new_tokens or max(longest, 1) + _ROOM,
-        batch=batch,
+def may_be_invalid(scoring: Scoring) -> bool:
+    """Whether an output can be of another form than was asked for."""
+    return (
+        scoring.extract is not None
+        or scoring.labels is not None
+        or scoring.metric in ("attribute_f1", "ndcg", "hit", "recall")
     )
-    outputs = dict(track(stream, len(questions)))
-    samples = [
-        {
-            "prompt": question.prompt,
-            "target": question.target,
-            "output": outputs[i],
-            "correct": outputs[i].split() == question.target.split(),
-            "group": question.group,
-        }
-        for i, question in enumerate(questions)
-    ]
-    right = [float(sample["correct"]) for sample in samples]
-    groups = {
-        name: Score(*mean_and_stderr([right[i] for i in members]), len(members))
-        for name, members in _members(questions).items()
-    }
-    return Score(*mean_and_stderr(right), len(right), groups, samples=samples)
 
 
-def agreement(
-    model: Any,
-    teacher: Any,
-    questions: Sequence[Question],
-    *,
-    batch: int = 64,
-    track: Track = _untracked,
-) -> Score:
-    """How often model and teacher hold the same next token most probable, where supervised.
+def check_rows(scoring: Scoring, rows: Sequence[Conversation]) -> None:
+    """Refuse rows that no answer could be right to, before anything is generated.
 
-    `kl` is KL(teacher ‖ model) and `loss` the model's next-token loss, in nats per supervised
-    token. Standard errors are clustered by conversation.
-
-    Args:
-        model: in evaluation mode.
-        teacher: a frozen model of the same tokens.
-        questions: in their tokenizer's ids.
-        batch: conversations per forward pass.
-        track: shows progress.
+    Raises:
+        InputError: names the first such row.
     """
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i].encoded.input_ids))
-    starts = range(0, len(order), batch)
-    speaker = LocalTeacher(teacher)
-    sums = torch.zeros(len(questions), 4, dtype=torch.float64)
-    for start in track(starts, len(starts)):
-        members = order[start : start + batch]
-        rows = collate([(0, questions[i].encoded) for i in members])
-        sums[members] = _compared(model, speaker, rows.to(model.device)).cpu()
-    tokens, agreed, divergence, next_token = sums.T.tolist()
-    groups = {
-        name: Score(
-            *ratio_and_stderr([agreed[i] for i in members], [tokens[i] for i in members]),
-            len(members),
+    grade = grader(scoring)
+    for row in rows:
+        grade(None, row)
+
+
+def _target(scoring: Scoring, row: Conversation) -> str:
+    found = extracted(scoring.extract, row.answer)
+    return row.answer if found is None else found
+
+
+def _exact_match(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+    target, ignore = _target(scoring, row), scoring.ignore or ()
+    if scoring.labels is not None:
+        right = _right_label(scoring.labels, target, row)
+        chosen = None if answer is None else label_of(answer, scoring.labels)
+        return mean_grade(float(chosen == right), valid=chosen is not None)
+    if answer is None:
+        return mean_grade(0.0, valid=False)
+    return mean_grade(float(normalised(answer, ignore) == normalised(target, ignore)))
+
+
+def _binary_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+    """An answer that is no label counts as the wrong one of the two."""
+    labels = scoring.labels or []
+    right = _right_label(labels, _target(scoring, row), row)
+    chosen = None if answer is None else label_of(answer, labels)
+    taken = 1 - right if chosen is None else chosen
+    positive = labels.index(scoring.positive or "")
+    hits = (taken == positive and right == positive, taken == positive, right == positive)
+    tp, guessed, wanted = (int(flag) for flag in hits)
+    return Grade(float(taken == right), (tp, guessed - tp, wanted - tp), chosen is not None)
+
+
+def _macro_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+    """An answer that is no label is missing from the right one and of no other."""
+    labels = scoring.labels or []
+    right = _right_label(labels, _target(scoring, row), row)
+    chosen = None if answer is None else label_of(answer, labels)
+    sums = [0] * (3 * len(labels))
+    if chosen == right:
+        sums[3 * right] = 1
+    else:
+        sums[3 * right + 2] = 1
+        if chosen is not None:
+            sums[3 * chosen + 1] = 1
+    return Grade(float(chosen == right), tuple(sums), chosen is not None)
+
+
+def _attribute_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+    wanted = pairs(_target(scoring, row))
+    if wanted is None:
+        raise InputError(
+            "the target names no attribute and value",
+            where=row.where,
+            expected='JSON [{"attribute": …, "value": …}] or lines `attribute: value`',
+            found=repr(row.answer)[:80],
         )
-        for name, members in _members(questions).items()
-    }
-    extras = {
-        "kl": ratio_and_stderr(divergence, tokens)[0],
-        "loss": ratio_and_stderr(next_token, tokens)[0],
-    }
-    return Score(*ratio_and_stderr(agreed, tokens), len(questions), groups, extras)
+    found = None if answer is None else pairs(answer)
+    if found is not None and wanted and all(len(pair) == 2 for pair in wanted):
+        found = {pair[:2] for pair in found}  # a source that was not asked for
+    return _set_grade(found or set(), wanted, valid=found is not None)
 
 
-@torch.no_grad()
-def _compared(model: Any, teacher: LocalTeacher, batch: Batch) -> torch.Tensor:
-    """[B, 4] supervised sums of each row: count, agreement, KL, next-token loss."""
-    supervised = batch.supervised
-    hidden = decoder(model)(**batch.model_inputs()).last_hidden_state[supervised]
-    target = teacher.signal(batch).parts[0].target
-    losses = vocabulary_losses(hidden, output_head(model), target, labels=batch.labels[supervised])
-    found = losses.per_token
-    columns = [hidden.new_ones(len(hidden)), found.agreement, found.divergence, found.next_token]
-    per_token = torch.stack([column.double() for column in columns if column is not None], dim=1)
-    row = supervised.nonzero()[:, 0]
-    return per_token.new_zeros((len(batch.labels), 4)).index_add_(0, row, per_token)
+def _span_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+    wanted = spans(_target(scoring, row))
+    return _set_grade(spans(answer or ""), wanted, valid=answer is not None)
 
 
-def _members(questions: Sequence[Question]) -> dict[str, list[int]]:
-    """Indices of the questions of each group, by name."""
-    names = sorted({question.group for question in questions if question.group is not None})
-    return {name: [i for i, q in enumerate(questions) if q.group == name] for name in names}
+def _token_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+    if answer is None:
+        return mean_grade(0.0, valid=False)
+    return mean_grade(token_f1(answer, _target(scoring, row)))
+
+
+def _rouge_l(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+    if answer is None:
+        return mean_grade(0.0, valid=False)
+    return mean_grade(rouge_l(answer, _target(scoring, row)))
+
+
+def _ranking(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+    if scoring.metric == "ndcg":
+        relevances = _relevances(scoring.reference or "", row)
+        ranked = ranking(answer or "")
+        return mean_grade(ndcg(ranked, relevances, scoring.k), valid=bool(ranked))
+    relevant = _relevant(scoring, row)
+    ranked = ranking(answer or "")
+    measured = hit if scoring.metric == "hit" else recall
+    return mean_grade(measured(ranked, relevant, scoring.k), valid=bool(ranked))
+
+
+def _set_grade(
+    found: Collection[tuple[str, ...] | str], wanted: Collection[tuple[str, ...] | str], valid: bool
+) -> Grade:
+    """TP, FP and FN of a set; the answer by itself is worth its own F1."""
+    tp = len(set(found) & set(wanted))
+    fp, fn = len(found) - tp, len(wanted) - tp
+    alone = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else float(valid)
+    return Grade(alone, (tp, fp, fn), valid)
+
+
+def _right_label(labels: Sequence[str], target: str, row: Conversation) -> int:
+    right = label_of(target, labels)
+    if right is None:
+        raise InputError(
+            "the target is none of the labels",
+            where=row.where,
+            expected=" | ".join(labels)[:200],
+            found=repr(target)[:80],
+            do="name every label in labels, or set extract to find one in the target",
+        )
+    return right
+
+
+def _relevances(field: str, row: Conversation) -> list[float]:
+    given = listed(row.fields.get(field))
+    try:
+        relevances = [float(value) for value in given or ()]
+    except (TypeError, ValueError):
+        relevances = []
+    if not relevances or not all(0 <= value < 64 for value in relevances):
+        raise InputError(
+            f"the row has no relevances in the field {field!r}",
+            where=row.where,
+            expected="a list of numbers from 0, one for each item in its order",
+            found=repr(row.fields.get(field))[:80],
+        )
+    return relevances
+
+
+def _relevant(scoring: Scoring, row: Conversation) -> list[int]:
+    """The relevant items, from the field of the row that names them, else from the target."""
+    if scoring.reference is None:
+        text = _target(scoring, row)
+    else:
+        given = row.fields.get(scoring.reference, "")
+        text = ",".join(map(str, given)) if isinstance(given, list) else str(given)
+    relevant = ranking(text)
+    if not relevant:
+        raise InputError(
+            "the row does not say which items are relevant",
+            where=row.where,
+            expected="numbers from 1 or letters, in "
+            + (f"the field {scoring.reference!r}" if scoring.reference else "the target"),
+            found=repr(text)[:80],
+        )
+    return relevant
+
+
+_GRADERS: dict[str, Callable[[Scoring, str | None, Conversation], Grade]] = {
+    "exact_match": _exact_match,
+    "binary_f1": _binary_f1,
+    "macro_f1": _macro_f1,
+    "attribute_f1": _attribute_f1,
+    "span_f1": _span_f1,
+    "token_f1": _token_f1,
+    "rouge_l": _rouge_l,
+    "ndcg": _ranking,
+    "hit": _ranking,
+    "recall": _ranking,
+}

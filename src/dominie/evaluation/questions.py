@@ -21,6 +21,7 @@ class Question:
         group: what its score is broken down by, None without one.
         prompt_ids: tokens up to where the assistant begins to speak.
         encoded: the whole conversation in tokens, with the supervised mask.
+        conversation: as it was read.
     """
 
     prompt: str
@@ -28,6 +29,12 @@ class Question:
     group: str | None
     prompt_ids: list[int]
     encoded: Encoded
+    conversation: Conversation
+
+    @property
+    def asked(self) -> list[dict[str, Any]]:
+        """The messages before the answer."""
+        return self.conversation.messages[: self.conversation.last_answer]
 
     @property
     def end_of_turn(self) -> int:
@@ -76,19 +83,19 @@ def check_group(conversations: Sequence[Conversation], by: str | None) -> None:
 def _question(
     tokenizer: Any, conversation: Conversation, encoded: Encoded, by: str | None
 ) -> Question:
-    messages = conversation.messages
-    last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
+    messages, last = conversation.messages, conversation.last_answer
     if last == 0:
         raise InputError("nothing is asked before the answer", where=conversation.where)
     group = conversation.fields.get(by) if by is not None else None
     return Question(
         prompt=_shown(messages[:last]),
-        target=messages[last]["content"],
+        target=conversation.answer,
         group=None if group is None else str(group),
         prompt_ids=prompt_ids(
             tokenizer, messages[:last], conversation.tools, where=conversation.where
         ),
         encoded=encoded,
+        conversation=conversation,
     )
 
 

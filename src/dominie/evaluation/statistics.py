@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -11,9 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Statistic = Callable[[Floats], Floats]
-"""From sums [..., K] over all items to an estimate [...]: what a score is made of."""
+from dominie.evaluation.sums import Floats, Statistic, ratio
 
 RESAMPLES = 2000
 _AT_ONCE = 2**22  # resampled clusters held in memory
@@ -29,24 +28,6 @@ def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(variance / n)
 
 
-def ratio_and_stderr(parts: Sequence[float], wholes: Sequence[float]) -> tuple[float, float]:
-    """Σ parts / Σ wholes and its standard error, one pair for each independent cluster.
-
-    Tokens of one conversation are not independent, conversations are: the error is that of the
-    ratio estimator over conversations (Cochran, Sampling Techniques, 1977, 2.11).
-    """
-    n, whole = len(parts), math.fsum(wholes)
-    if whole == 0:
-        return 0.0, 0.0
-    ratio = math.fsum(parts) / whole
-    if n < 2:
-        return ratio, 0.0
-    squares = math.fsum(
-        (part - ratio * size) ** 2 for part, size in zip(parts, wholes, strict=True)
-    )
-    return ratio, math.sqrt(squares * n / (n - 1)) / whole
-
-
 @dataclass(frozen=True)
 class Interval:
     """An estimate and where it may lie.
@@ -55,7 +36,7 @@ class Interval:
         estimate: of all items.
         low: lower end of the confidence interval.
         high: its upper end.
-        stderr: standard deviation of the estimate over resamples.
+        stderr: standard error of the estimate, the jackknife's.
         n: independent clusters it rests on.
     """
 
@@ -78,12 +59,6 @@ class Interval:
         if self.estimate > 0:
             return f"better by {self.estimate * scale:.1f} {unit} ({low:.1f} to {high:.1f})"
         return f"worse by {-self.estimate * scale:.1f} {unit} ({-high:.1f} to {-low:.1f})"
-
-
-def ratio(sums: Floats) -> Floats:
-    """Σ parts / Σ wholes from sums [..., 2], 0 where nothing was counted."""
-    whole = sums[..., 1]
-    return np.divide(sums[..., 0], whole, out=np.zeros_like(whole), where=whole != 0)
 
 
 def bootstrap_interval(
@@ -123,39 +98,11 @@ def bootstrap_interval(
         ValueError: no item, items and clusters of different number, values that are not finite, or
             an estimate out of bounds.
     """
-    rows = np.asarray(values, dtype=np.float64)
-    if rows.ndim == 1 and statistic is None:
-        rows, statistic = np.stack([rows, np.ones_like(rows)], axis=1), ratio
-    if rows.ndim != 2 or statistic is None:
-        raise ValueError(f"values must be [N], or [N, K] with a statistic, got {rows.shape}")
-    if not len(rows):
-        raise ValueError("there is nothing to estimate from: no values")
-    if not np.isfinite(rows).all():
-        raise ValueError("values must be finite")
+    rows, statistic = _rows(values, statistic)
     sums = _cluster_sums(rows, clusters)
-    n, whole = len(sums), sums.sum(axis=0)
-    estimate = float(statistic(whole))
-    low, high = bounds
-    slack = 1e-9 * (high - low)
-    if not low - slack <= estimate <= high + slack:
-        raise ValueError(f"the estimate {estimate:g} is out of bounds {low:g} to {high:g}")
-    without = statistic(whole - sums) if n > 1 else np.array([estimate])
-    alpha = 1.0 - confidence
-    if np.ptp(np.append(without, estimate)) <= slack:
-        unseen = 1.0 - alpha ** (1.0 / n)
-        return Interval(
-            estimate,
-            max(low, estimate - unseen * (estimate - low)),
-            min(high, estimate + unseen * (high - estimate)),
-            0.0,
-            n,
-        )
-    draws = _resampled(sums, statistic, resamples, np.random.default_rng(seed))
-    levels = (alpha / 2, 1.0 - alpha / 2)
-    if method == "bca":
-        levels = _corrected(levels, draws, estimate, without)
-    ends = np.quantile(draws, levels)
-    return Interval(estimate, float(ends[0]), float(ends[1]), float(draws.std(ddof=1)), n)
+    estimate, without = _jackknife(sums, statistic)
+    draws = _resampled(sums, statistic, resamples, seed)
+    return _interval(estimate, without, draws, bounds, confidence, method)
 
 
 def paired_difference(
@@ -183,31 +130,115 @@ def paired_difference(
     Raises:
         ValueError: as `bootstrap_interval`, or sides of different shape.
     """
-    left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if left.shape != right.shape:
-        raise ValueError(f"both sides must answer the same items: {left.shape}, {right.shape}")
-    inner = statistic
-    if left.ndim == 1 and inner is None:
-        ones = np.ones_like(left)
-        left, right, inner = np.stack([left, ones], 1), np.stack([right, ones], 1), ratio
-    if left.ndim != 2 or inner is None:
-        raise ValueError(f"values must be [N], or [N, K] with a statistic, got {left.shape}")
-    width, of_each = left.shape[1], inner
-
-    def difference(sums: Floats) -> Floats:
-        return of_each(sums[..., :width]) - of_each(sums[..., width:])
-
-    span = bounds[1] - bounds[0]
-    return bootstrap_interval(
-        np.concatenate([left, right], axis=1),
+    both = paired_differences(
+        {"a": a, "b": b},
         clusters,
-        statistic=difference,
-        bounds=(-span, span),
+        statistic=statistic,
+        bounds=bounds,
         confidence=confidence,
         resamples=resamples,
         seed=seed,
         method=method,
     )
+    return both["a", "b"]
+
+
+def paired_differences(
+    values: Mapping[str, npt.ArrayLike],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    statistic: Statistic | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    method: Literal["bca", "percentile"] = "bca",
+) -> dict[tuple[str, str], Interval]:
+    """`paired_difference` of each (one, other) that stand in this order, resampled but once each.
+
+    Args:
+        values: of each by name, in the same order of items.
+        clusters, statistic, bounds, confidence, resamples, seed, method: as in
+            `paired_difference`.
+
+    Raises:
+        ValueError: as `paired_difference`.
+    """
+    parts: dict[str, tuple[float, Floats, Floats]] = {}
+    shapes = set()
+    for name, given in values.items():
+        rows, of_each = _rows(given, statistic)
+        shapes.add(rows.shape)
+        if len(shapes) > 1:
+            raise ValueError(f"all must answer the same items: {sorted(shapes)}")
+        sums = _cluster_sums(rows, clusters)
+        # The same seed draws the same clusters for each: that is the pairing.
+        parts[name] = (*_jackknife(sums, of_each), _resampled(sums, of_each, resamples, seed))
+    span = bounds[1] - bounds[0]
+    differences = {}
+    for one, other in itertools.combinations(parts, 2):
+        (mine, without, draws), (theirs, their_without, their_draws) = parts[one], parts[other]
+        differences[one, other] = _interval(
+            mine - theirs,
+            without - their_without,
+            draws - their_draws,
+            (-span, span),
+            confidence,
+            method,
+        )
+    return differences
+
+
+def _rows(values: npt.ArrayLike, statistic: Statistic | None) -> tuple[Floats, Statistic]:
+    """Values as rows [N, K] and what is estimated from their sums."""
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim == 1 and statistic is None:
+        rows, statistic = np.stack([rows, np.ones_like(rows)], axis=1), ratio
+    if not rows.size:
+        raise ValueError("there is nothing to estimate from: no values")
+    if rows.ndim != 2 or statistic is None:
+        raise ValueError(f"values must be [N], or [N, K] with a statistic, got {rows.shape}")
+    if not np.isfinite(rows).all():
+        raise ValueError("values must be finite")
+    return rows, statistic
+
+
+def _jackknife(sums: Floats, statistic: Statistic) -> tuple[float, Floats]:
+    """The estimate from all clusters [C, K], and without each of them [C]."""
+    whole = sums.sum(axis=0)
+    estimate = float(statistic(whole))
+    return estimate, statistic(whole - sums) if len(sums) > 1 else np.array([estimate])
+
+
+def _interval(
+    estimate: float,
+    without: Floats,
+    draws: Floats,
+    bounds: tuple[float, float],
+    confidence: float,
+    method: Literal["bca", "percentile"],
+) -> Interval:
+    (low, high), n = bounds, len(without)
+    slack = 1e-9 * (high - low)
+    if not low - slack <= estimate <= high + slack:
+        raise ValueError(f"the estimate {estimate:g} is out of bounds {low:g} to {high:g}")
+    alpha = 1.0 - confidence
+    if np.ptp(np.append(without, estimate)) <= slack:
+        unseen = 1.0 - alpha ** (1.0 / n)
+        return Interval(
+            estimate,
+            max(low, estimate - unseen * (estimate - low)),
+            min(high, estimate + unseen * (high - estimate)),
+            0.0,
+            n,
+        )
+    levels = (alpha / 2, 1.0 - alpha / 2)
+    if method == "bca":
+        levels = _corrected(levels, draws, estimate, without)
+    ends = np.quantile(draws, levels)
+    # For a mean this is the textbook's standard error to the last digit.
+    stderr = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+    return Interval(estimate, float(ends[0]), float(ends[1]), stderr, n)
 
 
 def _cluster_sums(rows: Floats, clusters: Sequence[Hashable] | None) -> Floats:
@@ -223,11 +254,9 @@ def _cluster_sums(rows: Floats, clusters: Sequence[Hashable] | None) -> Floats:
     return sums
 
 
-def _resampled(
-    sums: Floats, statistic: Statistic, resamples: int, random: np.random.Generator
-) -> Floats:
+def _resampled(sums: Floats, statistic: Statistic, resamples: int, seed: int) -> Floats:
     """The statistic of so many draws of as many clusters as there are, with replacement."""
-    n = len(sums)
+    n, random = len(sums), np.random.default_rng(seed)
     at_once = max(1, _AT_ONCE // n)
     draws = []
     for start in range(0, resamples, at_once):

@@ -146,6 +146,8 @@ def _check_evaluation(recipe: Recipe, *, where: str) -> None:
         _check_model(recipe, model, where=f"{here}.models.{name}")
     for name, task in recipe.evaluate.tasks.items():
         _check_is_name(name, where=f"{here}.tasks")
+        if task.source is None:
+            continue
         if task.source not in recipe.data:
             raise _unknown("source", task.source, recipe.data, where=f"{here}.tasks.{name}.source")
         fraction = f"{task.split}_fraction"

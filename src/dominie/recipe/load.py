@@ -269,7 +269,14 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
             recipe.evaluate,
             models={name: resolved_name(model) for name, model in recipe.evaluate.models.items()},
             tasks={
-                n: replace(t, teacher=resolved_optional(t.teacher))
+                n: replace(
+                    t,
+                    teacher=resolved_optional(t.teacher),
+                    lm_eval=t.lm_eval
+                    and replace(
+                        t.lm_eval, include=t.lm_eval.include and resolved(t.lm_eval.include)
+                    ),
+                )
                 for n, t in recipe.evaluate.tasks.items()
             },
         ),

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Tag
 
 from dominie.data.sources import Source
+from dominie.evaluation.scoring import Scoring
 from dominie.losses.terms import LossTerms
 from dominie.models.made import Merge
 from dominie.models.spec import Model
@@ -141,13 +142,11 @@ AnyStage = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """Something models are scored on.
+class Task(Scoring):
+    """Something models are scored on, and how: see `Scoring` for what an answer counts.
 
     Attributes:
         source: whose conversations are asked; the last assistant turn is the target.
-        metric: `exact_match` of a greedy answer; `agreement` with the teacher's most probable next
-            token (held-out loss and KL beside it).
         split: which split of the source.
         teacher: whom `agreement` compares with.
         by: a field of the data rows to break the score down by, `family` say.
@@ -156,8 +155,7 @@ class Task:
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-    source: str
-    metric: Literal["exact_match", "agreement"] = "exact_match"
+    source: str | None = None
     split: Literal["test", "validation"] = "test"
     teacher: str | None = None
     by: str | None = None
@@ -165,8 +163,15 @@ class Task:
     max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.metric == "agreement" and not self.teacher:
             raise ValueError("metric agreement needs a teacher to agree with")
+        if (self.source is None) != (self.metric == "lm_eval"):
+            raise ValueError(
+                "metric lm_eval brings its own questions: leave out source"
+                if self.source
+                else f"metric {self.metric} needs a source of questions"
+            )
         for name in ("limit", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -175,14 +180,24 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Which models are scored on which tasks; the names are those of `results.json`."""
+    """Which models are scored on which tasks; the names are those of `results.json`.
+
+    Attributes:
+        models: stages, names under models, paths or hub ids, by the name they are shown under.
+        tasks: by name.
+        batch: prompts, or conversations, per forward pass.
+        baseline: the model all others are compared with, question by question; None is the first.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     models: dict[str, str]
     tasks: dict[str, Task]
     batch: int = 64
+    baseline: str | None = None
 
     def __post_init__(self) -> None:
+        if self.baseline is not None and self.baseline not in self.models:
+            raise ValueError(f"baseline is none of the models: {', '.join(self.models)}")
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
 

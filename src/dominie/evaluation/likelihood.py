@@ -1,0 +1,155 @@
+"""Multiple choice by likelihood: the option that the model holds most probable is its answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from dominie.data.batches import collate
+from dominie.data.conversations import Conversation
+from dominie.data.lists import listed
+from dominie.data.templates import Encoded, encode_all
+from dominie.errors import InputError
+from dominie.evaluation.extraction import normalised
+from dominie.evaluation.grades import Score, scored
+from dominie.evaluation.questions import Question
+from dominie.evaluation.tracking import Track, untracked
+from dominie.losses.vocabulary import vocabulary_losses
+from dominie.models.head import decoder, output_head
+
+_LABEL = re.compile(r"\s*\(?([A-Za-z]|\d+)[).:]\s")
+
+
+def choice(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    options: str = "options",
+    likelihood: Literal["sum", "tokens", "bytes"] = "sum",
+    batch: int = 64,
+    track: Track = untracked,
+) -> Score:
+    """The fraction of questions whose right option is the most probable answer.
+
+    An option's log-likelihood is that of the whole answer with the token that ends the turn, so
+    that no option wins for being the beginning of another.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: its tokenizer.
+        questions: in that tokenizer's ids.
+        options: the field that lists the options.
+        likelihood: the sum over an option's tokens, or that divided by tokens or by bytes.
+        batch: options per forward pass.
+        track: shows progress.
+
+    Raises:
+        InputError: a row without options, or whose target is none of them.
+    """
+    offered = [candidates(question.conversation, options) for question in questions]
+    rows = _encoded(tokenizer, questions, [texts for texts, _ in offered])
+    owners = [(i, j) for i, (texts, _) in enumerate(offered) for j in range(len(texts))]
+    order = sorted(range(len(rows)), key=lambda r: len(rows[r].input_ids))
+    totals = torch.zeros(len(rows), 2, dtype=torch.float64)
+    starts = range(0, len(order), batch)
+    for start in track(starts, len(starts)):
+        members = order[start : start + batch]
+        totals[members] = _log_likelihoods(model, [rows[r] for r in members])
+    found: list[list[float]] = [[] for _ in questions]
+    for (i, j), (total, tokens) in zip(owners, totals.tolist(), strict=True):
+        lengths = {"sum": 1, "tokens": tokens, "bytes": len(offered[i][0][j].encode())}
+        found[i].append(total / max(1, lengths[likelihood]))
+    samples, correct = [], []
+    for question, (texts, right), values in zip(questions, offered, found, strict=True):
+        chosen = max(range(len(values)), key=values.__getitem__)
+        correct.append(float(chosen == right))
+        samples.append(
+            {
+                "prompt": question.prompt,
+                "target": texts[right],
+                "output": texts[chosen],
+                "correct": chosen == right,
+                "score": correct[-1],
+                "group": question.group,
+                "log_likelihoods": [round(value, 4) for value in values],
+            }
+        )
+    return scored(
+        [(each, 1.0) for each in correct],
+        "ratio",
+        questions=[question.prompt for question in questions],
+        groups=[question.group for question in questions],
+        samples=samples,
+    )
+
+
+def candidates(conversation: Conversation, field: str) -> tuple[list[str], int]:
+    """The answers a row offers and which of them is right.
+
+    Options are answers as they stand, or, where the target is the label of one (`B` of `B: wool`),
+    labels.
+
+    Raises:
+        InputError: no options, one alone, or a target that is none of them.
+    """
+    given = listed(conversation.fields.get(field))
+    if given is None or len(given) < 2:
+        raise InputError(
+            f"the row has no options to choose from in the field {field!r}",
+            where=conversation.where,
+            expected="a list of two or more, or the JSON of one",
+            found=repr(conversation.fields.get(field))[:80],
+            do=f"fields of this row: {', '.join(conversation.fields) or 'none'}",
+        )
+    texts = [str(option) for option in given]
+    target = normalised(conversation.answer)
+    plain = [normalised(text) for text in texts]
+    if target in plain:
+        return texts, plain.index(target)
+    matches = [_LABEL.match(text) for text in texts]
+    labels = [match.group(1) for match in matches if match]
+    if len(labels) == len(texts) and target in labels:
+        return labels, labels.index(target)
+    raise InputError(
+        "the target is none of the options",
+        where=conversation.where,
+        expected=" | ".join(texts)[:200],
+        found=repr(target)[:80],
+    )
+
+
+def _encoded(
+    tokenizer: Any, questions: Sequence[Question], offered: Sequence[Sequence[str]]
+) -> list[Encoded]:
+    """Each question with each option for an answer; only that answer is scored."""
+    conversations, begins = [], []
+    for question, texts in zip(questions, offered, strict=True):
+        for text in texts:
+            messages = [*question.asked, {"role": "assistant", "content": text}]
+            conversations.append(dataclasses.replace(question.conversation, messages=messages))
+            begins.append(len(question.prompt_ids))
+    return [
+        Encoded(
+            row.input_ids,
+            [flag and at >= begin for at, flag in enumerate(row.supervised)],
+        )
+        for row, begin in zip(encode_all(tokenizer, conversations), begins, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _log_likelihoods(model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
+    """[B, 2] log-likelihood of each row's answer in nats, and its tokens."""
+    batch = collate([(0, row) for row in rows]).to(model.device)
+    supervised = batch.supervised
+    hidden = decoder(model)(**batch.model_inputs()).last_hidden_state[supervised]
+    losses = vocabulary_losses(hidden, output_head(model), labels=batch.labels[supervised])
+    assert losses.per_token.next_token is not None, "labels were given"
+    per_token = torch.stack([-losses.per_token.next_token.double(), torch.ones(len(hidden))], dim=1)
+    row = supervised.nonzero()[:, 0]
+    return per_token.new_zeros((len(rows), 2)).index_add_(0, row, per_token).cpu()

@@ -1,0 +1,49 @@
+"""A tokenizer of words and tiny models whose answers vary in content and length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import MistralConfig, set_seed
+from transformers.models.mistral import MistralForCausalLM
+
+from dominie.toyworld.tokenizer import word_tokenizer
+
+END = 3
+
+
+def model_of(seed: int, vocabulary: int) -> MistralForCausalLM:
+    set_seed(seed)
+    config = MistralConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        sliding_window=None,
+        initializer_range=0.6,
+        bos_token_id=2,
+        eos_token_id=END,
+        pad_token_id=0,
+    )
+    model = MistralForCausalLM(config).double().eval()
+    model.lm_head.weight.data[END] *= 2.5  # so that answers end
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return word_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer) -> Any:
+    return model_of(1, len(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def teacher(tokenizer) -> Any:
+    return model_of(2, len(tokenizer))

@@ -1,0 +1,172 @@
+"""Scores of tiny models against naive recomputation: one conversation at a time, all logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dominie.data.conversations import Conversation
+from dominie.errors import InputError
+from dominie.evaluation.agreement import agreement
+from dominie.evaluation.answering import answered
+from dominie.evaluation.generation import answers
+from dominie.evaluation.questions import Question, questions
+from dominie.evaluation.scoring import Scoring
+from dominie.toyworld.lexicon import WORDS
+
+END = 3
+
+
+def conversation(prompt: str, answer: str, **fields: str) -> Conversation:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return Conversation(messages, where="d.jsonl:1", fields=fields)
+
+
+@pytest.fixture(scope="module")
+def asked(tokenizer) -> list[Question]:
+    """Questions of many lengths in two groups and one without."""
+    rng = np.random.default_rng(0)
+    conversations = []
+    for number in range(23):
+        words = [WORDS[i] for i in rng.integers(0, len(WORDS), int(rng.integers(1, 12)))]
+        fields = {"family": "even" if number % 2 else "odd"} if number else {}
+        conversations.append(conversation(" ".join(words), " ".join(words[:3]), **fields))
+    return questions(tokenizer, conversations, by="family")
+
+
+def naive_answer(model: Any, tokenizer: Any, prompt: list[int], limit: int) -> str:
+    """Greedy decoding without a cache, without padding."""
+    ids = list(prompt)
+    for _ in range(limit):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == END:
+            ids.pop()
+            break
+    return tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+
+
+def test_batched_left_padded_answers_are_those_of_one_at_a_time(model, tokenizer, asked):
+    prompts = [question.prompt_ids for question in asked]
+    assert len({len(prompt) for prompt in prompts}) > 5, "there is padding"
+    expected = [naive_answer(model, tokenizer, prompt, 12) for prompt in prompts]
+    assert len({len(text.split()) for text in expected}) > 2, "some end before others"
+    for batch in (1, 7, 64):
+        found = dict(
+            answers(model, tokenizer, prompts, end_of_turn=[END], max_new_tokens=12, batch=batch)
+        )
+        assert [found[i] for i in range(len(prompts))] == expected
+
+
+def test_an_answer_s_own_stop_is_obeyed_beside_the_configured_one(model, tokenizer, asked):
+    wholes = [naive_answer(model, tokenizer, q.prompt_ids, 12).split() for q in asked]
+    number, whole = next((i, words) for i, words in enumerate(wholes) if len(set(words)) > 2)
+    prompt = asked[number].prompt_ids
+    stop = tokenizer.convert_tokens_to_ids(whole[-1])
+    ((_, text),) = answers(
+        model, tokenizer, [prompt], end_of_turn=[stop], max_new_tokens=12, batch=1
+    )
+    assert text.split() == whole[: whole.index(whole[-1])]
+
+
+def test_exact_match_counts_word_for_word_answers(model, tokenizer, asked):
+    """Every third question is given the model's own answer for a target."""
+    own = {i: naive_answer(model, tokenizer, asked[i].prompt_ids, 20) for i in range(0, 23, 3)}
+    changed = []
+    for i, question in enumerate(asked):
+        target = "  " + own[i].replace(" ", "  ") + "\n" if i in own else question.target
+        answer = {"role": "assistant", "content": target}
+        row = replace(question.conversation, messages=[*question.asked, answer])
+        changed.append(replace(question, target=target, conversation=row))
+    score = answered(model, tokenizer, changed, Scoring(), max_new_tokens=20, batch=5)
+    right = np.array([i in own for i in range(23)], float)
+    assert score.n == 23
+    assert score.score == pytest.approx(right.mean())
+    assert score.stderr == pytest.approx(right.std(ddof=1) / np.sqrt(23))
+    for name in ("odd", "even"):
+        members = np.array([i for i, q in enumerate(asked) if q.group == name])
+        group = score.groups[name]
+        assert group.n == len(members)
+        assert group.score == pytest.approx(right[members].mean())
+    assert sum(group.n for group in score.groups.values()) == 22, "one row has no group"
+    assert [sample["correct"] for sample in score.samples] == right.astype(bool).tolist()
+    assert [sample["prompt"] for sample in score.samples] == [q.prompt for q in asked]
+    written = score.as_dict()
+    assert written["groups"]["odd"]["n"] == score.groups["odd"].n
+    assert {"score", "stderr", "n"} <= written.keys()
+
+
+def naive_comparison(model: Any, teacher: Any, question: Question) -> np.ndarray:
+    """Tokens, agreements, Σ KL(teacher ‖ model) and Σ next-token loss of a conversation."""
+    ids = torch.tensor([question.encoded.input_ids])
+    with torch.no_grad():
+        ours = torch.log_softmax(model(input_ids=ids).logits[0, :-1], -1)
+        theirs = torch.log_softmax(teacher(input_ids=ids).logits[0, :-1], -1)
+    chosen = torch.tensor(question.encoded.supervised[1:])
+    ours, theirs, labels = ours[chosen], theirs[chosen], ids[0, 1:][chosen]
+    divergence = (theirs.exp() * (theirs - ours)).sum()
+    loss = -ours.gather(1, labels[:, None]).sum()
+    agreed = (ours.argmax(-1) == theirs.argmax(-1)).sum()
+    return np.array([float(chosen.sum()), float(agreed), float(divergence), float(loss)])
+
+
+@pytest.mark.parametrize("batch", [1, 6, 64])
+def test_agreement_is_that_of_all_logits_held(model, teacher, asked, batch):
+    tracked: list[int] = []
+
+    def track(items: Any, total: int) -> Any:
+        tracked.append(total)
+        return items
+
+    score = agreement(model, teacher, asked, batch=batch, track=track)
+    sums = np.array([naive_comparison(model, teacher, question) for question in asked])
+    tokens, agreed, divergence, loss = sums.T
+    assert tracked == [-(-len(asked) // batch)]
+    assert score.score == pytest.approx(agreed.sum() / tokens.sum())
+    assert 0 < score.score < 1
+    assert score.extras["kl"] == pytest.approx(divergence.sum() / tokens.sum(), rel=1e-6)
+    assert score.extras["loss"] == pytest.approx(loss.sum() / tokens.sum(), rel=1e-6)
+    residual = agreed - score.score * tokens
+    n = len(asked)
+    expected = np.sqrt((residual**2).sum() * n / (n - 1)) / tokens.sum()
+    assert score.stderr == pytest.approx(expected, rel=0.1)
+    assert score.interval[0] < score.score < score.interval[1]
+    for name, group in score.groups.items():
+        members = [i for i, q in enumerate(asked) if q.group == name]
+        assert group.score == pytest.approx(agreed[members].sum() / tokens[members].sum())
+
+
+def test_a_model_agrees_with_itself(model, asked):
+    score = agreement(model, model, asked)
+    assert score.score == 1.0
+    assert score.stderr == 0.0
+    assert score.extras["kl"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_question_is_all_before_the_last_answer(tokenizer):
+    messages = [
+        {"role": "user", "content": "red"},
+        {"role": "assistant", "content": "blue"},
+        {"role": "user", "content": "green"},
+        {"role": "assistant", "content": "black"},
+    ]
+    (question,) = questions(tokenizer, [Conversation(messages)])
+    assert question.target == "black"
+    assert question.prompt == "user: red\nassistant: blue\nuser: green"
+    assert question.group is None
+    assert question.end_of_turn == END
+    length = len(question.prompt_ids)
+    assert question.encoded.input_ids[:length] == question.prompt_ids
+    assert tokenizer.decode(question.encoded.input_ids[length:]).split()[0] == "black"
+
+
+def test_questions_that_ask_nothing_or_have_no_such_field_are_refused(tokenizer):
+    nothing = Conversation([{"role": "assistant", "content": "red"}], where="d.jsonl:7")
+    with pytest.raises(InputError, match=r"d\.jsonl:7: nothing is asked"):
+        questions(tokenizer, [nothing])
+    with pytest.raises(InputError, match=r"(?s)no row has the field 'topic'.*one of family"):
+        questions(tokenizer, [conversation("red", "blue", family="a")], by="topic")
