@@ -12,6 +12,7 @@ from dominie.data.rows import PreparedSource, prepare
 from dominie.data.splits import read_split
 from dominie.display import Display
 from dominie.errors import InputError
+from dominie.evaluation.exams import exam
 from dominie.evaluation.harness import check_harness
 from dominie.evaluation.likelihood import candidates
 from dominie.evaluation.metrics import check_rows
@@ -205,6 +206,12 @@ def _check_tasks(folder: RunFolder, tokenizers: ChatTokenizers) -> None:
                 tokenizers.of(task.teacher),
                 where=f"evaluate.tasks.{name}, model {model}, teacher {task.teacher}",
             )
+    for name, endpoint in evaluation.endpoints.items():
+        endpoint.key(where=f"evaluate.endpoints.{name}")
+    for name, benchmark in evaluation.benchmarks.items():
+        exam(benchmark)
+        if not folder.replies(name).exists():
+            benchmark.judge.key(where=f"evaluate.benchmarks.{name}.judge")
 
 
 def _check_questions(task: Task, conversations: Sequence[Conversation]) -> None:

@@ -66,6 +66,10 @@ class RunFolder:
         """Where tokenised conversations are kept."""
         return self.path / "rows"
 
+    def replies(self, benchmark: str) -> Path:
+        """Where every reply of a benchmark's judge is kept as it came."""
+        return self.path / "evaluation" / f"{benchmark}.replies.jsonl"
+
     def stage(self, name: str) -> Path:
         """The folder of a stage."""
         return self.path / name

@@ -25,6 +25,7 @@ from dominie.evaluation.likelihood import choice
 from dominie.evaluation.questions import Question, questions
 from dominie.fingerprints import digest, model_fingerprint
 from dominie.json_files import write_json
+from dominie.judged_scores import JudgedScores, LocalModels
 from dominie.models.agreement import check_context, check_same_tokens, check_vocabulary
 from dominie.models.head import check_head, text_config
 from dominie.models.loading import load_frozen
@@ -54,10 +55,13 @@ def evaluate(
         return {}
     _check_trained(folder, evaluation)
     examiner = _Examiner(folder, evaluation, fingerprints, display)
-    results = {name: examiner.scores(name) for name in evaluation.models}
-    baseline = evaluation.baseline or next(iter(evaluation.models))
+    judged = JudgedScores(folder, evaluation, examiner.models, display)
+    results = {name: examiner.scores(name) | judged.scores(name) for name in evaluation.models}
+    results |= {name: judged.scores(name) for name in evaluation.endpoints}
+    baseline = evaluation.baseline or next(iter(results))
     _compare(folder.path / "evaluation", results, baseline)
     write_json(folder.path / "results.json", results)
+    judged.check_headlines()
     return results
 
 
@@ -101,6 +105,15 @@ class _Examiner:
         self._tokenizers = ChatTokenizers(folder, display)
         self._asked: dict[tuple[Any, ...], list[Question]] = {}
 
+    @property
+    def models(self) -> LocalModels:
+        """The same models, for benchmarks that are judged."""
+
+        def fingerprint(name: str) -> list[str]:
+            return [self._model_fingerprint(name), self._tokenizers.fingerprint(name)]
+
+        return LocalModels(self._load, fingerprint)
+
     def scores(self, name: str) -> dict[str, Any]:
         """The scores of one model on all tasks, from file where nothing has changed."""
         model, scores, fresh = self.evaluation.models[name], {}, []
@@ -120,6 +133,8 @@ class _Examiner:
                 fresh.append(task_name)
             scores[task_name] = result
         told = ", ".join(f"{task} {_told(scores[task])}" for task in scores)
+        if not scores:
+            return scores
         self.display.done(name, told if fresh else f"already scored ({told})")
         return scores
 

@@ -1,9 +1,19 @@
 """A recipe: one YAML file that says everything about a run, as typed, strict objects."""
 
 from dominie.recipe.load import dump_recipe, load_recipe
-from dominie.recipe.schema import AnyStage, Evaluation, MergeStage, Mixed, Recipe, Stage, Task
+from dominie.recipe.schema import (
+    AnyBenchmark,
+    AnyStage,
+    Evaluation,
+    MergeStage,
+    Mixed,
+    Recipe,
+    Stage,
+    Task,
+)
 
 __all__ = [
+    "AnyBenchmark",
     "AnyStage",
     "Evaluation",
     "MergeStage",

@@ -82,7 +82,11 @@ def stage_order(recipe: Recipe, *, where: str) -> list[str]:
 
 
 def _check_is_name(name: str, *, where: str) -> None:
-    if not _NAME.fullmatch(name) or name in _RESERVED or name.endswith((".yaml", ".json", ".html")):
+    if (
+        not _NAME.fullmatch(name)
+        or name in _RESERVED
+        or name.endswith((".yaml", ".json", ".jsonl", ".html"))
+    ):
         raise InputError(
             "not usable as a name",
             where=where,
@@ -144,6 +148,16 @@ def _check_evaluation(recipe: Recipe, *, where: str) -> None:
     for name, model in recipe.evaluate.models.items():
         _check_is_name(name, where=f"{here}.models")
         _check_model(recipe, model, where=f"{here}.models.{name}")
+    for name in recipe.evaluate.endpoints:
+        _check_is_name(name, where=f"{here}.endpoints")
+        if name in recipe.evaluate.models:
+            raise InputError("the name of a model and of an endpoint", where=f"{here}.{name}")
+    for name, benchmark in recipe.evaluate.benchmarks.items():
+        _check_is_name(name, where=f"{here}.benchmarks")
+        if name in recipe.evaluate.tasks:
+            raise InputError("the name of a task and of a benchmark", where=f"{here}.{name}")
+        for key in benchmark.files:
+            _check_path(getattr(benchmark, key), where=f"{here}.benchmarks.{name}.{key}")
     for name, task in recipe.evaluate.tasks.items():
         _check_is_name(name, where=f"{here}.tasks")
         if task.source is None:

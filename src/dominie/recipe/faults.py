@@ -48,6 +48,13 @@ def first_problem(
         return unknown_key(f"{where}: {dotted}", path[-1], known_keys(path[:-1]))
     if problem["type"] in ("missing", "missing_argument"):
         return InputError("missing key", where=f"{where}: {dotted}")
+    if problem["type"] == "union_tag_invalid":
+        kinds = str(problem["ctx"]["expected_tags"])
+        return InputError(
+            f"unknown kind {problem['ctx']['tag'].strip('<>')!r}",
+            where=f"{where}: {dotted}.kind",
+            expected=f"one of {kinds.translate(str.maketrans('', '', chr(39) + '<>'))}",
+        )
     if problem["type"] == "value_error":
         return InputError(str(problem["ctx"]["error"]), where=f"{where}: {dotted}")
     place, value = _place(tree, path)

@@ -241,6 +241,10 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
         found = path.strip() and not path.startswith("toyworld:") and local.exists()
         return str(local.resolve()) if found else path
 
+    def with_files(benchmark: Any) -> Any:
+        named = {key: getattr(benchmark, key) for key in benchmark.files}
+        return replace(benchmark, **{k: path and resolved(path) for k, path in named.items()})
+
     def resolved_name(name: str) -> str:
         return name if name in recipe.stages or name in recipe.models else resolved(name)
 
@@ -279,6 +283,7 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
                 )
                 for n, t in recipe.evaluate.tasks.items()
             },
+            benchmarks={n: with_files(b) for n, b in recipe.evaluate.benchmarks.items()},
         ),
     )
 

@@ -10,6 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Tag
 
 from dominie.data.sources import Source
+from dominie.evaluation.alpaca_eval import AlpacaEval
+from dominie.evaluation.judging.endpoint import Endpoint
+from dominie.evaluation.mt_bench import MtBench
 from dominie.evaluation.scoring import Scoring
 from dominie.losses.terms import LossTerms
 from dominie.models.made import Merge
@@ -178,28 +181,49 @@ class Task(Scoring):
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def _benchmark(value: Any) -> str:
+    """The tag of a benchmark's kind; MT-Bench where it is not said."""
+    kind = value.get("kind", "mt_bench") if isinstance(value, dict) else value.kind
+    return f"<{kind}>"
+
+
+AnyBenchmark = Annotated[
+    Annotated[MtBench, Tag("<mt_bench>")] | Annotated[AlpacaEval, Tag("<alpaca_eval>")],
+    Discriminator(_benchmark),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Which models are scored on which tasks; the names are those of `results.json`.
+    """Which models are scored on what; the names are those of `results.json`.
 
     Attributes:
         models: stages, names under models, paths or hub ids, by the name they are shown under.
-        tasks: by name.
+        tasks: questions with known answers.
+        benchmarks: questions whose answers are judged.
+        endpoints: models behind an endpoint, which answer benchmarks and no tasks.
         batch: prompts, or conversations, per forward pass.
         baseline: the model all others are compared with, question by question; None is the first.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-    models: dict[str, str]
-    tasks: dict[str, Task]
+    models: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    benchmarks: dict[str, AnyBenchmark] = field(default_factory=dict)
+    endpoints: dict[str, Endpoint] = field(default_factory=dict)
     batch: int = 64
     baseline: str | None = None
 
     def __post_init__(self) -> None:
-        if self.baseline is not None and self.baseline not in self.models:
-            raise ValueError(f"baseline is none of the models: {', '.join(self.models)}")
+        names = (*self.models, *self.endpoints)
+        if self.baseline is not None and self.baseline not in names:
+            raise ValueError(f"baseline is none of the models: {', '.join(names)}")
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
+        if not (self.models or self.endpoints) or not (self.tasks or self.benchmarks):
+            raise ValueError("evaluate needs models, and tasks or benchmarks to score them on")
+        if self.endpoints and not self.benchmarks:
+            raise ValueError("endpoints answer benchmarks, and there are none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +232,7 @@ class Recipe:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     name: str
-    data: dict[str, Source]
+    data: dict[str, Source] = field(default_factory=dict)
     stages: dict[str, AnyStage] = field(default_factory=dict)
     train: TrainSettings = field(default_factory=TrainSettings)
     models: dict[str, Model] = field(default_factory=dict)

@@ -52,7 +52,7 @@ class Calls:
     ) -> None:
         self.endpoint, self.ledger, self.where, self.say = endpoint, ledger, where, say
         self.spending = Spending(endpoint, ledger.records, where=where)
-        self._key = endpoint.key(where=where)
+        self._key: str | None = None
         self._answered = self._failed_in_a_row = 0
         self._client: Client
         self._stopped: asyncio.Event
@@ -73,6 +73,7 @@ class Calls:
         """
         found: dict[int, Result] = {}
         if items:
+            self._key = self.endpoint.key(where=self.where)
             asyncio.run(self._over(items, work, advance, found))
         if self._signal is not None:
             signal.raise_signal(self._signal)  # to whoever listened before

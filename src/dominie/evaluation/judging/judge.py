@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dominie.errors import RunError
 from dominie.evaluation.judging.calls import Advance, Ask, Calls
 from dominie.evaluation.judging.endpoint import STRICT, Endpoint
 from dominie.evaluation.judging.ledger import call_key
@@ -121,21 +120,9 @@ def verdicts(judge: Judge, cases: Sequence[Case], calls: Calls, advance: Advance
     return [known[key] for key in keys]
 
 
-def check_scored(scored: int, total: int, *, where: str) -> None:
-    """Refuse a figure for the whole that too many cases are missing from.
-
-    Raises:
-        RunError: fewer than 95 % of the verdicts could be read.
-    """
-    if scored < LEAST_SCORED * total or not scored:
-        raise RunError(
-            "too few verdicts could be read for a figure",
-            where=where,
-            expected=f"at least {LEAST_SCORED:.0%} of {total}",
-            found=f"{scored}",
-            do="run again, which asks for the missing ones alone, or choose another judge; "
-            "every reply is kept beside the results",
-        )
+def enough_scored(scored: int, total: int) -> bool:
+    """Whether a figure may stand for the whole."""
+    return scored > 0 and scored >= LEAST_SCORED * total
 
 
 def _body(judge: Judge, case: Case, attempt: int) -> dict[str, Any]:

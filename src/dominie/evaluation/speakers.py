@@ -1,0 +1,185 @@
+"""Whoever answers benchmark questions: a model in this process, or one behind an endpoint."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dominie.data.conversations import Conversation
+from dominie.data.formats import Message
+from dominie.data.templates import encode, prompt_ids
+from dominie.errors import RunError
+from dominie.evaluation.answers import Dialogue, Done
+from dominie.evaluation.generation import answers
+from dominie.evaluation.judging.calls import Advance, Ask, Calls
+from dominie.evaluation.judging.endpoint import Endpoint
+from dominie.evaluation.judging.ledger import call_key
+from dominie.evaluation.judging.replies import read_reply
+from dominie.models.head import text_config
+
+Load = Callable[[], tuple[Any, Any]]
+
+
+class LocalSpeaker:
+    """A model in this process, batched.
+
+    Args:
+        load: gives the model in evaluation mode and its tokenizer, once there is something to say.
+        fingerprint: of the model, its tokens and its chat template.
+        max_new_tokens: longest answer.
+        batch: dialogues at a time; they are complete, and kept, together.
+        seed: of sampled answers.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        fingerprint: Sequence[str],
+        *,
+        max_new_tokens: int,
+        batch: int,
+        seed: int = 0,
+    ) -> None:
+        self._load, self._batch, self._seed = load, batch, seed
+        self.max_new_tokens = max_new_tokens
+        self.identity: Mapping[str, Any] = {
+            "model": list(fingerprint),
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+        }
+
+    def speak(self, dialogues: Sequence[Dialogue], done: Done, advance: Advance) -> None:
+        """Answer a batch at a time, dialogues of one temperature and like length together."""
+        model, tokenizer = self._load()
+        order = sorted(dialogues, key=lambda d: (d.temperature, sum(map(len, d.turns))))
+        said = 0
+        for start in range(0, len(order), self._batch):
+            members = order[start : start + self._batch]
+            for dialogue, turns in zip(
+                members, self._answered(model, tokenizer, members), strict=True
+            ):
+                done(dialogue, turns)
+            said += len(members)
+            advance(said, len(order), "")
+
+    def _answered(
+        self, model: Any, tokenizer: Any, dialogues: Sequence[Dialogue]
+    ) -> list[list[str]]:
+        histories: list[list[Message]] = [[] for _ in dialogues]
+        said: list[list[str]] = [[] for _ in dialogues]
+        for turn in range(max(len(d.turns) for d in dialogues)):
+            asked: dict[float, list[int]] = defaultdict(list)
+            for i, dialogue in enumerate(dialogues):
+                if turn < len(dialogue.turns):
+                    histories[i].append({"role": "user", "content": dialogue.turns[turn]})
+                    asked[dialogue.temperature].append(i)
+            for temperature, members in asked.items():
+                replies = self._replies(
+                    model, tokenizer, [histories[i] for i in members], temperature
+                )
+                for i, text in zip(members, replies, strict=True):
+                    histories[i].append({"role": "assistant", "content": text})
+                    said[i].append(text)
+        return said
+
+    def _replies(
+        self,
+        model: Any,
+        tokenizer: Any,
+        histories: Sequence[list[Message]],
+        temperature: float,
+    ) -> list[str]:
+        """One reply to each history; an empty one where it fills the model's whole context."""
+        prompts = [prompt_ids(tokenizer, history) for history in histories]
+        context = getattr(text_config(model), "max_position_embeddings", None) or 2**31
+        by_room: dict[int, list[int]] = defaultdict(list)
+        for i, prompt in enumerate(prompts):
+            by_room[min(self.max_new_tokens, context - len(prompt))].append(i)
+        replies = [""] * len(prompts)
+        for room, members in by_room.items():
+            if room < 1:
+                continue
+            stream = answers(
+                model,
+                tokenizer,
+                [prompts[i] for i in members],
+                end_of_turn=[_end_of_turn(tokenizer)],
+                max_new_tokens=room,
+                batch=self._batch,
+                temperature=temperature,
+                seed=self._seed,
+            )
+            for place, text in stream:
+                replies[members[place]] = text.strip()
+        return replies
+
+
+class EndpointSpeaker:
+    """A model behind an endpoint, several dialogues at once.
+
+    Args:
+        endpoint: where it is.
+        calls: to it.
+        max_new_tokens: longest answer.
+    """
+
+    def __init__(self, endpoint: Endpoint, calls: Calls, *, max_new_tokens: int) -> None:
+        self.endpoint, self._calls, self._most = endpoint, calls, max_new_tokens
+        self.identity: Mapping[str, Any] = {
+            **endpoint.identity,
+            "max_tokens": max_new_tokens,
+        }
+
+    def speak(self, dialogues: Sequence[Dialogue], done: Done, advance: Advance) -> None:
+        """Answer through the endpoint; every single reply is kept and never asked for again.
+
+        Raises:
+            RunError: answers that could not be had.
+        """
+
+        async def told(dialogue: Dialogue, ask: Ask) -> bool:
+            messages, said = [], []
+            for turn in dialogue.turns:
+                messages.append({"role": "user", "content": turn})
+                body = {
+                    "model": self.endpoint.model,
+                    "messages": list(messages),
+                    "temperature": dialogue.temperature,
+                    "max_tokens": self._most,
+                }
+                key = call_key(self.endpoint.identity, body)
+                text = self._kept(key)
+                if text is None:
+                    reply = await ask(key, body)
+                    if reply is None:
+                        return False
+                    text = reply.text
+                messages.append({"role": "assistant", "content": text})
+                said.append(text)
+            done(dialogue, said)
+            return True
+
+        complete = self._calls.over(dialogues, told, advance)
+        if missing := complete.count(False):
+            raise RunError(
+                f"{missing} of {len(dialogues)} answers could not be had",
+                where=self._calls.where,
+                do=f"see {self._calls.ledger.path}, then run again: what was answered is kept",
+            )
+
+    def _kept(self, key: str) -> str | None:
+        bodies = [r["body"] for r in self._calls.ledger.of(key) if r["status"] == 200]
+        replies = [reply for body in bodies if (reply := read_reply(body)) is not None]
+        return replies[-1].text if replies else None
+
+
+def _end_of_turn(tokenizer: Any) -> int:
+    """The token that ends an assistant's turn under the chat template."""
+    chat: list[Message] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+    encoded = encode(tokenizer, Conversation(chat))
+    pairs = zip(encoded.input_ids, encoded.supervised, strict=True)
+    return [token for token, supervised in pairs if supervised][-1]
