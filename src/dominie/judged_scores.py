@@ -20,6 +20,7 @@ from dominie.evaluation.judging.calls import Calls
 from dominie.evaluation.judging.families import kinship_warning
 from dominie.evaluation.judging.ledger import Ledger
 from dominie.evaluation.speakers import EndpointSpeaker, LocalSpeaker
+from dominie.json_files import write_json
 from dominie.models.loading import load_config
 from dominie.recipe import Evaluation
 from dominie.run_folder import RunFolder
@@ -171,6 +172,7 @@ class JudgedScores:
 
     def _write(self, path: Path, benchmark: str, judged: Judged) -> None:
         _write_lines(path / f"{benchmark}.jsonl", judged.rows)
+        write_json(path / f"{benchmark}.json", {"items": judged.items.as_dict()}, indent=None)
         for name, rows in judged.files.items():
             if name.endswith(".jsonl"):
                 _write_lines(path / benchmark / name, rows)

@@ -11,7 +11,13 @@ from typing import Any, ClassVar, Literal
 from dominie.evaluation.alpaca_eval_files import Instruction, preference_prompt_of, read_baseline
 from dominie.evaluation.annotations import Difficulty, Summary, read_difficulty, summarise
 from dominie.evaluation.answers import Answers, Dialogue
-from dominie.evaluation.benchmarks import Judged, grouped_figures, interval_figures, spread_out
+from dominie.evaluation.benchmarks import (
+    Judged,
+    grouped_figures,
+    interval_figures,
+    paired_items,
+    spread_out,
+)
 from dominie.evaluation.judging.endpoint import STRICT
 from dominie.evaluation.judging.judge import Case, Judge, Verdict
 
@@ -164,7 +170,11 @@ class AlpacaEvalExam:
             if dialogue.id in answers
         ]
         files = {"annotations.json": rows, "model_outputs.json": outputs}
-        return Judged(figures, scored, len(verdicts), shown, files)
+        items = paired_items(
+            [None if row["preference"] is None else row["preference"] - 1.0 for row in rows],
+            [instruction.id for instruction in asked],
+        )
+        return Judged(figures, scored, len(verdicts), shown, files, items)
 
     def _asked(self, answers: Answers) -> list[Instruction]:
         return [instruction for instruction in self.instructions if instruction.id in answers]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dominie.evaluation.answers import Answers, Dialogue
+from dominie.evaluation.grades import Items
 from dominie.evaluation.judging.judge import Case, Judge, Verdict
 from dominie.evaluation.statistics import bootstrap_interval
 
@@ -21,6 +22,7 @@ class Judged:
         total: verdicts that were asked for.
         rows: one for each question, for people to look at.
         files: what is written beside them in the benchmark's published shapes, by name.
+        items: what the score is made of, so that models can be compared in pairs.
     """
 
     figures: dict[str, Any]
@@ -28,6 +30,7 @@ class Judged:
     total: int
     rows: Sequence[Mapping[str, Any]]
     files: Mapping[str, Sequence[Mapping[str, Any]]]
+    items: Items
 
 
 class Exam(Protocol):
@@ -86,6 +89,12 @@ def grouped_figures(
         members = [i for i, group in enumerate(groups) if group == name]
         found[name] = interval_figures([values[i] for i in members], [clusters[i] for i in members])
     return found
+
+
+def paired_items(values: Sequence[float | None], clusters: Sequence[int]) -> Items:
+    """Values from 0 to 1 for comparison in pairs; what is unscored weighs nothing."""
+    sums = [(0.0, 0.0) if value is None else (value, 1.0) for value in values]
+    return Items("ratio", list(clusters), sums)
 
 
 def spread_out(items: Sequence[Dialogue], most: int) -> Sequence[Dialogue]:

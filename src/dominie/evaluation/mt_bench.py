@@ -9,7 +9,13 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from dominie.evaluation.answers import Answers, Dialogue
-from dominie.evaluation.benchmarks import Judged, grouped_figures, interval_figures, spread_out
+from dominie.evaluation.benchmarks import (
+    Judged,
+    grouped_figures,
+    interval_figures,
+    paired_items,
+    spread_out,
+)
 from dominie.evaluation.judging.endpoint import STRICT
 from dominie.evaluation.judging.judge import Case, Judge, Verdict
 from dominie.evaluation.judging.ledger import call_key
@@ -167,7 +173,12 @@ class MtBenchExam:
             figures |= won
         rows = [self._row(question, answers, ratings) for question in self._asked(answers)]
         scored = sum(v.value is not None for v in verdicts)
-        return Judged(figures, scored, len(verdicts), rows, files)
+        places = {question.id: i for i, question in enumerate(self.questions)}
+        items = paired_items(
+            [None if v.number is None else v.number / 10 for _, v in ratings],
+            [places[question.id] for (question, _), _ in ratings],
+        )
+        return Judged(figures, scored, len(verdicts), rows, files, items)
 
     def _asked(self, answers: Answers) -> list[MtQuestion]:
         return [question for question in self.questions if question.id in answers]
