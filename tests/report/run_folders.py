@@ -93,6 +93,91 @@ def quickstart(folder: Path, *, seed: int = 0) -> Path:
     return run
 
 
+CATEGORIES = (
+    "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"
+)  # fmt: skip
+# model: mean rating, win rate, win rate at equal length
+JUDGED = {
+    "teacher": (8.1, 0.92, 0.88),
+    "sft": (5.9, 0.61, 0.55),
+    "distill": (6.8, 0.78, 0.69),
+    "align": (6.9, 0.77, 0.71),
+}
+
+
+def judged(folder: Path, *, seed: int = 0) -> Path:
+    """The quickstart with MT-Bench and AlpacaEval beside it, as a judge leaves them."""
+    run = quickstart(folder, seed=seed)
+    random_ = random.Random(seed + 1)
+    results = json.loads((run / "results.json").read_text())
+    prompts = [f"{category}: question {i}" for category in CATEGORIES for i in range(3)]
+    for model, (rating, win_rate, controlled) in JUDGED.items():
+        groups = {
+            category: entry(min(1.0, rating / 10 + random_.uniform(-0.2, 0.15)), 0.05, 20)
+            for category in CATEGORIES
+        }
+        mean = sum(group["score"] for group in groups.values()) / len(groups)
+        results[model]["mt-bench"] = {
+            **entry(mean, 0.02, 160),
+            "metric": "mt_bench",
+            "interval": [mean - 0.05, mean + 0.04],
+            "groups": groups,
+            "rating": 10 * mean,
+            "unscored": 0,
+            "turns": {"1": mean + 0.03, "2": mean - 0.03},
+            "controls": {
+                "empty": {"score": 0.1, "unscored": 0},
+                "constant": {"score": 0.31, "unscored": 1},
+                "length_only": {"correlation": 0.4},
+            },
+            "warnings": ["the judge is of the model's family: mistral"] if model == "sft" else [],
+        }
+        results[model]["alpaca-eval"] = {
+            **entry(win_rate, 0.015, 805),
+            "metric": "alpaca_eval",
+            "interval": [win_rate - 0.03, win_rate + 0.028],
+            "win_rate": win_rate,
+            "length_controlled_win_rate": controlled,
+            "length_controlled_stderr": 0.01,
+            "length_control": "no difficulty",
+            "excluded": 3,
+            "controls": {"empty": {"score": 0.0}, "length_only": {"longer_answer_wins": 0.7}},
+        }
+        rows = [
+            {
+                "prompt": prompt,
+                "target": "",
+                "output": f"An answer of {model} to {prompt}.",
+                "group": prompt.partition(":")[0],
+                "score": min(1.0, max(0.1, round(random_.gauss(rating, 1.5)) / 10)),
+                "verdict": f"The answer of {model} is fair.\nRating: [[7]]",
+            }
+            for prompt in prompts
+        ]
+        write_lines(run / "evaluation" / model / "mt-bench.jsonl", rows)
+    write_json(run / "results.json", results)
+    write_comparisons(run, results)
+    return run
+
+
+def write_comparisons(run: Path, results: dict[str, Any], baseline: str = "sft") -> None:
+    """Differences on the same questions, narrower than the two intervals together."""
+    differences: dict[str, Any] = {}
+    for task in ("general", "domain", "mt-bench", "alpaca-eval"):
+        models = [model for model in results if task in results[model]]
+        for i, model in enumerate(models):
+            for other in models[i + 1 :]:
+                value = results[model][task]["score"] - results[other][task]["score"]
+                half = 1.96 * results[model][task]["stderr"]
+                differences.setdefault(task, {}).setdefault(model, {})[other] = {
+                    "difference": value,
+                    "interval": [value - half, value + half],
+                    "verdict": "within noise" if abs(value) <= half else "better",
+                }
+    comparisons = {"baseline": baseline, "differences": differences}
+    write_json(run / "evaluation" / "comparisons.json", comparisons)
+
+
 def write_stage(run: Path, name: str, random_: random.Random) -> None:
     student, teachers, _, steps, shares, seconds = STAGES[name]
     teacher_model = name == "teacher"

@@ -68,9 +68,11 @@ def test_names_are_escaped():
     )
 
 
-@pytest.mark.parametrize(("score", "half"), [(0.0, 0.01), (1.0, None), (0.5, 0.9)])
-def test_a_strip_stays_within_its_ends(score, half):
-    strip = ElementTree.fromstring(interval_strip(score, half))
+@pytest.mark.parametrize(
+    ("score", "ends"), [(0.0, (-0.01, 0.01)), (1.0, None), (0.5, (-0.4, 1.4)), (0.1, (0.05, 0.2))]
+)
+def test_a_strip_stays_within_its_ends(score, ends):
+    strip = ElementTree.fromstring(interval_strip(score, ends))
     places = [
         float(value)
         for shape in strip

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,9 +7,10 @@ from hypothesis import strategies as st
 from run_folders import quickstart
 
 from dominie.report.formats import THIN
-from dominie.report.headline import findings, plain
+from dominie.report.headline import findings
 from dominie.report.reading import read_run
-from dominie.report.records import Run, Score, Stage
+from dominie.report.records import Difference, Run, Score, Stage
+from dominie.report.sentences import plain
 
 
 def made_run(results, stages=()):
@@ -111,7 +113,7 @@ def test_a_student_within_noise_of_its_teacher_and_of_plain_tuning():
 
 def test_without_stages_the_best_model_is_told_with_its_interval():
     results = {"a": {"t": (0.5, 0.01)}, "b": {"t": (0.6, 0.01)}}
-    assert headline(results) == "b scores 60.0 ± 2.0 % in t."
+    assert headline(results) == "b scores 60.0 % (58.0–62.0) in t."
 
 
 def test_a_score_of_nothing_is_no_division():
@@ -125,6 +127,45 @@ def test_many_tasks_are_counted():
     assert headline({"a": before, "b": after}, (("b", "a", {}),)) == (
         "b keeps its scores in t4 and t5 from a (within noise) "
         "and gains in 4 tasks, most in t3 (23 points)."
+    )
+
+
+def test_a_difference_on_the_same_questions_decides():
+    """Intervals overlap; the paired one does not hold 0."""
+    results = {"a": {"t": (0.50, 0.02)}, "b": {"t": (0.54, 0.02)}}
+    assert "within noise" in headline(results, (("b", "a", {}),))
+    run = replace(
+        made_run(results, (("b", "a", {}),)),
+        differences={"t": {("a", "b"): Difference(-0.04, -0.06, -0.02)}},
+    )
+    assert plain(findings(run).headline) == "b gains 4.0 points in t over a."
+    unsure = {"t": {("b", "a"): Difference(0.30, -0.01, 0.61)}}
+    run = replace(made_run({"a": {"t": (0.2, 0.01)}, "b": {"t": (0.5, 0.01)}}), differences=unsure)
+    assert run.within_noise("t", "a", "b")
+
+
+def test_where_nothing_is_solved_likeness_has_the_word():
+    stages = (("distill", "base", {"s": "teacher"}), ("align", "distill", {"s": "distill"}))
+    run = made_run({name: {"answers": (0.0, 0.0)} for name in ("base", "distill", "align")}, stages)
+    for name, agreed, kl in (("base", 0.05, 5.2), ("distill", 0.40, 2.31), ("align", 0.41, 2.3)):
+        run.results[name]["general"] = Score(
+            agreed, 0.01, 400, "agreement", extras={"kl": kl, "loss": 4.0}
+        )
+    found = findings(run)
+    assert plain(found.headline).replace(THIN, " ") == (
+        "align agrees with the teacher on 41.0 % of the tokens of general "
+        "(KL 2.30 nats, within noise of distill)."
+    )
+    assert [plain(each) for each in found.support] == ["No model solved anything in answers yet."]
+    run.results["base"]["answers"] = Score(0.1, 0.02, 40, "exact_match")
+    assert "agrees" not in plain(findings(run).headline)
+
+
+def test_a_run_of_likeness_alone_has_a_headline():
+    run = made_run({"a": {}, "b": {}})
+    run.results["a"]["like"] = Score(0.7, 0.01, 50, "agreement")
+    assert plain(findings(run).headline).replace(THIN, " ") == (
+        "a agrees with the teacher on 70.0 % of the tokens of like."
     )
 
 

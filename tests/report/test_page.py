@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from run_folders import entry, quickstart, write_json, write_lines
+from run_folders import entry, judged, quickstart, write_json, write_lines
 
 from dominie.errors import InputError
 from dominie.report import write_report
@@ -100,6 +100,27 @@ def test_every_part_is_there(page):
     assert "2.13.0+cpu" in page.words
 
 
+def test_judged_tasks_have_a_radar_bars_and_their_controls(tmp_path):
+    page = page_of(judged(tmp_path))
+    assert "judged" in [attributes["id"] for attributes in page.all("section")]
+    drawings = [svg.get("class") for svg in page.all("svg")]
+    assert drawings.count("radar") == 1
+    assert drawings.count("bars") == 2
+    assert len([r for r in page.all("rect") if "control" in r["class"]]) == 3, "empty twice"
+    assert len([r for r in page.all("rect") if "second" in r["class"]]) == 4, "at equal length"
+    assert "the judge is of the model's family" in page.words
+    assert "Rating: [[7]]" in page.words, "a verdict beside its answer"
+    radar = next(svg for svg in page.all("svg") if svg.get("class") == "radar")
+    assert "align: writing" in radar["aria-label"]
+
+
+def test_differences_from_the_baseline_are_told_in_words(tmp_path):
+    page = page_of(judged(tmp_path))
+    assert "Over sft, in points" in page.words
+    assert "within noise" in page.words
+    assert "no valid answer" not in page.words
+
+
 def test_the_page_needs_nothing_from_outside(page, finished):
     for tag, attributes in page.elements:
         assert tag not in ("link", "img", "iframe", "object", "embed", "form"), tag
@@ -152,11 +173,23 @@ HOSTILE = '</pre></script><script>alert(1)</script><img src=x onerror="alert(2)"
 
 def test_whatever_a_model_says_is_text(tmp_path):
     name = HOSTILE.replace("/", "|")
-    results = {name: {name: entry(0.5, groups={HOSTILE: entry(0.5)})}, "b": {name: entry(0.2)}}
+    families = {f"{HOSTILE}{i}": entry(0.5) for i in range(4)}
+    told = {"groups": families, "measure": HOSTILE, "warnings": [HOSTILE]}
+    told["controls"] = {HOSTILE: 0.1}
+    rated, won = {**told, "metric": "mt_bench"}, {**told, "metric": "alpaca_eval"}
+    results = {
+        name: {name: entry(0.5, **told), HOSTILE: entry(0.4, **rated), "w": entry(0.5, **won)},
+        "b": {name: entry(0.2)},
+    }
+    pair = {"difference": 0.3, "interval": [0.1, 0.5], "verdict": HOSTILE}
+    comparisons = {"baseline": name, "differences": {name: {"b": {name: pair}}}}
+    write_json(tmp_path / "evaluation" / "comparisons.json", comparisons)
     write_json(tmp_path / "results.json", results)
     (tmp_path / "recipe.yaml").write_text(HOSTILE)
     row = {"prompt": HOSTILE, "target": HOSTILE, "output": HOSTILE, "group": HOSTILE}
-    write_lines(tmp_path / "evaluation" / name / f"{name}.jsonl", [{**row, "correct": True}])
+    judged_row = {**row, "score": 0.7, "verdict": HOSTILE, "invalid": True}
+    rows = [{**row, "correct": True}, {**judged_row, "prompt": "?"}]
+    write_lines(tmp_path / "evaluation" / name / f"{name}.jsonl", rows)
     stage = {
         "status": HOSTILE,
         "student": HOSTILE,
@@ -174,6 +207,8 @@ def test_whatever_a_model_says_is_text(tmp_path):
     assert page.all("img") == []
     assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
     assert "alert(1)" in page.text
+    assert {"results", "judged", "samples"} <= {each["id"] for each in page.all("section")}
+    assert "no valid answer" in page.words
     assert "{{ 7*7 }}" in page.text
 
 

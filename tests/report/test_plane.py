@@ -4,12 +4,12 @@ from xml.etree import ElementTree
 from dominie.report.plane import Mark, plane_chart
 
 QUICKSTART = [
-    Mark("untrained", 0.0, 0.0, 0.01, 0.01, trained=False),
-    Mark("teacher", 0.879, 0.113, 0.03, 0.04),
-    Mark("sft", 0.640, 0.060, 0.05, 0.03),
-    Mark("distill", 0.769, 0.073, 0.045, 0.03),
-    Mark("expert", 0.306, 0.834, 0.05, 0.04),
-    Mark("align", 0.763, 0.799, 0.045, 0.045, chosen=True),
+    Mark("untrained", 0.0, 0.0, (0.0, 0.01), (0.0, 0.01), trained=False),
+    Mark("teacher", 0.879, 0.113, (0.84, 0.90), (0.07, 0.15)),
+    Mark("sft", 0.640, 0.060, (0.59, 0.69), (0.03, 0.10)),
+    Mark("distill", 0.769, 0.073, (0.72, 0.81), (0.04, 0.11)),
+    Mark("expert", 0.306, 0.834, (0.26, 0.36), (0.79, 0.87)),
+    Mark("align", 0.763, 0.799, (0.72, 0.81), (0.75, 0.84), chosen=True),
 ]
 ARROWS = [("untrained", "sft"), ("untrained", "distill"), ("distill", "align")]
 

@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from run_folders import SCORES, STAGES, entry, quickstart, write_json, write_lines
+from run_folders import SCORES, STAGES, entry, judged, quickstart, write_json, write_lines
 
 from dominie.errors import InputError
 from dominie.report.reading import read_run
@@ -146,10 +146,66 @@ def test_many_rows_are_read_in_part(run, monkeypatch):
 
 
 def test_no_failure_among_n_rows_still_leaves_doubt():
-    assert Score(1.0, 0.0, 300).half_width == pytest.approx(0.01)
-    assert Score(0.0, 0.0, 2).half_width == 1.0
-    assert Score(0.5, 0.02, 300).half_width == pytest.approx(0.0392, abs=1e-4)
-    assert Score(0.5).half_width is None
+    assert Score(1.0, 0.0, 300).ends == (pytest.approx(0.99), 1.0)
+    assert Score(0.0, 0.0, 2).ends == (0.0, 1.0)
+    assert Score(0.5, 0.02, 300).ends == pytest.approx((0.4608, 0.5392), abs=1e-4)
+    assert Score(0.5).ends is None
+    assert Score(0.5, 0.02, 300, interval=(0.3, 0.6)).ends == (0.3, 0.6), "as measured"
+
+
+def test_comparisons_are_read_both_ways(tmp_path):
+    run = read_run(judged(tmp_path))
+    assert run.baseline == "sft"
+    forth, back = (
+        run.difference("general", *pair) for pair in (("sft", "align"), ("align", "sft"))
+    )
+    assert forth is not None
+    assert back is not None
+    assert (back.value, back.low, back.high) == (-forth.value, -forth.high, -forth.low)
+    assert run.difference("general", "sft", "nobody") is None
+    assert run.judged_tasks == ("mt-bench", "alpaca-eval")
+    score = run.results["align"]["mt-bench"]
+    assert score.controls == {"empty": 0.1, "constant": 0.31}
+    assert score.extras == {}, "a judge's many figures are no columns"
+    assert set(run.results["align"]["alpaca-eval"].extras) == {"length_controlled_win_rate"}
+    assert run.samples["mt-bench"]["align"][0].verdict is not None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '{"baseline": 3, "differences": 4}',
+        '{"baseline": "x", "differences": {"t": {"a": {"b": {"difference": "1"}}}}}',
+        '{"differences": {"t": {"a": {"b": {"difference": 0.1, "interval": [0.3, 0.1]}}}}}',
+        '{"differences": {"t": {"a": {"b": {"difference": NaN, "interval": [0, 1]}}}}}',
+        '{"differences": {"t": [], "u": {"a": 1}}}',
+    ],
+)
+def test_comparisons_of_another_shape_are_left_out(run, content):
+    write_json(run / "results.json", {"a": {"t": entry(0.5)}, "b": {"t": entry(0.5)}})
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "comparisons.json").write_text(content)
+    contents = read_run(run)
+    assert contents.baseline is None
+    assert contents.differences == {}
+
+
+@pytest.mark.parametrize(
+    ("row", "worth"),
+    [
+        ({"correct": True}, 1.0),
+        ({"correct": False, "score": 0.25}, 0.25),
+        ({"preference": 1.75}, 0.75),
+        ({"preference": None}, None),
+        ({"score": 7}, 1.0),
+        ({"score": "8"}, None),
+    ],
+)
+def test_what_an_answer_was_worth(run, row, worth):
+    write_json(run / "results.json", {"a": {"t": entry(0.5)}})
+    write_lines(run / "evaluation" / "a" / "t.jsonl", [{"prompt": "p", **row}])
+    assert read_run(run).samples["t"]["a"][0].score == worth
 
 
 def test_intervals_overlap_when_they_meet():

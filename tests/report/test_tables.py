@@ -2,7 +2,13 @@ import pytest
 from run_folders import entry, quickstart, write_json
 
 from dominie.report.reading import read_run
-from dominie.report.tables import data_table, group_table, results_grid, sources_of
+from dominie.report.tables import (
+    baseline_changes,
+    data_table,
+    group_table,
+    results_grid,
+    sources_of,
+)
 
 
 @pytest.fixture
@@ -27,7 +33,7 @@ def test_the_best_is_marked_and_what_is_within_noise_of_it(read):
         "t",
     )
     assert [cells[name].mark for name in "abc"] == ["best", "tied", ""]
-    assert (cells["a"].text, cells["a"].interval) == ("90.0", "± 3.9")
+    assert (cells["a"].text, cells["a"].interval) == ("90.0", "86.1–93.9")
 
 
 def test_a_model_without_a_score_has_a_dash(read):
@@ -87,6 +93,29 @@ def test_further_figures_stand_under_their_task(tmp_path):
         "agreement": ["score", "kl", "loss"],
     }
     assert [column.drawn for column in grid.columns] == [True, True, False, False, False]
+
+
+def test_what_cannot_be_told_from_the_best_on_the_same_questions_is_tied(tmp_path):
+    """The paired difference decides, not whether two intervals overlap."""
+    results = {"a": {"t": entry(0.54)}, "b": {"t": entry(0.50)}, "c": {"t": entry(0.50)}}
+    write_json(tmp_path / "results.json", results)
+    pair = {"difference": 0.04, "interval": [0.01, 0.07], "verdict": "better"}
+    comparisons = {"baseline": "b", "differences": {"t": {"a": {"b": pair}}}}
+    write_json(tmp_path / "evaluation" / "comparisons.json", comparisons)
+    run = read_run(tmp_path)
+    marks = {model: cell.mark for model, cell in column(results_grid(run), "t").items()}
+    assert marks == {"a": "best", "b": "", "c": "tied"}
+    ((model, steps),) = baseline_changes(run)
+    assert (model, steps["t"].within_noise) == ("a", False)
+
+
+def test_strips_are_drawn_where_there_is_room(read):
+    def drawn(count):
+        grid = results_grid(read({"a": {f"t{i}": entry(0.5) for i in range(count)}}))
+        return {column.drawn for column in grid.columns}
+
+    assert drawn(3) == {True}
+    assert drawn(6) == {False}
 
 
 def test_families_are_rows_and_models_are_columns(tmp_path):

@@ -106,7 +106,7 @@ def line_chart(title: str, series: Sequence[Series], *, points: int = 240) -> Ma
     return picture(_WIDTH, _HEIGHT, title, description, *axes, *lines)
 
 
-def interval_strip(score: float, half_width: float | None) -> Markup:
+def interval_strip(score: float, ends: tuple[float, float] | None) -> Markup:
     """A score from 0 to 1 as a dot with its interval on a strip from 0 to 100 %."""
     width, height = 120.0, 12.0
     place = linear_scale((0.0, 1.0), 4.0, width - 4.0)
@@ -118,8 +118,8 @@ def interval_strip(score: float, half_width: float | None) -> Markup:
             for tick in (0.0, 0.5, 1.0)
         ),
     ]
-    if half_width:
-        low, high = place(score - half_width), place(score + half_width)
+    if ends:
+        low, high = map(place, ends)
         shapes.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="interval"))
     shapes.append(element("circle", cx=place(score), cy=middle, r=3.4, class_="dot"))
     return element(

@@ -14,6 +14,16 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return DASH if fraction is None else _sign(f"{100 * fraction:.{digits}f}")
 
 
+def span(ends: tuple[float, float]) -> str:
+    """An interval of fractions in percent: `97.2–99.4`."""
+    return f"{percent(ends[0])}{DASH}{percent(ends[1])}"
+
+
+def rating(fraction: float) -> str:
+    """A judge's rating from 1 to 10, which is kept as a fraction: 0.762 is `7.62`."""
+    return f"{10 * fraction:.2f}"
+
+
 def points(fraction: float) -> str:
     """The size of a difference of two fractions in percentage points: whole ones from ten on."""
     size = abs(100 * fraction)

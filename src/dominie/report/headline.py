@@ -2,60 +2,27 @@
 
 Nothing here knows the names of a recipe. What a model is follows from the stages: the model it was
 trained from (its *parent*), the models that taught it, and the models trained from the same parent.
-Two scores whose 95 % intervals overlap are called *within noise* of each other, whatever their
-difference; that errs on the side of claiming too little.
+What is *within noise* is said so, whatever the difference: see `changes`. Where no model solves any
+task, how like its teacher it is has the word: see `likeness`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from dominie.report.formats import MINUS, THIN, listed, percent, points
+from dominie.report.changes import Change, change, changes
+from dominie.report.formats import MINUS, THIN, listed, percent, points, span
+from dominie.report.likeness import ability_of, candidates, likeness
+from dominie.report.sentences import Part, Sentence, joined
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dominie.report.records import Run, Score
+    from dominie.report.records import Run
 
 _KEPT = 0.9
 _MOST_TASKS = 3
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of a sentence: words, or the name of a model or a task."""
-
-    text: str
-    kind: Literal["text", "model", "task"] = "text"
-
-
-Sentence = tuple[Part, ...]
-
-
-@dataclass(frozen=True)
-class Change:
-    """A task's score of one model beside that of another, `after` beside `before`."""
-
-    task: str
-    before: Score
-    after: Score
-
-    @property
-    def difference(self) -> float:
-        """After minus before, as a fraction."""
-        return self.after.score - self.before.score
-
-    @property
-    def within_noise(self) -> bool:
-        """Whether the 95 % intervals overlap; without intervals only equal scores are."""
-        overlap = self.after.overlaps(self.before)
-        return self.difference == 0 if overlap is None else overlap
-
-    @property
-    def kept(self) -> float | None:
-        """The part of the earlier score that is left."""
-        return self.after.score / self.before.score if self.before.score > 0 else None
 
 
 @dataclass(frozen=True)
@@ -69,8 +36,14 @@ class Findings:
 
 def findings(run: Run) -> Findings:
     """The sentences that the results of a run bear out."""
-    if not run.results or not run.ability_tasks:
+    if not run.results:
         return Findings(_unfinished(run))
+    if not any(run.results[m][t].score for m in run.results for t in ability_of(run, m)):
+        found = likeness(run)
+        if found is not None:
+            return Findings(found.headline, found.support, found.model)
+        if not run.ability_tasks:
+            return Findings(_unfinished(run))
     model = _most_interesting(run)
     headline = _sentence(run, model)
     others = sorted(
@@ -81,35 +54,14 @@ def findings(run: Run) -> Findings:
     return Findings(headline, tuple(support[:3]), model)
 
 
-def changes(run: Run, model: str, baseline: str) -> tuple[Change, ...]:
-    """The tasks on which both models were measured, in order."""
-    after, before = run.results[model], run.results[baseline]
-    return tuple(
-        Change(task, before[task], after[task])
-        for task in run.ability_tasks
-        if task in after and task in before
-    )
-
-
-def plain(sentence: Sentence) -> str:
-    """A sentence as text for a terminal."""
-    return "".join(part.text for part in sentence)
-
-
 def _most_interesting(run: Run) -> str:
-    """The model a run is about: of those trained and teaching nobody, the best over the tasks.
+    """The model a run is about: of its candidates, the best over the tasks.
 
     The mean is taken over all tasks, so a model that was not measured on one of them comes last.
     """
-    teachers = {name for stage in run.stages.values() for name in stage.teacher_names}
-    trained = [name for name in run.results if name in run.stages]
-    final = [name for name in trained if name not in teachers]
-    candidates = final or trained or list(run.results)
     return max(
-        candidates,
-        key=lambda name: sum(
-            run.results[name][task].score for task in run.ability_tasks if task in run.results[name]
-        ),
+        candidates(run),
+        key=lambda name: sum(run.results[name][task].score for task in ability_of(run, name)),
     )
 
 
@@ -172,7 +124,7 @@ def _keeping(kept: Sequence[Change], parent: str) -> Sentence:
     if len(kept) > _MOST_TASKS:
         names: Sentence = (Part(f"{len(kept)} tasks"),)
     else:
-        names = _joined([(Part(change.task, "task"),) for change in kept])
+        names = joined([(Part(change.task, "task"),) for change in kept])
     noise = "within noise" if all(change.within_noise for change in kept) else None
     floor = lowest.kept if lowest.kept is not None else 1.0
     how = noise or f"at least {_share(floor)}{THIN}% each"
@@ -195,7 +147,7 @@ def _amounts(moved: Sequence[Change]) -> Sentence:
             Part(top.task, "task"),
             Part(f" ({points(top.difference)} points)"),
         )
-    return _joined(
+    return joined(
         [
             (
                 Part(f"{points(change.difference)}{' points' if index == 0 else ''} in "),
@@ -208,27 +160,27 @@ def _amounts(moved: Sequence[Change]) -> Sentence:
 
 def _against_teacher(run: Run, model: str, teacher: str, shared: Sequence[Change]) -> Sentence:
     """`distill` reaches 87 % of the general score of its teacher, 13 points above `sft`."""
-    change = max(shared, key=lambda change: change.before.score)
-    share = change.kept
+    best = max(shared, key=lambda each: each.before.score)
+    share = best.kept
     if share is None:
         return _alone(run, model)
     reached: list[Part] = [Part(model, "model")]
-    if change.within_noise:
+    if best.within_noise:
         reached += [Part(" is within noise of its teacher "), Part(teacher, "model"), Part(" in ")]
-        reached += [Part(change.task, "task")]
+        reached += [Part(best.task, "task")]
     else:
         verb = "surpasses its teacher" if share > 1 else f"reaches {_share(share)}{THIN}% of the"
         if share > 1:
             reached += [Part(f" {verb} "), Part(teacher, "model"), Part(" in ")]
-            reached += [Part(change.task, "task"), Part(f" by {points(change.difference)} points")]
+            reached += [Part(best.task, "task"), Part(f" by {points(best.difference)} points")]
         else:
             reached += [
                 Part(f" {verb} "),
-                Part(change.task, "task"),
+                Part(best.task, "task"),
                 Part(" score of its teacher "),
             ]
             reached += [Part(teacher, "model")]
-    return (*reached, *_against_untaught(run, model, change.task), Part("."))
+    return (*reached, *_against_untaught(run, model, best.task), Part("."))
 
 
 def _against_untaught(run: Run, model: str, task: str) -> Sentence:
@@ -241,12 +193,10 @@ def _against_untaught(run: Run, model: str, task: str) -> Sentence:
             continue
         if task not in run.results.get(other.name, {}):
             continue
-        change = Change(task, run.results[other.name][task], run.results[model][task])
-        where = "above" if change.difference > 0 else "below"
+        step = change(run, task, model, other.name)
+        where = "above" if step.difference > 0 else "below"
         what = (
-            "within noise of"
-            if change.within_noise
-            else f"{points(change.difference)} points {where}"
+            "within noise of" if step.within_noise else f"{points(step.difference)} points {where}"
         )
         return (Part(f", {what} "), Part(other.name, "model"), Part(", taught by labels alone"))
     return ()
@@ -258,13 +208,12 @@ def _alone(run: Run, model: str) -> Sentence:
     scores = []
     for task in tasks[:_MOST_TASKS]:
         score = run.results[model][task]
-        half = score.half_width
-        interval = "" if half is None else f"{THIN}±{THIN}{percent(half)}"
-        text = f"{percent(score.score)}{interval}{THIN}% in "
+        interval = "" if score.ends is None else f" ({span(score.ends)})"
+        text = f"{percent(score.score)}{THIN}%{interval} in "
         scores.append((Part(text), Part(task, "task")))
     if not scores:
         return (Part(model, "model"), Part(" has no score yet."))
-    return (Part(model, "model"), Part(" scores "), *_joined(scores), Part("."))
+    return (Part(model, "model"), Part(" scores "), *joined(scores), Part("."))
 
 
 def _unfinished(run: Run) -> Sentence:
@@ -306,12 +255,3 @@ def _is_kept(change: Change) -> bool:
 def _share(share: float) -> str:
     """A share in whole percent that never rounds a loss away."""
     return f"{min(99, round(100 * share)) if share < 1 else 100}"
-
-
-def _joined(items: Sequence[Sentence]) -> Sentence:
-    parts: list[Part] = []
-    for index, item in enumerate(items):
-        if index:
-            parts.append(Part(" and " if index == len(items) - 1 else ", "))
-        parts += item
-    return tuple(parts)

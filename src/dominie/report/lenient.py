@@ -70,6 +70,11 @@ def mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def sequence(value: object) -> list[Any]:
+    """The value where it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def text(value: object) -> str | None:
     """The value where it is a string."""
     return value if isinstance(value, str) else None

@@ -17,13 +17,21 @@ from markupsafe import Markup
 
 from dominie import __version__
 from dominie.report import formats
+from dominie.report.changes import Change, changes
 from dominie.report.charts import interval_strip
 from dominie.report.curves import stage_curves
-from dominie.report.headline import Change, changes, findings
+from dominie.report.headline import findings
+from dominie.report.judged import judged_tasks
 from dominie.report.plane import Mark, plane_chart
 from dominie.report.reading import read_run
 from dominie.report.samples import Selection, selection
-from dominie.report.tables import data_table, group_table, results_grid, sources_of
+from dominie.report.tables import (
+    baseline_changes,
+    data_table,
+    group_table,
+    results_grid,
+    sources_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,6 +143,8 @@ def _contents(run: Run, detail: _Detail) -> Mapping[str, Any]:
         "strip": interval_strip,
         "plane": _plane(run, found.model),
         "steps_taken": _steps_taken(run),
+        "over_baseline": baseline_changes(run),
+        "judged": judged_tasks(run, found.model),
         "curves": [each for each in curves if each.figures],
         "families": [table for table in families if table],
         "samples": _samples(run, detail),
@@ -156,8 +166,8 @@ def _plane(run: Run, chosen: str | None) -> Markup | None:
             model,
             scores[across].score,
             scores[upwards].score,
-            scores[across].half_width,
-            scores[upwards].half_width,
+            scores[across].ends,
+            scores[upwards].ends,
             trained=model in run.stages,
             chosen=model == chosen,
         )

@@ -23,13 +23,13 @@ _CLEAR = 9.0
 
 @dataclass(frozen=True)
 class Mark:
-    """A model on the plane: its scores from 0 to 1 on both tasks and half of their intervals."""
+    """A model on the plane: its scores from 0 to 1 on both tasks and their intervals."""
 
     name: str
     x: float
     y: float
-    x_half: float | None = None
-    y_half: float | None = None
+    x_ends: tuple[float, float] | None = None
+    y_ends: tuple[float, float] | None = None
     trained: bool = True
     chosen: bool = False
 
@@ -59,8 +59,10 @@ def plane_chart(
         marks: the models, at least one.
         arrows: pairs of names, from and to.
     """
-    x_scale = _axis([(mark.x, mark.x_half) for mark in marks], _LEFT, _WIDTH - _RIGHT)
-    y_scale = _axis([(mark.y, mark.y_half) for mark in marks], _HEIGHT - _BOTTOM, _TOP)
+    across = [value for mark in marks for value in (mark.x, *(mark.x_ends or ()))]
+    upwards = [value for mark in marks for value in (mark.y, *(mark.y_ends or ()))]
+    x_scale = _axis(across, _LEFT, _WIDTH - _RIGHT)
+    y_scale = _axis(upwards, _HEIGHT - _BOTTOM, _TOP)
     places = {mark.name: (x_scale(mark.x), y_scale(mark.y)) for mark in marks}
     description = "; ".join(
         f"{mark.name}: {percent(mark.x)} % on {x_task}, {percent(mark.y)} % on {y_task}"
@@ -80,10 +82,9 @@ def plane_chart(
     )
 
 
-def _axis(spans: Sequence[tuple[float, float | None]], start: float, end: float) -> Scale:
-    ends = [value + sign * (half or 0.0) for value, half in spans for sign in (-1, 1)]
-    room = 0.06 * (max(ends) - min(ends)) or 0.05
-    inside = (max(0.0, min(ends) - room), min(1.0, max(ends) + room))
+def _axis(values: Sequence[float], start: float, end: float) -> Scale:
+    room = 0.06 * (max(values) - min(values)) or 0.05
+    inside = (max(0.0, min(values) - room), min(1.0, max(values) + room))
     return linear_scale(inside, start, end, count=6, whole=False)
 
 
@@ -115,11 +116,11 @@ def _frame(x_task: str, y_task: str, x_scale: Scale, y_scale: Scale) -> Iterable
 
 def _whiskers(mark: Mark, x_scale: Scale, y_scale: Scale) -> Iterable[Markup]:
     x, y, style = x_scale(mark.x), y_scale(mark.y), _style(mark, "whisker")
-    if mark.x_half:
-        low, high = x_scale(mark.x - mark.x_half), x_scale(mark.x + mark.x_half)
+    if mark.x_ends:
+        low, high = map(x_scale, mark.x_ends)
         yield element("line", x1=low, x2=high, y1=y, y2=y, class_=style)
-    if mark.y_half:
-        low, high = y_scale(mark.y - mark.y_half), y_scale(mark.y + mark.y_half)
+    if mark.y_ends:
+        low, high = map(y_scale, mark.y_ends)
         yield element("line", x1=x, x2=x, y1=low, y2=high, class_=style)
 
 
@@ -165,9 +166,9 @@ def _labels(
     taken = [_around(place, 7.0) for place in places.values()]
     for mark in marks:
         x, y = places[mark.name]
-        wide, high = abs(x_scale(mark.x + (mark.x_half or 0)) - x), 0.0
-        high = abs(y_scale(mark.y + (mark.y_half or 0)) - y)
-        taken += [_Box(x - wide, y - 2, x + wide, y + 2), _Box(x - 2, y - high, x + 2, y + high)]
+        left, right = map(x_scale, mark.x_ends or (mark.x, mark.x))
+        low, high = map(y_scale, mark.y_ends or (mark.y, mark.y))
+        taken += [_Box(left, y - 2, right, y + 2), _Box(x - 2, high, x + 2, low)]
     for start, end in arrows:
         taken += _along(places[start], places[end])
     for mark in marks:

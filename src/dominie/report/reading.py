@@ -18,14 +18,25 @@ from dominie.report.lenient import (
     numbers_by_name,
     read_lines,
     read_object,
+    sequence,
     text,
 )
-from dominie.report.records import EvaluationLine, Run, Sample, Score, Stage, TrainLine
+from dominie.report.records import (
+    JUDGED,
+    Difference,
+    EvaluationLine,
+    Run,
+    Sample,
+    Score,
+    Stage,
+    TrainLine,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SCORE_KEYS = {"score", "stderr", "n", "metric", "groups"}
+_JUDGED_KEYS = {"length_controlled_win_rate"}  # of a judge's many figures, those for a table
 _MAXIMUM_SAMPLES = 5000
 _MAXIMUM_RECIPE = 60_000
 
@@ -56,7 +67,18 @@ def read_run(path: Path) -> Run:
             do="name the folder of one run, runs/NAME",
         )
     samples = _read_samples(path / "evaluation", results, notes)
-    return Run(path.resolve().name, path, results, stages, samples, recipe, tuple(notes))
+    baseline, differences = _read_comparisons(path / "evaluation" / "comparisons.json", notes)
+    return Run(
+        path.resolve().name,
+        path,
+        results,
+        stages,
+        samples,
+        recipe,
+        tuple(notes),
+        differences,
+        baseline if baseline in results else None,
+    )
 
 
 def _read_results(path: Path, notes: list[str]) -> dict[str, dict[str, Score]]:
@@ -81,11 +103,13 @@ def _score(entry: Mapping[str, Any]) -> Score | None:
     if score is None:
         return None
     stderr, n = finite(entry.get("stderr")), finite(entry.get("n"))
+    metric = text(entry.get("metric")) or ""
+    controls = {name: _control(value) for name, value in mapping(entry.get("controls")).items()}
     return Score(
         score,
         stderr=None if stderr is None else abs(stderr),
         n=None if n is None else int(n),
-        metric=text(entry.get("metric")) or "",
+        metric=metric,
         groups={
             name: group
             for name, group_entry in mapping(entry.get("groups")).items()
@@ -94,9 +118,44 @@ def _score(entry: Mapping[str, Any]) -> Score | None:
         extras={
             key: value
             for key, value in numbers(entry).items()
-            if key not in _SCORE_KEYS and math.isfinite(value)
+            if (key in _JUDGED_KEYS if metric in JUDGED else key not in _SCORE_KEYS)
+            and math.isfinite(value)
         },
+        interval=_pair(entry.get("interval")),
+        measure=text(entry.get("measure")) or "",
+        controls={name: value for name, value in controls.items() if value is not None},
+        warnings=tuple(each for each in sequence(entry.get("warnings")) if isinstance(each, str)),
     )
+
+
+def _control(value: object) -> float | None:
+    """The score of a control, given as it is or among other figures."""
+    return finite(mapping(value).get("score")) if isinstance(value, dict) else finite(value)
+
+
+def _pair(value: object) -> tuple[float, float] | None:
+    """Two finite numbers in order."""
+    ends = [finite(end) for end in sequence(value)]
+    if len(ends) != 2 or ends[0] is None or ends[1] is None or ends[0] > ends[1]:
+        return None
+    return ends[0], ends[1]
+
+
+def _read_comparisons(
+    path: Path, notes: list[str]
+) -> tuple[str | None, dict[str, dict[tuple[str, str], Difference]]]:
+    """The baseline, and by task how models differ from each other."""
+    if not path.is_file():
+        return None, {}
+    content = read_object(path, notes)
+    found: dict[str, dict[tuple[str, str], Difference]] = {}
+    for task, by_model in mapping(content.get("differences")).items():
+        for model, others in mapping(by_model).items():
+            for other, entry in mapping(others).items():
+                value, ends = finite(mapping(entry).get("difference")), None
+                if value is not None and (ends := _pair(mapping(entry).get("interval"))):
+                    found.setdefault(task, {})[model, other] = Difference(value, *ends)
+    return text(content.get("baseline")), found
 
 
 def _read_stages(run: Path, notes: list[str]) -> dict[str, Stage]:
@@ -176,14 +235,25 @@ def _read_samples(
                     text(row.get("prompt")) or "",
                     text(row.get("target")) or "",
                     text(row.get("output")) or "",
-                    row.get("correct") is True,
+                    _worth(row),
                     text(row.get("group")),
+                    text(row.get("verdict")),
+                    row.get("invalid") is True,
                 )
                 for row in read_lines(folder / model / f"{task}.jsonl", notes, _MAXIMUM_SAMPLES)
             )
             if rows:
                 samples.setdefault(task, {})[model] = rows
     return samples
+
+
+def _worth(row: Mapping[str, Any]) -> float | None:
+    """What an answer was worth, from 0 to 1."""
+    if (score := finite(row.get("score"))) is not None:
+        return min(1.0, max(0.0, score))
+    if (preference := finite(row.get("preference"))) is not None:  # from 1 to 2, as AlpacaEval's
+        return min(1.0, max(0.0, preference - 1.0))
+    return float(row["correct"]) if isinstance(row.get("correct"), bool) else None
 
 
 def _read_recipe(path: Path, notes: list[str]) -> str | None:

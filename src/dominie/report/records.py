@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+RATED = "mt_bench"
+"""The metric of ratings from 1 to 10, kept as tenths."""
+JUDGED = (RATED, "alpaca_eval")
+"""Metrics that a judge decides."""
+
 NORMAL_95 = 1.959964
 """Half-width, in standard errors, of a 95 % interval of the normal distribution."""
 
@@ -24,6 +29,10 @@ class Score:
         metric: what was measured, `exact_match` say.
         groups: the same by family of rows.
         extras: further figures of the task, `kl` (nats per token) or `agreement` say.
+        interval: where it lies with 95 % confidence, None where not known.
+        measure: what was measured, in words.
+        controls: what answers of no worth score with the same judge, by their name.
+        warnings: what a person should know before believing it.
     """
 
     score: float
@@ -32,35 +41,70 @@ class Score:
     metric: str = ""
     groups: Mapping[str, Score] = field(default_factory=dict)
     extras: Mapping[str, float] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
+    measure: str = ""
+    controls: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
-    def half_width(self) -> float | None:
-        """Half of the 95 % interval.
+    def ends(self) -> tuple[float, float] | None:
+        """The ends of the 95 % interval: as measured, else of the normal distribution.
 
         With no failure (or no success) among n rows the normal interval has no width, which claims
         too much; the rule of three, 3/n, takes its place.
         """
+        if self.interval is not None:
+            return self.interval
         if self.n and not self.stderr and self.score in (0.0, 1.0):
-            return min(1.0, 3.0 / self.n)
-        return None if self.stderr is None else NORMAL_95 * self.stderr
+            unseen = min(1.0, 3.0 / self.n)
+            return (0.0, unseen) if self.score == 0 else (1.0 - unseen, 1.0)
+        if self.stderr is None:
+            return None
+        half = NORMAL_95 * self.stderr
+        return self.score - half, self.score + half
 
     def overlaps(self, other: Score) -> bool | None:
         """Whether the two 95 % intervals meet; None where one of them is not known."""
-        mine, theirs = self.half_width, other.half_width
+        mine, theirs = self.ends, other.ends
         if mine is None or theirs is None:
             return None
-        return abs(self.score - other.score) <= mine + theirs
+        return mine[0] <= theirs[1] and theirs[0] <= mine[1]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher one model scored than another on the same questions, with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the interval of the difference holds 0."""
+        return self.low <= 0.0 <= self.high
+
+    def __neg__(self) -> Difference:
+        return Difference(-self.value, -self.high, -self.low)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a task as one model answered it."""
+    """One row of a task as one model answered it.
+
+    Args:
+        score: what the answer was worth, from 0 to 1; None where there is no verdict on it.
+        verdict: what a judge wrote about it.
+        invalid: whether the answer was of another form than was asked for.
+    """
 
     prompt: str
     target: str
     output: str
-    correct: bool
+    score: float | None
     group: str | None = None
+    verdict: str | None = None
+    invalid: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +164,8 @@ class Run:
         stages: by name, students after the stages that made them.
         samples: task → model → the rows of its evaluation.
         notes: what was missing or could not be read, as sentences for people.
+        differences: task → (model, other) → how they differ on the same questions.
+        baseline: the model that the others are compared with.
     """
 
     name: str
@@ -129,6 +175,8 @@ class Run:
     samples: Mapping[str, Mapping[str, tuple[Sample, ...]]]
     recipe: str | None
     notes: tuple[str, ...]
+    differences: Mapping[str, Mapping[tuple[str, str], Difference]] = field(default_factory=dict)
+    baseline: str | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -144,6 +192,37 @@ class Run:
         """The metric of a task, empty where no result names it."""
         named = (scores[task].metric for scores in self.results.values() if task in scores)
         return next((metric for metric in named if metric), "")
+
+    def measure(self, task: str) -> str:
+        """What a task measured, in words: as the results say, else the metric's name."""
+        named = (scores[task].measure for scores in self.results.values() if task in scores)
+        words = {RATED: "rating", "alpaca_eval": "win rate"}
+        metric = self.metric(task)
+        told = next((measure for measure in named if measure), "")
+        return told or words.get(metric, metric.replace("_", " "))
+
+    @property
+    def judged_tasks(self) -> tuple[str, ...]:
+        """The tasks whose answers a judge rated."""
+        return tuple(task for task in self.tasks if self.metric(task) in JUDGED)
+
+    def difference(self, task: str, model: str, other: str) -> Difference | None:
+        """By how much a model differs from another on the same questions, where that is known."""
+        known = self.differences.get(task, {})
+        if (model, other) in known:
+            return known[model, other]
+        return -known[other, model] if (other, model) in known else None
+
+    def within_noise(self, task: str, model: str, other: str) -> bool | None:
+        """Whether two scores cannot be told apart.
+
+        Differences on the same questions decide where they are known, else whether the intervals
+        overlap, which errs on the side of claiming too little. None where neither is known.
+        """
+        difference = self.difference(task, model, other)
+        if difference is not None:
+            return difference.within_noise
+        return self.results[model][task].overlaps(self.results[other][task])
 
     def parent(self, model: str) -> str | None:
         """The evaluated model from which this one was trained, if both were evaluated."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dominie.report.formats import count
@@ -20,7 +21,9 @@ class Answer:
 
     model: str
     output: str
-    correct: bool
+    score: float | None
+    verdict: str | None = None
+    invalid: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether some models are right and others wrong."""
-        return len({answer.correct for answer in self.answers}) > 1
+        """Whether the answers are not all worth the same."""
+        return len({answer.score for answer in self.answers}) > 1
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,9 @@ class Selection:
 def selection(by_model: Mapping[str, Sequence[Sample]], most: int, length: int) -> Selection:
     """The prompts that tell the models apart best, spread over the families of the task.
 
-    A prompt ranks by how evenly it splits the models into right and wrong: no model's successes
-    are preferred to another's. Equal ranks keep the order of the task.
+    A prompt ranks by how far apart what the answers are worth lies: of answers right or wrong, by
+    how evenly it splits the models. No model's successes are preferred to another's. Equal ranks
+    keep the order of the task.
 
     Args:
         by_model: the rows of each model.
@@ -61,7 +65,7 @@ def selection(by_model: Mapping[str, Sequence[Sample]], most: int, length: int) 
     every = _comparisons(by_model)
     differing = [comparison for comparison in every if comparison.differs]
     families: dict[str | None, list[Comparison]] = defaultdict(list)
-    for comparison in sorted(differing or every, key=_evenness, reverse=True):
+    for comparison in sorted(differing or every, key=_spread, reverse=True):
         families[comparison.group].append(comparison)
     chosen: list[Comparison] = []
     rank = 0
@@ -86,15 +90,20 @@ def _comparisons(by_model: Mapping[str, Sequence[Sample]]) -> list[Comparison]:
             prompt,
             target,
             next((row.group for _, row in rows if row.group), None),
-            tuple(Answer(model, row.output, row.correct) for model, row in rows),
+            tuple(
+                Answer(model, row.output, row.score, row.verdict, row.invalid)
+                for model, row in rows
+            ),
         )
         for (prompt, target, _), rows in joined.items()
     ]
 
 
-def _evenness(comparison: Comparison) -> int:
-    right = sum(answer.correct for answer in comparison.answers)
-    return right * (len(comparison.answers) - right)
+def _spread(comparison: Comparison) -> float:
+    """Σ of squared differences between all pairs, up to a constant: n · Σ x² - (Σ x)²."""
+    worth = [answer.score for answer in comparison.answers if answer.score is not None]
+    spread = len(worth) * math.fsum(x * x for x in worth) - math.fsum(worth) ** 2
+    return round(spread, 9)
 
 
 def _cut(comparison: Comparison, length: int) -> Comparison:
@@ -103,7 +112,11 @@ def _cut(comparison: Comparison, length: int) -> Comparison:
         _shown(comparison.target, length),
         comparison.group,
         tuple(
-            Answer(answer.model, _shown(answer.output, length), answer.correct)
+            replace(
+                answer,
+                output=_shown(answer.output, length),
+                verdict=answer.verdict and _shown(answer.verdict, length),
+            )
             for answer in comparison.answers
         ),
     )

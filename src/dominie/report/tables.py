@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from dominie.report.formats import DASH, figure, percent
+from dominie.report.changes import Change, change
+from dominie.report.formats import DASH, figure, percent, rating
+from dominie.report.records import RATED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +17,16 @@ if TYPE_CHECKING:
 
 SCORE = "score"
 _SAME = 1e-9
-_UNITS = {"kl": "KL, nats", "loss": "loss, nats", "agreement": "agreement, %"}
+_UNITS = {
+    "kl": "KL, nats",
+    "loss": "loss, nats",
+    "agreement": "agreement, %",
+    "invalid": "invalid, %",
+    "length_controlled_win_rate": "at equal length, %",
+}
+_COMPETING = ("kl", "loss", "agreement")
+_FRACTIONS = ("invalid", "length_controlled_win_rate")
+_PAGE, _MODEL, _SCORE, _STRIP, _FIGURE = 60, 7, 8, 9, 5  # widths in em: page and columns
 _COUNTS = (
     ("read", "read"),
     ("removed_duplicates", "duplicates"),
@@ -55,21 +66,18 @@ class Cell:
     Args:
         text: as it is printed.
         value: the figure itself, None where there is none.
-        half_width: half of its 95 % interval.
+        ends: of its 95 % interval.
+        interval: the same as text, empty where it is not known.
         n: the number of rows, where it is not that of the whole column.
         mark: `best` of its column, or `tied` with the best within noise.
     """
 
     text: str = DASH
     value: float | None = None
-    half_width: float | None = None
+    ends: tuple[float, float] | None = None
+    interval: str = ""
     n: int | None = None
     mark: Literal["", "best", "tied"] = ""
-
-    @property
-    def interval(self) -> str:
-        """Half of the interval as text, empty where it is not known."""
-        return "" if self.half_width is None else f"± {percent(self.half_width)}"
 
 
 @dataclass(frozen=True)
@@ -101,11 +109,33 @@ def group_table(run: Run, task: str) -> Table | None:
     if not groups:
         return None
     rows = []
+    rated = run.metric(task) == RATED
     for group in groups:
         scores = [by_model[model].get(group) for model in models]
         common = _common_n(score for score in scores if score)
-        rows.append((group, tuple(_score_cell(score, common) for score in scores)))
+        rows.append((group, tuple(_score_cell(score, common, rated=rated) for score in scores)))
     return Table(tuple(Column(task, SCORE, model) for model in models), tuple(rows))
+
+
+def baseline_changes(run: Run) -> list[tuple[str, dict[str, Change]]]:
+    """Of each model how it differs from the baseline, by task; those without a paired figure not.
+
+    A model's likeness to a teacher is no ability, and is left out.
+    """
+    if run.baseline is None:
+        return []
+    found = []
+    for model in run.results:
+        shared = [t for t in run.ability_tasks if t in run.results[model]] if model else []
+        steps = {
+            task: change(run, task, model, run.baseline)
+            for task in shared
+            if task in run.results[run.baseline] and model != run.baseline
+        }
+        steps = {task: step for task, step in steps.items() if step.paired is not None}
+        if steps:
+            found.append((model, steps))
+    return found
 
 
 @dataclass(frozen=True)
@@ -155,10 +185,21 @@ def _task(column: Column) -> str:
     return column.task
 
 
-def _columns(run: Run) -> Iterable[Column]:
+def _columns(run: Run) -> list[Column]:
+    """Scores and further figures by task, with strips beside the scores where there is room."""
+    columns = list(_plain_columns(run))
+    scores = sum(column.key == SCORE for column in columns)
+    taken = _MODEL + _SCORE * scores + _FIGURE * (len(columns) - scores)
+    strips = _STRIP * sum(column.drawn for column in columns)
+    if taken + strips <= _PAGE:
+        return columns
+    return [replace(column, drawn=False) for column in columns]
+
+
+def _plain_columns(run: Run) -> Iterable[Column]:
     for task in run.tasks:
         scores = [by_task[task] for by_task in run.results.values() if task in by_task]
-        label, drawn = run.metric(task).replace("_", " "), task in run.ability_tasks
+        label, drawn = run.measure(task), task in run.ability_tasks
         yield Column(task, SCORE, label, _common_n(scores), drawn)
         for key in dict.fromkeys(key for score in scores for key in score.extras):
             yield Column(task, key, _UNITS.get(key, key.replace("_", " ")))
@@ -169,18 +210,23 @@ def _column_cells(run: Run, column: Column) -> dict[str, Cell]:
     if column.key != SCORE:
         return _extra_cells(column.key, scores)
     likeness = run.metric(column.task) == "agreement"
-    ranked = [
-        score for score in scores.values() if score and not (likeness and score.score > 1 - _SAME)
-    ]
-    best = max(ranked, key=lambda score: score.score, default=None)
-    cells = {
-        model: _score_cell(score, column.n, best if score in ranked else None)
+    ranked = {
+        model: score
         for model, score in scores.items()
+        if score and not (likeness and score.score > 1 - _SAME)
     }
-    if likeness:  # of a model to itself there is nothing to estimate
-        for model, score in scores.items():
-            if score and score not in ranked:
-                cells[model] = replace(cells[model], half_width=None)
+    best = max(ranked, key=lambda model: ranked[model].score, default="")
+    cells = {}
+    for model, score in scores.items():
+        mark: Literal["", "best", "tied"] = ""
+        if model in ranked:
+            if ranked[model].score == ranked[best].score:
+                mark = "best"
+            elif run.within_noise(column.task, model, best):
+                mark = "tied"
+        cells[model] = _score_cell(score, column.n, mark, rated=run.metric(column.task) == RATED)
+        if likeness and score and model not in ranked:  # to itself: nothing to estimate
+            cells[model] = replace(cells[model], ends=None, interval="")
     return cells
 
 
@@ -193,11 +239,11 @@ def _extra_cells(key: str, scores: Mapping[str, Score | None]) -> dict[str, Cell
         for value in values.values()
         if value is not None and not (value > 1 - _SAME if likeness else value < _SAME)
     ]
-    best = (max if likeness else min)(known) if known and key in _UNITS else None
+    best = (max if likeness else min)(known) if known and key in _COMPETING else None
     cells = {}
     few = bool(known) and min(known) >= 0.001 and max(known) < 1000  # one precision for a column
     for model, value in values.items():
-        if likeness or value is None:
+        if likeness or value is None or key in _FRACTIONS:
             text = percent(value)
         else:
             text = f"{value:.3f}" if few else figure(value)
@@ -205,14 +251,20 @@ def _extra_cells(key: str, scores: Mapping[str, Score | None]) -> dict[str, Cell
     return cells
 
 
-def _score_cell(score: Score | None, common_n: int | None, best: Score | None = None) -> Cell:
+def _score_cell(
+    score: Score | None,
+    common_n: int | None,
+    mark: Literal["", "best", "tied"] = "",
+    *,
+    rated: bool = False,
+) -> Cell:
     if score is None:
         return Cell()
-    mark: Literal["", "best", "tied"] = ""
-    if best is not None:
-        mark = "best" if score.score == best.score else "tied" if score.overlaps(best) else ""
+    written = rating if rated else percent
     n = None if score.n == common_n else score.n
-    return Cell(percent(score.score), score.score, score.half_width, n, mark)
+    ends = score.ends
+    interval = f"{written(ends[0])}{DASH}{written(ends[1])}" if ends else ""
+    return Cell(written(score.score), score.score, ends, interval, n, mark)
 
 
 def _common_n(scores: Iterable[Score]) -> int | None:
