@@ -17,7 +17,7 @@ from dominie.data.splits import conversation_digest, read_split
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.evaluation.agreement import agreement
-from dominie.evaluation.answering import answered
+from dominie.evaluation.answering import graded, outputs_of
 from dominie.evaluation.comparisons import compared
 from dominie.evaluation.grades import Items, Score
 from dominie.evaluation.harness import definitions_digest, harness_score
@@ -104,6 +104,7 @@ class _Examiner:
         self._conversations = functools.cache(self._read)
         self._tokenizers = ChatTokenizers(folder, display)
         self._asked: dict[tuple[Any, ...], list[Question]] = {}
+        self._outputs: dict[tuple[Any, ...], list[str]] = {}
 
     @property
     def models(self) -> LocalModels:
@@ -157,15 +158,18 @@ class _Examiner:
                 track=track,
             )
         if task.metric != "agreement":
-            return answered(
-                model,
-                tokenizer,
-                asked,
-                task,
-                max_new_tokens=task.max_new_tokens,
-                batch=batch,
-                track=track,
-            )
+            key = (name, task.source, task.split, task.limit, task.max_new_tokens)
+            if key not in self._outputs:  # tasks that ask one model the same are answered once
+                self._outputs = {k: v for k, v in self._outputs.items() if k[0] == name}
+                self._outputs[key] = outputs_of(
+                    model,
+                    tokenizer,
+                    asked,
+                    max_new_tokens=task.max_new_tokens,
+                    batch=batch,
+                    track=track,
+                )
+            return graded(asked, self._outputs[key], task)
         assert task.teacher is not None, "checked by Task"
         teacher, theirs = self._load(task.teacher)
         check_same_tokens(tokenizer, theirs, where=f"{title}, teacher {task.teacher}")

@@ -199,6 +199,8 @@ def test_comparisons_of_another_shape_are_left_out(run, content):
         ({"preference": 1.75}, 0.75),
         ({"preference": None}, None),
         ({"score": 7}, 1.0),
+        ({"ratings": [7, 8.0, None]}, 0.75),
+        ({"ratings": [None], "correct": True}, 1.0),
         ({"score": "8"}, None),
     ],
 )

@@ -27,19 +27,31 @@ def answered(
     batch: int = 64,
     track: Track = untracked,
 ) -> Score:
-    """The score of greedy answers; an answer of another form than asked for counts as wrong.
+    """The score of greedy answers: `outputs_of` questions, then `graded`."""
+    outputs = outputs_of(
+        model, tokenizer, questions, max_new_tokens=max_new_tokens, batch=batch, track=track
+    )
+    return graded(questions, outputs, scoring)
+
+
+def outputs_of(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int | None = None,
+    batch: int = 64,
+    track: Track = untracked,
+) -> list[str]:
+    """Greedy answers in the order of the questions.
 
     Args:
         model: in evaluation mode.
         tokenizer: its tokenizer.
         questions: in that tokenizer's ids.
-        scoring: how answers count.
         max_new_tokens: longest answer; None is the longest target and a little more.
         batch: prompts per forward pass.
         track: shows progress.
-
-    Raises:
-        InputError: a row that no answer could be right to.
     """
     longest = max(len(q.encoded.input_ids) - len(q.prompt_ids) for q in questions)
     stream = answers(
@@ -51,11 +63,15 @@ def answered(
         batch=batch,
     )
     outputs = dict(track(stream, len(questions)))
-    return graded(questions, [outputs[i] for i in range(len(questions))], scoring)
+    return [outputs[i] for i in range(len(questions))]
 
 
 def graded(questions: Sequence[Question], outputs: Sequence[str], scoring: Scoring) -> Score:
-    """The score of outputs that a model gave to questions."""
+    """The score of outputs; one of another form than was asked for counts as wrong.
+
+    Raises:
+        InputError: a row that no answer could be right to.
+    """
     grade = grader(scoring)
     found = [extracted(scoring.extract, output) for output in outputs]
     grades = [grade(answer, q.conversation) for answer, q in zip(found, questions, strict=True)]

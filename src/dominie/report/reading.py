@@ -253,6 +253,9 @@ def _worth(row: Mapping[str, Any]) -> float | None:
         return min(1.0, max(0.0, score))
     if (preference := finite(row.get("preference"))) is not None:  # from 1 to 2, as AlpacaEval's
         return min(1.0, max(0.0, preference - 1.0))
+    ratings = [r for each in sequence(row.get("ratings")) if (r := finite(each)) is not None]
+    if ratings:  # from 1 to 10, one a turn, as MT-Bench's
+        return min(1.0, max(0.0, math.fsum(ratings) / len(ratings) / 10))
     return float(row["correct"]) if isinstance(row.get("correct"), bool) else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dominie.report.formats import DASH, signed_points
@@ -11,10 +12,10 @@ from dominie.report.records import RATED
 from dominie.report.tables import SCORE, Cell, baseline_changes, results_grid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.text import Text
 
     from dominie.report.changes import Change
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from dominie.report.sentences import Sentence
 
 _STYLES = {"text": "", "model": "bold", "task": "italic"}
+_NAME = 28  # characters of a model's name
+_APART = 3  # characters between columns
 
 
 def results_table(run: Path) -> RenderableType:
@@ -33,61 +36,116 @@ def results_table(run: Path) -> RenderableType:
     Raises:
         InputError: the folder is missing, or is no run folder.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
     contents = read_run(run)
     found = findings(contents)
     headline = _styled(found.headline)
-    if not contents.results:
-        return headline
-    grid = results_grid(contents)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("model", min_width=9, max_width=28, no_wrap=True)
-    for column in grid.columns:
-        unit = column.label if column.key != SCORE or contents.metric(column.task) == RATED else "%"
-        size = f"n = {column.n:,}" if column.n is not None else ""
-        heading = Text.assemble(column.task, "\n", (unit, "dim"), "\n", (size, "dim"))
-        table.add_column(heading, justify="right")
-    for model, cells in grid.rows:
-        chosen = "bold" if model == found.model else ""
-        table.add_row(Text(model, style=chosen), *(_written(cell) for cell in cells))
-    note = Text("with 95 % intervals · bold: best of its column · ≈: within noise of it", "dim")
-    parts: list[RenderableType] = [headline, Text(), table, note]
-    if steps := baseline_changes(contents):
-        parts += [Text(), _differences(contents, steps)]
-    return Group(*parts)
+    return _Results(contents, headline, found.model) if contents.results else headline
 
 
-def _differences(run: Run, steps: Sequence[tuple[str, Mapping[str, Change]]]) -> RenderableType:
-    """How every model differs from the baseline on the same questions, in points."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+@dataclass(frozen=True)
+class _Column:
+    """A column of a table: its heading, of any lines, and a cell for every model."""
+
+    heading: Text
+    cells: tuple[Text, ...]
+
+    @property
+    def width(self) -> int:
+        lines = [line for text in (self.heading, *self.cells) for line in text.split()]
+        return max((line.cell_len for line in lines), default=0)
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The results as tables no wider than the terminal: what does not fit goes below."""
+
+    run: Run
+    headline: Text
+    chosen: str | None
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        yield self.headline
+        yield Text()
+        names = [
+            Text(name, style="bold" if name == self.chosen else "") for name in self.run.results
+        ]
+        model = _Column(Text("model"), tuple(names))
+        yield from _fitted(model, list(_score_columns(self.run)), options.max_width)
+        yield Text("with 95 % intervals · bold: best of its column · ≈: within noise of it", "dim")
+        if steps := baseline_changes(self.run):
+            heading = Text.assemble(("points over", "dim"), "\n", self.run.baseline or "")
+            models = _Column(heading, tuple(Text(model) for model, _ in steps))
+            yield Text()
+            yield from _fitted(
+                models, list(_difference_columns(self.run, steps)), options.max_width
+            )
+
+
+def _fitted(first: _Column, others: Sequence[_Column], width: int) -> Iterator[RenderableType]:
+    """Tables of as many columns as there is room for, the first column in each."""
     from rich.text import Text
 
-    tasks = [task for task in run.tasks if any(task in by_task for _, by_task in steps)]
+    part: list[_Column] = []
+    taken = room = min(_NAME, first.width)
+    for column in others:
+        if part and taken + _APART + column.width > width:
+            yield _table(first, part)
+            yield Text()
+            part, taken = [], room
+        part.append(column)
+        taken += _APART + column.width
+    if part:
+        yield _table(first, part)
+
+
+def _table(first: _Column, others: Sequence[_Column]) -> RenderableType:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    heading = Text.assemble(("points over", "dim"), "\n", run.baseline or "")
-    table.add_column(heading, min_width=9, max_width=28, no_wrap=True)
-    for task in tasks:
-        table.add_column(Text(task), justify="right", vertical="bottom")
-    for model, by_task in steps:
-        cells = [_difference(by_task[t]) if t in by_task else Text(DASH) for t in tasks]
-        table.add_row(Text(model), *cells)
+    table.add_column(first.heading, max_width=_NAME, no_wrap=True, vertical="bottom")
+    for column in others:
+        table.add_column(column.heading, justify="right", vertical="bottom")
+    for row in zip(first.cells, *(column.cells for column in others), strict=True):
+        table.add_row(*row)
     return table
 
 
-def _difference(step: Change) -> Text:
+def _score_columns(run: Run) -> Iterable[_Column]:
     from rich.text import Text
 
-    paired = step.paired
-    assert paired is not None, "of these alone the table is made"
-    ends = f"({signed_points(paired.low)} to {signed_points(paired.high)})"
+    grid = results_grid(run)
+    for index, column in enumerate(grid.columns):
+        rated = run.metric(column.task) == RATED
+        unit = column.label if column.key != SCORE or rated else "%"
+        size = f"n = {column.n:,}" if column.n is not None else ""
+        heading = Text.assemble(column.task, "\n", (unit, "dim"), "\n", (size, "dim"))
+        yield _Column(heading, tuple(_written(cells[index]) for _, cells in grid.rows))
+
+
+def _difference_columns(
+    run: Run, steps: Sequence[tuple[str, Mapping[str, Change]]]
+) -> Iterable[_Column]:
+    """How every model differs from the baseline on the same questions, in points."""
+    from rich.text import Text
+
+    for task in run.tasks:
+        if any(task in by_task for _, by_task in steps):
+            cells = [_difference(by_task.get(task)) for _, by_task in steps]
+            yield _Column(Text(task), tuple(cells))
+
+
+def _difference(step: Change | None) -> Text:
+    from rich.text import Text
+
+    if step is None or step.paired is None:
+        return Text(DASH)
+    ends = f"({signed_points(step.paired.low)} to {signed_points(step.paired.high)})"
     if step.within_noise:
         return Text(f"within noise {ends}", "dim")
-    return Text.assemble(signed_points(paired.value), " ", (ends, "dim"))
+    return Text.assemble(signed_points(step.paired.value), " ", (ends, "dim"))
 
 
 def _written(cell: Cell) -> Text:

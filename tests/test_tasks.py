@@ -1,0 +1,125 @@
+"""Tasks of a recipe, from its YAML to `results.json`, on untrained toy models."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dominie.display import Display
+from dominie.errors import InputError
+from dominie.pipeline import check_recipe, evaluate_recipe
+from dominie.recipe import load_recipe
+
+RECIPE = """\
+name: shop
+data:
+  shop: {path: shop.jsonl, test_fraction: 1.0}
+  names: {path: shop.jsonl, test_fraction: 1.0, where: {kind: name}}
+evaluate:
+  models: {small: "toyworld:student", large: "toyworld:teacher"}
+  baseline: large
+  tasks:
+    exact: {source: shop, by: kind}
+    words: {source: shop, metric: token_f1, max_new_tokens: 4}
+    number: {source: shop, metric: exact_match, extract: 'no (\\d+)', max_new_tokens: 4}
+    choice: {source: names, metric: choice, options: offered}
+    same: {source: shop, metric: agreement, teacher: "toyworld:teacher", limit: 3}
+"""
+
+
+def write_recipe(folder: Path, text: str = RECIPE) -> Path:
+    rows = [
+        {
+            "prompt": f"the {colour} {thing} ?",
+            "completion": colour,
+            "kind": "name" if thing == "lamp" else "other",
+            "offered": ["red", "blue", "green"],
+        }
+        for colour in ("red", "blue", "green")
+        for thing in ("lamp", "desk", "scarf")
+    ]
+    (folder / "shop.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "shop.yaml").write_text(text)
+    return folder / "shop.yaml"
+
+
+def quiet() -> Display:
+    return Display(Console(quiet=True))
+
+
+def evaluated(recipe: Path, *overrides: str) -> tuple[dict[str, Any], str]:
+    """The results, and what was said on the way to them."""
+    console = Console(file=io.StringIO(), width=200)
+    run = evaluate_recipe(load_recipe(recipe, overrides), recipe.parent / "runs", Display(console))
+    assert isinstance(console.file, io.StringIO)
+    return json.loads((run / "results.json").read_text()), console.file.getvalue()
+
+
+def test_tasks_are_scored_compared_and_kept(tmp_path):
+    recipe = write_recipe(tmp_path)
+    results, said = evaluated(recipe)
+    assert list(results) == ["small", "large"]
+    for scores in results.values():
+        assert list(scores) == ["exact", "words", "number", "choice", "same"]
+        for score in scores.values():
+            low, high = score["interval"]
+            assert 0 <= low <= score["score"] <= high <= 1
+            assert score["stderr"] >= 0
+    small = results["small"]
+    assert [small[task]["n"] for task in small] == [9, 9, 9, 3, 3]
+    assert set(small["exact"]["groups"]) == {"name", "other"}
+    assert small["number"]["invalid"] == 1.0
+    assert "100.0 % of outputs invalid" in said
+    assert small["choice"]["measure"] == "most likely option"
+    assert results["large"]["same"]["score"] == 1.0
+
+    folder = tmp_path / "runs" / "shop"
+    comparisons = json.loads((folder / "evaluation" / "comparisons.json").read_text())
+    assert comparisons["baseline"] == "large"
+    pair = comparisons["differences"]["same"]["small"]["large"]
+    assert pair["difference"] == pytest.approx(small["same"]["score"] - 1.0)
+    assert pair["verdict"] in ("worse", "within noise")
+    sample = json.loads((folder / "evaluation/small/number.jsonl").read_text().splitlines()[0])
+    assert (sample["correct"], sample["invalid"], sample["score"]) == (False, True, 0.0)
+    assert "Over <span" in (folder / "report.html").read_text()
+
+    again, said = evaluated(recipe)
+    assert again == results
+    assert said.count("already scored") == 2
+    changed, said = evaluated(recipe, "evaluate.tasks.number.extract=red|blue|green")
+    assert "already scored" not in said
+    assert changed["small"]["exact"] == results["small"]["exact"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluate.tasks.exact.metric=exact_mach", "exact_mach"),
+        ("evaluate.tasks.exact.lables=[a]", "did you mean labels"),
+        ("evaluate.tasks.exact.k=3", "k means nothing to metric exact_match"),
+        ("evaluate.tasks.number.extract=(", "no regular expression"),
+        ("evaluate.tasks.exact.labels=[red, blue]", "the target is none of the labels"),
+        ("evaluate.tasks.choice.options=kind", "no options to choose from in the field 'kind'"),
+        ("evaluate.tasks.same.source=null", "needs a source of questions"),
+        ("evaluate.baseline=medium", "baseline is none of the models: small, large"),
+        ("data.names.where={kind: brand}", "the test split is empty"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_trained(tmp_path, override, message):
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(InputError) as refused:
+        check_recipe(
+            load_recipe(recipe, [override]), tmp_path / "runs", Display(Console(quiet=True))
+        )
+    assert message in str(refused.value)
+
+
+def test_a_recipe_of_tasks_alone_can_be_checked(tmp_path):
+    check_recipe(
+        load_recipe(write_recipe(tmp_path)), tmp_path / "runs", Display(Console(quiet=True))
+    )
