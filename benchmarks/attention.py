@@ -22,19 +22,15 @@ machine disturbs less. Peak memory is above what was allocated before the step.
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import datetime
-import gc
-import json
-import platform
 import statistics
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import attention_errors
+import _attention_errors
+import _results
 import torch
+from _memory import peak_above, settled
+from _results import DEVICE, GPU, Row
 from torch.nn.functional import kl_div
 
 from dominie.losses import attention_divergence, prediction_divergence
@@ -45,10 +41,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-Row = dict[str, object]
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-RESULTS = Path(__file__).parent / "results"
-GPU = DEVICE.type == "cuda"
 DTYPE = torch.bfloat16 if GPU else torch.float32
 BACKENDS = ["triton", "sdpa"] if GPU else ["tiles", "sdpa"]
 
@@ -184,45 +176,16 @@ def taken_in_turns(
             slow = name == "maps" and not GPU  # minutes: not warmed up, and once is enough
             if slow and turn:
                 continue
-            before = _settled()
+            before = settled()
             start = time.perf_counter(), time.process_time()
             values[name] = run(method)
             if GPU:
                 torch.cuda.synchronize()
             elapsed = time.perf_counter() - start[0], time.process_time() - start[1]
-            peaks[name] = _peak_above(before)
+            peaks[name] = peak_above(before)
             if turn >= warming or slow:
                 times[name].append(elapsed)
     return times, peaks, values
-
-
-def _settled() -> int:
-    """Bytes allocated now, with the record of the peak set back to them."""
-    gc.collect()
-    if GPU:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    if platform.system() == "Linux":
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS") or 0
-
-
-def _peak_above(before: int) -> float | None:
-    if GPU:
-        return torch.cuda.max_memory_allocated() - before
-    peak = _resident("VmHWM")
-    return None if peak is None else peak - before
-
-
-def _resident(field: str) -> int | None:
-    """Bytes of this process now (VmRSS) or at most (VmHWM), where Linux tells."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
 
 
 def projections(length: int, *, batch: int, heads: int, key_heads: int, width: int) -> Row:
@@ -312,56 +275,25 @@ def _gigabytes(count: float | None) -> float | None:
     return None if count is None else round(count / 1e9, 3)
 
 
-def table(rows: list[Row]) -> str:
-    columns = [name for name in rows[0] if name != "part"]
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += [
-        "| " + " | ".join("–" if row[c] is None else str(row[c]) for c in columns) + " |"
-        for row in rows
-    ]
-    return "\n".join(lines)
-
-
-def machine() -> str:
-    name = torch.cuda.get_device_name() if GPU else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
 def measured(quick: bool) -> Iterator[list[Row]]:
     if quick:
         yield step_rows(512, 1, maps=True)
         yield layer_rows(512, 2, maps=True)
-        yield list(attention_errors.rows(32))
+        yield list(_attention_errors.rows(32))
         return
     lengths = (2048, 4096, 8192) if GPU else (1024, 2048, 4096, 8192)
     for length in lengths:
         yield step_rows(length, 10 if GPU else 2 if length < 4096 else 1, maps=length <= 2048)
     for length in lengths:
         yield layer_rows(length, 20 if GPU else 3, maps=length <= (4096 if GPU else 2048))
-    yield list(attention_errors.rows(128))
+    yield list(_attention_errors.rows(128))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
-    parser.add_argument("--json", action="store_true", help="one JSON object a row")
-    options = parser.parse_args()
-    parts: dict[str, list[Row]] = {}
-    for rows in measured(options.quick):
-        parts.setdefault(str(rows[0]["part"]), []).extend(rows)
-        if options.json:
-            print("\n".join(json.dumps(row) for row in rows), flush=True)
-    report = "\n\n".join(f"## {name}\n\n{table(rows)}" for name, rows in parts.items())
-    if not options.json:
-        print(report)
-    if not options.quick:
-        today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-        kind = "-gpu" if GPU else ""
-        path = RESULTS / f"attention{kind}-{today}.md"
-        path.write_text(
-            f"# Attention distillation, {today}\n\n`python benchmarks/attention.py` on "
-            f"{machine()}.\n\n{report}\n"
-        )
+    options = _results.parser(__doc__).parse_args()
+    rows = (row for group in measured(options.quick) for row in group)
+    parts = _results.gathered(rows, as_json=options.json)
+    _results.finish("attention", "Attention distillation", parts, options)
 
 
 if __name__ == "__main__":

@@ -14,21 +14,20 @@ process of its own for each method (on a GPU by the allocator's own count).
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import importlib.util
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import _results
 import torch
+from _memory import resident
+from _results import DEVICE
 from torch.nn.functional import kl_div, linear
 
 from dominie.losses import prediction_divergence, vocabulary_losses
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MEBIBYTE = 2**20
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -152,19 +149,10 @@ def _peak(case: Case, loss: Callable[..., Tensor]) -> float | None:
         before = torch.cuda.memory_allocated()
         seconds(loss, inputs)
         return (torch.cuda.max_memory_allocated() - before - gradients) / MEBIBYTE
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     seconds(loss, inputs)
-    peak = _resident("VmHWM")
+    peak = resident("VmHWM")
     return None if peak is None or before is None else (peak - before - gradients) / MEBIBYTE
-
-
-def _resident(field: str) -> int | None:
-    """Bytes of this process now (VmRSS) or at most (VmHWM), where Linux tells."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
 
 
 def measured(case: Case) -> Iterator[dict[str, object]]:
@@ -273,27 +261,16 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    columns = list(rows[0])
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += [
-        "| " + " | ".join("–" if v is None else f"{v}" for v in row.values()) + " |" for row in rows
-    ]
-    return "\n".join(lines)
-
-
-def machine() -> str:
-    name = platform.processor() or platform.machine()
-    if DEVICE.type == "cuda":
-        name = torch.cuda.get_device_name()
-    threads = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
-    return f"{name}, {threads}, torch {torch.__version__}"
+def rows(quick: bool) -> Iterator[dict[str, object]]:
+    for case in cases(quick):
+        yield from ({"part": "loss", **row} for row in measured(case))
+    for fraction in (0.25,) if quick else (0.25, 0.5, 1.0):
+        tokens, rounds = (256, 1) if quick else (1024, 5)
+        yield {"part": "whole step", **measured_step(fraction, tokens, rounds)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one small case")
-    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser = _results.parser(__doc__)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
@@ -301,31 +278,13 @@ def main() -> None:
         case = Case(**json.loads(sizes))
         print(json.dumps(_peak(case, methods(case)[name])))
         return
-    groups: list[list[dict[str, object]]] = [[], []]
-
-    def add(group: int, row: dict[str, object]) -> None:
-        groups[group].append(row)
-        if options.json:
-            print(json.dumps(row), flush=True)
-
-    for case in cases(options.quick):
-        for row in measured(case):
-            add(0, row)
-    for fraction in (0.25,) if options.quick else (0.25, 0.5, 1.0):
-        tokens, rounds = (256, 1) if options.quick else (1024, 5)
-        add(1, measured_step(fraction, tokens, rounds))
-    report = "\n\n".join(table(rows) for rows in groups)
-    if not options.json:
-        print(report)
-    if not options.quick:
-        today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-        path = RESULTS / f"prediction-{today}.md"
-        path.write_text(
-            f"# Prediction loss, {today}\n\n`python benchmarks/prediction.py` on {machine()}.\n\n"
-            "Forward and backward of the forward KL. `ratio` is to materialised logits, round by\n"
-            "round; `peak_mb` is above inputs and gradients. Below, a whole step of a small Llama\n"
-            f"that projects all positions or the supervised ones.\n\n{report}\n"
-        )
+    parts = _results.gathered(rows(options.quick), as_json=options.json)
+    note = (
+        "Forward and backward of the forward KL. `ratio` is to materialised logits, round by\n"
+        "round; `peak_mb` is above inputs and gradients. The whole step is of a small Llama that\n"
+        "projects all positions or the supervised ones."
+    )
+    _results.finish("prediction", "Prediction loss", parts, options, note=note)
 
 
 if __name__ == "__main__":

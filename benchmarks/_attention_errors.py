@@ -9,19 +9,18 @@ import os
 from typing import TYPE_CHECKING
 
 import torch
+from _results import DEVICE
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from dominie.losses import attention_divergence  # noqa: E402
+from dominie.losses import attention_divergence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from _results import Row
     from torch import Tensor
-
-Row = dict[str, object]
 
 
 def rows(length: int) -> Iterator[Row]:
