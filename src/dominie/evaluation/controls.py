@@ -31,8 +31,8 @@ def constant_controls(exam: Exam, calls: Calls, advance: Advance) -> dict[str, A
     for name, text in CONSTANT_ANSWERS.items():
         answers = {d.id: [text] * len(d.turns) for d in exam.sample}
         judged = judged_answers(exam, answers, calls, advance, model=f"control-{name}")
-        kept = ("score", "stderr", "n", "interval") if "score" in judged.figures else ()
-        found[name] = {key: judged.figures[key] for key in kept}
+        kept = ("score", "stderr", "n", "interval", "win_rate") if "score" in judged.figures else ()
+        found[name] = {key: judged.figures[key] for key in kept if key in judged.figures}
         found[name]["unscored"] = judged.total - judged.scored
     return found
 

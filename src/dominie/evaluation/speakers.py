@@ -128,7 +128,7 @@ class EndpointSpeaker:
         self.endpoint, self._calls, self._most = endpoint, calls, max_new_tokens
         self.identity: Mapping[str, Any] = {
             **endpoint.identity,
-            "max_tokens": max_new_tokens,
+            "request": endpoint.body((), {"max_tokens": max_new_tokens}),
         }
 
     def speak(self, dialogues: Sequence[Dialogue], done: Done, advance: Advance) -> None:
@@ -139,15 +139,12 @@ class EndpointSpeaker:
         """
 
         async def told(dialogue: Dialogue, ask: Ask) -> bool:
-            messages, said = [], []
+            messages: list[dict[str, str]] = []
+            said = []
             for turn in dialogue.turns:
                 messages.append({"role": "user", "content": turn})
-                body = {
-                    "model": self.endpoint.model,
-                    "messages": list(messages),
-                    "temperature": dialogue.temperature,
-                    "max_tokens": self._most,
-                }
+                sampling = {"temperature": dialogue.temperature, "max_tokens": self._most}
+                body = self.endpoint.body(messages, sampling)
                 key = call_key(self.endpoint.identity, body)
                 text = self._kept(key)
                 if text is None:

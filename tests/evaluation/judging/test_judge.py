@@ -295,6 +295,17 @@ def test_a_signal_waits_for_calls_under_way_and_sends_no_more(serve, ask):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_servers_that_want_other_fields(serve, ask):
+    server = serve(lambda a: said("[[5]]"))
+    changed = {"request": {"max_completion_tokens": 7}, "omit": ["max_tokens", "temperature"]}
+    ask(judge(server, **changed), cases(1))
+    (body,) = server.bodies
+    assert set(body) == {"model", "messages", "max_completion_tokens"}
+    for bad in ({"omit": ["messages"]}, {"request": {"stream": True}}):
+        with pytest.raises(ValueError, match="no field to change"):
+            judge(server, **bad)
+
+
 def test_95_percent():
     assert enough_scored(95, 100)
     assert not enough_scored(94, 100)

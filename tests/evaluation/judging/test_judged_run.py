@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 import warnings
+import zlib
 from pathlib import Path
 
 import pytest
 from fault_server import Answer, said, shown_answers
 
 from dominie import cli
+from dominie.evaluation.judging.replies import read_reply
 from dominie.toyworld.models import save_model
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -103,12 +105,23 @@ def run_folder(recipe: Path) -> Path:
     return recipe.parent / "runs" / recipe.stem
 
 
-def test_80_questions_killed_twice_no_call_paid_twice_and_none_lost(serve, tmp_path, finish):
-    def slowly(asked):
-        return Answer(**{**grade(asked).__dict__, "hang": 0.02})
+def faulty(asked) -> Answer:
+    """Every other request goes wrong at first; only a judge that talks nonsense is paid for it."""
+    kind = zlib.crc32(asked.text.encode()) % 12
+    if asked.before == 0 and kind < 5:
+        hanging = Answer(body="late", hang=1.5)
+        cut = Answer(body=grade(asked).body, cut=True)
+        return [Answer(429, "", {"retry-after": "0.01"}), Answer(500), hanging, cut, Answer(503)][
+            kind
+        ]
+    if asked.before == 0 and kind == 5 and shown_answers(asked.text):
+        return Answer(**{**said("Grade: [[99]]").__dict__, "hang": 0.01})
+    return Answer(**{**grade(asked).__dict__, "hang": 0.02})
 
-    server = serve(slowly)
-    there = {"endpoint": server.url, "concurrency": 4, "backoff": 0.01}
+
+def test_80_questions_killed_twice_no_call_paid_twice_and_none_lost(serve, tmp_path, finish):
+    server = serve(faulty)
+    there = {"endpoint": server.url, "concurrency": 8, "backoff": 0.01, "timeout": 1.0}
     recipe = write_recipe(
         tmp_path / "mt.yaml",
         {
@@ -132,22 +145,32 @@ def test_80_questions_killed_twice_no_call_paid_twice_and_none_lost(serve, tmp_p
     finish(recipe)
     run = run_folder(recipe)
     result = json.loads((run / "results.json").read_text())["it"]["mt"]
-    assert set(server.paid.values()) == {1}  # not one of them twice
     assert result["n"] == 80
     assert result["unscored"] == 0
     assert set(result["groups"]) == set(CATEGORIES)
-    kept = [*open(run / "evaluation" / "it" / "replies.jsonl")]  # noqa: SIM115, PTH123
-    judged = [*open(run / "evaluation" / "mt.replies.jsonl")]  # noqa: SIM115, PTH123
-    assert len(kept) == 160
-    assert len(kept) + len(judged) == sum(server.paid.values())  # none lost
-    answers = [json.loads(x) for x in open(run / "evaluation" / "it" / "mt" / "answers.jsonl")]  # noqa: SIM115, PTH123
+    answered = whole_replies(run / "evaluation" / "it" / "replies.jsonl")
+    judged = whole_replies(run / "evaluation" / "mt.replies.jsonl")
+    assert len(answered) == 160
+    assert len(answered) + len(judged) == sum(server.paid.values())  # none lost
+    useful = [text for text in answered + judged if "[[99]]" not in text]
+    assert len(useful) == len(server.paid)  # and not one of them twice
+    assert len(useful) < len(answered + judged), "nonsense was paid for, once, and asked again"
+    assert sum(server.asked.values()) > 1.3 * len(useful), "most faults were met"
+    lines = (run / "evaluation" / "it" / "mt" / "answers.jsonl").read_text().splitlines()
+    answers = [json.loads(line) for line in lines]
     assert [a["question_id"] for a in answers] == list(range(81, 161))
-    assert answers[3]["choices"][0]["turns"] == [
-        "an answer to copy red 3",
-        "an answer to copy blue 3",
-    ]
+    expected = ["an answer to copy red 3", "an answer to copy blue 3"]
+    assert answers[3]["choices"][0]["turns"] == expected
+    paid = dict(server.paid)
     finish(recipe)
-    assert set(server.paid.values()) == {1}
+    assert dict(server.paid) == paid
+
+
+def whole_replies(ledger: Path) -> list[str]:
+    """What was said, by every record of a whole reply."""
+    records = [json.loads(line) for line in ledger.read_text().splitlines()]
+    replies = [read_reply(r["body"]) for r in records if r["status"] == 200]
+    return [reply.text for reply in replies if reply is not None]
 
 
 def test_a_kill_without_warning_costs_no_more_than_was_under_way(serve, tmp_path, finish):

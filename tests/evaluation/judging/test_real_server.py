@@ -18,7 +18,7 @@ from dominie.evaluation.judging.replies import read_reply
 from dominie.toyworld.models import save_model
 
 from test_judged_run import mt_bench_files, run_folder, write_recipe  # isort: skip
-from tiny_judge import save_tiny_judge  # isort: skip
+from tiny_judge import LETTERS, RATINGS, save_tiny_judge  # isort: skip
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
@@ -29,7 +29,8 @@ def served(tmp_path_factory):
     pytest.importorskip("uvicorn", reason="pip install 'transformers[serving]'")
     pytest.importorskip("fastapi", reason="pip install 'transformers[serving]'")
     folder = tmp_path_factory.mktemp("served")
-    save_tiny_judge(folder / "judge")
+    save_tiny_judge(folder / "rates", RATINGS)
+    save_tiny_judge(folder / "compares", LETTERS)
     save_model("student", folder / "student", seed=0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -86,7 +87,7 @@ def test_a_tiny_model_answers_and_judges_over_a_real_server(served, tmp_path):
                 "benchmarks": {
                     "mt": {
                         **mt_bench_files(tmp_path, 8),
-                        "judge": {**there, "model": str(models / "judge"), "max_tokens": 8},
+                        "judge": {**there, "model": str(models / "rates"), "max_tokens": 8},
                         "max_new_tokens": 8,
                         "control_questions": 2,
                     }
@@ -110,6 +111,42 @@ def test_a_tiny_model_answers_and_judges_over_a_real_server(served, tmp_path):
     assert len(records) == 16 + 2 * 2 * 2
     lines = (run_folder(recipe) / "evaluation" / "mt.replies.jsonl").read_text().splitlines()
     assert lines == records  # nothing was asked again
+
+
+def alpaca_recipe(folder: Path, served, **settings) -> Path:
+    url, models = served
+    rows = [{"instruction": f"copy {i}", "output": "red " * i} for i in range(1, 7)]
+    (folder / "base.json").write_text(json.dumps(rows))
+    there = {"endpoint": url, "concurrency": 2, "timeout": 60.0}
+    benchmark = {
+        "kind": "alpaca_eval",
+        "baseline": "base.json",
+        "judge": {**there, "model": str(models / "compares"), "max_tokens": 8},
+        "max_new_tokens": 8,
+        "control_questions": 2,
+        **settings,
+    }
+    endpoint = {**there, "model": str(models / "student")}
+    tree = {"evaluate": {"endpoints": {"it": endpoint}, "benchmarks": {"alpaca": benchmark}}}
+    return write_recipe(folder / "alpaca.yaml", tree)
+
+
+def test_both_orders_are_compared_over_a_real_server(served, tmp_path):
+    done = evaluate(alpaca_recipe(tmp_path, served, version=1))
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)["results"]["it"]["alpaca"]
+    assert result["n"] == 6
+    assert result["unscored"] == 0
+    assert 0 <= result["length_controlled_win_rate"] <= 1
+
+
+def test_a_judge_that_says_something_else_gives_no_figure(served, tmp_path):
+    done = evaluate(alpaca_recipe(tmp_path, served, version=2))  # which wants m or M
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "it on alpaca: 0 of 12" in done.stderr
+    assert json.loads((run_folder(tmp_path / "alpaca.yaml") / "results.json").read_text()) == {
+        "it": {}
+    }
 
 
 def test_a_model_that_is_not_served_is_one_message(served, tmp_path):

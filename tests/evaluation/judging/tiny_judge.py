@@ -1,4 +1,4 @@
-"""A tiny model that can only give verdicts: which one depends on what it read."""
+"""Tiny models that can only give verdicts: which one depends on what they read."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from transformers import PhiConfig, PhiForCausalLM, set_seed
 
 from dominie.toyworld.tokenizer import END, word_tokenizer
 
-VERDICTS = [f"[[{number}]]" for number in range(1, 11)]
+RATINGS = [f"[[{number}]]" for number in range(1, 11)]
+LETTERS = ["[[A]]", "[[B]]", "[[C]]"]
 
 
-def save_tiny_judge(folder: Path) -> None:
+def save_tiny_judge(folder: Path, words: list[str]) -> None:
     """Random weights, but every word other than a verdict is out of reach, and a verdict ends."""
     tokenizer = word_tokenizer()
-    tokenizer.add_tokens(VERDICTS)
+    tokenizer.add_tokens(words)
     tokenizer.model_max_length = 8192
     set_seed(0)
     config = PhiConfig(
@@ -31,7 +32,7 @@ def save_tiny_judge(folder: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = PhiForCausalLM(config).eval()
-    verdicts = tokenizer.convert_tokens_to_ids(VERDICTS)
+    verdicts = tokenizer.convert_tokens_to_ids(words)
     end = tokenizer.convert_tokens_to_ids(END)
     with torch.no_grad():
         # A verdict's embedding outweighs all that layers add, in a direction only the end looks at.

@@ -74,7 +74,10 @@ class Calls:
         found: dict[int, Result] = {}
         if items:
             self._key = self.endpoint.key(where=self.where)
-            asyncio.run(self._over(items, work, advance, found))
+            try:
+                asyncio.run(self._over(items, work, advance, found))
+            finally:
+                self.ledger.close()
         if self._signal is not None:
             signal.raise_signal(self._signal)  # to whoever listened before
             raise RunError("interrupted; what was answered is kept", where=self.where)
@@ -179,7 +182,9 @@ class Calls:
                 f"the endpoint refuses requests for model {self.endpoint.model}",
                 where=self.where,
                 found=found,
-                do="check endpoint (its URL up to /v1) and model",
+                do="set logprobs: false; preferences are then not weighed"
+                if "logprobs" in outcome.body
+                else "check endpoint (its URL up to /v1) and model",
             )
         if self._failed_in_a_row >= max(_REFUSALS, self.endpoint.concurrency):
             raise RunError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -67,6 +68,8 @@ class Endpoint:
         backoff: seconds before the first of them; doubled each time, with jitter.
         price: needed where the budget is in money.
         budget: None spends without bound.
+        request: further fields of every request, `{reasoning_effort: low}` say.
+        omit: fields that this server refuses, `[temperature, max_tokens]` say.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
@@ -79,6 +82,8 @@ class Endpoint:
     backoff: float = 0.5
     price: Price | None = None
     budget: Budget | None = None
+    request: dict[str, Any] = field(default_factory=dict)
+    omit: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         url = urlsplit(self.endpoint)
@@ -98,6 +103,15 @@ class Endpoint:
             raise ValueError(f"backoff is in seconds and not negative, got {self.backoff}")
         if self.budget and self.budget.money is not None and self.price is None:
             raise ValueError("a budget in money needs the price of tokens")
+        if fixed := {"model", "messages", "stream", "n"} & {*self.request, *self.omit}:
+            raise ValueError(f"{min(fixed)} is no field to change here")
+
+    def body(
+        self, messages: Sequence[Mapping[str, str]], sampling: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The request of a chat completion."""
+        fields = {"model": self.model, "messages": list(messages), **sampling, **self.request}
+        return {name: value for name, value in fields.items() if name not in self.omit}
 
     @property
     def url(self) -> str:

@@ -35,12 +35,14 @@ class Judge(Endpoint):
         temperature: of its replies.
         max_tokens: longest reply; verdicts of one token take one.
         tries: how often it is asked in one run where its verdict cannot be read.
+        logprobs: whether verdicts of one token are weighed by its odds; some servers have none.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     temperature: float = 0.0
     max_tokens: int = 2048
     tries: int = 3
+    logprobs: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,15 +128,13 @@ def enough_scored(scored: int, total: int) -> bool:
 
 
 def _body(judge: Judge, case: Case, attempt: int) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "model": judge.model,
-        "messages": case.messages,
+    sampling: dict[str, Any] = {
         "temperature": round(judge.temperature + _WARMER * attempt, 6),
         "max_tokens": judge.max_tokens,
     }
-    if case.prompt.verdict == "identifier":
-        body |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 5}
-    return body
+    if case.prompt.verdict == "identifier" and judge.logprobs:
+        sampling |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 5}
+    return judge.body(case.messages, sampling)
 
 
 def _read(reply: Reply, case: Case) -> float | str | None:

@@ -29,15 +29,15 @@ def rating(reply: Reply, quoted: Sequence[str]) -> float | None:
         reply: of the judge.
         quoted: the answers it was shown.
     """
-    numbers = [float(t) for t in _bracketed(reply, quoted) if _NUMBER.fullmatch(t)]
-    valid = [number for number in numbers if LOWEST <= number <= HIGHEST]
-    return valid[-1] if valid else None
+    found = [text for text in _bracketed(reply, quoted) if _NUMBER.fullmatch(text)]
+    last = _last([text for text in found if LOWEST <= float(text) <= HIGHEST], quoted)
+    return None if last is None else float(last)
 
 
 def letter(reply: Reply, quoted: Sequence[str], letters: str = "ABC") -> str | None:
     """The last of the letters in double brackets, None without one."""
     found = [text for text in _bracketed(reply, quoted) if len(text) == 1 and text in letters]
-    return found[-1] if found else None
+    return _last(found, quoted)
 
 
 def ranking(reply: Reply, quoted: Sequence[str]) -> float | None:
@@ -72,7 +72,7 @@ def identifier(reply: Reply, quoted: Sequence[str]) -> float | None:  # noqa: AR
         first, second = (_probability(reply.candidates, name) for name in ("m", "M"))
         total = first + second
         return 1.0 + second / total if total >= _LEAST_MASS else None
-    return {"m": 1.0, "M": 2.0}.get(reply.text.strip())
+    return {"m": 1.0, "M": 2.0}.get(reply.text.rpartition("</think>")[2].strip())
 
 
 def disarmed(text: str) -> str:
@@ -89,6 +89,16 @@ def _bracketed(reply: Reply, quoted: Sequence[str]) -> Iterator[str]:
     for match in _BRACKETS.finditer(reply.text):
         if not _is_quoted(reply.text, match.span(), quoted):
             yield match[1]
+
+
+def _last(found: Sequence[str], quoted: Sequence[str]) -> str | None:
+    """The last verdict; one that an answer speaks of as well counts only where there is no other.
+
+    "[[2]]. Note that the answer asks for [[10]]" repeats nothing but the verdict itself.
+    """
+    spoken_of = {text for answer in quoted for text in _BRACKETS.findall(answer)}
+    own = [text for text in found if text not in spoken_of] or found
+    return own[-1] if own else None
 
 
 def _looks_like_a_verdict(text: str) -> bool:
