@@ -144,6 +144,15 @@ def test_a_difference_on_the_same_questions_decides():
     assert run.within_noise("t", "a", "b")
 
 
+def test_ratings_are_told_in_points_of_10():
+    run = made_run({"a": {"t": (0.6, 0.01)}, "b": {"t": (0.655, 0.01)}}, (("b", "a", {}),))
+    for name in run.results:
+        run.results[name]["t"] = replace(run.results[name]["t"], metric="mt_bench")
+    assert plain(findings(run).headline) == "b gains 0.55 points in t over a."
+    alone = replace(run, stages={}, results={"b": run.results["b"]})
+    assert plain(findings(alone).headline) == "b scores 6.55 (6.35–6.75) in t."
+
+
 def test_where_nothing_is_solved_likeness_has_the_word():
     stages = (("distill", "base", {"s": "teacher"}), ("align", "distill", {"s": "distill"}))
     run = made_run({name: {"answers": (0.0, 0.0)} for name in ("base", "distill", "align")}, stages)

@@ -51,6 +51,14 @@ def test_names_cover_neither_each_other_nor_the_edge():
     assert all(left >= 50 and right <= 645 for left, _, right, _ in boxes)
 
 
+def test_ratings_are_from_1_to_10():
+    chart = ElementTree.fromstring(plane_chart("mt", "domain", QUICKSTART, [], rated=(True, False)))
+    texts = [text.text for text in chart.iter("text")]
+    assert "mt, of 10 →" in texts
+    assert "domain, % →" in texts
+    assert {"8", "80"} <= set(texts)
+
+
 def test_models_in_one_place_are_still_told_apart():
     marks = [Mark(f"model-{index}", 0.5, 0.5) for index in range(4)]
     boxes = labels(drawn(marks))

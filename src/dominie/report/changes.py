@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dominie.report.formats import points
+from dominie.report.records import RATED
+
 if TYPE_CHECKING:
     from dominie.report.records import Difference, Run, Score
 
@@ -38,6 +41,16 @@ class Change:
             return self.paired.within_noise
         overlap = self.after.overlaps(self.before)
         return self.difference == 0 if overlap is None else overlap
+
+    @property
+    def rated(self) -> bool:
+        """Whether the scores are ratings from 1 to 10."""
+        return self.after.metric == RATED
+
+    @property
+    def size(self) -> str:
+        """How large the difference is, in points of 100, or of 10 where ratings are compared."""
+        return points(self.difference, rated=self.rated)
 
     @property
     def kept(self) -> float | None:

@@ -14,9 +14,10 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return DASH if fraction is None else _sign(f"{100 * fraction:.{digits}f}")
 
 
-def span(ends: tuple[float, float]) -> str:
-    """An interval of fractions in percent: `97.2–99.4`."""
-    return f"{percent(ends[0])}{DASH}{percent(ends[1])}"
+def span(ends: tuple[float, float], *, rated: bool = False) -> str:
+    """An interval of fractions in percent, `97.2–99.4`, or of ratings, `6.15–7.05`."""
+    written = rating if rated else percent
+    return f"{written(ends[0])}{DASH}{written(ends[1])}"
 
 
 def rating(fraction: float) -> str:
@@ -24,15 +25,20 @@ def rating(fraction: float) -> str:
     return f"{10 * fraction:.2f}"
 
 
-def points(fraction: float) -> str:
-    """The size of a difference of two fractions in percentage points: whole ones from ten on."""
+def points(fraction: float, *, rated: bool = False) -> str:
+    """The size of a difference of two fractions in points: of 100 (whole ones from ten on).
+
+    Differences of ratings are in points of 10, as the ratings are.
+    """
+    if rated:
+        return f"{abs(10 * fraction):.2f}"
     size = abs(100 * fraction)
     return f"{size:.0f}" if size >= 9.95 else f"{size:.1f}"
 
 
-def signed_points(fraction: float) -> str:
-    """A difference of two fractions in percentage points, with its sign: `+41.0`."""
-    return _sign(f"{100 * fraction:+.1f}")
+def signed_points(fraction: float, *, rated: bool = False) -> str:
+    """The same with its sign: `+41.0`, of ratings `+0.35`."""
+    return _sign(f"{10 * fraction:+.2f}" if rated else f"{100 * fraction:+.1f}")
 
 
 def count(number: float | None) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dominie.report.changes import Change, change, changes
-from dominie.report.formats import MINUS, THIN, listed, percent, points, span
+from dominie.report.formats import MINUS, THIN, listed, percent, rating, span
 from dominie.report.likeness import ability_of, candidates, likeness
+from dominie.report.records import RATED
 from dominie.report.sentences import Part, Sentence, joined
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ def _keeping(kept: Sequence[Change], parent: str) -> Sentence:
                 Part(" in "),
                 Part(change.task, "task"),
             )
-        how = (
-            "within noise" if change.within_noise else f"{MINUS}{points(change.difference)} points"
-        )
+        how = "within noise" if change.within_noise else f"{MINUS}{change.size} points"
         amount = "all" if share >= 1 else f"{_share(share)}{THIN}%"
         return (
             Part(f"keeps {amount} of the "),
@@ -145,12 +144,12 @@ def _amounts(moved: Sequence[Change]) -> Sentence:
         return (
             Part(f"in {len(moved)} tasks, most in "),
             Part(top.task, "task"),
-            Part(f" ({points(top.difference)} points)"),
+            Part(f" ({top.size} points)"),
         )
     return joined(
         [
             (
-                Part(f"{points(change.difference)}{' points' if index == 0 else ''} in "),
+                Part(f"{change.size}{' points' if index == 0 else ''} in "),
                 Part(change.task, "task"),
             )
             for index, change in enumerate(largest)
@@ -172,7 +171,10 @@ def _against_teacher(run: Run, model: str, teacher: str, shared: Sequence[Change
         verb = "surpasses its teacher" if share > 1 else f"reaches {_share(share)}{THIN}% of the"
         if share > 1:
             reached += [Part(f" {verb} "), Part(teacher, "model"), Part(" in ")]
-            reached += [Part(best.task, "task"), Part(f" by {points(best.difference)} points")]
+            reached += [
+                Part(best.task, "task"),
+                Part(f" by {best.size} points"),
+            ]
         else:
             reached += [
                 Part(f" {verb} "),
@@ -195,9 +197,7 @@ def _against_untaught(run: Run, model: str, task: str) -> Sentence:
             continue
         step = change(run, task, model, other.name)
         where = "above" if step.difference > 0 else "below"
-        what = (
-            "within noise of" if step.within_noise else f"{points(step.difference)} points {where}"
-        )
+        what = "within noise of" if step.within_noise else f"{step.size} points {where}"
         return (Part(f", {what} "), Part(other.name, "model"), Part(", taught by labels alone"))
     return ()
 
@@ -208,8 +208,10 @@ def _alone(run: Run, model: str) -> Sentence:
     scores = []
     for task in tasks[:_MOST_TASKS]:
         score = run.results[model][task]
-        interval = "" if score.ends is None else f" ({span(score.ends)})"
-        text = f"{percent(score.score)}{THIN}%{interval} in "
+        rated = score.metric == RATED
+        interval = "" if score.ends is None else f" ({span(score.ends, rated=rated)})"
+        value = rating(score.score) if rated else f"{percent(score.score)}{THIN}%"
+        text = f"{value}{interval} in "
         scores.append((Part(text), Part(task, "task")))
     if not scores:
         return (Part(model, "model"), Part(" has no score yet."))

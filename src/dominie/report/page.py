@@ -24,6 +24,7 @@ from dominie.report.headline import findings
 from dominie.report.judged import judged_tasks
 from dominie.report.plane import Mark, plane_chart
 from dominie.report.reading import read_run
+from dominie.report.records import RATED
 from dominie.report.samples import Selection, selection
 from dominie.report.tables import (
     baseline_changes,
@@ -180,7 +181,8 @@ def _plane(run: Run, chosen: str | None) -> Markup | None:
         for model in run.results
         if (parent := run.parent(model)) and {parent, model} <= names
     ]
-    return plane_chart(across, upwards, marks, arrows) if marks else None
+    rated = (run.metric(across) == RATED, run.metric(upwards) == RATED)
+    return plane_chart(across, upwards, marks, arrows, rated=rated) if marks else None
 
 
 def _steps_taken(run: Run) -> list[tuple[str, str, dict[str, Change]]]:

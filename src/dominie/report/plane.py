@@ -49,7 +49,12 @@ class _Box:
 
 
 def plane_chart(
-    x_task: str, y_task: str, marks: Sequence[Mark], arrows: Sequence[tuple[str, str]]
+    x_task: str,
+    y_task: str,
+    marks: Sequence[Mark],
+    arrows: Sequence[tuple[str, str]],
+    *,
+    rated: tuple[bool, bool] = (False, False),
 ) -> Markup:
     """Models as points with their 95 % intervals, arrows from each student to what it became.
 
@@ -58,6 +63,7 @@ def plane_chart(
         y_task: the task upwards.
         marks: the models, at least one.
         arrows: pairs of names, from and to.
+        rated: whether either task's scores are ratings from 1 to 10, and no percentages.
     """
     across = [value for mark in marks for value in (mark.x, *(mark.x_ends or ()))]
     upwards = [value for mark in marks for value in (mark.y, *(mark.y_ends or ()))]
@@ -73,7 +79,7 @@ def plane_chart(
         _HEIGHT,
         f"{y_task} against {x_task}",
         description,
-        *_frame(x_task, y_task, x_scale, y_scale),
+        *_frame(x_task, y_task, x_scale, y_scale, rated),
         *(_arrow(places[start], places[end]) for start, end in arrows),
         *(shape for mark in marks for shape in _whiskers(mark, x_scale, y_scale)),
         *(_dot(mark, places[mark.name], x_task, y_task) for mark in marks),
@@ -88,19 +94,24 @@ def _axis(values: Sequence[float], start: float, end: float) -> Scale:
     return linear_scale(inside, start, end, count=6, whole=False)
 
 
-def _frame(x_task: str, y_task: str, x_scale: Scale, y_scale: Scale) -> Iterable[Markup]:
+def _frame(
+    x_task: str, y_task: str, x_scale: Scale, y_scale: Scale, rated: tuple[bool, bool]
+) -> Iterable[Markup]:
     left, right, top, bottom = x_scale.start, x_scale.end, y_scale.end, y_scale.start
+    whole = [10 if each else 100 for each in rated]
+    unit = ["of 10" if each else "%" for each in rated]
     for tick in x_scale.ticks:
-        x, text = x_scale(tick), f"{100 * tick:g}"
+        x, text = x_scale(tick), f"{whole[0] * tick:g}"
         yield element("line", x1=x, x2=x, y1=top, y2=bottom, class_="grid")
         yield element("text", text, x=x, y=bottom + 18, text_anchor="middle")
     for tick in y_scale.ticks:
-        y, text = y_scale(tick), f"{100 * tick:g}"
+        y, text = y_scale(tick), f"{whole[1] * tick:g}"
         yield element("line", x1=left, x2=right, y1=y, y2=y, class_="grid")
         yield element("text", text, x=left - 8, y=y + 4, text_anchor="end")
     yield element("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis")
     yield element("line", x1=left, x2=left, y1=top, y2=bottom, class_="axis")
-    across, upwards = f"{shortened(x_task, 40)}, % →", f"{shortened(y_task, 40)}, % →"
+    across = f"{shortened(x_task, 40)}, {unit[0]} →"
+    upwards = f"{shortened(y_task, 40)}, {unit[1]} →"
     yield element("text", across, x=right, y=bottom + 40, text_anchor="end", class_="name")
     turned = f"rotate(-90 {left - 42:g} {top:g})"
     yield element(

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from dominie.report.changes import Change, change
-from dominie.report.formats import DASH, figure, percent, rating
+from dominie.report.formats import DASH, figure, percent, rating, span
 from dominie.report.records import RATED
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def _score_cell(
     written = rating if rated else percent
     n = None if score.n == common_n else score.n
     ends = score.ends
-    interval = f"{written(ends[0])}{DASH}{written(ends[1])}" if ends else ""
+    interval = span(ends, rated=rated) if ends else ""
     return Cell(written(score.score), score.score, ends, interval, n, mark)
 
 

@@ -142,10 +142,11 @@ def _difference(step: Change | None) -> Text:
 
     if step is None or step.paired is None:
         return Text(DASH)
-    ends = f"({signed_points(step.paired.low)} to {signed_points(step.paired.high)})"
+    low, high = (signed_points(e, rated=step.rated) for e in (step.paired.low, step.paired.high))
+    ends = f"({low} to {high})"
     if step.within_noise:
         return Text(f"within noise {ends}", "dim")
-    return Text.assemble(signed_points(step.paired.value), " ", (ends, "dim"))
+    return Text.assemble(signed_points(step.paired.value, rated=step.rated), " ", (ends, "dim"))
 
 
 def _written(cell: Cell) -> Text:
