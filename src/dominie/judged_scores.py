@@ -17,7 +17,7 @@ from dominie.evaluation.benchmarks import Exam, Judged
 from dominie.evaluation.controls import constant_controls, control_warnings, judged_answers
 from dominie.evaluation.exams import exam
 from dominie.evaluation.judging.calls import Calls
-from dominie.evaluation.judging.families import kinship_warning
+from dominie.evaluation.judging.families import families, kinship_warning
 from dominie.evaluation.judging.ledger import Ledger
 from dominie.evaluation.speakers import EndpointSpeaker, LocalSpeaker
 from dominie.json_files import write_json
@@ -161,12 +161,16 @@ class JudgedScores:
             if model in recipe.stages:
                 waiting += recipe.stages[model].models
             else:
-                names += [Path(recipe.model(model).path).name, model, *self._architecture(model)]
+                path = recipe.model(model).path
+                names += [Path(path).name if Path(path).exists() else path, model]
+                if not any(families(name) for name in names[-2:]):
+                    names += self._architecture(model)
         return names
 
     def _architecture(self, model: str) -> list[str]:
+        """What a model without a telling name is built like."""
         try:
-            return [load_config(self.folder.model(model)).model_type]
+            return [f"{model}, built as {load_config(self.folder.model(model)).model_type},"]
         except InputError:
             return []
 

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dominie import cli
 from dominie.errors import InputError
 from dominie.evaluation.annotations import read_annotations, read_difficulty, summarise
 from dominie.evaluation.preferences import longer_wins, win_rate, wins
@@ -117,3 +120,22 @@ def test_difficulty_files(tmp_path):
     full.write_text("index,length\n0,5\n")
     with pytest.raises(InputError, match="no difficulty"):
         read_difficulty(full)
+
+
+def test_the_command_line_prints_one_json_object(tmp_path, monkeypatch, capsys):
+    path = written(tmp_path / "a.json", [{**ROW, "preference": p} for p in (1.0, 2.0, 2.0, None)])
+    monkeypatch.setattr(
+        sys, "argv", ["dominie", "evaluate", "--json", "--from-annotations", str(path)]
+    )
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+    out, err = capsys.readouterr()
+    assert left.value.code == 0, err
+    told = json.loads(out)
+    assert told["win_rate"] == pytest.approx(200 / 3)
+    assert (told["n"], told["n_excluded"]) == (3, 1)
+    assert {"standard_error", "length_controlled_win_rate"} <= told.keys()
+    assert "no difficulty" in err

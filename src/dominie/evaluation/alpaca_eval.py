@@ -150,6 +150,8 @@ class AlpacaEvalExam:
             groups = [asked[i].dataset for i in clusters]
             figures["groups"] = grouped_figures(values, clusters, groups)
             figures |= _figures(summarise(rows, self.difficulty, where=self.settings.baseline))
+            longer = sum(len(row["output_2"]) > len(row["output_1"]) for row in rows) / len(rows)
+            figures["controls"]["length_only"]["longer"] = longer
             flipped = [(a > 1.5) != (b > 1.5) for a, b in orders if a and b and 1.5 not in (a, b)]
             figures["order_flips"] = sum(flipped) / len(flipped) if flipped else 0.0
         shown = [

@@ -62,6 +62,10 @@ def control_warnings(figures: Mapping[str, Any]) -> list[str]:
                 "this judge does not tell answers apart here"
             )
     length = controls.get("length_only", {})
+    if "length_controlled_win_rate" in figures and not 0.02 <= length.get("longer", 0.5) <= 0.98:
+        told.append(
+            "hardly any pair of answers is of like length: the rate at equal length is extrapolated"
+        )
     if (length.get("longer_answer_wins") or 0) > _LONGER_WINS:
         told.append(
             f"the longer answer won {100 * length['longer_answer_wins']:.0f} % of decided pairs: "

@@ -157,5 +157,11 @@ def test_warnings_say_what_controls_show():
     assert "90 % of decided pairs" in told
     assert "-0.70" in told
     assert "30 % of verdicts flip" in told
+    apart = {
+        **figures,
+        "length_controlled_win_rate": 0.5,
+        "controls": {"length_only": {"longer": 1}},
+    }
+    assert any("extrapolated" in warning for warning in control_warnings(apart))
     quiet = {"interval": [0.4, 0.6], "controls": {"empty": {"unscored": 3}}}
     assert control_warnings(quiet) == []

@@ -162,6 +162,15 @@ def test_the_server_is_not_believed_about_usage(serve, ask):
     assert 0 < ask.calls.spending.money < 0.01
 
 
+def test_a_wait_that_is_asked_for_is_kept(serve, ask):
+    server = serve(
+        lambda a: Answer(429, "", {"retry-after": "0.4"}) if not a.before else said("Grade: [[5]]")
+    )
+    began = time.monotonic()
+    assert ask(judge(server, backoff=0.0), cases(1))[0].value == 5.0
+    assert time.monotonic() - began >= 0.4
+
+
 def test_absurd_waits_are_not_obeyed(serve, ask, monkeypatch):
     monkeypatch.setattr("dominie.evaluation.judging.client._LONGEST_WAIT", 0.05)
     waits = ["1e9", "-5", "nan", "inf", "Fri, 31 Dec 2999 23:59:59 GMT"]
