@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,24 @@ def test_a_recipe_of_tasks_alone_can_be_checked(tmp_path):
     check_recipe(
         load_recipe(write_recipe(tmp_path)), tmp_path / "runs", Display(Console(quiet=True))
     )
+
+
+GUIDE = Path(__file__).parents[1] / "docs" / "evaluation.md"
+
+
+def test_the_guide_s_examples_are_valid(tmp_path):
+    """The first lists tasks, the second sources to take them from."""
+    blocks = [part.split("```")[0] for part in GUIDE.read_text("utf-8").split("```yaml\n")[1:]]
+    named = sorted(set(re.findall(r"source: (\w+)", blocks[0])))
+    sources = "".join(f"  {name}: {{path: {name}.jsonl, test_fraction: 1.0}}\n" for name in named)
+    stage = "{student: 'toyworld:student', data: {general: 1.0}, loss: {next_token: 1.0}}"
+    models = "models: {mixtral: {path: 'toyworld:teacher'}}\n"
+    stages = f"stages:\n  distill: {stage}\n  align: {stage}\n"
+    recipe = tmp_path / "guide.yaml"
+    recipe.write_text(f"name: guide\n{models}data:\n{sources}{stages}{blocks[0]}")
+    tasks = load_recipe(recipe).evaluate
+    assert tasks is not None
+    assert len({task.metric for task in tasks.tasks.values()}) >= 9
+    ask = "evaluate: {models: {a: 'toyworld:student'}, tasks: {t: {source: matching}}}\n"
+    recipe.write_text(f"name: guide\n{blocks[1]}{ask}")
+    assert load_recipe(recipe).data["matching"].where is not None

@@ -116,7 +116,7 @@ def test_judged_tasks_have_a_radar_bars_and_their_controls(tmp_path):
 
 def test_differences_from_the_baseline_are_told_in_words(tmp_path):
     page = page_of(judged(tmp_path))
-    assert "Over sft, in points" in page.words
+    assert "Over sft, in points (of ratings: of 10)" in page.words
     assert "within noise" in page.words
     assert "no valid answer" not in page.words
 

@@ -141,6 +141,7 @@ def _contents(run: Run, detail: _Detail) -> Mapping[str, Any]:
         "run": run,
         "found": found,
         "grid": results_grid(run),
+        "rated": any(run.metric(task) == RATED for task in run.tasks),
         "strip": interval_strip,
         "plane": _plane(run, found.model),
         "steps_taken": _steps_taken(run),
