@@ -54,11 +54,21 @@ def stage_fingerprint(
     return digest(train, models[stage.student], sources)
 
 
-def made_fingerprint(recipe: Recipe, name: str, models: Mapping[str, str]) -> str:
-    """What a model depends on that a stage makes without training; names are only their order."""
+def made_fingerprint(
+    recipe: Recipe, name: str, models: Mapping[str, str], rows: str | None = None
+) -> str:
+    """What a model depends on that a stage makes without training; names are only their order.
+
+    Args:
+        recipe: the resolved recipe.
+        name: of the stage.
+        models: fingerprint of each model it reads, by the recipe's name for it.
+        rows: digest of the conversations it reads, if any.
+    """
     stage = recipe.stages[name]
     numbered = stage.renamed(lambda model: str(stage.models.index(model)))
-    return digest(dataclasses.asdict(numbered), [models[model] for model in stage.models])
+    read = [models[model] for model in stage.models]
+    return digest(dataclasses.asdict(numbered), read, *([rows] if rows else []))
 
 
 def model_fingerprint(spec: Model) -> str:

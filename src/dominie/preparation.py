@@ -10,6 +10,7 @@ from dominie.chat_tokenizers import ChatTokenizers
 from dominie.data.conversations import Conversation
 from dominie.data.rows import PreparedSource, prepare
 from dominie.data.splits import read_split
+from dominie.data.store import Rows
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.evaluation.exams import exam
@@ -18,12 +19,13 @@ from dominie.evaluation.likelihood import candidates
 from dominie.evaluation.metrics import check_rows
 from dominie.evaluation.questions import check_group
 from dominie.evaluation.scoring import UNGENERATED
+from dominie.experts import check_router, check_upcycle
 from dominie.fingerprints import made_fingerprint, model_fingerprint, stage_fingerprint
 from dominie.models.agreement import check_context, check_same_tokens, check_vocabulary
 from dominie.models.attention_interface import check_attention
 from dominie.models.loading import load_config
 from dominie.models.token_map import token_map
-from dominie.recipe import AnyStage, Stage, Task
+from dominie.recipe import AnyStage, Stage, Task, UpcycleStage
 from dominie.recipe.check import stage_order
 from dominie.run_folder import RunFolder
 from dominie.training.arguments import training_arguments
@@ -81,6 +83,18 @@ class PreparedTraining(Prepared):
         return taught + watched
 
 
+@dataclass(frozen=True)
+class PreparedUpcycle(Prepared):
+    """A stage that makes a mixture of experts, with what its gates are found by.
+
+    Attributes:
+        rows: conversations of the source that its gates read; None where they read none.
+    """
+
+    stage: UpcycleStage
+    rows: Rows | None
+
+
 def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
     """Read and tokenise all data and compare all tokenizers, before any stage is trained.
 
@@ -109,6 +123,15 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
                 fingerprints.setdefault(model, model_fingerprint(folder.model(model)))
         if not isinstance(stage, Stage):
             _check_alike(folder, stage.models, where=f"stages.{name}.{stage.kind}")
+        if isinstance(stage, UpcycleStage):
+            if notice := check_upcycle(folder, name):
+                display.line(notice)
+            rows = _gate_rows(folder, name, tokenizers, rows_of)
+            digest = None if rows is None else rows.digest
+            fingerprints[name] = made_fingerprint(recipe, name, fingerprints, digest)
+            prepared.append(PreparedUpcycle(name, stage, tokenizer, fingerprints[name], rows))
+            continue
+        if not isinstance(stage, Stage):
             fingerprints[name] = made_fingerprint(recipe, name, fingerprints)
             prepared.append(Prepared(name, stage, tokenizer, fingerprints[name]))
             continue
@@ -122,9 +145,27 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
         )
         training = PreparedTraining(name, stage, tokenizer, fingerprints[name], sources)
         _check_fit(folder, training)
+        if notice := check_router(folder, name):
+            display.line(notice)
         prepared.append(training)
     _check_tasks(folder, tokenizers)
     return prepared
+
+
+def _gate_rows(
+    folder: RunFolder, name: str, tokenizers: ChatTokenizers, rows_of: _RowsByTokens
+) -> Rows | None:
+    """The conversations that an upcycle stage finds its gates by, if it does."""
+    stage = folder.recipe.stages[name]
+    assert isinstance(stage, UpcycleStage)
+    if (source := stage.upcycle.source) is None:
+        return None
+    length = folder.recipe.train.max_length
+    rows = rows_of(tokenizers.of(name), tokenizers.fingerprint(name), length)[source].train
+    config, where = load_config(folder.model(folder.root(name))), f"stages.{name}.upcycle.source"
+    check_context(config, length, where=where)
+    check_vocabulary(config, rows.highest_id, where=where)
+    return rows
 
 
 def _check_fit(folder: RunFolder, prepared: PreparedTraining) -> None:
@@ -165,7 +206,7 @@ def _check_fit(folder: RunFolder, prepared: PreparedTraining) -> None:
 
 
 def _check_alike(folder: RunFolder, models: Sequence[str], *, where: str) -> None:
-    """Refuse to sum weights of models whose configurations show them to differ in shape."""
+    """Refuse to combine weights of models whose configurations show them to differ in shape."""
     shape = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     seen = {}
     for name in models:
@@ -176,12 +217,12 @@ def _check_alike(folder: RunFolder, models: Sequence[str], *, where: str) -> Non
         apart = [key for key in shape if found[key] != seen[first][key]]
         if apart:
             raise InputError(
-                "models of different shape cannot be merged",
+                "models of different shape cannot be made one",
                 where=where,
                 expected=", ".join(f"{key} {seen[first][key]}" for key in apart)
                 + f" as in {first}",
                 found=", ".join(f"{key} {found[key]}" for key in apart) + f" in {name}",
-                do="merge models that were trained from one model",
+                do="name models that were trained from one model",
             )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dominie.display import Display
-from dominie.preparation import Prepared, PreparedTraining, prepare_stages
+from dominie.preparation import Prepared, PreparedTraining, PreparedUpcycle, prepare_stages
 from dominie.recipe import MergeStage, dump_recipe
 from dominie.run_folder import RunFolder, read_stage, write_stage
 from dominie.threads import use_free_cores
@@ -64,17 +64,22 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
 def _make(folder: RunFolder, prepared: Prepared, record: Mapping[str, Any]) -> dict[str, Any]:
     """Make a model of others; what `stage.json` says of it."""
     from dominie.models.merge import merge_models
+    from dominie.models.upcycle import upcycle_model
     from dominie.training.checkpoints import publish, writing
 
     stage, path = prepared.stage, folder.stage(prepared.name)
-    assert isinstance(stage, MergeStage)
     write_stage(path, record)
     scratch = path / ".writing-model"
     shutil.rmtree(scratch, ignore_errors=True)
     started = time.perf_counter()
     with writing(scratch):
         models = {name: folder.model(name) for name in stage.models}
-        parameters = merge_models(stage.merge, models, scratch)
+        if isinstance(prepared, PreparedUpcycle):
+            settings = prepared.stage.upcycle
+            parameters = upcycle_model(settings, models, scratch, rows=prepared.rows or ())
+        else:
+            assert isinstance(stage, MergeStage)
+            parameters = merge_models(stage.merge, models, scratch)
         prepared.tokenizer.save_pretrained(scratch)
         publish(scratch, path / "model")
     seconds = round(time.perf_counter() - started, 1)

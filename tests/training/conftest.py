@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from dominie.training.meter import Meter
 from dominie.training.records import Records
 from dominie.training.settings import TrainSettings
 from dominie.training.trainer import DistillationTrainer
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no folder on the path
 
 SIZES = {
     "vocab_size": 61,

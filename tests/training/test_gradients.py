@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from gradients import assert_equal_gradients, ragged_rows
 from torch.nn.functional import log_softmax
 
 from dominie.data.batches import Batch, Row, collate
-from dominie.data.templates import Encoded
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
 from dominie.teachers import LocalTeacher, RoutedTeacher
 
@@ -23,26 +22,6 @@ KD = LossTerms(
     attention=Attention(weight=1.5),
 )
 PAIRS = [(0, 0), (1, 1)]
-
-
-def ragged_rows(count: int, seed: int = 0) -> list[Row]:
-    rng = np.random.default_rng(seed)
-    rows: list[Row] = []
-    for _ in range(count):
-        length = int(rng.integers(4, 15))
-        supervised = rng.random(length) < 0.5
-        supervised[-1] = True
-        rows.append(Encoded(rng.integers(0, 61, length).tolist(), supervised.tolist()))
-    return rows
-
-
-def assert_equal_gradients(
-    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], rtol: float = 1e-9
-) -> None:
-    assert one.keys() == other.keys()
-    assert any(bool(g.abs().max() > 1e-4) for g in one.values())
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=rtol, atol=rtol * 1e-2, msg=name)
 
 
 #: transformers' eager attention takes its softmax in fp32, whatever the model's dtype.

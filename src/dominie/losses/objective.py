@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dominie.losses.router import Conversations
 from dominie.losses.signal import Signal, Target
-from dominie.losses.terms import LossTerms, Prediction
+from dominie.losses.terms import LossTerms, Prediction, Router
 from dominie.losses.tiles import sum_precision
 from dominie.losses.vocabulary import Head, SparseTarget, vocabulary_losses
 
@@ -65,6 +66,10 @@ class Objective:
             ],
             dtype=torch.float64,
         )
+        routers = [terms.router or Router(weight=0.0) for terms in by_source]
+        self._router_weights = torch.tensor(
+            [[router.weight, router.z_weight] for router in routers], dtype=torch.float64
+        )
 
     @property
     def _weighed(self) -> list[str]:
@@ -78,6 +83,30 @@ class Objective:
         weights = self._weights.to(labels.device, dtype)[:, 2]
         return torch.where(labels >= 0, weights[source_ids.clamp(min=0)], 0.0)
 
+    @property
+    def weighs_router(self) -> bool:
+        """Whether the loss of any source has a term for the student's router."""
+        return bool(self._router_weights.any())
+
+    def conversations(
+        self, labels: Tensor, source_ids: Tensor, segment_ids: Tensor
+    ) -> Conversations:
+        """Whose tokens those of a batch are, for `router_loss`; B·L of them, row by row.
+
+        A conversation weighs what its source says, times its supervised tokens.
+        """
+        real = (source_ids >= 0).flatten()
+        rows = torch.arange(len(labels), device=labels.device)[:, None]
+        key = (rows * (labels.shape[1] + 1) + segment_ids).flatten()
+        found, number = torch.unique(key[real], return_inverse=True)
+        index = torch.full_like(key, -1)
+        index[real] = number
+        supervised = (labels >= 0).flatten()[real]
+        tokens = torch.bincount(number[supervised], minlength=len(found))
+        source = torch.zeros_like(found).scatter(0, number, source_ids.flatten()[real])
+        weights = self._router_weights.to(labels.device)[source] * tokens[:, None]
+        return Conversations(index, weights[:, 0], weights[:, 1])
+
     def __call__(
         self,
         hidden: Tensor,
@@ -87,6 +116,7 @@ class Objective:
         source_ids: Tensor,
         signal: Signal | None = None,
         attention: Tensor | None = None,
+        router: Tensor | None = None,
         metrics: bool = True,
     ) -> Losses:
         """The summed loss of a batch.
@@ -98,6 +128,7 @@ class Objective:
             source_ids: [B, L] index of each token's source.
             signal: what the teachers say, None where no source has one.
             attention: scalar, the attention term already weighted by `attention_weights`.
+            router: scalar, the `router_loss` weighted by `conversations`.
             metrics: whether to take the teacher's entropy and the agreement too.
 
         Raises:
@@ -113,10 +144,12 @@ class Objective:
         )
         # Joined to the last hidden states even where no token is scored: gradients then reach every
         # parameter, which DDP and FSDP wait for.
-        total = hidden.sum() * 0.0 + (0.0 if attention is None else attention)
+        total = hidden.sum() * 0.0
         terms = {name: hidden.new_zeros(()) for name in self._weighed}
-        if attention is not None:
-            terms["attention"] = attention.detach()
+        for name, term in (("attention", attention), ("router", router)):
+            if term is not None:
+                total = total + term
+                terms[name] = term.detach()
         statistics = hidden.new_zeros((len(COLUMNS), len(position)), dtype=torch.float32)
         statistics[0] = 1.0
 

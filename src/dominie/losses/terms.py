@@ -1,8 +1,8 @@
-"""What a stage's loss is made of: up to three terms, each with a weight and its own options.
+"""What a stage's loss is made of: a few terms, each with a weight and its own options.
 
 `L = next_token.weight·CE + prediction.weight·T²·D(teacher, student) + attention.weight·KL(maps)`,
 each summed over the supervised tokens. The paper's `(1−λ)·CE + λ·(L_pred + L_attn)` is these
-weights set to 1−λ, λ and λ.
+weights set to 1−λ, λ and λ. A mixture of experts may have a term for its router beside them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-Term = Literal["next_token", "prediction", "attention"]
+Term = Literal["next_token", "prediction", "attention", "router"]
 TERMS: tuple[Term, ...] = get_args(Term)
 DivergenceKind = Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl"]
 AttentionBackend = Literal["auto", "eager", "tiles", "sdpa", "triton"]
@@ -85,6 +85,24 @@ class Attention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Router:
+    """What keeps the router of a mixture of experts in order; see `dominie.losses.router`.
+
+    Attributes:
+        weight: factor of load balancing, 0.01 in Switch Transformers.
+        z_weight: factor of the z-loss, 0.001 in ST-MoE.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    weight: float = 0.01
+    z_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+        _check_weight(self.z_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossTerms:
     """The terms of one source's loss; a term that is None or weighs 0 is not computed."""
 
@@ -92,12 +110,14 @@ class LossTerms:
     next_token: NextToken | None = None
     prediction: Prediction | None = None
     attention: Attention | None = None
+    router: Router | None = None
 
     def __post_init__(self) -> None:
         if not any(
             term and term.weight for term in (self.next_token, self.prediction, self.attention)
         ):
-            raise ValueError("a loss needs at least one term with a weight above 0")
+            beside = " beside router" if self.router else ""
+            raise ValueError(f"a loss needs at least one term{beside} with a weight above 0")
 
     @property
     def needs_teacher(self) -> bool:
@@ -107,4 +127,6 @@ class LossTerms:
     def weighs(self, term: Term) -> bool:
         """Whether `term` is present with a weight above 0."""
         found = getattr(self, term)
+        if isinstance(found, Router) and found.z_weight > 0.0:
+            return True
         return found is not None and found.weight > 0.0

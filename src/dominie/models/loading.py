@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,10 @@ import torch
 
 from dominie.errors import InputError
 from dominie.models.folders import base_and_adapter, check_model, tokenizer_place
+from dominie.models.offloading import offloaded
 from dominie.models.spec import Model
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -72,6 +76,12 @@ def load_student(
             where=spec.path,
             do="set train.lora, or remove quantize",
         )
+    if spec.offload:
+        raise InputError(
+            "offloaded weights cannot be trained",
+            where=spec.path,
+            do="give the student under models a name of its own, without offload",
+        )
     base_dtype = torch.float32 if lora is None else DTYPES[precision]
     model = _load(spec, dtype=base_dtype)
     model.train()
@@ -89,6 +99,8 @@ def load_frozen(spec: Model, *, device: torch.device | str = "cpu") -> Any:
     model = _load(spec, dtype=None if spec.dtype == "auto" else DTYPES[spec.dtype])
     model.requires_grad_(False)
     model.eval()
+    if spec.offload:
+        return offloaded(model, torch.device(device))
     return model if spec.quantize else model.to(device)
 
 
@@ -113,7 +125,27 @@ def _load(spec: Model, *, dtype: torch.dtype | None) -> Any:
             **options,
         )
     _check_complete(found, where=base)
+    if spec.quantize:
+        warn_of_whole_experts(model, spec)
     return model if adapter is None else _with_adapter(model, adapter)
+
+
+def warn_of_whole_experts(model: Any, spec: Model) -> None:
+    """Say how much of a mixture of experts quantisation does not reach.
+
+    transformers holds the experts of a layer as one tensor, and bitsandbytes replaces linear layers
+    alone.
+    """
+    sizes = [(p.nbytes, p.dim() == 3 and p.is_floating_point()) for p in model.parameters()]
+    whole = sum(size for size, expert in sizes if expert)
+    if whole:
+        logger.warning(
+            "%s: quantize: %s leaves the experts as they are, %.0f %% of what it takes in memory; "
+            "offload: cpu keeps them in main memory",
+            spec.path,
+            spec.quantize,
+            100 * whole / sum(size for size, _ in sizes),
+        )
 
 
 def restore_weights(model: Any, folder: str) -> None:

@@ -22,6 +22,8 @@ class Model:
         map_tokens: the model, as a teacher, has the student's tokens under other ids: its embedding
             and head are reordered to the student's.
         quantize: weights of a frozen model in 8 or 4 bits (bitsandbytes).
+        offload: `cpu` keeps the layers of a frozen model in main memory, and moves each module to
+            the device for as long as it runs; on a machine without one it only takes time.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -33,3 +35,8 @@ class Model:
     attention: str = "auto"
     map_tokens: bool = False
     quantize: Literal["8bit", "4bit"] | None = None
+    offload: Literal["cpu"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantize and self.offload:
+            raise ValueError("quantised weights cannot be offloaded: set quantize or offload")

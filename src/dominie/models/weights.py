@@ -32,6 +32,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _INDEX = "model.safetensors.index.json"
 
 
@@ -95,7 +96,7 @@ def open_weights(spec: Model) -> Iterator[Weights]:
 def write_weights(
     folder: Path, shapes: Mapping[str, Tensor], made: Callable[[str], Tensor]
 ) -> None:
-    """Write tensors as transformers does, shard by shard, each asked for when its turn comes.
+    """Write tensors as transformers does, shard by shard; memory holds one tensor at a time.
 
     Args:
         folder: made if need be; gets `*.safetensors` and, of several, their index.
@@ -103,16 +104,40 @@ def write_weights(
         made: gives the tensor of a name.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     plan = split_torch_state_dict_into_shards(dict(shapes), max_shard_size=SHARD)
     for file, names in plan.filename_to_tensors.items():
-        tensors = {name: made(name).contiguous() for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        _write_file(folder / file, {name: shapes[name] for name in names}, made)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / _INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _write_file(path: Path, shapes: Mapping[str, Tensor], made: Callable[[str], Tensor]) -> None:
+    """A safetensors file: the length of its header, the header, the bytes of each tensor.
+
+    The format's own `save_file` wants all tensors of a file at once.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    # The widest first, as the format asks, so that each begins at a multiple of its width.
+    names = sorted(shapes, key=lambda name: (-shapes[name].element_size(), name))
+    start = 0
+    for name in names:
+        shape, end = shapes[name], start + shapes[name].numel() * shapes[name].element_size()
+        dtype = _DTYPE_NAMES[shape.dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in names:
+            tensor = made(name).contiguous()
+            if (tensor.shape, tensor.dtype) != (shapes[name].shape, shapes[name].dtype):
+                raise ValueError(f"{name} was announced as {shapes[name]}, made as {tensor}")
+            file.write(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def copy_configuration(source: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ from dominie.recipe.schema import (
     Recipe,
     Stage,
     Task,
+    UpcycleStage,
 )
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Recipe",
     "Stage",
     "Task",
+    "UpcycleStage",
     "dump_recipe",
     "load_recipe",
 ]

@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from dominie.errors import InputError
-from dominie.recipe.schema import Recipe
+from dominie.recipe.schema import Recipe, UpcycleStage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED = {"evaluation", "toyworld", "rows"}  # folders a run keeps beside its stages
@@ -47,6 +47,8 @@ def check_names(recipe: Recipe, *, where: str) -> None:
             )
         if name in recipe.trained:
             _check_mix(recipe, name, where=here)
+        if isinstance(stage, UpcycleStage) and (source := stage.upcycle.source) is not None:
+            _check_source(recipe, source, where=f"{here}.upcycle.source")
         for key, model in stage.named.items():
             _check_model(recipe, model, where=f"{here}.{key}")
     stage_order(recipe, where=where)
@@ -103,8 +105,7 @@ def _check_path(path: str | None, *, where: str) -> None:
 def _check_mix(recipe: Recipe, name: str, *, where: str) -> None:
     stage = recipe.trained[name]
     for source, mixed in stage.data.items():
-        if source not in recipe.data:
-            raise _unknown("source", source, recipe.data, where=f"{where}.data")
+        _check_source(recipe, source, where=f"{where}.data")
         if mixed.loss is None and stage.loss is None:
             raise InputError(
                 "no loss", where=f"{where}.loss", expected="a loss for the stage or for each source"
@@ -123,6 +124,11 @@ def _check_mix(recipe: Recipe, name: str, *, where: str) -> None:
                 where=f"{where}.data.{source}",
                 do=f"set stages.{name}.teacher, or teacher on the source, or use next_token alone",
             )
+
+
+def _check_source(recipe: Recipe, source: str, *, where: str) -> None:
+    if source not in recipe.data:
+        raise _unknown("source", source, recipe.data, where=where)
 
 
 def _check_model(recipe: Recipe, name: str, *, where: str) -> None:
@@ -162,8 +168,7 @@ def _check_evaluation(recipe: Recipe, *, where: str) -> None:
         _check_is_name(name, where=f"{here}.tasks")
         if task.source is None:
             continue
-        if task.source not in recipe.data:
-            raise _unknown("source", task.source, recipe.data, where=f"{here}.tasks.{name}.source")
+        _check_source(recipe, task.source, where=f"{here}.tasks.{name}.source")
         fraction = f"{task.split}_fraction"
         if getattr(recipe.data[task.source], fraction) == 0:
             raise InputError(

@@ -15,7 +15,7 @@ from dominie.evaluation.judging.endpoint import Endpoint
 from dominie.evaluation.mt_bench import MtBench
 from dominie.evaluation.scoring import Scoring
 from dominie.losses.terms import LossTerms
-from dominie.models.made import Merge
+from dominie.models.made import Merge, Upcycle
 from dominie.models.spec import Model
 from dominie.training.settings import TrainSettings
 
@@ -130,8 +130,34 @@ class MergeStage:
         return dataclasses.replace(self, merge=merge)
 
 
+@dataclass(frozen=True, kw_only=True)
+class UpcycleStage:
+    """A dense model made a mixture of experts; nothing is trained."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    kind: ClassVar[str] = "upcycle"
+    upcycle: Upcycle
+
+    @property
+    def models(self) -> list[str]:
+        """The dense model, which lends configuration and tokenizer, then its siblings."""
+        return self.upcycle.sources
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Every model the stage names, by where it names it."""
+        siblings = {f"upcycle.siblings.{i}": name for i, name in enumerate(self.upcycle.siblings)}
+        return {"upcycle.model": self.upcycle.model, **siblings}
+
+    def renamed(self, of: Callable[[str], str]) -> UpcycleStage:
+        """The stage with every model's name replaced."""
+        model, *siblings = map(of, self.upcycle.sources)
+        upcycle = dataclasses.replace(self.upcycle, model=model, siblings=siblings)
+        return dataclasses.replace(self, upcycle=upcycle)
+
+
 #: Kinds of stage, by the key that only they have; without one of these keys a stage trains.
-MADE = {"merge": MergeStage}
+MADE = {"merge": MergeStage, "upcycle": UpcycleStage}
 
 
 def _kind(value: Any) -> str:
@@ -140,7 +166,10 @@ def _kind(value: Any) -> str:
 
 
 AnyStage = Annotated[
-    Annotated[Stage, Tag("<train>")] | Annotated[MergeStage, Tag("<merge>")], Discriminator(_kind)
+    Annotated[Stage, Tag("<train>")]
+    | Annotated[MergeStage, Tag("<merge>")]
+    | Annotated[UpcycleStage, Tag("<upcycle>")],
+    Discriminator(_kind),
 ]
 
 

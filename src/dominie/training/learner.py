@@ -15,12 +15,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from dominie.data.batches import Batch
+from dominie.errors import InputError
 from dominie.losses.objective import Losses, Objective
+from dominie.losses.router import router_loss, routing_sums
 from dominie.losses.signal import Signal
 from dominie.losses.terms import Attention
 from dominie.losses.tiles import sum_precision
 from dominie.models.capture import AttentionTarget, StudentAttention
 from dominie.models.head import causal_lm, output_head
+from dominie.models.routers import Routers
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,29 @@ def teaching(
 ) -> Iterator[None]:
     """Within, `model(lesson=…)` returns `{"loss": summed loss, "terms": …, "by_source": …}`.
 
+    A mixture of experts adds `"routing"`, the `routing_sums` of its layers.
+
     Args:
         model: a transformers causal language model, or one under peft adapters.
         objective: the loss of the stage.
         layer_pairs: (student layer, teacher layer) compared by the attention term.
         options: of that term, but for its weights, which are the objective's, and its layers.
+
+    Raises:
+        InputError: the loss has a router term and the student no router.
     """
     inner = causal_lm(model)
     plain_forward = inner.forward
     options = options or Attention()
+    routers = Routers(inner)
+    if objective.weighs_router and not routers:
+        raise InputError(
+            "the loss has a router term and the student no router",
+            where="loss.router",
+            expected="a student that is a mixture of experts",
+            found=type(inner).__name__,
+            do="remove the term, or make a mixture of the student with an upcycle stage",
+        )
     attention = None
     if layer_pairs:
         attention = StudentAttention(
@@ -71,24 +88,31 @@ def teaching(
     def forward(*args: Any, lesson: Lesson | None = None, **kwargs: Any) -> Any:
         if lesson is None:
             return plain_forward(*args, **kwargs)
-        losses = _losses(inner, objective, attention, lesson)
+        losses, routing = _losses(inner, objective, attention, routers, lesson)
         terms = dict(losses.terms)
         if not lesson.measured:
             terms.pop("attention", None)  # its gradient was taken, its value was not
-        return {"loss": losses.total, "terms": terms, "by_source": losses.by_source}
+        outputs = {"loss": losses.total, "terms": terms, "by_source": losses.by_source}
+        return outputs if routing is None else {**outputs, "routing": routing}
 
     inner.forward = forward
     try:
         yield
     finally:
         vars(inner).pop("forward", None)
+        routers.detach()
         if attention is not None:
             attention.detach()
 
 
 def _losses(
-    model: Any, objective: Objective, attention: StudentAttention | None, lesson: Lesson
-) -> Losses:
+    model: Any,
+    objective: Objective,
+    attention: StudentAttention | None,
+    routers: Routers,
+    lesson: Lesson,
+) -> tuple[Losses, Tensor | None]:
+    """The losses of a batch, and what its routers did (`routing_sums`)."""
     batch, signal = lesson.batch, lesson.signal
     maps = [part for part in signal.parts if part.attention] if signal and attention else []
     if attention is not None and maps:
@@ -100,8 +124,14 @@ def _losses(
             segment_ids=batch.segment_ids if batch.packed else None,
             value=lesson.measured,
         )
-    hidden: Tensor = model.get_decoder()(**batch.model_inputs()).last_hidden_state
-    return objective(
+    with routers.heard() as layers:
+        hidden: Tensor = model.get_decoder()(**batch.model_inputs()).last_hidden_state
+    router = None
+    if objective.weighs_router:
+        router = router_loss(
+            layers, objective.conversations(batch.labels, batch.source_ids, batch.segment_ids)
+        )
+    losses = objective(
         hidden,
         output_head(model),
         labels=batch.labels,
@@ -109,4 +139,7 @@ def _losses(
         signal=signal,
         metrics=lesson.measured,
         attention=attention.take() if attention is not None and maps else None,
+        router=router,
     )
+    real = (batch.source_ids >= 0).flatten()
+    return losses, routing_sums(layers, real) if layers else None

@@ -28,9 +28,15 @@ class Meter:
         self._terms: dict[str, Tensor] = {}
         self._by_source: Tensor | None = None
         self._valued_tokens: dict[str, Tensor] = {}
+        self._routing: Tensor | None = None
 
-    def add(self, terms: Mapping[str, Tensor], by_source: Tensor) -> None:
+    def add(
+        self, terms: Mapping[str, Tensor], by_source: Tensor, routing: Tensor | None = None
+    ) -> None:
         """Take in one forward pass. An absent term was not measured; it does not count as zero."""
+        if routing is not None:
+            summed = self._routing
+            self._routing = routing.clone() if summed is None else summed + routing
         tokens = by_source[:, 0].sum()
         for name, value in terms.items():
             if self.terms is not None and name not in self.terms:
@@ -43,6 +49,9 @@ class Meter:
 
     def means(self, reduce: Any = None) -> dict[str, Any]:
         """Means in nats per supervised token: `{"terms": {name: …}, "sources": {name: {…}}}`.
+
+        Of a mixture of experts also `"router"`, layer by layer: `load`, each expert's share of the
+        routing weight, and `entropy`, the mean over tokens in nats.
 
         Args:
             reduce: sums a tensor over ranks; None on one rank.
@@ -57,7 +66,14 @@ class Meter:
                 torch.stack([value.double(), self._valued_tokens[name].double()])
             ).tolist()
             terms[name] = total / max(tokens, 1.0)
-        return {"terms": terms, "sources": self._source_means(by_source)}
+        means = {"terms": terms, "sources": self._source_means(by_source)}
+        if self._routing is None:
+            return means
+        sums = reduce(self._routing).double().cpu()
+        per_token = sums / sums[:, :-1].sum(-1, keepdim=True).clamp(min=1)
+        rounded = [[round(value, 4) for value in layer] for layer in per_token.tolist()]
+        router = {"load": [r[:-1] for r in rounded], "entropy": [r[-1] for r in rounded]}
+        return {**means, "router": router}
 
     def _source_means(self, by_source: Tensor) -> dict[str, dict[str, float]]:
         means = {}

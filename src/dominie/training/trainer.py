@@ -24,6 +24,7 @@ from dominie.data.mixing import Mix
 from dominie.errors import InputError, RunError
 from dominie.teachers import Teacher
 from dominie.training.checkpointed import CheckpointedTrainer
+from dominie.training.collapse import CollapseWatch
 from dominie.training.feed import Collator, MixedRows
 from dominie.training.learner import Lesson
 from dominie.training.memory import GiveBackFreedMemory
@@ -91,6 +92,7 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> None:
         self.mix, self.teacher, self.meter = mix, teacher, meter
         self.validation, self.records, self.epochs = validation, records, epochs
+        self.collapse = CollapseWatch()
         if validation is None:
             args.eval_strategy = "no"
         super().__init__(
@@ -165,7 +167,7 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> Any:
         """The micro-batch's share of the step's loss, times the ranks it is averaged over."""
         outputs = self._outputs(model, Batch.from_dict(inputs), measured=self._logs_this_step())
-        self.meter.add(outputs["terms"], outputs["by_source"])
+        self.meter.add(outputs["terms"], outputs["by_source"], outputs.get("routing"))
         loss = outputs["loss"] * self.accelerator.num_processes / num_items_in_batch
         self._step_loss += loss.detach().float()
         return (loss, outputs) if return_outputs else loss
@@ -268,6 +270,7 @@ class DistillationTrainer(CheckpointedTrainer):
         if self.steps_without_tokens:
             record["steps_without_tokens"] = self.steps_without_tokens
         self._logged_tokens, self._logged_at = self.supervised_tokens, seconds
+        self.collapse.look(means.get("router"))
         if self.is_world_process_zero():
             self.records.append(record)
         super().log({**logs, "loss": record["loss"], **_flat(means)}, start_time)

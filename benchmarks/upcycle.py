@@ -1,0 +1,299 @@
+"""What makes the experts of an upcycled model part, and what it is worth, at equal tokens.
+
+In the toy world a dense student is distilled for a while, and a sibling of it is tuned on the shop.
+From there the dense student itself and mixtures of two experts made of it in different ways learn
+the same conversations in the same order from the same teachers. Printed for each: exact match on
+both tasks, KL to the teacher on the general test split, and what became of the experts.
+
+    python benchmarks/upcycle.py [--quick] [--json] [--seeds 0 1 2] [--runs DIR]
+
+`--quick` ends within 50 seconds on two cores and proves nothing; a full run writes a dated table to
+`benchmarks/results`, takes about 8 minutes a seed on one core, and goes on from what `--runs DIR`
+holds: seeds can be run one at a time, and the table is of all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from dominie.data.batches import collate
+from dominie.data.store import Rows
+from dominie.display import Display
+from dominie.losses.router import routing_sums
+from dominie.models.loading import load_frozen
+from dominie.models.routers import Routers
+from dominie.models.spec import Model
+from dominie.pipeline import run_recipe
+from dominie.recipe import load_recipe
+
+RESULTS = Path(__file__).parent / "results"
+
+#: How each mixture is made.
+MIXTURES: dict[str, dict[str, Any]] = {
+    "copy": {"gate": "zeros"},
+    "noise 0.1": {"gate": "zeros", "noise": 0.1},
+    "noise 0.5": {"gate": "zeros", "noise": 0.5},
+    "drop 0.5": {"gate": "zeros", "reset": 0.5},
+    "random gate": {"gate": "random"},
+    "hidden-state gate": {"gate": "hidden_states", "source": "general"},
+    "siblings": {"gate": "zeros", "siblings": ["sibling"]},
+}
+#: Of those whose tokens go to one expert; there is nothing to balance in the others.
+ROUTER = {"weight": 0.01, "z_weight": 0.001}
+
+
+def recipe(seed: int, quick: bool) -> dict[str, Any]:
+    """Everything of one seed as one recipe."""
+    steps = 6 if quick else 300
+    train = {
+        "learning_rate": 2e-3,
+        "batch": 32,
+        "micro_batch": 32,
+        "max_length": 32,
+        "packing": False,
+        "seed": seed,
+        "evaluate_every": 10_000,
+        "checkpoint_every": 10_000,
+        "log_every": max(1, steps // 5),
+    }
+    lesson = {"teacher": "teacher", "data": mixed(), "train": {"steps": steps}}
+    stages: dict[str, Any] = {
+        "teacher": {
+            "student": "toyworld:teacher",
+            "data": {"corpus": 1.0},
+            "loss": {"next_token": 1.0},
+            "train": {"steps": 10 if quick else 1000},
+        },
+        "start": {"student": "toyworld:student", **lesson, "train": {"steps": steps // 2}},
+        "sibling": {
+            "student": "start",
+            "data": {"domain": 1.0},
+            "loss": {"next_token": 1.0},
+            "train": {"steps": steps // 2},
+        },
+        "dense": {"student": "start", **lesson},
+    }
+    for name, how in chosen(quick).items():
+        key = slug(name)
+        stages[f"made-{key}"] = {"upcycle": {"model": "start", "seed": seed, **how}}
+        stages[key] = {"student": f"made-{key}", **lesson}
+        if how.get("experts_per_token") == 1:
+            stages[key]["data"] = mixed(router=ROUTER)
+    fraction = {"validation_fraction": 0.1, "test_fraction": 0.2}
+    rows = "?rows=240" if quick else ""
+    task = {"metric": "exact_match", "split": "test"}
+    scored = ["start", "sibling", "dense", *map(slug, chosen(quick))]
+    return {
+        "name": f"upcycle-{seed}",
+        "data": {
+            "corpus": {"path": f"toyworld:corpus{rows}"},
+            "general": {"path": f"toyworld:general{rows}", **fraction},
+            "domain": {"path": f"toyworld:domain{rows}", **fraction},
+        },
+        "train": train,
+        "stages": stages,
+        "evaluate": {
+            "models": {name: name for name in scored},
+            "tasks": {
+                "general": {"source": "general", **task},
+                "domain": {"source": "domain", **task},
+                "agreement": {
+                    "source": "general",
+                    "metric": "agreement",
+                    "teacher": "teacher",
+                    "split": "test",
+                },
+            },
+            "batch": 256,
+        },
+    }
+
+
+def mixed(**terms: Any) -> dict[str, Any]:
+    """What all of them learn: the general skills from the teacher, the shop from its answers."""
+    return {
+        "general": {"share": 0.8, "loss": {"prediction": 1.0, **terms}},
+        "domain": {"share": 0.2, "loss": {"next_token": 1.0, **terms}},
+    }
+
+
+def chosen(quick: bool) -> dict[str, dict[str, Any]]:
+    """The mixtures of a run."""
+    few = ("copy", "hidden-state gate")
+    return {name: how for name, how in MIXTURES.items() if not quick or name in few}
+
+
+def slug(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "-")
+
+
+def measured(run: Path, seed: int, quick: bool) -> Iterator[dict[str, Any]]:
+    """One row for each model that was trained."""
+    results = json.loads((run / "results.json").read_text())
+    rows = _test_rows(run)
+    for name in ("start", "sibling", "dense", *chosen(quick)):
+        scores = results[slug(name)]
+        row = {
+            "seed": seed,
+            "model": name,
+            "general": scores["general"]["score"],
+            "domain": scores["domain"]["score"],
+            "kl": scores["agreement"]["kl"],
+        }
+        if name in MIXTURES:
+            row |= experts(run / slug(name) / "model", rows)
+        yield row
+
+
+def _test_rows(run: Path) -> list[Any]:
+    """Some conversations of both sources' test splits, tokenised by the run."""
+    found: list[Any] = []
+    for file in sorted((run / "rows").rglob("test.arrow")):
+        rows = Rows(file, "")
+        found += [rows[i] for i in range(min(len(rows), 200))]
+    return found
+
+
+@torch.no_grad()
+def experts(folder: Path, rows: Sequence[Any]) -> dict[str, float]:
+    """What became of a model's experts: means over layers, on test conversations.
+
+    `weights` is ‖W₀ − W₁‖ / ‖(W₀ + W₁)/2‖ over all of an expert; `outputs` the same of what the
+    two compute on the same tokens; `entropy` that of the router in nats (log 2 = 0.69 is even), and
+    `load` the smallest share of the routing weight that an expert of any layer has.
+    """
+    model = load_frozen(Model(path=str(folder)))
+    routers = Routers(model)
+    batch = collate([(0, row) for row in rows])
+    real = (batch.source_ids >= 0).flatten()
+    weights, outputs = [], []
+
+    def compare(module: Any, inputs: Any) -> None:
+        states = inputs[0].reshape(-1, inputs[0].shape[-1])[real]
+        both = []
+        for expert in range(2):
+            index = torch.full((len(states), 1), expert)
+            both.append(module.experts(states, index, torch.ones(len(states), 1)))
+        outputs.append(_apart(*both))
+        up, down = module.experts.gate_up_proj, module.experts.down_proj
+        flat = [torch.cat([up[i].flatten(), down[i].flatten()]) for i in range(2)]
+        weights.append(_apart(*flat))
+
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(compare)
+    with routers.heard() as layers:
+        model.get_decoder()(**batch.model_inputs())
+    sums = routing_sums(layers, real)
+    sums /= sums[:, :-1].sum(-1, keepdim=True)
+    return {
+        "weights": statistics.mean(weights),
+        "outputs": statistics.mean(outputs),
+        "entropy": float(sums[:, -1].mean()),
+        "load": float(sums[:, :-1].min()),
+    }
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / ((one + other) / 2).norm())
+
+
+def run_seed(seed: int, runs: Path, quick: bool) -> list[dict[str, Any]]:
+    """Train and score everything of a seed, or what is left of it."""
+    path = runs / f"upcycle-{seed}.yaml"
+    path.write_text(json.dumps(recipe(seed, quick), indent=1))  # JSON is YAML
+    done = runs / f"upcycle-{seed}.jsonl"
+    if not done.exists():
+        folder = run_recipe(load_recipe(path), runs, Display(_quiet()))
+        lines = [json.dumps(row) + "\n" for row in measured(folder, seed, quick)]
+        done.write_text("".join(lines))
+    return [json.loads(line) for line in done.read_text().splitlines()]
+
+
+def _quiet() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """Means over seeds with standard deviations, and the difference to the dense student."""
+    columns = ("general", "domain", "kl", "weights", "outputs", "entropy", "load")
+    seeds = sorted({row["seed"] for row in rows})
+    dense = {row["seed"]: row for row in rows if row["model"] == "dense"}
+    lines = [
+        "| model | general, % | domain, % | KL, nats | KL, of dense | weights apart | "
+        "outputs apart | router entropy | least load |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == name]
+        cells = []
+        for column in columns:
+            values = [row[column] for row in own if column in row]
+            scale, digits = (100, 1) if column in ("general", "domain") else (1, 3)
+            cells.append(_mean(values, scale, digits))
+        ratios = [row["kl"] / dense[row["seed"]]["kl"] for row in own]
+        cells.insert(3, _mean(ratios, 1, 3))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return f"Seeds {', '.join(map(str, seeds))}: mean ± standard deviation.\n\n" + "\n".join(lines)
+
+
+def _mean(values: Sequence[float], scale: float, digits: int) -> str:
+    if not values:
+        return "–"
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{scale * statistics.mean(values):.{digits}f} ± {scale * spread:.{digits}f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few steps of two mixtures")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, help="where runs are kept and gone on with")
+    options = parser.parse_args()
+    transformers.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = options.runs or Path(scratch)
+        runs.mkdir(parents=True, exist_ok=True)
+        rows: list[dict[str, Any]] = []
+        for seed in options.seeds[:1] if options.quick else options.seeds:
+            made = run_seed(seed, runs, options.quick)
+            rows += made
+            if options.json:
+                for row in made:
+                    print(json.dumps(row), flush=True)
+        if options.runs and not options.quick:  # the table is of everything there is
+            files = sorted(runs.glob("upcycle-*.jsonl"))
+            rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    report = summary(rows)
+    if not options.json:
+        print(report)
+    if not options.quick:
+        today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+        machine = (
+            f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPU cores, "
+            f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+        )
+        (RESULTS / f"upcycle-{today}.md").write_text(
+            f"# Upcycling, {today}\n\n`python benchmarks/upcycle.py` on {machine}.\n\n"
+            "What the columns are stands in docs/moe.md and in the script.\n\n"
+            f"{report}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

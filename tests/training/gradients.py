@@ -1,0 +1,35 @@
+"""Conversations of odd lengths, and gradients compared parameter by parameter."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dominie.data.batches import Row
+from dominie.data.templates import Encoded
+
+
+def ragged_rows(count: int, seed: int = 0) -> list[Row]:
+    rng = np.random.default_rng(seed)
+    rows: list[Row] = []
+    for _ in range(count):
+        length = int(rng.integers(4, 15))
+        supervised = rng.random(length) < 0.5
+        supervised[-1] = True
+        rows.append(Encoded(rng.integers(0, 61, length).tolist(), supervised.tolist()))
+    return rows
+
+
+def assert_equal_gradients(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], rtol: float = 1e-9
+) -> None:
+    assert one.keys() == other.keys()
+    assert any(bool(g.abs().max() > 1e-4) for g in one.values())
+    for name in one:
+        torch.testing.assert_close(
+            one[name],
+            other[name],
+            rtol=rtol,
+            atol=rtol * 1e-2,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
