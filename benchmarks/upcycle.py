@@ -7,24 +7,21 @@ both tasks, KL to the teacher on the general test split, and what became of the 
 
     python benchmarks/upcycle.py [--quick] [--json] [--seeds 0 1 2] [--runs DIR]
 
-`--quick` ends within 50 seconds on two cores and proves nothing; a full run writes a dated table to
-`benchmarks/results`, takes about 8 minutes a seed on one core, and goes on from what `--runs DIR`
-holds: seeds can be run one at a time, and the table is of all of them.
+`--quick` ends within 50 seconds on two cores and proves nothing. A full run writes a dated table to
+`benchmarks/results`, takes about 8 minutes a seed on an idle core, and goes on from what `--runs
+DIR` holds: seeds can be run one at a time, and the table is of all of them.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import _results
 import torch
 import transformers
 from torch import Tensor
@@ -38,8 +35,6 @@ from dominie.models.routers import Routers
 from dominie.models.spec import Model
 from dominie.pipeline import run_recipe
 from dominie.recipe import load_recipe
-
-RESULTS = Path(__file__).parent / "results"
 
 #: How each mixture is made.
 MIXTURES: dict[str, dict[str, Any]] = {
@@ -228,40 +223,39 @@ def _quiet() -> Any:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> str:
-    """Means over seeds with standard deviations, and the difference to the dense student."""
-    columns = ("general", "domain", "kl", "weights", "outputs", "entropy", "load")
-    seeds = sorted({row["seed"] for row in rows})
-    dense = {row["seed"]: row for row in rows if row["model"] == "dense"}
-    lines = [
-        "| model | general, % | domain, % | KL, nats | KL, of dense | weights apart | "
-        "outputs apart | router entropy | least load |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
+    """One row a model: means over seeds, with their standard deviations."""
+    columns = {
+        "general, %": ("general", 100, 1),
+        "domain, %": ("domain", 100, 1),
+        "KL, nats": ("kl", 1, 3),
+        "KL, of dense": ("of_dense", 1, 3),
+        "weights apart": ("weights", 1, 3),
+        "outputs apart": ("outputs", 1, 3),
+        "router entropy": ("entropy", 1, 3),
+        "least load": ("load", 1, 3),
+    }
+    dense = {row["seed"]: row["kl"] for row in rows if row["model"] == "dense"}
+    rows = [{**row, "of_dense": row["kl"] / dense[row["seed"]]} for row in rows]
+    made = []
     for name in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == name]
-        cells = []
-        for column in columns:
-            values = [row[column] for row in own if column in row]
-            scale, digits = (100, 1) if column in ("general", "domain") else (1, 3)
-            cells.append(_mean(values, scale, digits))
-        ratios = [row["kl"] / dense[row["seed"]]["kl"] for row in own]
-        cells.insert(3, _mean(ratios, 1, 3))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return f"Seeds {', '.join(map(str, seeds))}: mean ± standard deviation.\n\n" + "\n".join(lines)
+        cells: dict[str, object] = {"model": name, "seeds": len(own)}
+        for title, (key, scale, digits) in columns.items():
+            cells[title] = _mean([scale * row[key] for row in own if key in row], digits)
+        made.append(cells)
+    return made
 
 
-def _mean(values: Sequence[float], scale: float, digits: int) -> str:
+def _mean(values: Sequence[float], digits: int) -> str | None:
     if not values:
-        return "–"
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{scale * statistics.mean(values):.{digits}f} ± {scale * spread:.{digits}f}"
+        return None
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few steps of two mixtures")
-    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser = _results.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, help="where runs are kept and gone on with")
     options = parser.parse_args()
@@ -269,30 +263,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         runs = options.runs or Path(scratch)
         runs.mkdir(parents=True, exist_ok=True)
-        rows: list[dict[str, Any]] = []
-        for seed in options.seeds[:1] if options.quick else options.seeds:
-            made = run_seed(seed, runs, options.quick)
-            rows += made
-            if options.json:
-                for row in made:
-                    print(json.dumps(row), flush=True)
-        if options.runs and not options.quick:  # the table is of everything there is
+        seeds = options.seeds[:1] if options.quick else options.seeds
+        made = (row for seed in seeds for row in run_seed(seed, runs, options.quick))
+        rows = [
+            row for part in _results.gathered(made, as_json=options.json).values() for row in part
+        ]
+        if not options.quick:  # the table is of everything there is
             files = sorted(runs.glob("upcycle-*.jsonl"))
             rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    report = summary(rows)
-    if not options.json:
-        print(report)
-    if not options.quick:
-        today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-        machine = (
-            f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPU cores, "
-            f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-        )
-        (RESULTS / f"upcycle-{today}.md").write_text(
-            f"# Upcycling, {today}\n\n`python benchmarks/upcycle.py` on {machine}.\n\n"
-            "What the columns are stands in docs/moe.md and in the script.\n\n"
-            f"{report}\n"
-        )
+    note = (
+        "Mean over seeds ± their standard deviation. All learn the same conversations in the same\n"
+        "order; `weights apart` and the columns after it are of the experts, see `experts` in the\n"
+        "script. docs/moe.md says what follows."
+    )
+    _results.finish("upcycle", "Upcycling", {"": summary(rows)}, options, note=note)
 
 
 if __name__ == "__main__":

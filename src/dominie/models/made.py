@@ -55,7 +55,7 @@ class Merge:
 
 @dataclass(frozen=True, kw_only=True)
 class Upcycle:
-    """A dense model as a mixture of experts; docs/moe.md compares the ways to tell them apart.
+    """A dense model as a mixture of experts; docs/moe.md has the ways to tell them apart.
 
     With `noise` and `reset` at 0 and no siblings, experts begin as copies, and the mixture computes
     what the dense model does, whatever the gate.
