@@ -107,7 +107,7 @@ def test_difficulty_files(tmp_path):
     full = tmp_path / "df_gamed.csv"
     full.write_text(
         "index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline,model\n"
-        "0,0.25,1.5,0.5,False,verbose\n1,0.75,-2.0,-1.5,False,terse\n"
+        "0,0.25,1.5,0.5,False,verbose\n1,0.75,-2.0,-1.5,False,terse\n1,,-2.0,-1.5,False,terse\n"
     )
     difficulty = read_difficulty(full)
     assert difficulty.gamed is not None

@@ -137,7 +137,12 @@ def read_difficulty(path: Path) -> Difficulty:
         )
     if not columns >= _GAMED_COLUMNS:
         return Difficulty(of, None)
-    kept = [(w, r) for w, r in rows if r["not_gamed_baseline"].strip().lower() != "true"]
+    kept = [
+        (where, row)
+        for where, row in rows
+        if row["not_gamed_baseline"].strip().lower() not in ("true", "1")
+        and row["preference"].strip().lower() not in ("", "nan")
+    ]
     preference, difference, difficulty = (
         np.array([number_field(row, name, where=where) for where, row in kept])
         for name in ("preference", "std_delta_len", "instruction_difficulty")

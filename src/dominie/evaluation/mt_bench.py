@@ -212,7 +212,7 @@ class MtBenchExam:
         self, rounds: Sequence[tuple[MtQuestion, int]], verdicts: Sequence[Verdict], model: str
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The win rate over both orders; as upstream, a verdict that flips with them is a tie."""
-        values, clusters, flips, lines = [], [], 0, []
+        values, asked, flips, lines = [], [], 0, []
         for i, (question, turn) in enumerate(rounds):
             first, second = verdicts[2 * i], verdicts[2 * i + 1]
             winners = [
@@ -237,14 +237,16 @@ class MtBenchExam:
             agreed = winners[0] == winners[1]
             flips += not agreed
             values.append({"model_1": 1.0, "model_2": 0.0}.get(winners[0], 0.5) if agreed else 0.5)
-            clusters.append(question.id)
+            asked.append(question)
         if not values:
             return {}, lines
+        clusters = [question.id for question in asked]
         found = interval_figures(values, clusters)
         told = {
             "win_rate": found["score"],
             "win_rate_stderr": found["stderr"],
             "win_rate_interval": found["interval"],
+            "win_rate_groups": grouped_figures(values, clusters, [q.category for q in asked]),
             "order_flips": flips / len(values),
         }
         return told, lines

@@ -68,17 +68,23 @@ def test_every_kind_of_fault_is_survived(serve, ask):
 
 def test_a_lie_is_unscored_retried_counted_and_never_a_result(serve, ask, tmp_path):
     lies = ["", "Grade: [[0]]", "Grade: [[11]] of 10", "I cannot judge this.", "[[7", "7"]
-    server = serve(lambda a: said(lies[a.before % len(lies)]))
+    calls = set()
+
+    def lying(asked):
+        calls.add(asked.headers["idempotency-key"])
+        return said(lies[asked.before % len(lies)] if asked.before < 3 else "Grade: [[4]]")
+
+    server = serve(lying)
     first = ask(judge(server), cases(2))
     assert [(v.value, v.tries) for v in first] == [(None, 3)] * 2
     assert sum(server.asked.values()) == 6
     temperatures = [body["temperature"] for body in server.bodies]
     assert sorted(set(temperatures)) == [0.0, 0.3, 0.6]  # a retry must not read the same
-    server.behave = lambda a: said("Grade: [[4]]")
     second = ask(judge(server), cases(2))
     assert [(v.value, v.tries) for v in second] == [(4.0, 4)] * 2
     raw = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()]
     assert len(raw) == 8  # every reply is there as it came
+    assert len(calls) == 8  # and a gateway was not told that it had been asked before
     assert {json.loads(r["body"])["choices"][0]["message"]["content"] for r in raw} >= {""}
 
 

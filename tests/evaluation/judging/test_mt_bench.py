@@ -100,6 +100,8 @@ def test_a_comparison_that_flips_with_the_order_is_a_tie(settings, tmp_path):
     figures = exam.judged(ANSWERS, [*rated(5.0, 5.0, 5.0, 5.0, 5.0), *rated(*letters)], "m").figures
     assert figures["win_rate"] == pytest.approx((1 + 0.5 + 0 + 0.5) / 4)
     assert figures["order_flips"] == 0.25
+    by_category = {name: group["score"] for name, group in figures["win_rate_groups"].items()}
+    assert by_category == {"writing": 0.75, "math": 0.25}
 
 
 @pytest.mark.skipif(not UPSTREAM.exists(), reason="upstream's files are not here")

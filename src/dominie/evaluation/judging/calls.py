@@ -135,7 +135,9 @@ class Calls:
     async def _attempt(self, key: str, body: dict[str, Any]) -> tuple[Outcome, Reply | None]:
         with self.spending.reserved(body) as settle:
             began = time.time()
-            outcome = await self._client.send(body, call=key)
+            # The same until it is answered, then another: what a gateway repeats, it bills once.
+            answered = sum(record["status"] == 200 for record in self.ledger.of(key))
+            outcome = await self._client.send(body, call=f"{key}-{answered}")
             reply = read_reply(outcome.body) if outcome.status == 200 else None
             record = {
                 "key": key,
