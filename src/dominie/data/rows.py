@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PreparedSource", "Row", "Rows", "Summary", "prepare"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when the same sources come to be read, split, encoded or stored in another way."""
 
 _BATCH_ROWS = 256
