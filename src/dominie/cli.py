@@ -150,6 +150,55 @@ def check(
     check_recipe(load_recipe(recipe, overrides or ()), runs, display)
 
 
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="h200, h100, a100, …; without it, this machine's."),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(metavar="N", help="How many; h100 unless named.")
+    ] = None,
+    memory: Annotated[float | None, typer.Option(metavar="GB", help="Of each GPU.")] = None,
+    price: Annotated[float | None, typer.Option(metavar="X", help="Of a GPU hour.")] = None,
+    conversations: Annotated[
+        int | None, typer.Option(metavar="N", help="In a source whose data are not here.", min=1)
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Of a conversation, the mean.", min=1)
+    ] = None,
+    sharded: Annotated[
+        bool, typer.Option("--shard/--no-shard", help="Whether several GPUs share the weights.")
+    ] = True,
+    efficiency: Annotated[
+        float, typer.Option(metavar="X", help="Share of the roofline's rate that is reached.")
+    ] = 0.4,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a recipe's stages need in memory, time and money, from configurations alone."""
+    display = _display(as_json)
+    from dominie.planning.plan import machine, plan_recipe
+    from dominie.planning.printing import as_json as plan_object
+    from dominie.planning.printing import as_lines, misfit
+    from dominie.recipe import load_recipe
+
+    on = machine(
+        gpu=gpu, gpus=gpus, memory=memory, price=price, sharded=sharded, efficiency=efficiency
+    )
+    planned = plan_recipe(
+        load_recipe(recipe, overrides or ()), on, conversations=conversations, tokens=tokens
+    )
+    if as_json:
+        typer.echo(json.dumps(plan_object(planned)))
+    else:
+        for line in as_lines(planned):
+            display.line(line)
+    if (error := misfit(planned)) is not None:
+        raise error
+
+
 def _display(as_json: bool) -> Display:
     """Where words go: stdout, or stderr when stdout is for JSON."""
     from rich.console import Console

@@ -101,7 +101,7 @@ def test_a_retained_graph_is_differentiated_again(make_problem):
 def test_tiles_do_not_change_the_result(make_problem, rows, monkeypatch):
     whole = make_problem(tokens=50, dtype=torch.float64)
     expected = whole.losses()
-    monkeypatch.setattr(tiles, "_rows_per_tile", lambda *_: rows)
+    monkeypatch.setattr(tiles, "rows_per_tile", lambda *_: rows)
     losses = whole.losses()
     assert_close(losses.total, expected.total)
     assert_same_gradients(losses.total, expected.total, whole.leaves)

@@ -107,7 +107,7 @@ def _tiles(
     """Every tile with its logits written, all in the same memory."""
     target, labels, count = problem.target, problem.labels, len(hidden)
     target_size = _logits_per_token(target.values) if target else 0
-    step = _rows_per_tile(count, max(head.vocabulary_size, target_size), hidden.device)
+    step = rows_per_tile(count, max(head.vocabulary_size, target_size), hidden.device)
     precision = sum_precision(problem.precision)
     student = hidden.new_empty((step, head.vocabulary_size), dtype=precision)
     teacher = hidden.new_empty((step, target_size), dtype=precision)
@@ -155,7 +155,7 @@ def _add_tile(gradients: Gradients, slope: Tensor, rows: slice, hidden: Tensor, 
         gradients.bias.add_(slope.sum(0), alpha=head.scale)
 
 
-def _rows_per_tile(count: int, vocabulary: int, device: torch.device) -> int:
+def rows_per_tile(count: int, vocabulary: int, device: torch.device) -> int:
     """As many tokens as the tile's memory allows, the last tile no smaller than need be."""
     budget = _CPU_TILE_ELEMENTS if device.type == "cpu" else _DEVICE_TILE_ELEMENTS
     most = max(16, budget // vocabulary // 16 * 16)

@@ -90,7 +90,7 @@ def load_student(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if lora is not None:
-        model = _with_lora(model, lora, where=spec.path)
+        model = with_lora(model, lora, where=spec.path)
     return model
 
 
@@ -208,7 +208,12 @@ def _quantization(spec: Model) -> Any:
     )
 
 
-def _with_lora(model: Any, lora: Any, *, where: str) -> Any:
+def with_lora(model: Any, lora: Any, *, where: str) -> Any:
+    """The model under fresh fp32 adapters.
+
+    Raises:
+        InputError: the model, named by `where`, has no module that they fit.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(

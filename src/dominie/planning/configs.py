@@ -1,0 +1,105 @@
+"""The configuration of every model of a recipe, found without weights and without a network."""
+
+from __future__ import annotations
+
+import copy
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from dominie.errors import InputError
+from dominie.models.folders import base_and_adapter
+from dominie.models.spec import Model
+from dominie.recipe import Recipe
+from dominie.toyworld import is_toyworld
+
+#: In a wheel they lie beside the package's modules, in the source in `recipes/configs`.
+_SHIPPED = (Path(str(files("dominie"))) / "configs", Path(__file__).parents[3] / "recipes/configs")
+
+
+def config_of(recipe: Recipe, name: str) -> Any:
+    """The configuration of a model or of what a stage makes, its language part.
+
+    Raises:
+        InputError: no configuration can be reached.
+    """
+    while name in recipe.stages:
+        stage = recipe.stages[name]
+        if stage.kind == "upcycle":
+            return _upcycled(config_of(recipe, stage.models[0]), stage)
+        name = stage.models[0]
+    return load_plan_config(recipe.model(name)).get_text_config()
+
+
+def load_plan_config(spec: Model) -> Any:
+    """A configuration from a folder, the hub's cache, those shipped here, else the hub.
+
+    Raises:
+        InputError: it is in none of these places.
+    """
+    from transformers import AutoConfig
+
+    if is_toyworld(spec.path):
+        return _toy_config(spec.path)
+    base, _ = base_and_adapter(spec)
+    options: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False}
+    places = [(base, {"local_files_only": True})]
+    if (shipped := shipped_config(base)) is not None and not Path(base).is_dir():
+        places.append((str(shipped), {}))
+    elif not Path(base).exists() and not base.startswith((".", "/", "~")):
+        places.append((base, {}))
+    for place, more in places:
+        try:
+            return AutoConfig.from_pretrained(place, **options, **more)
+        except Exception as error:
+            fault = error
+    raise InputError(
+        "no configuration of this model can be reached",
+        where=spec.path,
+        expected="a folder with config.json, a model of the hub, or one of those shipped: "
+        + ", ".join(shipped_names()),
+        found=f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}",
+        do="put the model's config.json into a folder and name the folder as its path",
+    ) from fault
+
+
+def shipped_config(path: str) -> Path | None:
+    """The file of a configuration that comes with dominie, by the last two parts of a path."""
+    name = "--".join(Path(path).parts[-2:]) + ".json"
+    return next((folder / name for folder in _SHIPPED if (folder / name).is_file()), None)
+
+
+def shipped_names() -> list[str]:
+    """Models whose configuration comes with dominie."""
+    found = {path.stem.replace("--", "/") for folder in _SHIPPED for path in folder.glob("*.json")}
+    return sorted(found)
+
+
+def with_layers(config: Any, layers: int) -> Any:
+    """The configuration of the same model with fewer layers."""
+    cut = copy.deepcopy(config)
+    whole = config.num_hidden_layers
+    for key, value in vars(config).items():
+        if isinstance(value, list) and len(value) == whole:
+            setattr(cut, key, value[:layers])
+    cut.num_hidden_layers = layers
+    return cut
+
+
+def _toy_config(path: str) -> Any:
+    from dominie.toyworld.models import untrained_model
+
+    return untrained_model("teacher" if "teacher" in path else "student", seed=0).config
+
+
+def _upcycled(dense: Any, stage: Any) -> Any:
+    """The mixture that an upcycle stage makes of a dense model."""
+    from transformers import MixtralConfig
+
+    settings = stage.upcycle
+    kept = {key: value for key, value in dense.to_dict().items() if key != "model_type"}
+    return MixtralConfig(
+        **kept,
+        num_local_experts=settings.experts,
+        num_experts_per_tok=settings.experts_per_token,
+    )

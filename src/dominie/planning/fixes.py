@@ -1,0 +1,188 @@
+"""What would make a stage fit: single changes first, then several, each planned again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from dominie.planning.memory import Placement, Situation, needs_of, stage_memory
+from dominie.planning.shapes import shape_of
+from dominie.training.settings import Lora
+
+#: An adapter's rank where one is proposed: peft's and QLoRA's habitual size.
+_LORA = Lora(r=16, alpha=32)
+_MOST_RANKS = 64
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something to change about a stage.
+
+    Attributes:
+        words: for a person.
+        how: overrides of the recipe and options of the planner, as they are typed; empty where
+            there is no key for it yet.
+        situation: the stage, so changed.
+    """
+
+    words: str
+    how: tuple[str, ...]
+    situation: Situation
+
+
+@dataclass(frozen=True)
+class Fix:
+    """Changes that make a stage fit, and the bytes it then needs."""
+
+    words: str
+    how: tuple[str, ...]
+    peak: float
+
+
+_Step = Callable[[Situation], Change | None]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Makes changes to one stage.
+
+    Args:
+        stage: its name in the recipe.
+        models: teachers by name that stand under `models`, and so may be quantised there.
+        caches: whether a recipe can ask for a cached teacher.
+    """
+
+    stage: str
+    models: tuple[str, ...] = ()
+    caches: bool = False
+
+    def fix(self, situation: Situation, memory: float) -> Fix | None:
+        """The smallest change after which the stage needs no more than `memory` bytes."""
+        for steps in self._plans():
+            changed = situation
+            changes: list[Change] = []
+            for step in steps:
+                if (change := step(changed)) is not None:  # else it is so already, or cannot be
+                    changes.append(change)
+                    changed = change.situation
+            if changes and (peak := stage_memory(changed).peak) <= memory:
+                words = ", ".join(change.words for change in changes)
+                return Fix(words, tuple(how for each in changes for how in each.how), peak)
+        return None
+
+    def measures(self, situation: Situation) -> Iterator[tuple[Change, float]]:
+        """Every single change that applies, with the bytes the stage then needs."""
+        steps: list[_Step] = [self._checkpointing, self._micro_batch(1), self._lora]
+        placements: tuple[Placement, ...] = ("8bit", "4bit", "offload", "cached")
+        steps += [self._placed(placement, known=False) for placement in placements]
+        steps += [self._offloaded, self._ranks(8)]
+        for step in steps:
+            if (change := step(situation)) is not None:
+                yield change, stage_memory(change.situation).peak
+
+    def _plans(self) -> Iterator[tuple[_Step, ...]]:
+        """From what changes nothing but speed to what changes what is trained, or costs more."""
+        frugal = (self._checkpointing, self._micro_batch(1))
+        yield from ((self._micro_batch(n),) for n in (64, 32, 16, 8, 4, 2, 1))
+        yield (self._checkpointing,)
+        yield from ((self._checkpointing, self._micro_batch(n)) for n in (8, 4, 2, 1))
+        for before in ((), frugal[:1], frugal[1:], frugal):
+            for placement in ("cached", "8bit", "4bit"):
+                yield (*before, self._placed(placement, known=True))
+        for lora in ((self._lora,), (self._lora, *frugal[:1]), (self._lora, *frugal)):
+            yield lora
+            yield (*lora, self._placed("cached", known=True))
+            yield (*lora, self._placed("8bit", known=True))
+        ranks = 2
+        while ranks <= _MOST_RANKS:
+            yield (self._ranks(ranks),)
+            yield (self._ranks(ranks), *frugal)
+            ranks *= 2
+        yield (self._lora, *frugal, self._ranks(8))
+
+    def _micro_batch(self, size: int) -> _Step:
+        def step(now: Situation) -> Change | None:
+            train = now.train
+            micro_batch = train.conversations_per_forward(now.ranks)
+            if size >= micro_batch or (train.batch // now.ranks) % size:
+                return None
+            rows = max(1, round(now.rows * size / micro_batch))
+            changed = dataclasses.replace(
+                now,
+                train=dataclasses.replace(train, micro_batch=size),
+                rows=rows,
+                accumulates=train.batch // now.ranks > size,
+            )
+            how = f"stages.{self.stage}.train.micro_batch={size}"
+            return Change(f"micro_batch {size}", (how,), changed)
+
+        return step
+
+    def _checkpointing(self, now: Situation) -> Change | None:
+        if now.train.gradient_checkpointing:
+            return None
+        train = dataclasses.replace(now.train, gradient_checkpointing=True)
+        how = f"stages.{self.stage}.train.gradient_checkpointing=true"
+        changed = dataclasses.replace(now, train=train)
+        return Change("gradient checkpointing", (how,), changed)
+
+    def _lora(self, now: Situation) -> Change | None:
+        if now.train.lora is not None:
+            return None
+        train = dataclasses.replace(now.train, lora=_LORA)
+        how = f"stages.{self.stage}.train.lora={{r: {_LORA.r}, alpha: {_LORA.alpha:g}}}"
+        return Change(f"LoRA (r {_LORA.r})", (how,), dataclasses.replace(now, train=train))
+
+    def _placed(self, placement: Placement, *, known: bool) -> _Step:
+        """Teachers held another way; `known` asks for ways that a recipe has a key for."""
+
+        def step(now: Situation) -> Change | None:
+            movable = [t for t in now.teachers if t.placement == "device"]
+            if not movable:
+                return None
+            how: tuple[str, ...] = ()
+            words = {"cached": "a cached teacher", "offload": "a teacher in the host's memory"}
+            if placement in ("8bit", "4bit"):
+                shapes = [shape_of(t.config) for t in movable]
+                if any(shape.quantisable < 0.5 * shape.parameters for shape in shapes):
+                    return None  # its experts are no linear layers, and stay as they are
+                named = all(t.name in self.models for t in movable)
+                how = tuple(f"models.{t.name}.quantize={placement}" for t in movable)
+                how = how if named else ()
+            if placement == "cached":
+                if now.attention:
+                    return None  # maps are not cached
+                how = (f"stages.{self.stage}.cache={{}}",) if self.caches else ()
+            if known and not how:
+                return None
+            changed = dataclasses.replace(now, teachers=needs_of(now.teachers, placement))
+            return Change(words.get(placement, f"a teacher in {placement}"), how, changed)
+
+        return step
+
+    def _offloaded(self, now: Situation) -> Change | None:
+        if now.on_cpu or now.offloaded or now.train.lora:
+            return None
+        changed = dataclasses.replace(now, offloaded=True)
+        return Change("optimiser in the host's memory", (), changed)
+
+    def _ranks(self, ranks: int) -> _Step:
+        def step(now: Situation) -> Change | None:
+            if now.on_cpu or ranks <= now.ranks or now.train.batch % ranks:
+                return None
+            share = now.train.batch // ranks
+            if now.train.micro_batch and share % now.train.micro_batch:
+                return None
+            micro_batch = now.train.conversations_per_forward(ranks)
+            before = now.train.conversations_per_forward(now.ranks)
+            changed = dataclasses.replace(
+                now,
+                ranks=ranks,
+                sharded=True,
+                rows=max(1, round(now.rows * micro_batch / before)),
+                accumulates=share > micro_batch,
+            )
+            return Change(f"sharding over {ranks} GPUs", (f"--gpus {ranks}",), changed)
+
+        return step

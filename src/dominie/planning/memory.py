@@ -1,0 +1,297 @@
+"""Memory of a training stage on one rank, item by item, in every phase of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from dominie.losses.tiles import rows_per_tile
+from dominie.planning.shapes import Shape, shape_of
+from dominie.planning.trace import Pass, Traced, traced
+from dominie.training.settings import TrainSettings
+
+Placement = Literal["device", "shared", "offload", "8bit", "4bit", "cached"]
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+#: Two moments in fp32 (Adam), whatever the precision of the run.
+_OPTIMISER_BYTES = 8
+#: What a process on a CPU comes to beside tensors after its imports: tokenising, the trainer, and
+#: libraries that load late. Measured by `benchmarks/plan.py`.
+_PROCESS = 60e6
+#: Of a cached signal on a position: 64 ids of 4 bytes and probabilities of 2, and the tail.
+_CACHED_BYTES = 64 * 6 + 4
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A teacher of a stage.
+
+    Attributes:
+        name: as the recipe has it.
+        config: its configuration.
+        dtype: of its weights.
+        placement: where these lie; `shared` is an adapter over the student's base, or that base.
+        adapter: weights of that adapter, fp32.
+        captured: its layers whose query and key are kept for the attention term.
+    """
+
+    name: str
+    config: Any
+    dtype: str
+    placement: Placement = "device"
+    captured: int = 0
+    adapter: float = 0.0
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A stage as memory sees it; a fix is another situation of the same stage.
+
+    Attributes:
+        student: configuration.
+        train: settings.
+        teachers: who teaches.
+        rows: of the largest micro-batch of a rank.
+        length: of its rows.
+        accumulates: whether a step has several micro-batches.
+        compares: whether predictions are compared with a teacher's.
+        attention: layers of the student in the attention term.
+        ranks: processes, one a device.
+        sharded: whether weights, gradients and optimiser are shared out over the ranks.
+        offloaded: whether the optimiser and its fp32 weights lie in the host's memory.
+        on_cpu: whether the device is a CPU.
+    """
+
+    student: Any
+    train: TrainSettings
+    teachers: tuple[Taught, ...] = ()
+    rows: int = 1
+    length: int = 2048
+    accumulates: bool = True
+    compares: bool = False
+    attention: int = 0
+    ranks: int = 1
+    sharded: bool = False
+    offloaded: bool = False
+    on_cpu: bool = False
+
+    @property
+    def shards(self) -> int:
+        """Parts that weights are cut into."""
+        return self.ranks if self.sharded else 1
+
+    @property
+    def run(self) -> Pass:
+        """The student's training pass."""
+        train = self.train
+        half = train.precision != "fp32"
+        return Pass(
+            rows=self.rows,
+            length=self.length,
+            dtype=train.precision if train.lora else "fp32",
+            autocast=train.precision if half else None,
+            trained=True,
+            lora=train.lora,
+            checkpointing=train.gradient_checkpointing,
+        )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a rank: items of each phase of a step.
+
+    Attributes:
+        phases: items by phase.
+        traced: the student's pass, as counted.
+        host: bytes in the host's memory.
+    """
+
+    phases: Mapping[str, Mapping[str, float]]
+    traced: Traced
+    host: float = 0.0
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Bytes of each phase."""
+        return {name: sum(items.values()) for name, items in self.phases.items()}
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that holds most."""
+        totals = self.totals
+        return max(totals, key=lambda name: totals[name])
+
+    @property
+    def peak(self) -> float:
+        """Bytes of that phase."""
+        return self.totals[self.peak_phase]
+
+    @property
+    def items(self) -> Mapping[str, float]:
+        """Its items."""
+        return self.phases[self.peak_phase]
+
+
+def stage_memory(situation: Situation) -> Memory:
+    """The memory of a rank in the phases of a step.
+
+    A step is: the teachers' forward, the student's forward and the losses in it, the backward pass,
+    the optimiser. Gradients are there from the second micro-batch on.
+    """
+    shape = shape_of(situation.student)
+    run = traced(situation.student, situation.run)
+    teachers = [_teacher(each, situation) for each in situation.teachers]
+    shards = situation.shards
+    gradients = run.gradients / shards
+    optimiser = run.trainable * _OPTIMISER_BYTES / shards
+    weights = run.weights / shards
+    casts, kept_casts = run.casts, run.kept_casts
+    gathered = 0.0
+    if shards > 1:  # two layers at a time are whole, in the precision of the run
+        gathered = 2 * shape.largest_layer * BYTES[situation.train.precision]
+        casts = kept_casts = 0.0
+    host = sum(teacher.host for teacher in teachers)
+    if situation.offloaded:
+        host += optimiser + weights
+        optimiser, weights = 0.0, weights * BYTES[situation.train.precision] / 4
+    standing = {
+        "student weights": weights,
+        "optimiser": optimiser,
+        "teacher weights": sum(teacher.weights for teacher in teachers),
+        **(_process(situation) if situation.on_cpu else {}),
+    }
+    before = {**standing, "gradients": gradients if situation.accumulates else 0.0}
+    signal = max((teacher.signal for teacher in teachers), default=0.0)
+    capture = max((teacher.capture for teacher in teachers), default=0.0)
+    said = {"teacher signal": signal, "attention capture": capture}
+    kept = {"activations": run.activations, "weight casts": kept_casts}
+    head = _head(situation, shape)
+    attention = _attention_work(situation, shape)
+    phases = {
+        "teacher forward": {
+            **before,
+            "teacher activations": max((t.forward for t in teachers), default=0.0),
+            **said,
+        },
+        "student forward": {
+            **before,
+            **said,
+            **kept,
+            "gathered layers": gathered,
+            "working memory": max(0.0, run.forward - run.activations - run.casts)
+            + max(0.0, casts - kept_casts),
+        },
+        "losses": {
+            **before,
+            **said,
+            **kept,
+            "weight casts": casts,
+            "logit tiles": head.tiles,
+            "head gradients": head.gradients + head.states,
+        },
+        "backward": {
+            **before,
+            **said,
+            **kept,
+            "head gradients": head.states,
+            "gathered layers": gathered,
+            "working memory": max(0.0, run.backward - run.activations - run.kept_casts) + attention,
+        },
+        "optimiser step": {**standing, "gradients": gradients},
+    }
+    return Memory({n: {k: v for k, v in i.items() if v} for n, i in phases.items()}, run, host)
+
+
+def _process(situation: Situation) -> dict[str, float]:
+    """What a process on a CPU holds beside tensors."""
+    held = [(situation.student, situation.run.dtype)]
+    held += [(t.config, t.dtype) for t in situation.teachers if t.placement == "device"]
+    joined = sum(shape_of(config).experts * BYTES[dtype] for config, dtype in held)
+    return {"mapped files": float(joined), "process": _PROCESS}
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    weights: float
+    forward: float
+    signal: float
+    capture: float
+    host: float = 0.0
+
+
+def _teacher(teacher: Taught, situation: Situation) -> _Teacher:
+    """What a teacher holds while it speaks, and what is left when it has spoken."""
+    shape, width = shape_of(teacher.config), BYTES[teacher.dtype]
+    tokens = situation.rows * situation.length
+    if teacher.placement == "cached":
+        return _Teacher(0.0, 0.0, tokens * _CACHED_BYTES, 0.0)
+    run = traced(teacher.config, Pass(situation.rows, situation.length, teacher.dtype))
+    weights, host = run.weights / situation.shards, 0.0
+    layer = shape.largest_layer * width
+    gathered = 2.0 * layer if situation.sharded and situation.ranks > 1 else 0.0
+    if teacher.placement == "offload":  # a layer works while the next one is fetched
+        weights, host, gathered = 0.0, run.weights, 2.0 * layer
+    elif teacher.placement == "shared":
+        weights = teacher.adapter * 4 / situation.shards
+    elif teacher.placement in ("8bit", "4bit"):
+        bits = 1.0 if teacher.placement == "8bit" else 0.5
+        weights -= shape.quantisable * (width - bits) / situation.shards
+    projections = (shape.heads + shape.key_heads) * shape.head_width
+    return _Teacher(
+        weights=weights,
+        forward=run.forward + gathered,
+        signal=tokens * shape.width * width if situation.compares else 0.0,
+        capture=teacher.captured * tokens * projections * width,
+        host=host,
+    )
+
+
+@dataclass(frozen=True)
+class _Head:
+    tiles: float
+    gradients: float
+    states: float
+
+
+def _head(situation: Situation, shape: Shape) -> _Head:
+    """The vocabulary losses: tiles of logits, gradients of states and head, both in fp32."""
+    tokens = situation.rows * situation.length
+    width = BYTES[situation.train.precision]
+    sizes = [shape.vocabulary]
+    if situation.compares:
+        dense = [t.config for t in situation.teachers if t.placement != "cached"]
+        sizes.append(max((shape_of(config).vocabulary for config in dense), default=0))
+    device = torch.device("cpu" if situation.on_cpu else "cuda")
+    tile = rows_per_tile(tokens, max(sizes), device)
+    table = shape.vocabulary * shape.width
+    trained = situation.train.lora is None
+    return _Head(
+        tiles=tile * sum(sizes) * 4 + (table * width if width < 4 and trained else 0),
+        gradients=table * 4 if trained else 0,
+        states=2 * tokens * shape.width * 4,
+    )
+
+
+def _attention_work(situation: Situation, shape: Shape) -> float:
+    """What the attention term holds in a layer's backward: fp32 gradients, aligned copies."""
+    if not situation.attention:
+        return 0.0
+    tokens = situation.rows * situation.length
+    own = (shape.heads + shape.key_heads) * shape.head_width
+    theirs = max(
+        (s.heads + s.key_heads) * s.head_width
+        for s in (shape_of(t.config) for t in situation.teachers if t.captured)
+    )
+    copies = 2 if situation.train.packing else 1
+    return tokens * 4.0 * (own * (1 + copies) + theirs * copies)
+
+
+def needs_of(teachers: Sequence[Taught], placement: Placement) -> tuple[Taught, ...]:
+    """The same teachers, held in another way."""
+    return tuple(
+        replace(t, placement=placement, captured=0 if placement == "cached" else t.captured)
+        for t in teachers
+    )
