@@ -77,7 +77,8 @@ def stage_cost(
         taught += 4 * own
     width = BYTES[situation.train.precision]
     ranks = situation.ranks
-    forwards = tokens / (situation.rows * situation.length * ranks)  # of each rank
+    train = situation.train
+    forwards = steps * train.batch / ranks / train.conversations_per_forward(ranks)  # of a rank
     moved = forwards * passes * shape.parameters * width
     moved += forwards * sum(shape_of(t.config).parameters * BYTES[t.dtype] for t in live)
     moved += (
@@ -96,8 +97,11 @@ def stage_cost(
 
 
 def _link(device: Device, ranks: int) -> float:
-    """Bytes a second in which a rank gathers from all others."""
-    return device.link if ranks <= PER_MACHINE else min(device.link, NETWORK)
+    """Bytes a second in which a rank gathers from all others.
+
+    Between machines rings run over all network cards of each, and inside it what came is passed on.
+    """
+    return device.link if ranks <= PER_MACHINE else min(device.link, PER_MACHINE * NETWORK)
 
 
 def _sent(situation: Situation, forwards: float, steps: int, trainable: float) -> float:

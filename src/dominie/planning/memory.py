@@ -22,7 +22,7 @@ _OPTIMISER_BYTES = 8
 #: libraries that load late. Measured by `benchmarks/plan.py`.
 _PROCESS = 60e6
 #: Of a cached signal on a position: 64 ids of 4 bytes and probabilities of 2, and the tail.
-_CACHED_BYTES = 64 * 6 + 4
+CACHED_BYTES = 64 * 6 + 4
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _teacher(teacher: Taught, situation: Situation) -> _Teacher:
     shape, width = shape_of(teacher.config), BYTES[teacher.dtype]
     tokens = situation.rows * situation.length
     if teacher.placement == "cached":
-        return _Teacher(0.0, 0.0, tokens * _CACHED_BYTES, 0.0)
+        return _Teacher(0.0, 0.0, tokens * CACHED_BYTES, 0.0)
     run = traced(teacher.config, Pass(situation.rows, situation.length, teacher.dtype))
     weights, host = run.weights / situation.shards, 0.0
     layer = shape.largest_layer * width

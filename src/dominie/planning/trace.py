@@ -192,11 +192,11 @@ def _hidden(model: Any, run: Pass) -> Tensor:
     return hidden
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that are alive, by their storages."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = self.casts = 0
         self.parameters: set[Any] = set()
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
