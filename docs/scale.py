@@ -36,7 +36,7 @@ _AFTER = """## What it means
   batch, which is another experiment.
 - These machines have a network card for each GPU. With one card a machine the network is eight times
   slower and binds from the second machine on: shard within machines and copy between them.
-- The teacher is the greater part of the traffic in distillation (93 GB of Mixtral, 14.5 GB of the
+- The teacher is most of the traffic in distillation (93 GB of Mixtral, 14.5 GB of the
   student a pass) and a fifth to a third of the products. A cache takes both away, and the stage's
   memory with it. Its price is storage: read once an epoch in order, it asks less than one storage
   system gives, so that reading it does not become the next bound. The attention term needs the
@@ -46,9 +46,7 @@ _AFTER = """## What it means
 
 def page() -> str:
     """The page of today's planner."""
-    recipe = load_recipe(
-        ROOT / "recipes" / "mistral-7b.yaml", ["stages.expert.train.batch=4096"]
-    )
+    recipe = load_recipe(ROOT / "recipes" / "mistral-7b.yaml", ["stages.expert.train.batch=4096"])
     tables = scale_page(
         recipe, gpu="h100", counts=COUNTS, conversations=CONVERSATIONS, tokens=TOKENS
     )

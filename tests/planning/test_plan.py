@@ -85,6 +85,19 @@ def test_merged_models_cost_their_weights(planned, models):
     assert plan.stages["m"].cost is None
 
 
+def test_an_upcycled_student_is_planned_as_the_mixture_it_becomes(planned, models):
+    student = models / "student"
+    plan = planned(
+        f"stages.u={{upcycle: {{model: {student}, experts: 2}}}}",
+        "stages.s.student=u",
+        "stages.s.loss={next_token: 1.0}",
+    )
+    dense = planned().stages["s"].shape.parameters
+    experts, routers = 6 * 3 * 64 * 128, 6 * 2 * 64
+    assert plan.stages["u"].kind == "upcycle"
+    assert plan.stages["s"].shape.parameters == dense + experts + routers
+
+
 @pytest.mark.parametrize("name", GPUS)
 def test_every_gpu_of_the_table_says_where_it_is_from(name):
     gpu = GPUS[name]

@@ -9,8 +9,9 @@ from typing import Any
 
 from dominie.errors import InputError
 from dominie.models.folders import base_and_adapter
+from dominie.models.mixtures import mixture_of
 from dominie.models.spec import Model
-from dominie.recipe import Recipe
+from dominie.recipe import Recipe, UpcycleStage
 from dominie.toyworld import is_toyworld
 
 #: In a wheel they lie beside the package's modules, in the source in `recipes/configs`.
@@ -25,9 +26,15 @@ def config_of(recipe: Recipe, name: str) -> Any:
     """
     while name in recipe.stages:
         stage = recipe.stages[name]
-        if stage.kind == "upcycle":
-            return _upcycled(config_of(recipe, stage.models[0]), stage)
-        name = stage.models[0]
+        dense = stage.models[0]
+        if isinstance(stage, UpcycleStage):
+            made = stage.upcycle
+            return mixture_of(config_of(recipe, dense), where=f"stages.{name}").configuration(
+                config_of(recipe, dense),
+                experts=made.experts,
+                experts_per_token=made.experts_per_token,
+            )
+        name = dense
     return load_plan_config(recipe.model(name)).get_text_config()
 
 
@@ -90,16 +97,3 @@ def _toy_config(path: str) -> Any:
     from dominie.toyworld.models import untrained_model
 
     return untrained_model("teacher" if "teacher" in path else "student", seed=0).config
-
-
-def _upcycled(dense: Any, stage: Any) -> Any:
-    """The mixture that an upcycle stage makes of a dense model."""
-    from transformers import MixtralConfig
-
-    settings = stage.upcycle
-    kept = {key: value for key, value in dense.to_dict().items() if key != "model_type"}
-    return MixtralConfig(
-        **kept,
-        num_local_experts=settings.experts,
-        num_experts_per_tok=settings.experts_per_token,
-    )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dominie.planning.memory import Placement, Situation, needs_of, stage_memory
+from dominie.planning.memory import Placement, Situation, Taught, needs_of, stage_memory
 from dominie.planning.shapes import shape_of
 from dominie.training.settings import Lora
 
@@ -88,12 +88,13 @@ class Workshop:
         yield (self._checkpointing,)
         yield from ((self._checkpointing, self._micro_batch(n)) for n in (8, 4, 2, 1))
         for before in ((), frugal[:1], frugal[1:], frugal):
-            for placement in ("cached", "8bit", "4bit"):
+            for placement in ("cached", "8bit", "4bit", "offload"):
                 yield (*before, self._placed(placement, known=True))
         for lora in ((self._lora,), (self._lora, *frugal[:1]), (self._lora, *frugal)):
             yield lora
             yield (*lora, self._placed("cached", known=True))
             yield (*lora, self._placed("8bit", known=True))
+            yield (*lora, self._placed("offload", known=True))
         ranks = 2
         while ranks <= _MOST_RANKS:
             yield (self._ranks(ranks),)
@@ -143,17 +144,15 @@ class Workshop:
                 return None
             how: tuple[str, ...] = ()
             words = {"cached": "a cached teacher", "offload": "a teacher in the host's memory"}
-            if placement in ("8bit", "4bit"):
-                shapes = [shape_of(t.config) for t in movable]
-                if any(shape.quantisable < 0.5 * shape.parameters for shape in shapes):
-                    return None  # its experts are no linear layers, and stay as they are
-                named = all(t.name in self.models for t in movable)
-                how = tuple(f"models.{t.name}.quantize={placement}" for t in movable)
-                how = how if named else ()
             if placement == "cached":
                 if now.attention:
                     return None  # maps are not cached
                 how = (f"stages.{self.stage}.cache={{}}",) if self.caches else ()
+            elif now.on_cpu if placement == "offload" else not _quantisable(movable):
+                return None
+            elif all(t.name in self.models for t in movable):
+                key = "offload=cpu" if placement == "offload" else f"quantize={placement}"
+                how = tuple(f"models.{t.name}.{key}" for t in movable)
             if known and not how:
                 return None
             changed = dataclasses.replace(now, teachers=needs_of(now.teachers, placement))
@@ -186,3 +185,9 @@ class Workshop:
             return Change(f"sharding over {ranks} GPUs", (f"--gpus {ranks}",), changed)
 
         return step
+
+
+def _quantisable(teachers: Sequence[Taught]) -> bool:
+    """Whether linear layers are most of them; a mixture's joined experts are none, and stay."""
+    shapes = [shape_of(teacher.config) for teacher in teachers]
+    return all(shape.quantisable > 0.5 * shape.parameters for shape in shapes)

@@ -298,7 +298,8 @@ def _placement(recipe: Recipe, stage: Stage, teacher: str) -> Placement:
     alike = _dtype_of(recipe, teacher) == stage.train.precision
     if stage.train.lora and alike and (over_base or teacher == stage.student):
         return "shared"
-    return recipe.model(teacher).quantize or "device"
+    spec = recipe.model(teacher)
+    return "offload" if spec.offload else spec.quantize or "device"
 
 
 def _unmerged(stage: Stage) -> bool:
