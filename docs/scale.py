@@ -34,8 +34,8 @@ _AFTER = """## What it means
   network binds in distillation. More ranks at one batch leave less to each; at 512 a batch of 4,096
   leaves 8 conversations, one micro-batch, and no accumulation. More GPUs than that want a larger
   batch, which is another experiment.
-- These machines have a network card for each GPU. With one card a machine the network is eight times
-  slower and binds from the second machine on: shard within machines and copy between them.
+- These machines have a network card for each GPU. With one card a machine the network is eight
+  times slower and binds from the second machine on: shard within machines, copy between them.
 - The teacher is most of the traffic in distillation (93 GB of Mixtral, 14.5 GB of the
   student a pass) and a fifth to a third of the products. A cache takes both away, and the stage's
   memory with it. Its price is storage: read once an epoch in order, it asks less than one storage
