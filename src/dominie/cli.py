@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -80,7 +81,8 @@ def run(
     from dominie.pipeline import run_recipe
     from dominie.recipe import load_recipe
 
-    folder = run_recipe(load_recipe(recipe, overrides or ()), runs, display)
+    with _only_json(as_json):
+        folder = run_recipe(load_recipe(recipe, overrides or ()), runs, display)
     _conclude(folder, display, as_json)
 
 
@@ -126,6 +128,34 @@ def evaluate(
     assert recipe is not None, "checked above"
     folder = evaluate_recipe(load_recipe(recipe, overrides or ()), runs, display)
     _conclude(folder, display, as_json)
+
+
+@app.command()
+def cache(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    runs: RunsOption = Path("runs"),
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="Say what it would cost and keep, from a sample; write nothing."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write down what the teachers of stages with `cache` say; training then needs no teacher.
+
+    What is there already is kept, what is damaged is computed again.
+    """
+    display = _display(as_json)
+    from dominie.pipeline import cache_recipe
+    from dominie.recipe import load_recipe
+
+    with _only_json(as_json):
+        loaded = load_recipe(recipe, overrides or ())
+        found = cache_recipe(loaded, runs, display, estimate=estimate)
+    if as_json:
+        typer.echo(json.dumps(found))
 
 
 @app.command()
@@ -197,6 +227,11 @@ def plan(
             display.line(line)
     if (error := misfit(planned)) is not None:
         raise error
+
+
+def _only_json(as_json: bool) -> contextlib.AbstractContextManager[object]:
+    """Within, what libraries print goes to stderr where stdout is for JSON."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
 def _display(as_json: bool) -> Display:

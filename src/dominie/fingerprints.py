@@ -51,6 +51,8 @@ def stage_fingerprint(
             "teacher": teacher and models[teacher],
             "rows": rows[source],
         }
+        if cache := stage.cache_on(source):
+            sources[source]["cache"] = cache.identity
     return digest(train, models[stage.student], sources)
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+from dominie.cache_estimate import estimated
+from dominie.caching import filled_caches, ready_plans, record_of
 from dominie.display import Display
-from dominie.preparation import prepare_stages
+from dominie.errors import InputError
+from dominie.preparation import PreparedTraining, prepare_stages
 from dominie.recipe import Recipe
 from dominie.report import write_report
 from dominie.run_folder import RunFolder
@@ -42,6 +46,42 @@ def evaluate_recipe(recipe: Recipe, runs: Path, display: Display | None = None) 
         evaluate(folder, folder.trained_fingerprints(), display)
         write_report(folder.path)
     return folder.path
+
+
+def cache_recipe(
+    recipe: Recipe, runs: Path, display: Display | None = None, *, estimate: bool = False
+) -> dict[str, Any]:
+    """Write down what the teachers of all stages say, or what it would cost.
+
+    Returns:
+        `caches`, a record of each; `waiting`, for each stage the stages whose models have to be
+        trained before they can teach it.
+    """
+    display = display or Display()
+    folder = RunFolder(recipe, runs)
+    with folder.held():
+        prepared_stages = prepare_stages(folder, display)
+        trained = [stage for stage in prepared_stages if isinstance(stage, PreparedTraining)]
+        stages = [stage for stage in trained if stage.stage.cached]
+        if not stages:
+            raise InputError(
+                "no stage of the recipe has a cache",
+                where=recipe.name,
+                do=f"set stages.{next(iter(recipe.stages), 'NAME')}.cache=true",
+            )
+        waiting: dict[str, list[str]] = {}
+        records = []
+        for prepared in stages:
+            plans, later = ready_plans(folder, prepared)
+            if later:
+                waiting[prepared.name] = later
+                display.line(f"{prepared.name}: after stage {', '.join(later)}")
+            if estimate:
+                records += [estimated(folder, prepared, plan, display) for plan in plans]
+            else:
+                caches = filled_caches(folder, prepared, display, plans, repair=True)
+                records += [record_of(plan, caches[plan.name]) for plan in plans]
+    return {"caches": records, "waiting": waiting}
 
 
 def check_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> None:

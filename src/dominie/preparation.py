@@ -55,10 +55,12 @@ class PreparedTraining(Prepared):
 
     Attributes:
         sources: the sources it learns from, then those it only watches.
+        teachers: the fingerprints of its teachers.
     """
 
     stage: Stage
     sources: Mapping[str, PreparedSource]
+    teachers: Mapping[str, str]
 
     @property
     def lessons(self) -> list[Lessons]:
@@ -72,6 +74,7 @@ class PreparedTraining(Prepared):
                 share=stage.data[name].share,
                 terms=stage.loss_on(name),
                 teacher=stage.teacher_on(name),
+                cache=cache_name(stage, name),
             )
             for name in stage.active
         ]
@@ -93,6 +96,18 @@ class PreparedUpcycle(Prepared):
 
     stage: UpcycleStage
     rows: Rows | None
+
+
+def cache_name(stage: Stage, source: str) -> str | None:
+    """Who speaks in the place of the teacher on a source; None where it does itself.
+
+    Sources that share a teacher share its cache, if they compare at one temperature.
+    """
+    if stage.cache_on(source) is None:
+        return None
+    prediction = stage.loss_on(source).prediction
+    temperature = prediction.temperature if prediction else 1.0
+    return f"{stage.teacher_on(source)}, cached at temperature {temperature:g}"
 
 
 def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
@@ -143,7 +158,15 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
             rows={source: made[source].train.digest for source in stage.active},
             models=fingerprints,
         )
-        training = PreparedTraining(name, stage, tokenizer, fingerprints[name], sources)
+        taught_by = {stage.teacher_on(source) for source in stage.active}
+        training = PreparedTraining(
+            name,
+            stage,
+            tokenizer,
+            fingerprints[name],
+            sources,
+            teachers={teacher: fingerprints[teacher] for teacher in taught_by if teacher},
+        )
         _check_fit(folder, training)
         if notice := check_router(folder, name):
             display.line(notice)

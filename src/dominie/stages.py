@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dominie.caching import filled_caches
 from dominie.display import Display
 from dominie.preparation import Prepared, PreparedTraining, PreparedUpcycle, prepare_stages
 from dominie.recipe import MergeStage, dump_recipe
@@ -90,6 +91,7 @@ def _train(
     folder: RunFolder, prepared: PreparedTraining, record: dict[str, Any], display: Display
 ) -> dict[str, Any]:
     """Train a stage; what `stage.json` says of it."""
+    from dominie.teachers.cached import CachedTeacher
     from dominie.training.progress import StepProgress
     from dominie.training.records import Records
     from dominie.training.stage import train_stage
@@ -98,11 +100,9 @@ def _train(
     lessons = prepared.lessons
     record["teachers"] = {source: stage.teacher_on(source) for source in stage.active}
     write_stage(path, record | {"data": {}})
-    teachers = {
-        name: folder.model(name)
-        for name in stage.models
-        if name in {lesson.teacher for lesson in lessons}
-    }
+    live = {lesson.teacher for lesson in lessons if lesson.cache is None}
+    teachers = {name: folder.model(name) for name in stage.models if name in live}
+    caches = filled_caches(folder, prepared, display)
     with display.progress(prepared.name) as advance:
         trained = train_stage(
             path,
@@ -111,6 +111,7 @@ def _train(
             teachers=teachers,
             lessons=lessons,
             settings=stage.train,
+            caches={name: CachedTeacher(cache) for name, cache in caches.items()},
             callbacks=[StepProgress(advance)],
         )
     lines = Records(path / "metrics.jsonl").read()

@@ -142,3 +142,35 @@ def test_metrics(teacher, logits):
 def test_shapes_are_checked(ids, probabilities, tail, message):
     with pytest.raises(ValueError, match=message):
         SparseTarget(ids, probabilities, tail)
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([0, 3, -100, 10, 2, -100, 6])])
+def test_samples_and_a_pool_are_one_distribution(teacher, labels):
+    """Ids, and a pool over other ids: the dense divergence from the distribution they make."""
+    hidden = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(12, 3, dtype=torch.float64, requires_grad=True)  # one row of padding
+    probabilities, ids = teacher.topk(3)
+    mass = 1 - probabilities.sum(-1)
+    shape = torch.rand(11, dtype=torch.float64)
+    shape = shape / shape.sum()
+    target = SparseTarget(ids, probabilities, None, pool=(shape, mass))
+    q = torch.zeros(7, 12, dtype=torch.float64).scatter(1, ids, probabilities)
+    q[:, :11] += mass[:, None] * shape
+    log_s = (hidden @ weight.t()).log_softmax(-1)
+    found = vocabulary_losses(hidden, weight, target, labels=labels)
+    stored = torch.xlogy(probabilities, probabilities).sum() + torch.xlogy(mass, mass).sum()
+    stored = stored + mass.sum() * torch.xlogy(shape, shape).sum()
+    assert_close(found.divergence, stored - (q * log_s).sum())
+    gradients = torch.autograd.grad(found.divergence, (hidden, weight), retain_graph=True)
+    assert_close(gradients, torch.autograd.grad(-(q * log_s).sum(), (hidden, weight)))
+    known = SparseTarget(ids, probabilities, None, torch.full((7,), 2.0), (shape, mass))
+    value = vocabulary_losses(hidden, weight, known, labels=labels)
+    assert_close(value.divergence, -14.0 - (q * log_s).sum())
+    assert_close(value.per_token.teacher_entropy, torch.full((7,), 2.0, dtype=torch.float64))
+    assert_close(known[2:4].pool[1], mass[2:4])
+
+
+def test_a_pool_beside_a_tail_is_refused(teacher):
+    probabilities, ids = teacher.topk(3)
+    with pytest.raises(ValueError, match="without a tail"):
+        SparseTarget(ids, probabilities, probabilities[:, 0], pool=(teacher[0], teacher[:, 0]))

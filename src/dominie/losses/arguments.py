@@ -134,7 +134,9 @@ def _check_values(
         faults["the target's hidden has values that are not finite"] = ~finite
     if isinstance(target, SparseTarget):
         faults[f"the sparse target has ids outside [0, {size})"] = (target.ids >= size).any()
-        finite = target.probabilities.isfinite().all() & target.tail.isfinite().all()
+        finite = target.probabilities.isfinite().all()
+        for values in (target.tail, target.teacher_entropy, *(target.pool or ())):
+            finite = finite if values is None else finite & values.isfinite().all()
         faults["the sparse target has probabilities that are not finite"] = ~finite
     if labels is not None:
         outside = (labels >= size) | ((labels < 0) & (labels != IGNORED))

@@ -244,6 +244,6 @@ def _options(terms: LossTerms) -> Prediction:
 
 def _select(target: Target, index: Tensor) -> Target:
     if isinstance(target, SparseTarget):
-        return SparseTarget(target.ids[index], target.probabilities[index], target.tail[index])
+        return target[index]
     hidden, head = target
     return hidden[index], head

@@ -39,12 +39,20 @@ class SparseTarget:
     Args:
         ids: [N, K] token ids, distinct in a row; a negative id marks an unused place.
         probabilities: [N, K], at the temperature of the loss.
-        tail: [N], 1 − Σ probabilities.
+        tail: [N], 1 − Σ probabilities; None where the probabilities are all there is (they then
+            need not sum to 1 exactly, as those of samples).
+        teacher_entropy: [N] in nats, of the distribution that was sampled. The value of the
+            divergence is then an unbiased estimate of the whole one; else samples, which look
+            surer than what they were drawn from, make it too large. No gradient depends on it.
+        pool: a distribution [V] over tokens that are not stored one by one, and the mass [N] of
+            each row on it. Only without a tail.
     """
 
     ids: Tensor
     probabilities: Tensor
-    tail: Tensor
+    tail: Tensor | None
+    teacher_entropy: Tensor | None = None
+    pool: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.is_floating_point():
@@ -56,8 +64,15 @@ class SparseTarget:
                 f"probabilities are [N, K] = {list(self.ids.shape)}, "
                 f"found {list(self.probabilities.shape)}"
             )
-        if self.tail.shape != self.ids.shape[:1]:
-            raise ValueError(f"tail is [N] = [{len(self.ids)}], found {list(self.tail.shape)}")
+        for name, values in (
+            ("tail", self.tail),
+            ("teacher_entropy", self.teacher_entropy),
+            ("the pool's mass", self.pool and self.pool[1]),
+        ):
+            if values is not None and values.shape != self.ids.shape[:1]:
+                raise ValueError(f"{name} is [N] = [{len(self.ids)}], found {list(values.shape)}")
+        if self.pool is not None and self.tail is not None:
+            raise ValueError("a pool is for a target without a tail")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,23 +82,39 @@ class SparseTarget:
         """Where the target is."""
         return self.ids.device
 
-    def outcomes(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def outcomes(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """The probabilities [N, K], 0 in unused places, and the tail [N], 0 where it is less."""
         p = self.probabilities.to(dtype)
-        return p.where(self.ids >= 0, torch.zeros_like(p)), self.tail.to(dtype).clamp_min(0)
+        tail = None if self.tail is None else self.tail.to(dtype).clamp_min(0)
+        return p.where(self.ids >= 0, torch.zeros_like(p)), tail
 
     def entropy(self, dtype: torch.dtype) -> Tensor:
-        """[N] in nats, the tail taken as one outcome: at most the entropy of what was cut."""
+        """[N] in nats: the teacher's where it is known, else with the tail as one outcome.
+
+        That is at most the entropy of what was cut.
+        """
+        if self.teacher_entropy is not None:
+            return self.teacher_entropy.to(dtype)
         p, tail = self.outcomes(dtype)
-        return -torch.xlogy(p, p).sum(-1) - torch.xlogy(tail, tail)
+        entropy = -torch.xlogy(p, p).sum(-1)
+        if self.pool is not None:
+            shape, mass = (part.to(dtype) for part in self.pool)
+            entropy -= torch.xlogy(mass, mass) + mass * torch.xlogy(shape, shape).sum()
+        return entropy if tail is None else entropy - torch.xlogy(tail, tail)
 
     def likeliest(self) -> Tensor:
         """[N] the id of the largest probability; negative where a row has no id at all."""
         best = self.probabilities.where(self.ids >= 0, -1).argmax(-1, keepdim=True)
         return self.ids.gather(1, best)[:, 0]
 
-    def __getitem__(self, rows: slice) -> SparseTarget:
-        return SparseTarget(self.ids[rows], self.probabilities[rows], self.tail[rows])
+    def __getitem__(self, rows: slice | Tensor) -> SparseTarget:
+        return SparseTarget(
+            self.ids[rows],
+            self.probabilities[rows],
+            None if self.tail is None else self.tail[rows],
+            None if self.teacher_entropy is None else self.teacher_entropy[rows],
+            None if self.pool is None else (self.pool[0], self.pool[1][rows]),
+        )
 
 
 def sparse_forward_kl(
@@ -92,7 +123,8 @@ def sparse_forward_kl(
     """Σ p·log(p/s) + tail·log(tail / (1 − Σ s)), the student normalised over all of its tokens.
 
     A lower bound of the KL to the distribution that was cut (data processing), equal to the KL
-    to the teacher that spreads its tail as the student does.
+    to the teacher that spreads its tail as the student does. Where the target knows its teacher's
+    entropy H, −H stands in the place of Σ p·log p + tail·log tail.
 
     Args:
         log_s: [n, V] log-probabilities of the student.
@@ -103,14 +135,32 @@ def sparse_forward_kl(
         The divergence [n], and its gradient with respect to the student's logits [n, V] or None.
     """
     ids, (p, tail) = target.ids.long().clamp_min(0), target.outcomes(log_s.dtype)
+    if tail is None:  # as cheap as the next-token loss
+        value = -target.entropy(log_s.dtype) - (p * log_s.gather(1, ids)).sum(-1)
+        if target.pool is None:
+            shape, mass = log_s.new_zeros(0), log_s.new_zeros(len(log_s))
+        else:
+            shape, mass = (part.to(log_s.dtype) for part in target.pool)
+            if len(shape) < log_s.shape[1]:  # further rows of the student's head are padding
+                shape = torch.nn.functional.pad(shape, (0, log_s.shape[1] - len(shape)))
+            value -= mass * (log_s @ shape)
+        if not gradient:
+            return value, None
+        slope = log_s.exp().mul_((p.sum(-1) + mass)[:, None]).scatter_add_(1, ids, -p)
+        if len(shape):
+            torch.addcmul(slope, mass[:, None], shape, value=-1, out=slope)
+        return value, slope
     # 1 − Σ s cancels for a student that is sure: sum the others instead, in logarithms.
     removed = torch.zeros_like(p).masked_fill_(target.ids >= 0, -torch.inf)
     log_others = log_s.scatter_add(1, ids, removed)
     log_rest = log_others.logsumexp(-1)
     tail = tail.where(log_rest > -torch.inf, torch.zeros_like(tail))
     log_rest = log_rest.where(tail > 0, torch.zeros_like(tail))
-    value = (torch.xlogy(p, p) - p * log_s.gather(1, ids)).sum(-1)
-    value += torch.xlogy(tail, tail) - tail * log_rest
+    if target.teacher_entropy is None:
+        negative_entropy = torch.xlogy(p, p).sum(-1) + torch.xlogy(tail, tail)
+    else:
+        negative_entropy = -target.entropy(log_s.dtype)
+    value = negative_entropy - (p * log_s.gather(1, ids)).sum(-1) - tail * log_rest
     if not gradient:
         return value, None
     slope = log_s.exp().mul_((p.sum(-1) + tail)[:, None]).scatter_add_(1, ids, -p)

@@ -9,10 +9,10 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from dominie.errors import InputError
-from dominie.recipe.schema import Recipe, UpcycleStage
+from dominie.recipe.schema import Recipe, Stage, UpcycleStage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_RESERVED = {"evaluation", "toyworld", "rows"}  # folders a run keeps beside its stages
+_RESERVED = {"evaluation", "toyworld", "rows", "cache"}  # folders a run keeps beside its stages
 
 
 def check_names(recipe: Recipe, *, where: str) -> None:
@@ -47,6 +47,7 @@ def check_names(recipe: Recipe, *, where: str) -> None:
             )
         if name in recipe.trained:
             _check_mix(recipe, name, where=here)
+            _check_cache(recipe.trained[name], where=here)
         if isinstance(stage, UpcycleStage) and (source := stage.upcycle.source) is not None:
             _check_source(recipe, source, where=f"{here}.upcycle.source")
         for key, model in stage.named.items():
@@ -129,6 +130,42 @@ def _check_mix(recipe: Recipe, name: str, *, where: str) -> None:
 def _check_source(recipe: Recipe, source: str, *, where: str) -> None:
     if source not in recipe.data:
         raise _unknown("source", source, recipe.data, where=where)
+
+
+def _check_cache(stage: Stage, *, where: str) -> None:
+    """Refuse what a cached teacher cannot say."""
+    for source in stage.active:
+        if stage.data[source].cache and stage.teacher_on(source) is None:
+            raise InputError(
+                "there is no teacher on this source whose word could be cached",
+                where=f"{where}.data.{source}.cache",
+                do="remove cache, or give the source a teacher and a prediction loss",
+            )
+        if stage.cache_on(source) is None:
+            continue
+        loss, here = stage.loss_on(source), f"{where}.data.{source}"
+        live = f"set {here.partition(': ')[2]}.cache=false to keep this teacher in memory"
+        if loss.weighs("attention"):
+            raise InputError(
+                "the attention loss needs its teacher in memory: a cache keeps what a teacher "
+                "predicts, and a query and key for every layer would be a thousand times as large",
+                where=here,
+                do=f"remove the attention term, or {live}",
+            )
+        if loss.prediction is not None and loss.prediction.kind != "forward_kl":
+            raise InputError(
+                "the divergence cannot be computed from a cache, which keeps a sparse target",
+                where=f"{here}.loss.prediction.kind",
+                expected="forward_kl",
+                found=loss.prediction.kind,
+                do=f"use forward_kl, or {live}",
+            )
+    if stage.cache is not None and stage.cache.enabled and not stage.cached:
+        raise InputError(
+            "there is no teacher whose word could be cached",
+            where=f"{where}.cache",
+            do="remove cache; this stage needs no teacher in any case",
+        )
 
 
 def _check_model(recipe: Recipe, name: str, *, where: str) -> None:

@@ -19,7 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from dominie.errors import InputError
 from dominie.recipe.check import check_names
 from dominie.recipe.faults import described, first_problem, known_keys, unknown_key, wrong_type
-from dominie.recipe.schema import MADE, Recipe
+from dominie.recipe.schema import MADE, AnyStage, Recipe, Stage
 from dominie.training.settings import DERIVED, TrainSettings
 
 #: Where a bare value may stand for a mapping: the path's shape and the key the value means.
@@ -27,6 +27,7 @@ _SHORTHANDS = (
     (("models", "*"), "path"),
     (("data", "*"), "path"),
     (("stages", "*", "data", "*"), "share"),
+    (("stages", "*", "cache"), "enabled"),
     (("stages", "*", "loss", "*"), "weight"),
     (("stages", "*", "data", "*", "loss", "*"), "weight"),
 )
@@ -251,6 +252,14 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     def resolved_optional(name: str | None) -> str | None:
         return name and resolved_name(name)
 
+    def resolved_stage(stage: AnyStage) -> AnyStage:
+        stage = stage.renamed(resolved_name)
+        if not isinstance(stage, Stage) or stage.cache is None or stage.cache.folder is None:
+            return stage
+        # Unlike other paths, it need not exist yet.
+        place = (base / Path(stage.cache.folder).expanduser()).absolute()
+        return replace(stage, cache=replace(stage.cache, folder=str(place)))
+
     replace = dataclasses.replace
     return replace(
         recipe,
@@ -267,7 +276,7 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
             )
             for name, model in recipe.models.items()
         },
-        stages={name: stage.renamed(resolved_name) for name, stage in recipe.stages.items()},
+        stages={name: resolved_stage(stage) for name, stage in recipe.stages.items()},
         evaluate=recipe.evaluate
         and replace(
             recipe.evaluate,

@@ -17,6 +17,7 @@ from dominie.evaluation.scoring import Scoring
 from dominie.losses.terms import LossTerms
 from dominie.models.made import Merge, Upcycle
 from dominie.models.spec import Model
+from dominie.teachers.schemes import CacheSettings
 from dominie.training.settings import TrainSettings
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
@@ -30,12 +31,14 @@ class Mixed:
         share: fraction of the stage's conversations; shares are normalised to sum to one.
         teacher: who teaches on this source; None is the stage's teacher.
         loss: the loss on this source; None is the stage's loss.
+        cache: whether its teacher speaks from a cache; None is as the stage's `cache` says.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     share: float
     teacher: str | None = None
     loss: LossTerms | None = None
+    cache: bool | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.share < float("inf"):
@@ -52,6 +55,7 @@ class Stage:
     data: dict[str, Mixed]
     loss: LossTerms | None = None
     teacher: str | None = None
+    cache: CacheSettings | None = None
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def loss_on(self, source: str) -> LossTerms:
@@ -66,10 +70,24 @@ class Stage:
             return None
         return self.data[source].teacher or self.teacher
 
+    def cache_on(self, source: str) -> CacheSettings | None:
+        """How the teacher on a source is written down; None where it speaks itself."""
+        wanted = self.data[source].cache
+        if wanted is None:
+            wanted = self.cache is not None and self.cache.enabled
+        if not wanted or self.teacher_on(source) is None:
+            return None
+        return self.cache or CacheSettings()
+
     @property
     def active(self) -> list[str]:
         """Sources with a share above zero."""
         return [name for name, mixed in self.data.items() if mixed.share > 0]
+
+    @property
+    def cached(self) -> list[str]:
+        """Active sources whose teacher speaks from a cache."""
+        return [source for source in self.active if self.cache_on(source)]
 
     @property
     def models(self) -> list[str]:

@@ -12,7 +12,7 @@ from dominie.data.batches import Row
 from dominie.errors import InputError
 from dominie.losses.terms import Attention, LossTerms, NextToken
 from dominie.models.mapping import check_heads, map_layers
-from dominie.teachers import LocalTeacher, RoutedTeacher
+from dominie.teachers import LocalTeacher, RoutedTeacher, Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Lessons:
         share: fraction of the stage's conversations; 0 for a source that is only watched.
         terms: the loss on it.
         teacher: name of its teacher, None where the loss needs none.
+        cache: name of the cache that speaks in its teacher's place, None where it speaks itself.
     """
 
     name: str
@@ -34,6 +35,12 @@ class Lessons:
     share: float
     terms: LossTerms = field(default_factory=lambda: LossTerms(next_token=NextToken()))
     teacher: str | None = None
+    cache: str | None = None
+
+    @property
+    def speaker(self) -> str | None:
+        """Who is asked about this source: a cache or a teacher, by name; None is nobody."""
+        return self.cache or self.teacher
 
 
 def layer_pairs(
@@ -78,9 +85,17 @@ def routed_teacher(
     teachers: Mapping[str, nn.Module],
     lessons: Sequence[Lessons],
     pairs: Sequence[tuple[int, int]],
+    caches: Mapping[str, Teacher],
 ) -> RoutedTeacher | None:
-    """The teachers of all sources behind one door; None where no source is taught."""
-    if not teachers:
+    """The teachers of all sources behind one door; None where no source is taught.
+
+    Args:
+        teachers: models that are in memory, by name.
+        lessons: what is taught.
+        pairs: (student layer, teacher layer) of the attention term.
+        caches: teachers that need no model, by name.
+    """
+    if not teachers and not caches:
         return None
     compared = {
         lesson.teacher
@@ -88,10 +103,8 @@ def routed_teacher(
         if lesson.share > 0 and lesson.terms.weighs("attention")
     }
     layers = sorted({teacher_layer for _, teacher_layer in pairs})
-    return RoutedTeacher(
-        {
-            name: LocalTeacher(model, attention_layers=layers if name in compared else ())
-            for name, model in teachers.items()
-        },
-        [lesson.teacher for lesson in lessons],
-    )
+    models: dict[str, Teacher] = {
+        name: LocalTeacher(model, attention_layers=layers if name in compared else ())
+        for name, model in teachers.items()
+    }
+    return RoutedTeacher({**models, **caches}, [lesson.speaker for lesson in lessons])

@@ -56,6 +56,7 @@ def train_stage(
     teachers: Mapping[str, Model],
     lessons: Sequence[Lessons],
     settings: TrainSettings,
+    caches: Mapping[str, Teacher] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
     """Train, or go on from the newest whole checkpoint, and write `folder/model`.
@@ -67,6 +68,7 @@ def train_stage(
         teachers: by the names that `lessons` use.
         lessons: taught sources first, watched ones after.
         settings: the stage's `train`.
+        caches: what speaks in the place of teachers, by the names that `lessons` use.
         callbacks: progress displays.
 
     Raises:
@@ -76,7 +78,7 @@ def train_stage(
     """
     set_seed(settings.seed)
     taught = [lesson for lesson in lessons if lesson.share > 0]
-    course = _course(taught, settings)
+    course = course_of(taught, settings)
     arguments = training_arguments(
         settings, folder / "checkpoints", steps=course.steps, ranks=PartialState().num_processes
     )
@@ -104,7 +106,7 @@ def train_stage(
             course,
             lessons,
             settings,
-            teacher=routed_teacher(panel, lessons, pairs),
+            teacher=routed_teacher(panel, lessons, pairs, caches or {}),
             records=records,
             callbacks=[stop, *callbacks],
         )
@@ -136,7 +138,7 @@ def _verified_checkpoint(folder: Path) -> Path | None:
 
 
 @dataclass(frozen=True)
-class _Course:
+class Course:
     """How much a stage learns: conversations and share of each source, optimiser steps, epochs."""
 
     sizes: Mapping[str, int]
@@ -145,18 +147,19 @@ class _Course:
     epochs: float
 
 
-def _course(taught: Sequence[Lessons], settings: TrainSettings) -> _Course:
+def course_of(taught: Sequence[Lessons], settings: TrainSettings) -> Course:
+    """The course of a stage that teaches these lessons."""
     shares = {lesson.name: lesson.share for lesson in taught}
     sizes = {lesson.name: len(lesson.train) for lesson in taught}
     conversations = total_conversations(sizes, shares, settings.epochs)
     steps = settings.steps or max(1, round(conversations / settings.batch))
-    return _Course(sizes, shares, steps, steps * settings.batch / conversations * settings.epochs)
+    return Course(sizes, shares, steps, steps * settings.batch / conversations * settings.epochs)
 
 
 def _trainer(
     model: Any,
     arguments: TrainingArguments,
-    course: _Course,
+    course: Course,
     lessons: Sequence[Lessons],
     settings: TrainSettings,
     *,
@@ -166,9 +169,9 @@ def _trainer(
 ) -> DistillationTrainer:
     """The trainer of a stage, with its rows in order and its validation splits."""
     names = [lesson.name for lesson in lessons]
-    routes = list(dict.fromkeys(lesson.teacher for lesson in lessons))
+    routes = list(dict.fromkeys(lesson.speaker for lesson in lessons))
     collator = Collator(
-        [routes.index(lesson.teacher) for lesson in lessons],
+        [routes.index(lesson.speaker) for lesson in lessons],
         settings.max_length if settings.packing else None,
     )
     validation = Validation(

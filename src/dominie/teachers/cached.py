@@ -1,0 +1,116 @@
+"""A teacher that is a cache: what a model once said about these very tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dominie.data.batches import IGNORED, Batch, Row
+from dominie.losses.signal import Part, Signal
+from dominie.losses.vocabulary import SparseTarget
+from dominie.teachers.cache import Cache
+from dominie.teachers.coding import Decoded
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class CachedTeacher:
+    """Speaks from a cache. A conversation is found by its tokens, wherever it stands in a batch.
+
+    Args:
+        cache: of the teacher.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    def signal(self, batch: Batch) -> Signal:
+        """Sparse probabilities of all supervised positions.
+
+        Raises:
+            RunError: a conversation was not cached, or its bytes are damaged.
+        """
+        said = [
+            self.cache.decoded(key_of(ids, taught), int(taught.sum()))
+            for ids, taught in _conversations(batch)
+            if taught.any()
+        ]
+        rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
+        target = target_of(said, batch.input_ids.device, self.cache.vocabulary.pool_shape)
+        return Signal((Part(rows, target),))
+
+
+def key_of(input_ids: NDArray[np.integer[Any]], taught: NDArray[np.bool_]) -> bytes:
+    """16 bytes that name a conversation.
+
+    Args:
+        input_ids: [n] token ids.
+        taught: [n] positions whose next token is supervised.
+    """
+    digest = hashlib.blake2b(digest_size=16, person=b"dominie signal")
+    digest.update(np.ascontiguousarray(input_ids, np.int32).tobytes())
+    digest.update(np.packbits(taught).tobytes())
+    return digest.digest()
+
+
+def key_of_row(row: Row) -> bytes:
+    """The key of a tokenised conversation."""
+    supervised = np.asarray(row.supervised, np.bool_)
+    return key_of(np.asarray(row.input_ids), np.append(supervised[1:], False))
+
+
+def _conversations(batch: Batch) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+    """The conversations of a batch in the order of its supervised positions."""
+    columns = (batch.input_ids.int(), batch.labels != IGNORED, batch.segment_ids, batch.source_ids)
+    ids, taught, segments, sources = (column.cpu().numpy() for column in columns)
+    for row in range(len(ids)):
+        edges = np.flatnonzero(np.diff(segments[row])) + 1
+        starts, stops = [0, *edges], [*edges, len(segments[row])]
+        for start, stop in zip(starts, stops, strict=True):
+            if sources[row, start] >= 0:  # else padding
+                yield ids[row, start:stop], taught[row, start:stop]
+
+
+def target_of(
+    conversations: Sequence[Decoded],
+    device: torch.device,
+    pool_shape: NDArray[np.float32] | None = None,
+) -> SparseTarget:
+    """Stored probabilities of conversations, one after the other, as a loss takes them.
+
+    Args:
+        conversations: what was stored of each.
+        device: where the target is wanted.
+        pool_shape: [V] the teacher's average over the pool; None where nothing is pooled.
+    """
+    starts = np.cumsum([0, *(said.tokens for said in conversations)])
+    total = int(starts[-1])
+    width = max((int(said.slot.max(initial=0)) + 1 for said in conversations), default=1)
+    ids = np.full((total, width), -1, np.int64)
+    probabilities = np.zeros((total, width), np.float32)
+    for start, said in zip(starts, conversations, strict=False):
+        ids[start + said.token, said.slot] = said.ids
+        probabilities[start + said.token, said.slot] = said.probabilities
+
+    def column(parts: list[NDArray[np.float64] | None]) -> torch.Tensor | None:
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts) or not parts:
+            return None
+        return torch.from_numpy(np.concatenate(known).astype(np.float32)).to(device)
+
+    masses = column([said.pooled for said in conversations])
+    pool = None
+    if pool_shape is not None and masses is not None:
+        pool = (torch.from_numpy(pool_shape).to(device), masses)
+    return SparseTarget(
+        torch.from_numpy(ids).to(device),
+        torch.from_numpy(probabilities).to(device),
+        column([said.tail for said in conversations]),
+        column([said.entropy for said in conversations]),
+        pool,
+    )

@@ -1,0 +1,55 @@
+"""The fingerprint of a model's weights."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from dominie.models.spec import Model
+from dominie.models.weight_hash import _PIECE, _PIECES, weights_fingerprint
+from dominie.toyworld.models import save_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "m"
+    save_model("student", path, seed=0)
+    return path
+
+
+def test_a_copy_is_the_same_model(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert weights_fingerprint(Model(path=str(copy))) == weights_fingerprint(
+        Model(path=str(folder))
+    )
+
+
+def test_other_weights_settings_or_precision_are_another(folder, tmp_path):
+    known = weights_fingerprint(Model(path=str(folder)))
+    save_model("student", tmp_path / "other", seed=1)
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    config = changed / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": ', '"rms_norm_eps": 1'))
+    found = {
+        weights_fingerprint(Model(path=str(tmp_path / "other"))),
+        weights_fingerprint(Model(path=str(changed))),
+        weights_fingerprint(Model(path=str(folder), dtype="bf16")),
+    }
+    assert len(found | {known}) == 4
+
+
+def test_a_large_file_is_known_by_pieces_of_all_of_it(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    file = tmp_path / "model.safetensors"
+    size = _PIECE * (_PIECES + 6)
+    with file.open("wb") as out:
+        out.truncate(size)
+    known = weights_fingerprint(Model(path=str(tmp_path)))
+    for place in (0, size // 2, size - _PIECE):
+        with file.open("r+b") as out:
+            out.seek(place)
+            out.write(b"x" * _PIECE)  # a change of weights is not of one byte
+        other = weights_fingerprint(Model(path=str(tmp_path)))
+        assert other != known
+        known = other

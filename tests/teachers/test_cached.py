@@ -1,0 +1,262 @@
+"""A cached teacher says what the live one does, wherever a conversation stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import MistralConfig, set_seed
+from transformers.models.mistral import MistralForCausalLM
+
+from dominie.data.batches import collate
+from dominie.data.shards import ShardWriter, shard_files
+from dominie.data.templates import Encoded
+from dominie.errors import InputError, RunError
+from dominie.losses.objective import Objective
+from dominie.losses.terms import LossTerms, Prediction
+from dominie.models.head import decoder, output_head
+from dominie.teachers import LocalTeacher, RoutedTeacher
+from dominie.teachers.cache import MANIFEST, Cache, Identity, create
+from dominie.teachers.cached import CachedTeacher
+from dominie.teachers.schemes import CacheSettings
+from dominie.teachers.vocabulary import Vocabulary
+from dominie.teachers.writing import entries, in_batches, measured_vocabulary
+
+VOCABULARY = 31
+EVERYTHING = CacheSettings(scheme="top", top_p=1.0, k_max=VOCABULARY, levels=10**9)
+
+
+def model_of(seed: int, **options: Any) -> MistralForCausalLM:
+    set_seed(seed)
+    config = MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=None,
+        initializer_range=0.5,
+        **options,
+    )
+    return MistralForCausalLM(config).double().eval().requires_grad_(False)
+
+
+@pytest.fixture
+def rows() -> list[Encoded]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Encoded(
+            torch.randint(1, VOCABULARY, (length,), generator=generator).tolist(),
+            [position >= 2 and position != 4 for position in range(length)],
+        )
+        for length in [5, 9, 3, 7, 6, 8, 9, 4]
+    ]
+
+
+def identity_of(settings: CacheSettings, **other: Any) -> Identity:
+    known = {
+        "teacher": "t",
+        "revision": None,
+        "weights": "w",
+        "tokenizer": "k",
+        "vocabulary": VOCABULARY,
+        "temperature": 1.0,
+        "scheme": settings.identity,
+    }
+    return Identity(**{**known, **other})
+
+
+def cached(
+    folder: Path,
+    model: Any,
+    rows: list[Encoded],
+    settings: CacheSettings = EVERYTHING,
+    t: float = 1.0,
+) -> CachedTeacher:
+    identity = identity_of(settings, temperature=t)
+    create(
+        folder, identity, measured_vocabulary(model, rows, VOCABULARY, settings, temperature=t), {}
+    )
+    cache = Cache(folder, identity, remedy="run it again")
+    with ShardWriter(folder) as writer:
+        for batch in in_batches(rows, range(len(rows)), 20):
+            writer.add(entries(model, batch, cache.vocabulary, settings, temperature=t))
+    return CachedTeacher(cache)
+
+
+def loss_and_gradient(
+    teacher: Any,
+    rows: list[tuple[int, Encoded]],
+    t: float = 1.0,
+    pack_to: int | None = None,
+    **o: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    student = model_of(9)
+    student.requires_grad_(True)
+    batch = collate(rows, pack_to=pack_to, **o)
+    objective = Objective([LossTerms(prediction=Prediction(temperature=t))] * 3)
+    total = objective(
+        decoder(student)(**batch.model_inputs()).last_hidden_state,
+        output_head(student),
+        labels=batch.labels,
+        source_ids=batch.source_ids,
+        signal=teacher.signal(batch),
+    ).total
+    total.backward()
+    gradients = [p.grad.flatten() for p in student.parameters() if p.grad is not None]
+    return total.detach(), torch.cat(gradients)
+
+
+@pytest.mark.parametrize("t", [1.0, 2.5])
+def test_everything_stored_gives_the_live_teachers_loss_and_gradient(tmp_path, rows, t):
+    model = model_of(1)
+    mixed = [(0, row) for row in rows]
+    live = loss_and_gradient(LocalTeacher(model), mixed, t)
+    stored = loss_and_gradient(cached(tmp_path, model, rows, t=t), mixed, t)
+    torch.testing.assert_close(stored, live, rtol=2e-6, atol=2e-6)  # probabilities are float32
+
+
+def test_quantised_levels_come_close(tmp_path, rows):
+    model, mixed = model_of(1), [(0, row) for row in rows]
+    settings = CacheSettings(scheme="top", top_p=1.0, k_max=VOCABULARY)
+    live = loss_and_gradient(LocalTeacher(model), mixed)[1]
+    stored = loss_and_gradient(cached(tmp_path, model, rows, settings), mixed)[1]
+    assert (stored - live).norm() < 0.03 * live.norm()
+
+
+def test_the_value_from_samples_is_that_of_the_teacher_on_average(tmp_path, rows):
+    """Samples look surer than their teacher; its entropy, stored beside them, sets that right."""
+    generator = torch.Generator().manual_seed(3)
+    many = [
+        Encoded(torch.randint(1, VOCABULARY, (40,), generator=generator).tolist(), [True] * 40)
+        for _ in range(40)
+    ]
+    model, mixed = model_of(1), [(0, row) for row in many]
+    settings = CacheSettings(scheme="sampled", samples=6)
+    live = loss_and_gradient(LocalTeacher(model), mixed)[0]
+    stored = loss_and_gradient(cached(tmp_path, model, many, settings), mixed)[0]
+    assert float(stored) == pytest.approx(float(live), rel=0.03)
+
+
+@pytest.mark.parametrize("pack_to", [None, 24])
+def test_order_mix_and_packing_do_not_matter(tmp_path, rows, pack_to):
+    teacher = cached(tmp_path, model_of(1), rows, CacheSettings(threshold=0.2))
+    one = loss_and_gradient(teacher, [(0, row) for row in rows])
+    other = [(index % 2, rows[index]) for index in (6, 1, 7, 0, 3, 2, 5, 4)]
+    again = loss_and_gradient(teacher, other, pack_to=pack_to, routes=[0, 0, 0])
+    torch.testing.assert_close(again, one)
+
+
+def test_a_cached_and_a_live_teacher_mix_by_source(tmp_path, rows):
+    expert, reference = model_of(1), model_of(2)
+    mixed = [(index % 2, row) for index, row in enumerate(rows)]
+    of_expert = [row for source, row in mixed if source == 0]
+    live = {"expert": LocalTeacher(expert), "reference": LocalTeacher(reference)}
+    routes = ["expert", "reference", None]
+    wanted = loss_and_gradient(RoutedTeacher(live, routes), mixed)
+    spoken = {**live, "expert": cached(tmp_path, expert, of_expert)}
+    found = loss_and_gradient(RoutedTeacher(spoken, routes), mixed, pack_to=24, routes=[0, 1, 2])
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_conversation_written_again_is_the_same(tmp_path, rows):
+    model, settings = model_of(1), CacheSettings(threshold=0.2)
+    cache = cached(tmp_path, model, rows, settings).cache
+    alone = entries(model, [rows[3]], cache.vocabulary, settings, temperature=1.0)[0]
+    assert cache.rows.get(alone.key) == alone
+
+
+def test_a_conversation_that_is_not_there_is_named(tmp_path, rows):
+    teacher = cached(tmp_path, model_of(1), rows[:3])
+    with pytest.raises(RunError, match="not in the cache") as refused:
+        teacher.signal(collate([(0, rows[4])]))
+    assert refused.value.do == "run it again"
+    other_mask = Encoded(rows[0].input_ids, [True] * len(rows[0].input_ids))
+    with pytest.raises(RunError, match="not in the cache"):
+        teacher.signal(collate([(0, other_mask)]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": "other"}, "another teacher"),
+        ({"tokenizer": "other"}, "another tokenizer or chat template"),
+        ({"temperature": 2.0}, "another temperature"),
+        ({"scheme": CacheSettings(threshold=0.3).identity}, "another scheme"),
+        ({"vocabulary": 32}, "another vocabulary"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused(tmp_path, rows, change, message):
+    cached(tmp_path, model_of(1), rows)
+    with pytest.raises(InputError, match=message) as refused:
+        Cache(tmp_path, identity_of(EVERYTHING, **change), remedy="run it again")
+    assert refused.value.do is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "unknown format"),
+        ({"format": None}, "unknown format"),
+        ({"scheme": {"scheme": "best"}}, "unknown scheme"),
+        ({"scheme": "best"}, "unknown scheme"),
+        ({"weights": None}, "incomplete"),
+        ({"vocabulary_file": "none.npy"}, "vocabulary of the cache"),
+        ({"vocabulary_file": None}, "vocabulary of the cache"),
+    ],
+)
+def test_a_manifest_that_means_nothing_is_refused(tmp_path, rows, change, message):
+    cached(tmp_path, model_of(1), rows)
+    path = tmp_path / MANIFEST
+    manifest = {**json.loads(path.read_text()), **change}
+    manifest = {k: v for k, v in manifest.items() if v is not None or k not in change}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=message):
+        Cache(tmp_path, identity_of(EVERYTHING), remedy="run it again")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path, rows, text):
+    cached(tmp_path, model_of(1), rows)
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(InputError, match=MANIFEST):
+        Cache(tmp_path, identity_of(EVERYTHING), remedy="run it again")
+
+
+def test_every_file_of_a_cache_notices_a_flipped_bit(tmp_path, rows):
+    teacher = cached(tmp_path, model_of(1), rows, CacheSettings())
+    identity = teacher.cache.identity
+    for path in [*shard_files(tmp_path), *tmp_path.glob("*.npy")]:
+        whole = path.read_bytes()
+        for place in range(0, len(whole), max(1, len(whole) // 31)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+            with pytest.raises(InputError):
+                len(Cache(tmp_path, identity, remedy="run it again").rows)
+        path.write_bytes(whole)
+    assert len(Cache(tmp_path, identity, remedy="run it again").rows) == len(rows)
+
+
+def test_the_second_to_create_a_cache_takes_the_firsts(tmp_path):
+    identity = identity_of(EVERYTHING)
+    tails = np.ones(VOCABULARY, np.float32)
+    create(tmp_path, identity, Vocabulary(np.arange(VOCABULARY), tails, 0.0), {})
+    create(tmp_path, identity, Vocabulary(np.arange(VOCABULARY)[::-1], tails, 0.0), {})
+    cache = Cache(tmp_path, identity, remedy="")
+    np.testing.assert_array_equal(cache.coder.ids, np.arange(VOCABULARY))
+    assert not list(tmp_path.glob(".making-*"))
+
+
+def test_padding_of_the_head_is_left_out(tmp_path, rows):
+    model = model_of(1)
+    settings = CacheSettings(scheme="top", top_p=1.0, k_max=VOCABULARY)
+    vocabulary = measured_vocabulary(model, rows, 27, settings, temperature=1.0)
+    assert sorted(vocabulary.ids) == list(range(27))
+    create(tmp_path, identity_of(settings, vocabulary=27), vocabulary, {})
+    cache = Cache(tmp_path, identity_of(settings, vocabulary=27), remedy="")
+    (entry, *_) = entries(model, rows[:1], vocabulary, settings, temperature=1.0)
+    assert cache.coder.decoded(entry.code, entry.key).ids.max() == 26
