@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 from dominie.evaluation.answers import Answers, Dialogue
@@ -105,7 +106,6 @@ class MtBenchExam:
         self.baseline: Answers | None = None
         if settings.baseline:
             self.baseline = read_answers(settings.baseline, self.questions, what="baseline answers")
-        self._by_id = {question.id: question for question in self.questions}
 
     @cached_property
     def dialogues(self) -> Sequence[Dialogue]:
@@ -151,21 +151,10 @@ class MtBenchExam:
         """Mean rating, by category and turn; the win rate where there is a baseline."""
         rounds = self._rounds(answers)
         ratings = list(zip(rounds, verdicts[: len(rounds)], strict=True))
-        known = [(q, turn, v.number) for (q, turn), v in ratings if v.number is not None]
         figures: dict[str, Any] = {"metric": "mt_bench", "prompt": self.prompts.origin}
-        if known:
-            values = [number / 10 for _, _, number in known]
-            clusters = [q.id for q, _, _ in known]
-            figures |= interval_figures(values, clusters)
-            figures["rating"] = 10 * figures["score"]
-            figures["groups"] = grouped_figures(values, clusters, [q.category for q, _, _ in known])
-            figures["turns"] = {
-                str(turn): sum(n for _, t, n in known if t == turn)
-                / sum(t == turn for _, t, _ in known)
-                for turn in sorted({turn for _, turn, _ in known})
-            }
-            lengths = [len(answers[q.id][turn - 1]) for q, turn, _ in known]
-            figures["controls"] = {"length_only": {"correlation": spearman(lengths, values)}}
+        figures |= _rating_figures(
+            [(q, turn, v.number) for (q, turn), v in ratings if v.number is not None], answers
+        )
         lines = [self._judgment(q, t, v, answers, model) for (q, t), v in ratings]
         files = {"judgments.jsonl": lines}
         if self.baseline is not None:
@@ -281,3 +270,25 @@ class MtBenchExam:
             "ratings": [v.number for v in own],
             "verdict": "\n\n".join(v.text for v in own),
         }
+
+
+def _rating_figures(
+    known: Sequence[tuple[MtQuestion, int, float]], answers: Answers
+) -> dict[str, Any]:
+    """What (question, turn, rating) come to, by category and turn; empty without any."""
+    if not known:
+        return {}
+    values = [number / 10 for _, _, number in known]
+    clusters = [question.id for question, _, _ in known]
+    figures = interval_figures(values, clusters)
+    by_turn: dict[str, list[float]] = {}
+    for _, turn, number in sorted(known, key=lambda one: one[1]):
+        by_turn.setdefault(str(turn), []).append(number)
+    lengths = [len(answers[question.id][turn - 1]) for question, turn, _ in known]
+    return {
+        **figures,
+        "rating": 10 * figures["score"],
+        "groups": grouped_figures(values, clusters, [q.category for q, _, _ in known]),
+        "turns": {turn: fmean(numbers) for turn, numbers in by_turn.items()},
+        "controls": {"length_only": {"correlation": spearman(lengths, values)}},
+    }

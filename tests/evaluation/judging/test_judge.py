@@ -273,6 +273,8 @@ def test_a_key_that_is_not_there(serve, ask, monkeypatch, value):
         {"endpoint": "http://user:password@h/v1"},
         {"endpoint": "http://h/v1?key=1"},
         {"model": " "},
+        {"key_env": "hf_abcdefg"},
+        {"key_env": "sk-ABC"},
         {"concurrency": 0},
         {"timeout": 0.0},
         {"timeout": float("nan")},
@@ -286,6 +288,12 @@ def test_a_key_that_is_not_there(serve, ask, monkeypatch, value):
 def test_settings_that_make_no_sense(settings):
     with pytest.raises(ValueError, match=r".{10}"):
         Judge(**{"endpoint": "http://h/v1", "model": "m", **settings})
+
+
+def test_a_key_in_place_of_its_variable_is_not_repeated():
+    with pytest.raises(ValueError, match="never the key itself") as refused:
+        Judge(endpoint="http://h/v1", model="m", key_env="sk-SECRET")
+    assert "SECRET" not in str(refused.value)
 
 
 @pytest.mark.parametrize("bad", [{"calls": 0}, {"money": 0.0}, {"calls": -3}, {"money": 1e999}])

@@ -132,7 +132,8 @@ def test_upstreams_own_files():
         assert "{ref_answer" not in text
         assert "{answer" not in text
     assert len(exam.sample) == 40
-    assert len({exam._by_id[d.id].category for d in exam.sample}) == 8
+    category = {question.id: question.category for question in exam.questions}
+    assert len({category[d.id] for d in exam.sample}) == 8
 
 
 @pytest.mark.parametrize(

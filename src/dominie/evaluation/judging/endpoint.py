@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -61,7 +62,7 @@ class Endpoint:
     Attributes:
         endpoint: URL up to and with the version, http://localhost:8000/v1 say.
         model: the name it has there.
-        key_env: environment variable that holds the key; the key itself never stands in a recipe.
+        key_env: environment variable, in capitals, that holds the key; a key never stands here.
         concurrency: calls under way at once.
         timeout: seconds for one call, from first byte sent to last byte read.
         retries: further attempts after 408, 429, 5xx, a timeout or a broken reply.
@@ -91,6 +92,9 @@ class Endpoint:
             raise ValueError(f"endpoint is a URL, http://localhost:8000/v1 say: {self.endpoint!r}")
         if url.username or url.password or url.query:
             raise ValueError("the endpoint's URL carries no password and no key: use key_env")
+        if self.key_env is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key_env):
+            # Not repeated here: it may be the key.
+            raise ValueError("key_env is the name of a variable in capitals, never the key itself")
         if not self.model.strip():
             raise ValueError("model names the model at the endpoint")
         if not 1 <= self.concurrency <= 1024:
