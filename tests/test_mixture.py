@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers import MistralConfig, MistralForCausalLM
 
 from dominie.errors import InputError
 from dominie.pipeline import check_recipe
 from dominie.recipe import load_recipe
+from dominie.toyworld.tokenizer import word_tokenizer
 
 RECIPE = """
 name: mixture
@@ -110,6 +112,29 @@ def test_one_that_was_cut_off_ends_in_the_same_weights(finished, tmp_path):
         assert all(bool((ours[name] == theirs[name]).all()) for name in theirs), stage
 
 
+def saved_student(folder: Path, *, swapped: bool) -> None:
+    """A student of half the width, or of the toy student's shape with two token ids exchanged."""
+    tokenizer = word_tokenizer()
+    width = 96 if swapped else 48
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    MistralForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if swapped:
+        file = folder / "tokenizer.json"
+        changed = json.loads(file.read_text())
+        vocabulary = changed["model"]["vocab"]
+        one, other = [word for word in vocabulary if word.isalpha()][:2]
+        vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+        file.write_text(json.dumps(changed))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -130,6 +155,7 @@ def test_one_that_was_cut_off_ends_in_the_same_weights(finished, tmp_path):
         ),
         ("student: four", "student: toyworld:student", ["no router", "stages.distill.loss.router"]),
         ("siblings: [expert]", 'siblings: ["other"]', ["different shape", "hidden_size"]),
+        ("siblings: [expert]", 'siblings: ["swapped"]', ["different tokenizers", "2 ids differ"]),
         (
             "loss: {prediction: 1.0, router: 0.01}",
             "loss: {router: 0.01}",
@@ -139,24 +165,10 @@ def test_one_that_was_cut_off_ends_in_the_same_weights(finished, tmp_path):
     ],
 )
 def test_what_makes_no_mixture_is_one_message(tmp_path, old, new, said):
-    from transformers import MistralConfig, MistralForCausalLM
-
-    assert old in RECIPE
     (tmp_path / "mixture.yaml").write_text(RECIPE.replace(old, new, 1))
-    if "other" in new:
-        from dominie.toyworld.tokenizer import word_tokenizer
-
-        tokenizer = word_tokenizer()
-        config = MistralConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-        MistralForCausalLM(config).save_pretrained(tmp_path / "other")
-        tokenizer.save_pretrained(tmp_path / "other")
+    for name in ("other", "swapped"):
+        if name in new:
+            saved_student(tmp_path / name, swapped=name == "swapped")
     with pytest.raises(InputError) as refused:
         check_recipe(load_recipe(tmp_path / "mixture.yaml"), tmp_path / "runs")
     for word in said:

@@ -74,3 +74,18 @@ def test_killed_in_the_middle_it_comes_to_the_same_scores(finished, tmp_path):
         process.wait()
     subprocess.run(COMMAND, cwd=tmp_path, env=ENVIRONMENT, check=True, timeout=1200)
     assert json.loads((run / "results.json").read_text()) == finished[1]
+
+
+def test_its_variant_with_a_mixture_for_a_student_runs(tmp_path):
+    """A few steps; what is claimed is that the mixture begins as the dense student."""
+    recipe = QUICKSTART.with_name("quickstart-2x.yaml")
+    short = [f"stages.{stage}.train.steps=20" for stage in ("teacher", "expert", "align")]
+    command = [sys.executable, "-m", "dominie", "run", str(recipe), "train.steps=20", *short]
+    subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=True, timeout=600)
+    run = tmp_path / "runs" / "quickstart-2x"
+    results = json.loads((run / "results.json").read_text())
+    dense, mixture = (results[name]["agreement"] for name in ("untrained", "mixture"))
+    assert mixture["kl"] == pytest.approx(dense["kl"], rel=1e-4)
+    assert results["distill"]["agreement"]["kl"] < 0.9 * mixture["kl"]
+    config = json.loads((run / "align" / "model" / "config.json").read_text())
+    assert (config["model_type"], config["num_local_experts"]) == ("mixtral", 2)

@@ -56,9 +56,8 @@ def check_upcycle(folder: RunFolder, name: str) -> str | None:
     mixture_of(load_config(folder.model(folder.root(settings.model))), where=where)
     if not settings.separates:
         return (
-            f"{name}: nothing tells its experts apart. Equal experts behind a gate of zeros get "
-            "equal gradients, and the router none: they stay equal. Set gate, noise, reset or "
-            "siblings"
+            f"{name}: nothing but rounding tells its experts apart. Equal experts behind a gate of "
+            "zeros get equal gradients, and the router none. Set gate, noise, reset or siblings"
         )
     if settings.experts_per_token == 1:
         return (

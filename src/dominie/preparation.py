@@ -21,7 +21,12 @@ from dominie.evaluation.questions import check_group
 from dominie.evaluation.scoring import UNGENERATED
 from dominie.experts import check_router, check_upcycle
 from dominie.fingerprints import made_fingerprint, model_fingerprint, stage_fingerprint
-from dominie.models.agreement import check_context, check_same_tokens, check_vocabulary
+from dominie.models.agreement import (
+    check_context,
+    check_one_tokenizer,
+    check_same_tokens,
+    check_vocabulary,
+)
 from dominie.models.attention_interface import check_attention
 from dominie.models.loading import load_config
 from dominie.models.token_map import token_map
@@ -128,7 +133,9 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
         stage, tokenizer = recipe.stages[name], tokenizers.of(name)
         for other in stage.models[1:]:
             where, spec = f"stages.{name}, model {other}", folder.model(other)
-            if spec.map_tokens and isinstance(stage, Stage):
+            if not isinstance(stage, Stage):
+                check_one_tokenizer(tokenizer, tokenizers.of(other), where=where)
+            elif spec.map_tokens:
                 size = load_config(spec).vocab_size
                 token_map(tokenizer, tokenizers.of(other), size=size, where=where)
             else:

@@ -82,6 +82,18 @@ def test_the_gradient_is_that_of_the_formulas(student, teacher_model, taught, st
     assert_equal_gradients(found, expected, ORACLE)
 
 
+def test_so_it_is_where_both_are_mixtures_of_experts(teacher_model, taught, step_gradient):
+    torch.manual_seed(5)
+    config = deepcopy(teacher_model.config)
+    config.num_local_experts = 2
+    student = type(teacher_model)(config).double()
+    rows = ragged_rows(8)
+    expected = naive_gradient(student, teacher_model, rows, KD)
+    found = step_gradient(student, [rows], [KD], teacher=taught, pairs=PAIRS)
+    assert any("experts" in name for name in found)
+    assert_equal_gradients(found, expected, ORACLE)
+
+
 @pytest.mark.parametrize(("micro_batch", "pack_to"), [(1, None), (2, None), (8, 30), (4, 64)])
 def test_layout_does_not_change_the_gradient(student, taught, step_gradient, micro_batch, pack_to):
     rows = ragged_rows(8)

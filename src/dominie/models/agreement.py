@@ -27,6 +27,23 @@ def check_same_tokens(student: Any, teacher: Any, *, where: str) -> None:
         )
 
 
+def check_one_tokenizer(first: Any, other: Any, *, where: str) -> None:
+    """Refuse to make one model of two whose token ids mean different things.
+
+    Raises:
+        InputError: names an id and what each model takes it for.
+    """
+    if differing := differing_ids(first, other):
+        index = differing[0]
+        raise InputError(
+            "models of different tokenizers cannot be made one",
+            where=where,
+            expected=f"id {index} to be {_token(first, index)}, as in the first model's tokenizer",
+            found=f"{_token(other, index)} ({len(differing)} ids differ)",
+            do="name models that were trained from one model",
+        )
+
+
 def differing_ids(one: Any, other: Any) -> list[int]:
     """Ids that two tokenizers take for different tokens; those only one of them knows are none."""
     ours, theirs = one.get_vocab(), other.get_vocab()
