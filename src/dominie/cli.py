@@ -66,6 +66,27 @@ def _options(
 
 
 @app.command()
+def init(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Made if it is not there.", show_default=False)
+    ],
+    template: Annotated[
+        str, typer.Option(metavar="NAME", help="kd, kd-dae, dae or 2x7b.")
+    ] = "kd-dae",
+) -> None:
+    """Write a first recipe and example data into a folder.
+
+    The recipe runs as it stands, offline, on tiny models. Its comments say where your own models
+    and data go.
+    """
+    from dominie.starting import start
+
+    for path in start(folder, template):
+        print(f"wrote {path}")
+    print(f"\nnext: dominie check {folder / 'recipe.yaml'}")
+
+
+@app.command()
 def run(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
