@@ -4,7 +4,7 @@ Each case is a recipe over models with random weights. A process of its own impo
 notes its memory, runs the recipe's stage through the ordinary trainer for two steps, and tells its
 peak above that (on a GPU the allocator's own count). The plan sees the recipe alone.
 
-    python benchmarks/plan.py [--quick] [--json] [--case NAME]
+    python benchmarks/plan.py [--quick] [--json] [--case NAME] [--no-file]
 
 ``--quick`` ends within 50 seconds on two cores and measures one case; a full run also writes a
 dated table to ``benchmarks/results``.
@@ -196,6 +196,7 @@ def main() -> None:
     """Measure, compare, print."""
     parser = _results.parser(__doc__)
     parser.add_argument("--case", choices=CASES, help="one case")
+    parser.add_argument("--no-file", action="store_true", help="leave benchmarks/results alone")
     parser.add_argument("--train", nargs=2, type=Path, help="(a case's own process)")
     options = parser.parse_args()
     if options.train:
@@ -207,7 +208,7 @@ def main() -> None:
         "Peak resident memory of a process above its imports while the ordinary trainer takes two\n"
         "steps, and what `dominie plan` says of the same recipe. GB are 10⁹ bytes."
     )
-    options.quick = options.quick or options.case is not None
+    options.quick |= options.no_file or options.case is not None
     _results.finish("plan", "Planned and measured memory", parts, options, note=note)
 
 

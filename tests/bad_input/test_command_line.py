@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 
-@pytest.mark.parametrize("verb", ["run", "evaluate", "report", "check"])
+@pytest.mark.parametrize("verb", ["run", "evaluate", "report", "check", "plan"])
 def test_help_fits_80_columns(dominie, monkeypatch, verb):
     monkeypatch.setenv("COLUMNS", "80")
     said = dominie(verb, "--help")

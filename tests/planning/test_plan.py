@@ -123,6 +123,30 @@ def test_options_that_are_none_are_refused_by_name(options, where):
         machine(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"gpus": 8}, "h100"),
+        ({"gpus": 8, "memory": 80}, "h100"),
+        ({"memory": 141}, "h200"),
+        ({"gpus": 2, "memory": 45}, "l40s"),
+        ({"memory": 1e6}, "mi300x"),
+        ({"gpu": "a100", "memory": 141}, "a100"),
+    ],
+)
+def test_numbers_speak_of_a_gpu(options, name):
+    assert machine(**options).device.name == name
+
+
+def test_without_a_word_it_is_this_machine(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert machine().device.is_cpu
+    assert machine(memory=2).device.is_cpu
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200 NVL")
+    assert machine().device.name == "h200"
+
+
 def test_a_batch_that_the_ranks_cannot_share_is_refused(planned):
     with pytest.raises(InputError, match="batch"):
         planned(gpus=3)

@@ -92,6 +92,16 @@ def device_named(name: str | None) -> Device:
     return GPUS[name]
 
 
+def device_meant(gpus: int | None, memory: float | None) -> str | None:
+    """The GPU that a number or a size in GB speaks of, None where it may be this machine's."""
+    if memory is None:
+        return None if gpus is None else "h100"
+    likest = min(GPUS.values(), key=lambda gpu: abs(gpu.memory - memory))
+    is_its_own = abs(likest.memory - memory) <= 0.02 * likest.memory
+    elsewhere = gpus is not None or memory > psutil.virtual_memory().total / 1e9
+    return likest.name if is_its_own or elsewhere else None
+
+
 def _of_this_machine() -> str:
     if not torch.cuda.is_available():
         return "cpu"

@@ -11,7 +11,7 @@ from dominie.errors import InputError
 from dominie.planning.configs import config_of
 from dominie.planning.fixes import Fix, Workshop
 from dominie.planning.flops import EFFICIENCY, Cost, stage_cost
-from dominie.planning.gpus import Device, device_named
+from dominie.planning.gpus import Device, device_meant, device_named
 from dominie.planning.memory import BYTES, Memory, Placement, Situation, Taught, stage_memory
 from dominie.planning.shapes import Shape, shape_of
 from dominie.planning.sizes import Size, Work, source_sizes, work_of
@@ -54,7 +54,8 @@ def machine(
     """What the options of the command line mean.
 
     Args:
-        gpu: a name of the table; without it, and without `gpus`, what this machine has.
+        gpu: a name of the table; without it the one that `gpus` and `memory` speak of, else what
+            this machine has.
         gpus: how many.
         memory: GB (10⁹ bytes) of each; the device's own without it.
         price: of a GPU hour.
@@ -79,9 +80,7 @@ def machine(
             expected="above 0, at most 1",
             found=f"{efficiency:g}",
         )
-    if gpu is None and gpus is not None:
-        gpu = "h100"
-    device = device_named(gpu)
+    device = device_named(gpu or device_meant(gpus, memory))
     count = gpus or 1
     gigabytes = device.memory if memory is None else memory
     return Machine(device, count, gigabytes * 1e9, sharded and count > 1, price, efficiency)
