@@ -124,16 +124,6 @@ CASES = {
         },
         loss=_PREDICTION,
     ),
-    "next token, full, two micro-batches": Case(
-        student={
-            "hidden_size": 768,
-            "num_hidden_layers": 8,
-            "intermediate_size": 2048,
-            "vocab_size": 16000,
-        },
-        train={"max_length": 256, "batch": 4, "micro_batch": 2},
-        loss={"next_token": 1.0},
-    ),
 }
 QUICK = "checkpointing, large vocabulary"
 
