@@ -76,6 +76,18 @@ def test_money_is_hours_times_devices_times_price(planned):
     assert planned().stages["s"].money is None
 
 
+def test_a_cached_teacher_costs_what_is_read_and_must_fit_while_it_writes(planned):
+    loss = "stages.s.loss={prediction: 1.0}"
+    live, cached = (
+        planned(loss, f"stages.s.cache={word}").stages["s"] for word in ("false", "true")
+    )
+    assert "teacher weights" not in cached.memory.phases["backward"]
+    assert cached.peak < live.peak
+    assert cached.cost.teacher_flops == 0 < live.cost.teacher_flops
+    writing = cached.memory.totals["writing the cache"]
+    assert writing > 4 * next(iter(cached.teachers.values())).parameters
+
+
 def test_merged_models_cost_their_weights(planned, models):
     student = models / "student"
     merge = f"stages.m={{merge: {{models: {{s: 1.0, {student}: 1.0}}}}}}"

@@ -50,7 +50,7 @@ class Workshop:
     Args:
         stage: its name in the recipe.
         models: teachers by name that stand under `models`, and so may be quantised there.
-        caches: whether a recipe can ask for a cached teacher.
+        caches: whether a cache holds all that the stage compares with.
     """
 
     stage: str
@@ -145,9 +145,9 @@ class Workshop:
             how: tuple[str, ...] = ()
             words = {"cached": "a cached teacher", "offload": "a teacher in the host's memory"}
             if placement == "cached":
-                if now.attention:
-                    return None  # maps are not cached
-                how = (f"stages.{self.stage}.cache={{}}",) if self.caches else ()
+                if not self.caches:
+                    return None  # maps, say
+                how = (f"stages.{self.stage}.cache=true",)
             elif now.on_cpu if placement == "offload" else not _quantisable(movable):
                 return None
             elif all(t.name in self.models for t in movable):

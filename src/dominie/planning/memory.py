@@ -171,6 +171,7 @@ def stage_memory(situation: Situation) -> Memory:
     head = _head(situation, shape)
     attention = _attention_work(situation, shape)
     phases = {
+        "writing the cache": {"teacher": max((t.alone for t in teachers), default=0.0)},
         "teacher forward": {
             **before,
             "teacher activations": max((t.forward for t in teachers), default=0.0),
@@ -220,6 +221,7 @@ class _Teacher:
     signal: float
     capture: float
     host: float = 0.0
+    alone: float = 0.0  # while it writes its cache, before the student is there
 
 
 def _teacher(teacher: Taught, situation: Situation) -> _Teacher:
@@ -227,7 +229,9 @@ def _teacher(teacher: Taught, situation: Situation) -> _Teacher:
     shape, width = shape_of(teacher.config), BYTES[teacher.dtype]
     tokens = situation.rows * situation.length
     if teacher.placement == "cached":
-        return _Teacher(0.0, 0.0, tokens * CACHED_BYTES, 0.0)
+        writer = _teacher(replace(teacher, placement="device"), situation)
+        alone = writer.weights + writer.forward + writer.signal
+        return _Teacher(0.0, 0.0, tokens * CACHED_BYTES, 0.0, alone=alone)
     run = traced(teacher.config, Pass(situation.rows, situation.length, teacher.dtype))
     weights, host = run.weights / situation.shards, 0.0
     layer = shape.largest_layer * width

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dominie.errors import InputError
+from dominie.losses.terms import LossTerms
 from dominie.planning.configs import config_of
 from dominie.planning.fixes import Fix, Workshop
 from dominie.planning.flops import EFFICIENCY, Cost, stage_cost
@@ -230,7 +231,7 @@ def _trained(
     shop = Workshop(
         name,
         models=tuple(recipe.models),
-        caches=any(field.name == "cache" for field in dataclasses.fields(stage)),
+        caches=all(_sparse(stage.loss_on(source)) for source in stage.active),
     )
     measures = sorted(
         ((change.words, peak) for change, peak in shop.measures(situation)), key=lambda m: m[1]
@@ -292,6 +293,9 @@ def _situation(
 
 def _placement(recipe: Recipe, stage: Stage, teacher: str) -> Placement:
     """How a teacher is held: a mind over the student's base has no weights of its own."""
+    taught = [source for source in stage.active if stage.teacher_on(source) == teacher]
+    if set(taught) <= set(stage.cached):
+        return "cached"
     made_by = recipe.trained.get(teacher)
     over_base = made_by is not None and made_by.student == stage.student and _unmerged(made_by)
     alike = _dtype_of(recipe, teacher) == stage.train.precision
@@ -299,6 +303,12 @@ def _placement(recipe: Recipe, stage: Stage, teacher: str) -> Placement:
         return "shared"
     spec = recipe.model(teacher)
     return "offload" if spec.offload else spec.quantize or "device"
+
+
+def _sparse(terms: LossTerms) -> bool:
+    """Whether a cache holds all that these terms compare with."""
+    compared = terms.prediction
+    return not terms.weighs("attention") and (compared is None or compared.kind == "forward_kl")
 
 
 def _unmerged(stage: Stage) -> bool:
