@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RECIPE ?= recipes/quickstart.yaml
 
-.PHONY: demo test test-full lint format bench clean
+.PHONY: demo test test-full lint format bench evidence clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test-full  everything, with what is slow or needs an extra"
 	@echo "make lint       format check, lint, types, import contracts"
 	@echo "make bench      every benchmark, quickly"
+	@echo "make evidence   every method beside every baseline, at most two hours"
 
 # torch first and alone: the pinned build, not the newest one another package would pull in.
 $(VENV)/.demo: pyproject.toml constraints.txt
@@ -51,6 +52,9 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script --quick || exit 1; done
+
+evidence: $(VENV)/.demo
+	$(BIN)/python benchmarks/evidence.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

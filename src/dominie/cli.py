@@ -50,6 +50,14 @@ OverridesArgument = Annotated[
 RunsOption = Annotated[
     Path, typer.Option("--runs", metavar="DIR", help="Where run folders are made.")
 ]
+OnlyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--only",
+        metavar="MODEL,…",
+        help="Score these models of `evaluate` alone, and train the stages they need.",
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")
 ]
@@ -90,6 +98,10 @@ def init(
 def run(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
+    only: OnlyOption = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Take over what another of these runs has finished.")
+    ] = False,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
@@ -100,10 +112,13 @@ def run(
     """
     display = _display(as_json)
     from dominie.pipeline import run_recipe
-    from dominie.recipe import load_recipe
+    from dominie.recipe import load_recipe, only_models
 
     with _only_json(as_json):
-        folder = run_recipe(load_recipe(recipe, overrides or ()), runs, display)
+        loaded = load_recipe(recipe, overrides or ())
+        if only:
+            loaded = only_models(loaded, only.split(","))
+        folder = run_recipe(loaded, runs, display, reuse=reuse)
     _conclude(folder, display, as_json)
 
 
@@ -180,6 +195,57 @@ def cache(
 
 
 @app.command()
+def sweep(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--over",
+            metavar="KEY=V1,V2",
+            help="Values to run the recipe under; several make a grid.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="0-4", help="Seeds to run each point under.")
+    ] = None,
+    only: OnlyOption = None,
+    best_by: Annotated[
+        str | None,
+        typer.Option(
+            "--best-by",
+            metavar="TASK+TASK",
+            help="Choose each model's values by the mean of these tasks, of a validation split.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", metavar="N", help="Runs at a time; the cores there are.")
+    ] = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe under many values and seeds, in parallel, into one table of results.
+
+    What is done is skipped, and stages that depend on the same are trained once.
+    """
+    display = _display(as_json)
+    from dominie.sweep.command import sweep_recipe
+
+    sweep_recipe(
+        recipe,
+        over=over or (),
+        seeds=seeds,
+        fixed=overrides or (),
+        only=only.split(",") if only else (),
+        best_by=best_by.split("+") if best_by else (),
+        jobs=jobs,
+        runs=runs,
+        display=display,
+        print_json=typer.echo if as_json else None,
+    )
+
+
+@app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, runs/NAME.")],
 ) -> None:
@@ -187,6 +253,32 @@ def report(
     from dominie.report import write_report
 
     typer.echo(write_report(run_folder))
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="Folders of runs.", show_default=False)
+    ],
+    x: Annotated[str | None, typer.Option("--x", metavar="TASK", help="The task across.")] = None,
+    y: Annotated[str | None, typer.Option("--y", metavar="TASK", help="The task upwards.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="MODEL", help="Show paired differences to this model."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page to write.")] = Path(
+        "compare.html"
+    ),
+) -> None:
+    """Draw the models of several runs on the plane of two tasks, with their Pareto front."""
+    from rich.console import Console
+
+    from dominie.report import compare_runs, comparison_table, write_comparison
+
+    comparison = compare_runs(runs, across=x, upwards=y, against=against)
+    write_comparison(comparison, out)
+    Console(highlight=False, soft_wrap=True).print(comparison_table(comparison))
+    typer.echo(f"plane  {out}")
 
 
 @app.command()

@@ -18,8 +18,16 @@ from dominie.scores import evaluate
 from dominie.stages import run_stages
 
 
-def run_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> Path:
+def run_recipe(
+    recipe: Recipe, runs: Path, display: Display | None = None, *, reuse: bool = False
+) -> Path:
     """Train what is not trained, score what is not scored, write the report.
+
+    Args:
+        recipe: what to run.
+        runs: the folder of all runs.
+        display: shows progress.
+        reuse: take over stages that another of these runs has finished.
 
     Returns:
         The run's folder.
@@ -27,7 +35,7 @@ def run_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> Pa
     display = display or Display()
     folder = RunFolder(recipe, runs)
     with folder.held():
-        fingerprints = run_stages(folder, display)
+        fingerprints = run_stages(folder, display, reuse=reuse)
         if os.environ.get("RANK", "0") == "0":  # judges are paid once, files written by one
             evaluate(folder, fingerprints, display)
             write_report(folder.path)

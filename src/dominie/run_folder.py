@@ -131,3 +131,16 @@ def read_stage(path: Path) -> dict[str, Any]:
 def write_stage(path: Path, record: Mapping[str, Any]) -> None:
     """Replace `stage.json` in one step."""
     write_json(path / "stage.json", record)
+
+
+def set_aside(path: Path) -> Path:
+    """Move a stage's folder out of the way, so that no changed recipe costs what was trained."""
+    name = f"{path.name}-{read_stage(path).get('fingerprint', 'unknown')}"
+    kept = path.parent / ".replaced" / name
+    number = 1
+    while kept.exists():
+        number += 1
+        kept = kept.with_name(f"{name}-{number}")
+    kept.parent.mkdir(exist_ok=True)
+    path.rename(kept)
+    return kept

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import os
 import shutil
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from dominie.caching import filled_caches
 from dominie.display import Display
+from dominie.models.folders import is_model
 from dominie.preparation import Prepared, PreparedTraining, PreparedUpcycle, prepare_stages
 from dominie.recipe import MergeStage, dump_recipe
-from dominie.run_folder import RunFolder, read_stage, write_stage
+from dominie.reuse import take_over, turn
+from dominie.run_folder import RunFolder, read_stage, set_aside, write_stage
 from dominie.threads import use_free_cores
 
 
-def run_stages(folder: RunFolder, display: Display) -> dict[str, str]:
-    """Run what is not done.
+def run_stages(folder: RunFolder, display: Display, *, reuse: bool = False) -> dict[str, str]:
+    """Run what is not done, here or, with `reuse`, by another run beside this one.
 
     Returns:
         The fingerprint of every stage.
     """
     prepared = prepare_stages(folder, display)
     (folder.path / "recipe.yaml").write_text(dump_recipe(folder.recipe), encoding="utf-8")
+    reuse = reuse and int(os.environ.get("WORLD_SIZE", "1")) == 1  # ranks would wait for each other
     for stage in prepared:
-        run_stage(folder, stage, display)
+        if not reuse:
+            run_stage(folder, stage, display)
+            continue
+        with turn(folder.path.parent, stage.fingerprint):
+            take_over(folder, stage.name, stage.fingerprint, display)
+            run_stage(folder, stage, display)
     return {stage.name: stage.fingerprint for stage in prepared}
 
 
@@ -36,12 +44,12 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
     name, path = prepared.name, folder.stage(prepared.name)
     earlier = read_stage(path)
     same = earlier.get("fingerprint") == prepared.fingerprint
-    if same and earlier.get("status") == "done" and (path / "model" / "config.json").is_file():
+    if same and earlier.get("status") == "done" and is_model(path / "model"):
         word = "trained" if isinstance(prepared, PreparedTraining) else "made"
         display.done(name, f"already {word} ({_told(earlier)})")
         return
     if path.exists() and not same:
-        kept = _set_aside(path)
+        kept = set_aside(path)
         why = "what it depends on has changed" if earlier else "its folder has no stage.json"
         display.line(f"{name}: {why}; the earlier result is kept in {kept}")
     path.mkdir(parents=True, exist_ok=True)
@@ -94,7 +102,7 @@ def _train(
     from dominie.teachers.cached import CachedTeacher
     from dominie.training.progress import StepProgress
     from dominie.training.records import Records
-    from dominie.training.stage import train_stage
+    from dominie.training.stage import shared_minds, train_stage
 
     stage, path = prepared.stage, folder.stage(prepared.name)
     lessons = prepared.lessons
@@ -103,10 +111,19 @@ def _train(
     live = {lesson.teacher for lesson in lessons if lesson.cache is None}
     teachers = {name: folder.model(name) for name in stage.models if name in live}
     caches = filled_caches(folder, prepared, display)
+    student = folder.model(stage.student)
+    shared = shared_minds(student, teachers, stage.train)
+    if shared.adapters:
+        display.line(
+            f"{prepared.name}: {' and '.join(shared.adapters)} and the student share one base; "
+            "its weights are held once"
+        )
+    for name, why in shared.apart.items():
+        display.line(f"{prepared.name}: {name} is loaded beside the student's base: {why}")
     with display.progress(prepared.name) as advance:
         trained = train_stage(
             path,
-            student=folder.model(stage.student),
+            student=student,
             tokenizer=prepared.tokenizer,
             teachers=teachers,
             lessons=lessons,
@@ -138,19 +155,6 @@ def _counts(
         "share": shares[source].share / sum(shares[s].share for s in prepared.stage.active),
         "token_share": token_shares.get(source, 0.0),
     }
-
-
-def _set_aside(path: Path) -> Path:
-    """Move a stage's folder out of the way, so that no changed recipe costs what was trained."""
-    name = f"{path.name}-{read_stage(path).get('fingerprint', 'unknown')}"
-    kept = path.parent / ".replaced" / name
-    number = 1
-    while kept.exists():
-        number += 1
-        kept = kept.with_name(f"{name}-{number}")
-    kept.parent.mkdir(exist_ok=True)
-    path.rename(kept)
-    return kept
 
 
 def _told(record: Mapping[str, Any]) -> str:

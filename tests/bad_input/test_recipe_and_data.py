@@ -59,6 +59,17 @@ def test_a_recipe_that_is_missing_or_a_folder(refused, work, dominie):
             ["train.mixing", "'conversations', 'micro_batches' or 'steps'", "rows"],
         ),
         ("train={precision: fp16, source_gradients: true}", ["source_gradients", "fp16"]),
+        (
+            "stages={s: {student: m, data: {d: 1.0}, loss: {next_token: 1.0}, "
+            "train: {lora: {r: 4, merge: false}}}, t: {student: s, data: {d: 1.0}, "
+            "loss: {next_token: 1.0}, train: {lora: {r: 8, merge: false}}}}",
+            [
+                "stages.t.train.lora.r",
+                "cannot change its shape",
+                "4, as in stages.s",
+                "found     8",
+            ],
+        ),
         ("train.precision=fp8", ["'fp32', 'bf16' or 'fp16'", "fp8"]),
         ("train.weight_decay=heavy", ["train.weight_decay", "a number", "'heavy'"]),
         ("train.weight_decay=.inf", ["train.weight_decay", "a finite number"]),
@@ -114,3 +125,13 @@ def test_a_path_that_is_not_data(refused, work, dominie, path, words):
     (work / "runs").mkdir()
     (work / "broken.parquet").write_text("PAR1")
     refused(dominie("check", "r.yaml", f"data.d.path={path}", "--runs", "elsewhere"), *words)
+
+
+def test_models_and_runs_that_are_not_there(refused, work, dominie):
+    refused(dominie("run", "r.yaml", "--only", "t"), "--only", "no such model", "expected  s")
+    refused(dominie("compare", "runs/none"), "runs/none", "no such run folder")
+    refused(dominie("compare", "m"), "m", "this folder is not a run")
+    refused(dominie("sweep", "r.yaml", "--seeds", "4-1"), "--seeds 4-1", "0-4")
+    refused(dominie("sweep", "r.yaml", "--over", "train.stpes=1,2"), "did you mean steps?")
+    refused(dominie("sweep", "r.yaml", "--best-by", "t"), "not chosen on the test split")
+    assert not (work / "runs").exists()

@@ -199,3 +199,15 @@ def test_a_merge_that_is_wrong_is_named(write, line, said):
         load_recipe(write(old="evaluate:", new=f"  soup: {line}\nevaluate:"))
     assert said in str(refused.value)
     assert "<" not in str(refused.value)
+
+
+def test_an_override_changes_one_place_where_an_alias_shares_several(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "data: {d: {path: d}}\n"
+        "stages:\n"
+        "  a: {student: o/m, data: {d: 1.0}, loss: {next_token: 1.0}, train: &t {steps: 7}}\n"
+        "  b: {student: o/m, data: {d: 1.0}, loss: {next_token: 1.0}, train: *t}\n"
+    )
+    found = load_recipe(recipe, ["stages.b.train.steps=3"])
+    assert {name: stage.train.steps for name, stage in found.trained.items()} == {"a": 7, "b": 3}

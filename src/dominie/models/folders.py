@@ -66,6 +66,11 @@ def check_model(path: str, revision: str | None) -> None:
         raise _incomplete(path, "model.safetensors", names)
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model that was written whole: weights, or an adapter."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
 def tokenizer_place(spec: Model) -> str:
     """Folder or hub id of a model's tokenizer: that of its base, where an adapter has none.
 

@@ -55,7 +55,7 @@ def output_head(model: nn.Module) -> Head:
 
 def _effective_weight(projection: Any) -> Tensor:
     weight: Tensor = projection.weight
-    if hasattr(projection, "get_delta_weight"):
+    if hasattr(projection, "get_delta_weight") and not projection.disable_adapters:
         for adapter in projection.active_adapters:
             if adapter in projection.lora_A:
                 weight = weight + projection.get_delta_weight(adapter)

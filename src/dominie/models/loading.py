@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -64,6 +65,9 @@ def load_student(
 ) -> Any:
     """A model to train: fp32 weights, or frozen ones in the run's precision under fp32 adapters.
 
+    A student that is itself an adapter goes on from it where an adapter is to be written: one over
+    a base that lies nowhere would be of no use. Else it is merged into the weights first.
+
     Args:
         spec: which model.
         lora: a `dominie.training.settings.Lora`, None to train every weight.
@@ -83,6 +87,10 @@ def load_student(
             do="give the student under models a name of its own, without offload",
         )
     base_dtype = torch.float32 if lora is None else DTYPES[precision]
+    base, adapter = base_and_adapter(spec)
+    goes_on = adapter is not None and lora is not None and not lora.merge
+    if goes_on:
+        spec = dataclasses.replace(spec, path=base, adapter=None)
     model = _load(spec, dtype=base_dtype)
     model.train()
     if lora is None:
@@ -90,7 +98,7 @@ def load_student(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if lora is not None:
-        model = with_lora(model, lora, where=spec.path)
+        model = with_lora(model, lora, where=spec.path, adapter=adapter if goes_on else None)
     return model
 
 
@@ -208,13 +216,13 @@ def _quantization(spec: Model) -> Any:
     )
 
 
-def with_lora(model: Any, lora: Any, *, where: str) -> Any:
-    """The model under fresh fp32 adapters.
+def with_lora(model: Any, lora: Any, *, where: str, adapter: str | None = None) -> Any:
+    """The model under fp32 adapters: fresh ones, or one that lies in a folder.
 
     Raises:
         InputError: the model, named by `where`, has no module that they fit.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     config = LoraConfig(
         r=lora.r,
@@ -225,7 +233,11 @@ def with_lora(model: Any, lora: Any, *, where: str) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+        if adapter is None:
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+        else:
+            config = _config_of(adapter, lora)
+            adapted = PeftModel.from_pretrained(model, adapter, config=config, is_trainable=True)
     except ValueError as error:
         raise InputError(
             "LoRA cannot be laid over this model",
@@ -237,6 +249,35 @@ def with_lora(model: Any, lora: Any, *, where: str) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def _config_of(adapter: str, lora: Any) -> Any:
+    """The configuration of an adapter that goes on being trained, with the stage's dropout.
+
+    Raises:
+        InputError: the stage wants an adapter of another shape.
+    """
+    from peft import LoraConfig
+
+    with _naming(adapter, "adapter"):
+        config = LoraConfig.from_pretrained(adapter)
+    asked = {"r": lora.r, "lora_alpha": lora.alpha, "modules_to_save": lora.modules_to_save}
+    found = {key: getattr(config, key) for key in asked}
+    if not isinstance(lora.target_modules, str):
+        asked["target_modules"] = sorted(lora.target_modules)
+        found["target_modules"] = sorted(config.target_modules)
+    apart = [key for key in asked if asked[key] != found[key]]
+    if apart:
+        raise InputError(
+            "the student is an adapter of another shape than train.lora asks for",
+            where=adapter,
+            expected=", ".join(f"{key} {asked[key]}" for key in apart),
+            found=", ".join(f"{key} {found[key]}" for key in apart),
+            do="give train.lora the adapter's shape, or set lora.merge: true to train a new one "
+            "over the merged weights",
+        )
+    config.lora_dropout = lora.dropout
+    return config
 
 
 def _linear_modules(model: Any) -> str:

@@ -1,6 +1,7 @@
 """A recipe: one YAML file that says everything about a run, as typed, strict objects."""
 
 from dominie.recipe.load import dump_recipe, load_recipe
+from dominie.recipe.only import only_models
 from dominie.recipe.schema import (
     AnyBenchmark,
     AnyStage,
@@ -25,4 +26,5 @@ __all__ = [
     "UpcycleStage",
     "dump_recipe",
     "load_recipe",
+    "only_models",
 ]

@@ -48,6 +48,7 @@ def check_names(recipe: Recipe, *, where: str) -> None:
         if name in recipe.trained:
             _check_mix(recipe, name, where=here)
             _check_cache(recipe.trained[name], where=here)
+            _check_adapter(recipe, name, where=here)
         if isinstance(stage, UpcycleStage) and (source := stage.upcycle.source) is not None:
             _check_source(recipe, source, where=f"{here}.upcycle.source")
         for key, model in stage.named.items():
@@ -166,6 +167,25 @@ def _check_cache(stage: Stage, *, where: str) -> None:
             where=f"{where}.cache",
             do="remove cache; this stage needs no teacher in any case",
         )
+
+
+def _check_adapter(recipe: Recipe, name: str, *, where: str) -> None:
+    """A stage that goes on from another's adapter has to leave its shape as it is."""
+    stage = recipe.trained[name]
+    before = recipe.trained.get(stage.student)
+    mine, theirs = stage.train.lora, before.train.lora if before else None
+    if mine is None or theirs is None or mine.merge or theirs.merge:
+        return
+    for key in ("r", "alpha", "target_modules", "modules_to_save"):
+        if getattr(mine, key) != getattr(theirs, key):
+            raise InputError(
+                "a stage that goes on from an adapter cannot change its shape",
+                where=f"{where}.train.lora.{key}",
+                expected=f"{getattr(theirs, key)}, as in stages.{stage.student}",
+                found=str(getattr(mine, key)),
+                do="make them equal, or set lora.merge: true to train a new adapter over merged "
+                "weights",
+            )
 
 
 def _check_model(recipe: Recipe, name: str, *, where: str) -> None:

@@ -102,7 +102,7 @@ def _parse_yaml(text: str, *, where: str) -> Any:
     try:
         tree = YAML(typ="safe", pure=True).load(text)
         json.dumps(tree, default=str)  # fails where an alias leads in a circle or a key is no word
-        return tree
+        return _unshared(tree)
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise InputError(
@@ -118,6 +118,13 @@ def _parse_yaml(text: str, *, where: str) -> Any:
         ) from None
     except (YAMLError, ValueError, TypeError, RecursionError) as error:
         raise InputError("not valid YAML", where=where, found=str(error).splitlines()[0]) from None
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what an alias repeats is repeated: an override then changes one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

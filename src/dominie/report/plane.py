@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -55,6 +56,7 @@ def plane_chart(
     arrows: Sequence[tuple[str, str]],
     *,
     rated: tuple[bool, bool] = (False, False),
+    front: Sequence[str] = (),
 ) -> Markup:
     """Models as points with their 95 % intervals, arrows from each student to what it became.
 
@@ -64,6 +66,7 @@ def plane_chart(
         marks: the models, at least one.
         arrows: pairs of names, from and to.
         rated: whether either task's scores are ratings from 1 to 10, and no percentages.
+        front: names to join by a line, from left to right.
     """
     across = [value for mark in marks for value in (mark.x, *(mark.x_ends or ()))]
     upwards = [value for mark in marks for value in (mark.y, *(mark.y_ends or ()))]
@@ -80,6 +83,7 @@ def plane_chart(
         f"{y_task} against {x_task}",
         description,
         *_frame(x_task, y_task, x_scale, y_scale, rated),
+        *_front([places[name] for name in front]),
         *(_arrow(places[start], places[end]) for start, end in arrows),
         *(shape for mark in marks for shape in _whiskers(mark, x_scale, y_scale)),
         *(_dot(mark, places[mark.name], x_task, y_task) for mark in marks),
@@ -140,6 +144,16 @@ def _dot(mark: Mark, place: tuple[float, float], x_task: str, y_task: str) -> Ma
     style = _style(mark, "dot" if mark.trained else "dot given")
     title = element("title", told)
     return element("circle", title, cx=place[0], cy=place[1], r=5.5, class_=style)
+
+
+def _front(places: list[tuple[float, float]]) -> Iterable[Markup]:
+    """The edge of all that is matched on both tasks by one of these: stairs, no slope."""
+    corners = places[:1]
+    for (x, _), place in pairwise(places):
+        corners += [(x, place[1]), place]
+    if len(places) > 1:
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+        yield element("polyline", points=points, class_="front")
 
 
 def _arrow(start: tuple[float, float], end: tuple[float, float]) -> Markup:

@@ -3,6 +3,7 @@
 from dominie.losses.signal import Part, Signal
 from dominie.teachers.base import Teacher
 from dominie.teachers.local import LocalTeacher
+from dominie.teachers.mind import MindTeacher
 from dominie.teachers.routed import RoutedTeacher
 
-__all__ = ["LocalTeacher", "Part", "RoutedTeacher", "Signal", "Teacher"]
+__all__ = ["LocalTeacher", "MindTeacher", "Part", "RoutedTeacher", "Signal", "Teacher"]

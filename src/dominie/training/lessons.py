@@ -12,7 +12,8 @@ from dominie.data.batches import Row
 from dominie.errors import InputError
 from dominie.losses.terms import Attention, LossTerms, NextToken
 from dominie.models.mapping import check_heads, map_layers
-from dominie.teachers import LocalTeacher, RoutedTeacher, Teacher
+from dominie.models.minds import Mind
+from dominie.teachers import LocalTeacher, MindTeacher, RoutedTeacher, Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ def layer_pairs(
 
 
 def routed_teacher(
-    teachers: Mapping[str, nn.Module],
+    teachers: Mapping[str, nn.Module | Mind],
     lessons: Sequence[Lessons],
     pairs: Sequence[tuple[int, int]],
     caches: Mapping[str, Teacher],
@@ -103,8 +104,8 @@ def routed_teacher(
         if lesson.share > 0 and lesson.terms.weighs("attention")
     }
     layers = sorted({teacher_layer for _, teacher_layer in pairs})
-    models: dict[str, Teacher] = {
-        name: LocalTeacher(model, attention_layers=layers if name in compared else ())
-        for name, model in teachers.items()
-    }
+    models: dict[str, Teacher] = {}
+    for name, model in teachers.items():
+        kind: Any = MindTeacher if isinstance(model, Mind) else LocalTeacher
+        models[name] = kind(model, attention_layers=layers if name in compared else ())
     return RoutedTeacher({**models, **caches}, [lesson.speaker for lesson in lessons])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dominie.losses.objective import Objective
 from dominie.losses.terms import TERMS
 from dominie.models.head import check_head, text_config
 from dominie.models.loading import DTYPES, load_student
+from dominie.models.minds import Mind, Sharing, sharing
 from dominie.models.spec import Model
 from dominie.teachers import Teacher
 from dominie.teachers.loading import load_teacher
@@ -89,11 +91,18 @@ def train_stage(
         gradient_checkpointing=settings.gradient_checkpointing,
     )
     check_head(model, where=student.path)
+    counts = [p.numel() for p in model.parameters()], [p.numel() for p in _trainable(model)]
+    shared = shared_minds(student, teachers, settings).adapters
     panel = {
-        name: load_teacher(spec, tokenizer=tokenizer, device=arguments.device)
+        name: Mind(model, shared[name])
+        if name in shared
+        else load_teacher(spec, tokenizer=tokenizer, device=arguments.device)
         for name, spec in teachers.items()
     }
-    configs = {name: text_config(member) for name, member in panel.items()}
+    configs = {
+        name: text_config(member.model if isinstance(member, Mind) else member)
+        for name, member in panel.items()
+    }
     pairs, options = layer_pairs(text_config(model), configs, taught)
     objective = Objective([lesson.terms for lesson in lessons])
     records = Records(folder / "metrics.jsonl")
@@ -117,8 +126,8 @@ def train_stage(
         steps=trainer.state.global_step,
         supervised_tokens=trainer.supervised_tokens,
         seconds=round(trainer.seconds, 1),
-        parameters=sum(p.numel() for p in model.parameters()),
-        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=sum(counts[0]),
+        trainable_parameters=sum(counts[1]),
         token_shares=records.token_shares(),
     )
     save_model(trainer, folder / "model", tokenizer=tokenizer, settings=settings)
@@ -135,6 +144,18 @@ def _verified_checkpoint(folder: Path) -> Path | None:
     if skipped:
         logger.warning("going on from %s", newest.name if newest else "the start")
     return newest
+
+
+def shared_minds(student: Model, teachers: Mapping[str, Model], settings: TrainSettings) -> Sharing:
+    """The teachers that live in the student's model; none where its weights are sharded."""
+    sharded = any(os.environ.get(f"ACCELERATE_USE_{kind}") for kind in ("FSDP", "DEEPSPEED"))
+    if sharded or settings.arguments.get("fsdp") or settings.arguments.get("deepspeed"):
+        return Sharing({}, {})
+    return sharing(student, teachers, lora=settings.lora, precision=settings.precision)
+
+
+def _trainable(model: Any) -> list[Any]:
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,174 @@
+"""Memory and time of DAE over one base, beside a student with two whole teachers.
+
+A Llama of random weights; student, reference and expert are adapters over it. `one base` holds its
+weights once and switches adapters; `three models` loads reference and expert as models of their
+own. Same batches, same adapters. Each way is a process of its own; memory is what is resident (or
+allocated, on a GPU) after loading and at the peak of the steps, above the imports.
+
+    python benchmarks/adapters.py [--quick] [--json]
+
+``--quick`` ends within 50 seconds on two cores; a full run also writes a dated table to
+``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+RESULTS = Path(__file__).parent / "results"
+MEBIBYTE = 2**20
+WAYS = ("three models", "one base")
+
+
+def make(folder: Path, size: dict[str, int]) -> None:
+    """The base, and an expert's adapter over it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from dominie.models.loading import load_student
+    from dominie.models.spec import Model
+    from dominie.training.settings import Lora
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=size["vocabulary"],
+        hidden_size=size["width"],
+        intermediate_size=3 * size["width"],
+        num_hidden_layers=size["layers"],
+        num_attention_heads=size["width"] // 64,
+        num_key_value_heads=size["width"] // 64,
+        dtype="float32",
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    expert = load_student(Model(path=str(folder / "base")), lora=Lora(merge=False))
+    for name, parameter in expert.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    expert.save_pretrained(folder / "expert")
+
+
+def measured(way: str, folder: Path, size: dict[str, int]) -> dict[str, object]:
+    """Loading and stepping in one of the two ways."""
+    from dominie.data.batches import Batch
+    from dominie.losses.objective import Objective
+    from dominie.losses.terms import LossTerms, Prediction
+    from dominie.models.loading import load_frozen, load_student
+    from dominie.models.minds import Mind
+    from dominie.models.spec import Model
+    from dominie.teachers import LocalTeacher, MindTeacher, RoutedTeacher
+    from dominie.training.learner import Lesson, teaching
+    from dominie.training.settings import Lora
+
+    torch.manual_seed(2)
+    before = _resident("VmRSS")
+    base, expert = Model(path=str(folder / "base")), Model(path=str(folder / "expert"))
+    student = load_student(base, lora=Lora()).to(DEVICE)
+    if way == "one base":
+        minds = {
+            "reference": Mind(student, None),
+            "expert": Mind(student, expert.path),
+        }
+        teachers = {name: MindTeacher(mind) for name, mind in minds.items()}
+    else:
+        specs = {"reference": base, "expert": expert}
+        minds = {name: load_frozen(spec, device=DEVICE) for name, spec in specs.items()}
+        teachers = {name: LocalTeacher(model) for name, model in minds.items()}
+    models = [student, *(getattr(mind, "model", mind) for mind in minds.values())]
+    weights = {p.data_ptr(): p.numel() * p.element_size() for m in models for p in m.parameters()}
+    router = RoutedTeacher(teachers, ["reference", "expert"])
+    trained = [p for p in student.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-4)
+    objective = Objective([LossTerms(prediction=Prediction())] * 2)
+    shape = (size["rows"], size["length"])
+    generator = torch.Generator().manual_seed(1)
+    seconds, losses = [], []
+    with teaching(student, objective):
+        for _ in range(size["steps"]):
+            ids = torch.randint(0, size["vocabulary"], shape, generator=generator)
+            sources = (torch.arange(size["rows"]) % 2)[:, None].expand(shape)
+            where = torch.arange(size["length"]).expand(shape)
+            segments = torch.zeros_like(ids)
+            batch = Batch(ids, ids.roll(-1, 1), segments, where, sources).to(DEVICE)
+            _wait()
+            began = time.perf_counter()
+            outputs = student(lesson=Lesson(batch, router.signal(batch), measured=False))
+            (outputs["loss"] / ids.numel()).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            _wait()
+            seconds.append(time.perf_counter() - began)
+            losses.append(float(outputs["loss"]) / ids.numel())
+    return {
+        "way": way,
+        "weights_mb": sum(weights.values()) // MEBIBYTE,
+        "peak_mb": (_resident("VmHWM") - before) // MEBIBYTE,
+        "step_s": round(min(seconds[1:]), 3),
+        "first_loss": round(losses[0], 6),
+    }
+
+
+def _wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _resident(field: str) -> int:
+    """Bytes resident now (VmRSS) or at most (VmHWM); on a GPU the allocator's count."""
+    if DEVICE.type == "cuda":
+        peak = field == "VmHWM"
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one small case")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        way, folder, size = options.one
+        print(json.dumps(measured(way, Path(folder), json.loads(size))))
+        return
+    size = {"vocabulary": 32_000, "width": 768, "layers": 8, "rows": 4, "length": 128, "steps": 4}
+    if options.quick:
+        size |= {"vocabulary": 8_000, "width": 512, "layers": 6, "length": 128, "steps": 3}
+    rows = []
+    with tempfile.TemporaryDirectory() as made:
+        make(Path(made), size)
+        for way in WAYS:
+            command = [sys.executable, __file__, "--one", way, made, json.dumps(size)]
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            rows.append(json.loads(said.splitlines()[-1]))
+            if options.json:
+                print(json.dumps(rows[-1]), flush=True)
+    heads = list(rows[0])
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    lines += [f"| {' | '.join(str(row[head]) for head in heads)} |" for row in rows]
+    table = "\n".join(lines)
+    if not options.json:
+        print(table)
+    if not options.quick:
+        today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+        told = ", ".join(f"{key} {value}" for key, value in size.items())
+        where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.machine()
+        (RESULTS / f"adapters-{today}.md").write_text(
+            f"# One base or three models, {today}\n\n`python benchmarks/adapters.py` on {where}, "
+            f"{torch.get_num_threads()} threads, float32: {told}.\n\n{table}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The evidence: every method beside every baseline, over seeds, on the toy world.
+
+Runs the groups of ``evidence.yaml`` in their order, as many processes at a time as there are
+cores, each with one thread. Rows are appended to ``results/evidence.csv`` as runs end; what has
+ended is not run again, and after ``--minutes`` no further run is begun. Prints an estimate first.
+
+    python benchmarks/evidence.py [--quick] [--json] [--minutes 115] [--jobs 2]
+    python benchmarks/evidence.py --summary
+
+``--quick`` is the same path on tiny settings, within 50 seconds on two cores, and leaves the
+results alone. ``--summary`` prints the tables of docs/evidence.md from the rows that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from ruamel.yaml import YAML
+
+from dominie.display import Display
+from dominie.recipe import MergeStage, Recipe, load_recipe
+from dominie.sweep import Cell, grid, rows_of, run_cells, seeds_of
+
+sys.path.insert(0, str(Path(__file__).parent / "parts"))
+from evidence_tables import tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "evidence.csv"
+COLUMNS = (
+    "group", "run", "setting", "seed", "model", "task", "score", "stderr", "n",
+    "steps", "tokens", "seconds",
+)  # fmt: skip
+
+#: Seconds a step of 32 conversations took on one idle core, by what a step computes; and to begin a
+#: run and score a model. For the estimate alone.
+STEP = {"mixture": 0.053, "labels": 0.042, "prediction": 0.055, "attention": 0.018}
+START, SCORED = 12.0, 6.0
+
+
+def cells_of(group: dict[str, Any], chosen: dict[str, Any]) -> list[Cell]:
+    """The runs of one group of evidence.yaml."""
+    recipe = (HERE / group["recipe"]).resolve()
+    stages = load_recipe(recipe).stages
+    settings = {
+        key: value
+        for key, value in {**chosen, **group.get("set", {})}.items()
+        if not key.startswith("stages.") or key.split(".")[1] in stages
+    }
+    return grid(
+        recipe,
+        [f"{key}={','.join(map(str, values))}" for key, values in group.get("grid", {}).items()],
+        seeds=seeds_of(str(group["seeds"])),
+        fixed=[f"{key}={_written(value)}" for key, value in settings.items()],
+        only=group.get("only", ()),
+        prefix=group["name"],
+    )
+
+
+def _written(value: object) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+
+
+def estimate(cells: Sequence[Cell]) -> float:
+    """Seconds on one core; what two runs share is counted once."""
+    known: set[str] = set()
+    total = 0.0
+    for cell in cells:
+        recipe = cell.loaded()
+        total += START + SCORED * len(recipe.evaluate.models if recipe.evaluate else ())
+        for name in recipe.stages:
+            key = _key(recipe, name)
+            if key not in known:
+                known.add(key)
+                total += _seconds(recipe, name)
+    return total
+
+
+def _key(recipe: Recipe, name: str) -> str:
+    """What a stage depends on, as far as the recipe says it."""
+    if name not in recipe.stages:
+        return f"{name} {recipe.train.seed}"
+    stage = recipe.stages[name]
+    data = [recipe.data[source].path for source in getattr(stage, "data", ())]
+    told = asdict(stage.renamed(lambda model: _key(recipe, model)))
+    text = json.dumps([told, data], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _seconds(recipe: Recipe, name: str) -> float:
+    stage = recipe.stages[name]
+    if isinstance(stage, MergeStage):
+        return 1.0
+    terms = {t for source in stage.active for t, v in asdict(stage.loss_on(source)).items() if v}
+    step = STEP["prediction"] if "prediction" in terms else STEP["labels"]
+    step = STEP["mixture"] if stage.student.endswith(":teacher") else step
+    step += STEP["attention"] if "attention" in terms else 0.0
+    return (stage.train.steps or 0) * step * stage.train.batch / 32
+
+
+def flat_rows(group: str, cell: Cell, folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a run as the CSV holds them."""
+    setting = " ".join(f"{key}={value}" for key, value in cell.values.items())
+    for row in rows_of(cell, folder):
+        flat = row.flat()
+        yield {**{c: flat.get(c) for c in COLUMNS}, "group": group, "setting": setting}
+
+
+def appended(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add rows to a CSV file, with a head where it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, none where there is none."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny settings, results left alone")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("--summary", action="store_true", help="tables of the rows there are")
+    parser.add_argument("--minutes", type=float, default=115, help="begin no run after these")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
+    options = parser.parse_args()
+    if options.summary:
+        print(tables(read(RESULTS)))
+        return
+    plan = YAML(typ="safe", pure=True).load((HERE / "evidence.yaml").read_text(encoding="utf-8"))
+    groups = plan["quick"] if options.quick else plan["groups"]
+    chosen = {} if options.quick else plan["chosen"]
+    names: dict[str, str] = {}
+    cells: list[Cell] = []
+    for group in groups:
+        for cell in cells_of(group, chosen):
+            assert cell.name not in names, f"two runs of one name: {cell.name}"
+            cells.append(cell)
+            names[cell.name] = group["name"]
+    display = Display(Console(highlight=False, soft_wrap=True, stderr=options.json))
+    about = estimate(cells) / options.jobs / 60
+    display.line(f"{len(cells)} runs, about {about:.0f} minutes with {options.jobs} at a time")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "runs" if options.quick else options.runs.resolve()
+        results = Path(scratch) / RESULTS.name if options.quick else RESULTS
+        written = {row["run"] for row in read(results)}
+
+        def finished(cell: Cell) -> None:
+            rows = list(flat_rows(names[cell.name], cell, folder))
+            if cell.name not in written:
+                appended(results, rows)
+            for row in rows if options.json else ():
+                print(json.dumps(row), flush=True)
+
+        run_cells(
+            cells,
+            folder,
+            jobs=options.jobs,
+            display=display,
+            finished=finished,
+            deadline=time.monotonic() + 60 * options.minutes,
+        )
+        if not options.json:
+            print(tables(read(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""From the rows of the evidence to the tables of docs/evidence.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dominie.report.comparison import estimate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dominie.report.comparison import Estimate
+
+Row = dict[str, str]
+#: (group, setting) → model → seed → task → score
+Scores = dict[tuple[str, str], dict[str, dict[str, dict[str, float]]]]
+
+BASE = ("base", "")
+REFERENCE = "dae"
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """One table for every group and setting, in Markdown.
+
+    `gain` is a model's domain score above the student's as a share of the expert's, `kept` its
+    general score as a share of the student's; both run by run. Intervals are Student's 95 % over
+    seeds; differences are to `dae` of the same run, a star where the interval leaves zero out.
+    """
+    scores = _scores(rows)
+    return "\n\n".join(
+        f"### {' '.join(part for part in cell if part)}\n\n{_table(scores, cell, rows)}"
+        for cell in scores
+    )
+
+
+def _scores(rows: Sequence[Row]) -> Scores:
+    found: Scores = {}
+    for row in rows:
+        if row["task"] in ("general", "domain"):
+            cell = found.setdefault((row["group"], row["setting"]), {})
+            seeds = cell.setdefault(row["model"], {})
+            seeds.setdefault(row["seed"], {})[row["task"]] = float(row["score"])
+    return found
+
+
+def _table(scores: Scores, cell: tuple[str, str], rows: Sequence[Row]) -> str:
+    models, base = scores[cell], scores.get(BASE, {})
+    domain = any("domain" in tasks for seeds in models.values() for tasks in seeds.values())
+    head = ["model", "seeds", "general %", *(["domain %", "gain %", "kept %"] if domain else [])]
+    head += [f"general − {REFERENCE}", f"domain − {REFERENCE}"] if domain else []
+    head += ["tokens", "s"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for model, seeds in models.items():
+        cells = [model, str(len(seeds)), _percent(_over(seeds, "general"))]
+        if domain:
+            student, expert = (models.get(n) or base.get(n, {}) for n in ("distill", "expert"))
+            cells += [
+                _percent(_over(seeds, "domain")),
+                _percent(_ratio(seeds, "domain", student, expert)),
+                _percent(_ratio(seeds, "general", {}, student)),
+            ]
+            dae = models.get(REFERENCE) or base.get(REFERENCE, {})
+            cells += [_difference(seeds, dae, task) for task in ("general", "domain")]
+        lines.append(f"| {' | '.join([*cells, *_cost(rows, cell, model)])} |")
+    return "\n".join(lines)
+
+
+def _over(seeds: Mapping[str, Mapping[str, float]], task: str) -> Estimate | None:
+    values = [tasks[task] for tasks in seeds.values() if task in tasks]
+    return estimate(values) if values else None
+
+
+def _ratio(
+    seeds: Mapping[str, Mapping[str, float]],
+    task: str,
+    zero: Mapping[str, Mapping[str, float]],
+    one: Mapping[str, Mapping[str, float]],
+) -> Estimate | None:
+    """Where a score lies between that of `zero` (nothing, where empty) and that of `one`."""
+    values = []
+    for seed, tasks in seeds.items():
+        if task not in tasks or seed not in one or (zero and seed not in zero):
+            continue
+        low = zero[seed][task] if zero else 0.0
+        if span := one[seed][task] - low:
+            values.append((tasks[task] - low) / span)
+    return estimate(values) if values else None
+
+
+def _difference(
+    mine: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Mapping[str, float]], task: str
+) -> str:
+    if mine is theirs:
+        return "–"
+    values = [
+        tasks[task] - theirs[seed][task]
+        for seed, tasks in mine.items()
+        if task in tasks and task in theirs.get(seed, {})
+    ]
+    if not values:
+        return "–"
+    found = estimate(values)
+    half = "" if found.half is None else f" ±{100 * found.half:.1f}"
+    return f"{100 * found.mean:+.1f}{half}{'*' if found.sure else ''}"
+
+
+def _percent(found: Estimate | None) -> str:
+    if found is None:
+        return "–"
+    return f"{100 * found.mean:.1f}" + ("" if found.half is None else f" ±{100 * found.half:.1f}")
+
+
+def _cost(rows: Sequence[Row], cell: tuple[str, str], model: str) -> list[str]:
+    """Supervised tokens and seconds of the model's own stage, in the mean."""
+    mine = [r for r in rows if (r["group"], r["setting"], r["model"]) == (*cell, model)]
+    told = []
+    for column in ("tokens", "seconds"):
+        values = [float(row[column]) for row in mine if row[column]]
+        told.append(f"{sum(values) / len(values):,.0f}" if values else "–")
+    return told
