@@ -70,7 +70,8 @@ def rows(quick: bool) -> Iterator[Row]:
     """One row for each size of a batch."""
     sizes = [1, 4, 16] if quick else [1, 4, 16, 64] if GPU else [1, 4, 16, 32]
     count, new, rounds = (16, 8, 2) if quick else (max(sizes), 32, 3)
-    model = random_mistral(256, 4) if quick else random_mistral(2048 if GPU else 512, 16)
+    shape = (256, 4) if quick else (2048, 16) if GPU else (512, 8)
+    model = random_mistral(*shape)
     random = torch.Generator().manual_seed(1)
     lengths = torch.randint(20, 120, (count,), generator=random).tolist()
     prompts = [

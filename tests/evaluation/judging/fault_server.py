@@ -76,7 +76,10 @@ class Server:
             def do_POST(self) -> None:
                 outer._respond(self)
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Http(ThreadingHTTPServer):
+            request_queue_size = 128
+
+        self._http = Http(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self._http.handle_error = lambda *_: None  # a client that was killed is no news
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()

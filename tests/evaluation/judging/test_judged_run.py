@@ -297,9 +297,11 @@ def test_a_headline_needs_95_percent(serve, tmp_path, toy, finish):
     assert list(results) == ["alpaca"]
     server.behave = both
     before = dict(server.asked)
-    assert sorted(before.values())[-2:] == [3, 3]  # the two turns of that question, tried thrice
+    unscored = {key for key in before if "red 3" in key}
+    assert len(unscored) == 2  # the two turns of that question
+    assert all(before[key] >= 3 for key in unscored)  # tried thrice
     finish(recipe)
-    assert all(server.asked[key] == n + (n == 3) for key, n in before.items())
+    assert {key for key, n in before.items() if server.asked[key] > n} == unscored
     assert list(json.loads((run / "results.json").read_text())["toy"]) == ["mt", "alpaca"]
 
 
