@@ -2,14 +2,16 @@
 
 In the toy world a dense student is distilled for a while, and a sibling of it is tuned on the shop.
 From there the dense student itself and mixtures of two experts made of it in different ways learn
-the same conversations in the same order from the same teachers. Printed for each: exact match on
-both tasks, KL to the teacher on the general test split, and what became of the experts.
+the same conversations in the same order from the same teachers. Printed for each, on the held-out
+splits: KL to the teacher and agreement with it on general conversations, loss on the shop's, and
+what became of the experts.
 
-    python benchmarks/upcycle.py [--quick] [--json] [--seeds 0 1 2] [--runs DIR]
+    python benchmarks/upcycle.py [--quick] [--json] [--seeds 0 1 2] [--runs DIR [--finished]]
 
 `--quick` ends within 50 seconds on two cores and proves nothing. A full run writes a dated table to
 `benchmarks/results`, takes about 8 minutes a seed on an idle core, and goes on from what `--runs
-DIR` holds: seeds can be run one at a time, and the table is of all of them.
+DIR` holds: seeds can be run one at a time, and the table is of all models that are finished there;
+`--finished` trains no more.
 """
 
 from __future__ import annotations
@@ -46,8 +48,6 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "hidden-state gate": {"gate": "hidden_states", "source": "general"},
     "siblings": {"gate": "zeros", "siblings": ["sibling"]},
 }
-#: Of those whose tokens go to one expert; there is nothing to balance in the others.
-ROUTER = {"weight": 0.01, "z_weight": 0.001}
 
 
 def recipe(seed: int, quick: bool) -> dict[str, Any]:
@@ -64,7 +64,15 @@ def recipe(seed: int, quick: bool) -> dict[str, Any]:
         "checkpoint_every": 10_000,
         "log_every": max(1, steps // 5),
     }
-    lesson = {"teacher": "teacher", "data": mixed(), "train": {"steps": steps}}
+    # The general skills from the teacher, the shop from its conversations' answers.
+    lesson = {
+        "teacher": "teacher",
+        "data": {
+            "general": {"share": 0.8, "loss": {"prediction": 1.0}},
+            "domain": {"share": 0.2, "loss": {"next_token": 1.0}},
+        },
+        "train": {"steps": steps},
+    }
     stages: dict[str, Any] = {
         "teacher": {
             "student": "toyworld:teacher",
@@ -85,12 +93,8 @@ def recipe(seed: int, quick: bool) -> dict[str, Any]:
         key = slug(name)
         stages[f"made-{key}"] = {"upcycle": {"model": "start", "seed": seed, **how}}
         stages[key] = {"student": f"made-{key}", **lesson}
-        if how.get("experts_per_token") == 1:
-            stages[key]["data"] = mixed(router=ROUTER)
     fraction = {"validation_fraction": 0.1, "test_fraction": 0.2}
     rows = "?rows=240" if quick else ""
-    task = {"metric": "exact_match", "split": "test"}
-    scored = ["start", "sibling", "dense", *map(slug, chosen(quick))]
     return {
         "name": f"upcycle-{seed}",
         "data": {
@@ -100,28 +104,6 @@ def recipe(seed: int, quick: bool) -> dict[str, Any]:
         },
         "train": train,
         "stages": stages,
-        "evaluate": {
-            "models": {name: name for name in scored},
-            "tasks": {
-                "general": {"source": "general", **task},
-                "domain": {"source": "domain", **task},
-                "agreement": {
-                    "source": "general",
-                    "metric": "agreement",
-                    "teacher": "teacher",
-                    "split": "test",
-                },
-            },
-            "batch": 256,
-        },
-    }
-
-
-def mixed(**terms: Any) -> dict[str, Any]:
-    """What all of them learn: the general skills from the teacher, the shop from its answers."""
-    return {
-        "general": {"share": 0.8, "loss": {"prediction": 1.0, **terms}},
-        "domain": {"share": 0.2, "loss": {"next_token": 1.0, **terms}},
     }
 
 
@@ -135,25 +117,25 @@ def slug(name: str) -> str:
     return name.replace(", ", "-").replace(" ", "-")
 
 
-def measured(run: Path, seed: int, quick: bool) -> Iterator[dict[str, Any]]:
-    """One row for each model that was trained."""
-    results = json.loads((run / "results.json").read_text())
-    rows = _test_rows(run)
-    for name in ("start", "sibling", "dense", *chosen(quick)):
-        scores = results[slug(name)]
-        row = {
-            "seed": seed,
-            "model": name,
-            "general": scores["general"]["score"],
-            "domain": scores["domain"]["score"],
-            "kl": scores["agreement"]["kl"],
+def measured(run: Path, seed: int) -> Iterator[dict[str, Any]]:
+    """One row for each model that is finished."""
+    rows = _held_out_rows(run)
+    for name in ("start", "sibling", "dense", *MIXTURES):
+        stage = run / slug(name)
+        if not (stage / "model" / "config.json").exists():
+            continue
+        lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+        last = [line["evaluation"] for line in lines if "evaluation" in line][-1]
+        row = {"seed": seed, "model": name, "domain": last["domain"]["next_token"]}
+        row |= {
+            key: last["general"][key] for key in ("divergence", "agreement") if name != "sibling"
         }
         if name in MIXTURES:
-            row |= experts(run / slug(name) / "model", rows)
+            row |= experts(stage / "model", rows)
         yield row
 
 
-def _test_rows(run: Path) -> list[Any]:
+def _held_out_rows(run: Path) -> list[Any]:
     """Some conversations of both sources' test splits, tokenised by the run."""
     found: list[Any] = []
     for file in sorted((run / "rows").rglob("test.arrow")):
@@ -205,16 +187,13 @@ def _apart(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / ((one + other) / 2).norm())
 
 
-def run_seed(seed: int, runs: Path, quick: bool) -> list[dict[str, Any]]:
-    """Train and score everything of a seed, or what is left of it."""
-    path = runs / f"upcycle-{seed}.yaml"
-    path.write_text(json.dumps(recipe(seed, quick), indent=1))  # JSON is YAML
-    done = runs / f"upcycle-{seed}.jsonl"
-    if not done.exists():
-        folder = run_recipe(load_recipe(path), runs, Display(_quiet()))
-        lines = [json.dumps(row) + "\n" for row in measured(folder, seed, quick)]
-        done.write_text("".join(lines))
-    return [json.loads(line) for line in done.read_text().splitlines()]
+def run_seed(seed: int, runs: Path, quick: bool, finished: bool) -> Iterator[dict[str, Any]]:
+    """Train what is left of a seed, unless only what is finished is wanted; its rows."""
+    if not finished:
+        path = runs / f"upcycle-{seed}.yaml"
+        path.write_text(json.dumps(recipe(seed, quick), indent=1))  # JSON is YAML
+        run_recipe(load_recipe(path), runs, Display(_quiet()))
+    return measured(runs / f"upcycle-{seed}", seed)
 
 
 def _quiet() -> Any:
@@ -226,19 +205,25 @@ def _quiet() -> Any:
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
     """One row a model: means over seeds, with their standard deviations."""
     columns = {
-        "general, %": ("general", 100, 1),
-        "domain, %": ("domain", 100, 1),
-        "KL, nats": ("kl", 1, 3),
+        "KL, nats": ("divergence", 1, 3),
         "KL, of dense": ("of_dense", 1, 3),
-        "weights apart": ("weights", 1, 3),
-        "outputs apart": ("outputs", 1, 3),
-        "router entropy": ("entropy", 1, 3),
-        "least load": ("load", 1, 3),
+        "agreement, %": ("agreement", 100, 1),
+        "loss on the shop": ("domain", 1, 3),
+        "weights apart": ("weights", 1, 2),
+        "outputs apart": ("outputs", 1, 2),
+        "router entropy": ("entropy", 1, 2),
+        "least load": ("load", 1, 2),
     }
-    dense = {row["seed"]: row["kl"] for row in rows if row["model"] == "dense"}
-    rows = [{**row, "of_dense": row["kl"] / dense[row["seed"]]} for row in rows]
+    dense = {row["seed"]: row["divergence"] for row in rows if row["model"] == "dense"}
+    rows = [
+        {**row, "of_dense": row["divergence"] / dense[row["seed"]]}
+        if "divergence" in row and row["seed"] in dense
+        else row
+        for row in rows
+    ]
     made = []
-    for name in dict.fromkeys(row["model"] for row in rows):
+    order = ("start", "sibling", "dense", *MIXTURES)
+    for name in sorted({row["model"] for row in rows}, key=order.index):
         own = [row for row in rows if row["model"] == name]
         cells: dict[str, object] = {"model": name, "seeds": len(own)}
         for title, (key, scale, digits) in columns.items():
@@ -258,19 +243,17 @@ def main() -> None:
     parser = _results.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, help="where runs are kept and gone on with")
+    parser.add_argument("--finished", action="store_true", help="train no more")
     options = parser.parse_args()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         runs = options.runs or Path(scratch)
         runs.mkdir(parents=True, exist_ok=True)
         seeds = options.seeds[:1] if options.quick else options.seeds
-        made = (row for seed in seeds for row in run_seed(seed, runs, options.quick))
-        rows = [
-            row for part in _results.gathered(made, as_json=options.json).values() for row in part
-        ]
-        if not options.quick:  # the table is of everything there is
-            files = sorted(runs.glob("upcycle-*.jsonl"))
-            rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        made = (
+            row for seed in seeds for row in run_seed(seed, runs, options.quick, options.finished)
+        )
+        (rows,) = _results.gathered(made, as_json=options.json).values()
     note = (
         "Mean over seeds ± their standard deviation. All learn the same conversations in the same\n"
         "order; `weights apart` and the columns after it are of the experts, see `experts` in the\n"
