@@ -1,0 +1,59 @@
+"""The application, and the arguments that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import dominie
+
+app = typer.Typer(
+    name="dominie",
+    help="Train small language models from large ones; align them to a domain without forgetting.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.", show_default=False)
+]
+OptionalRecipeArgument = Annotated[
+    Path | None, typer.Argument(metavar="RECIPE", help="A recipe.", show_default=False)
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Values that replace the recipe's: stages.align.train.epochs=1",
+        show_default=False,
+    ),
+]
+RunsOption = Annotated[
+    Path, typer.Option("--runs", metavar="DIR", help="Where run folders are made.")
+]
+OnlyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--only",
+        metavar="MODEL,…",
+        help="Score these models of `evaluate` alone, and train the stages they need.",
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+) -> None:
+    if version:
+        typer.echo(f"dominie {dominie.__version__}")
+        raise typer.Exit

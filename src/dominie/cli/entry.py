@@ -1,0 +1,84 @@
+"""Runs the command line: every error becomes one message and an exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from types import FrameType
+from typing import NoReturn
+
+from dominie.cli.app import app
+from dominie.errors import DominieError
+
+
+class _Stopped(BaseException):
+    """A signal came. No `Exception`, so that nothing on its way mistakes it for a failure."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+def _stop(signum: int, _: FrameType | None) -> None:
+    raise _Stopped(signum)
+
+
+def main() -> None:
+    """Run the command line; every error becomes one message and an exit status."""
+    debug = "--debug" in sys.argv
+    if debug:  # wherever it stands
+        sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGINT, signal.SIGTERM):  # while a stage trains, it listens itself
+            signal.signal(signum, _stop)
+    try:
+        status = app(prog_name="dominie", standalone_mode=False)
+    except _Stopped as stopped:
+        name = signal.Signals(stopped.signum).name
+        _fail(f"interrupted by {name}; what was done is kept", 128 + stopped.signum, debug)
+    except DominieError as error:
+        _fail(str(error), error.exit_status, debug)
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if (show := getattr(error, "show", None)) is not None:  # click's usage errors
+            show()
+            _hint_at_override(error)
+            sys.exit(2)
+        _fail(_unforeseen(error), 1, debug)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _unforeseen(error: Exception) -> str:
+    """The message of an error that nobody put into words."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}\n  do        {_ADVICE['OSError']}"
+    kind = type(error).__name__
+    advice = _ADVICE.get(kind, "run again with --debug and report this")
+    return f"{kind}: {error}\n  do        {advice}"
+
+
+_ADVICE = {
+    "SafetensorError": "make room; the same command goes on from what is done",
+    "OSError": "make room or mend permissions; the same command goes on from what is done",
+    "OutOfMemoryError": "lower train.micro_batch or train.max_length, "
+    "or set train.gradient_checkpointing=true",
+}
+
+
+def _hint_at_override(error: Exception) -> None:
+    """Overrides are written without dashes, which those of many other programs have."""
+    name = str(getattr(error, "option_name", "")).lstrip("-")
+    if "." in name:
+        print(f"  do        write overrides without dashes: {name}=VALUE", file=sys.stderr)
+
+
+def _fail(message: str, status: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,60 @@
+"""Where words go: to a person, or out of the way of JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from dominie.display import Display
+
+
+def only_json(as_json: bool) -> contextlib.AbstractContextManager[object]:
+    """Within, what libraries print goes to stderr where stdout is for JSON."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+
+
+def shown_on(as_json: bool) -> Display:
+    """Where words go: stdout, or stderr when stdout is for JSON."""
+    from rich.console import Console
+
+    from dominie.display import Display
+
+    _quiet_libraries()
+    return Display(Console(stderr=as_json, highlight=False, soft_wrap=True))
+
+
+def _quiet_libraries() -> None:
+    """Keep other people's progress bars and advice out of ours."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def conclude(folder: Path, display: Display, as_json: bool) -> None:
+    """What was made, where, and the next thing to do."""
+    from dominie.report import results_table
+
+    if as_json:
+        results = folder / "results.json"
+        found: Any = json.loads(results.read_text()) if results.exists() else {}
+        typer.echo(json.dumps({"run": str(folder), "results": found}))
+        return
+    if (folder / "results.json").exists():
+        display.console.print(results_table(folder))
+    display.line(f"models  {folder}/*/model")
+    display.line(f"report  {folder / 'report.html'}")

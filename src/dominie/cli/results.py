@@ -1,0 +1,92 @@
+"""Verbs for what came of it: evaluate, report, compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dominie.cli.app import JsonOption, OptionalRecipeArgument, OverridesArgument, RunsOption, app
+from dominie.cli.output import conclude, shown_on
+
+
+@app.command()
+def evaluate(
+    recipe: OptionalRecipeArgument = None,
+    overrides: OverridesArgument = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+    from_annotations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="No recipe: win rates of an AlpacaEval annotation file.",
+            show_default=False,
+        ),
+    ] = None,
+    difficulty: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With it: AlpacaEval's df_gamed.csv, for length control as upstream.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Score a recipe's models on its tasks, without training."""
+    if (recipe is None) == (from_annotations is None):
+        raise typer.BadParameter("one of the two: RECIPE, or --from-annotations FILE")
+    if difficulty is not None and from_annotations is None:
+        raise typer.BadParameter("--difficulty goes with --from-annotations")
+    display = shown_on(as_json)
+    if from_annotations is not None:
+        from dominie.judged_scores import annotated_win_rates
+
+        told = annotated_win_rates(from_annotations, difficulty, display)
+        if as_json:
+            typer.echo(json.dumps(told))
+        return
+    from dominie.pipeline import evaluate_recipe
+    from dominie.recipe import load_recipe
+
+    assert recipe is not None, "checked above"
+    folder = evaluate_recipe(load_recipe(recipe, overrides or ()), runs, display)
+    conclude(folder, display, as_json)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, runs/NAME.")],
+) -> None:
+    """Write a run's report again from what lies in its folder."""
+    from dominie.report import write_report
+
+    typer.echo(write_report(run_folder))
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="Folders of runs.", show_default=False)
+    ],
+    x: Annotated[str | None, typer.Option("--x", metavar="TASK", help="The task across.")] = None,
+    y: Annotated[str | None, typer.Option("--y", metavar="TASK", help="The task upwards.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="MODEL", help="Show paired differences to this model."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page to write.")] = Path(
+        "compare.html"
+    ),
+) -> None:
+    """Draw the models of several runs on the plane of two tasks, with their Pareto front."""
+    from rich.console import Console
+
+    from dominie.report import compare_runs, comparison_table, write_comparison
+
+    comparison = compare_runs(runs, across=x, upwards=y, against=against)
+    write_comparison(comparison, out)
+    Console(highlight=False, soft_wrap=True).print(comparison_table(comparison))
+    typer.echo(f"plane  {out}")
