@@ -60,7 +60,7 @@ class Shards:
     """The rows of a folder by key, read where they lie.
 
     Every byte is read once, when the folder is opened, and compared with the shard's checksum:
-    about a second for a gigabyte.
+    two to five seconds for a gigabyte.
 
     Args:
         folder: where the shards are.
