@@ -67,7 +67,9 @@ def sweep_recipe(
         by_cell[cell.name] = rows_of(cell, folder)
         write_csv([row for c in cells for row in by_cell.get(c.name, [])], folder / "results.csv")
 
-    run_cells(cells, folder, jobs=jobs or _cores(), display=display, finished=finished)
+    run_cells(
+        cells, folder, jobs=_cores() if jobs is None else jobs, display=display, finished=finished
+    )
     rows = [row for cell in cells for row in by_cell[cell.name]]
     best = best_cells(rows, best_by) if best_by else {}
     keys = list(cells[0].values)
