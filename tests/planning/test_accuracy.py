@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 def test_measured_memory_is_the_planned_one_within_a_tenth():
     command = [sys.executable, str(ROOT / "benchmarks" / "plan.py"), "--json", "--no-file"]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
-    rows = [json.loads(line) for line in said.stdout.splitlines()]
+    lines = said.stdout.splitlines()  # DeepSpeed, where it is installed, speaks there too
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
     assert len(rows) >= 3
     for row in rows:
         assert row["measured_gb"] > 1.0, row
