@@ -108,8 +108,9 @@ def run_folder(recipe: Path) -> Path:
 def faulty(asked) -> Answer:
     """Every other request goes wrong at first; only a judge that talks nonsense is paid for it."""
     kind = zlib.crc32(asked.text.encode()) % 12
-    if asked.before == 0 and kind < 5:
-        hanging = Answer(body="late", hang=1.5)
+    rarely = zlib.crc32(asked.text.encode()[::-1]) % 8 == 0  # a time-out takes its time
+    if asked.before == 0 and kind < 5 and (kind != 2 or rarely):
+        hanging = Answer(body="late", hang=11.0)
         cut = Answer(body=grade(asked).body, cut=True)
         return [Answer(429, "", {"retry-after": "0.01"}), Answer(500), hanging, cut, Answer(503)][
             kind
@@ -121,7 +122,7 @@ def faulty(asked) -> Answer:
 
 def test_80_questions_killed_twice_no_call_paid_twice_and_none_lost(serve, tmp_path, finish):
     server = serve(faulty)
-    there = {"endpoint": server.url, "concurrency": 8, "backoff": 0.01, "timeout": 1.0}
+    there = {"endpoint": server.url, "concurrency": 8, "backoff": 0.01, "timeout": 10.0}
     recipe = write_recipe(
         tmp_path / "mt.yaml",
         {
@@ -155,7 +156,7 @@ def test_80_questions_killed_twice_no_call_paid_twice_and_none_lost(serve, tmp_p
     useful = [text for text in answered + judged if "[[99]]" not in text]
     assert len(useful) == len(server.paid)  # and not one of them twice
     assert len(useful) < len(answered + judged), "nonsense was paid for, once, and asked again"
-    assert sum(server.asked.values()) > 1.3 * len(useful), "most faults were met"
+    assert sum(server.asked.values()) > 1.2 * len(useful), "most faults were met"
     lines = (run / "evaluation" / "it" / "mt" / "answers.jsonl").read_text().splitlines()
     answers = [json.loads(line) for line in lines]
     assert [a["question_id"] for a in answers] == list(range(81, 161))
