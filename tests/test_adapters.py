@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 MINI = Path(__file__).parent / "recipes" / "mini.yaml"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 ADAPTERS = [
@@ -24,6 +26,7 @@ def dominie(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.full
 def test_student_reference_and_expert_are_adapters_over_one_base(tmp_path):
     arguments = ["run", MINI, *ADAPTERS, TASKS, "--only", "align"]
     done = dominie(*arguments, cwd=tmp_path)

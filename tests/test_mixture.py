@@ -90,6 +90,7 @@ def test_a_run_makes_and_teaches_mixtures(finished):
     assert set(json.loads((run / "results.json").read_text())) == {"two", "distill", "align"}
 
 
+@pytest.mark.full
 def test_one_that_was_cut_off_ends_in_the_same_weights(finished, tmp_path):
     (tmp_path / "mixture.yaml").write_text(RECIPE)
     run, whole = tmp_path / "runs" / "mixture", finished[0] / "runs" / "mixture"

@@ -14,7 +14,7 @@ def test_only_the_first_rank_evaluates(tmp_path, monkeypatch, rank, evaluations)
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
     done: list[str] = []
-    monkeypatch.setattr(pipeline, "run_stages", lambda *_: {})
+    monkeypatch.setattr(pipeline, "run_stages", lambda *_, **__: {})
     monkeypatch.setattr(pipeline, "evaluate", lambda *_: done.append("evaluated"))
     monkeypatch.setattr(pipeline, "write_report", lambda _: done.append("reported"))
     recipe = tmp_path / "r.yaml"

@@ -93,6 +93,7 @@ def test_gain_and_kept_are_shares_run_by_run():
     assert "50.0 ±0.0" in noise, "student and expert are those of the base where it has none"
 
 
+@pytest.mark.full
 def test_the_path_runs_in_seconds(tmp_path):
     """Two runs of a baseline recipe, teacher to scores, over the sweep's own machinery."""
     done = subprocess.run(

@@ -50,6 +50,7 @@ def test_a_sweep_that_cannot_be_run_says_so_before_it_begins(tmp_path, arguments
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.full
 def test_a_sweep_ends_what_it_can_and_goes_on_from_there(tmp_path):
     broken = dominie(
         "sweep", MINI, *SMALL, "--over", f"{RATE}=2e-3,1e30", "--jobs", 2, cwd=tmp_path
@@ -94,6 +95,7 @@ def test_a_sweep_ends_what_it_can_and_goes_on_from_there(tmp_path):
     assert time.monotonic() - started < 40
 
 
+@pytest.mark.full
 def test_a_stage_taken_over_is_the_stage_that_would_have_been_trained(tmp_path):
     for name in ("one", "two"):
         done = dominie("run", MINI, *SMALL, "--reuse", f"name={name}", cwd=tmp_path)

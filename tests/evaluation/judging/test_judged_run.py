@@ -120,6 +120,7 @@ def faulty(asked) -> Answer:
     return Answer(**{**grade(asked).__dict__, "hang": 0.02})
 
 
+@pytest.mark.full
 def test_80_questions_killed_twice_no_call_paid_twice_and_none_lost(serve, tmp_path, finish):
     server = serve(faulty)
     there = {"endpoint": server.url, "concurrency": 8, "backoff": 0.01, "timeout": 10.0}
