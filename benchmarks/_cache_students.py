@@ -328,7 +328,7 @@ def paired(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         summary.append(
             {
                 "way": name,
-                "bytes": statistics.mean(row["bytes"] for row in own),
+                "bytes": round(statistics.mean(row["bytes"] for row in own), 1),
                 "kl": round(statistics.mean(row["kl"] for row in own), 4),
                 "kl_excess_percent": round(mean, 2),
                 "interval_percent": f"{mean - half:+.2f} … {mean + half:+.2f}",
