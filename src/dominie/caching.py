@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dominie.data.mixing import Mix
 from dominie.data.shards import ShardWriter, take_over
 from dominie.data.tokenizers import tokenizer_fingerprint
 from dominie.display import Advance, Display
@@ -277,17 +276,8 @@ def _visited(prepared: PreparedTraining) -> dict[str, list[int]] | None:
     many = course.steps * settings.batch >= 2 * sum(course.sizes.values())
     if many or settings.mixing == "micro_batches":  # whose order depends on the number of ranks
         return None
-    mix = Mix(
-        course.sizes,
-        course.shares,
-        batch=settings.batch,
-        micro_batch=settings.batch,
-        steps=course.steps,
-        seed=settings.seed,
-        mixing=settings.mixing,
-    )
     seen: list[set[int]] = [set() for _ in taught]
-    for step in mix:
+    for step in course.mix(settings, micro_batch=settings.batch):
         for source, row in step:
             seen[source].add(row)
     return {lesson.name: sorted(rows) for lesson, rows in zip(taught, seen, strict=True)}

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from dominie.disk import sync
 from dominie.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ class _OpenShard:
         os.fsync(self._file.fileno())
         self.path.rename(self.path.with_name(_name(self.path)))
         self._file.close()
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
 
 def take_over(
@@ -288,14 +289,6 @@ def _name(path: Path) -> str:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
                 checksum.update(whole)
     return f"shard-{checksum.hexdigest()}.arrow"
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -15,16 +15,15 @@ def check_same_tokens(student: Any, teacher: Any, *, where: str) -> None:
     Raises:
         InputError: names an id and what each side takes it for.
     """
-    if differing := differing_ids(student, teacher):
-        index = differing[0]
-        raise InputError(
-            "student and teacher disagree on what token ids mean",
-            where=where,
-            expected=f"id {index} to be {_token(student, index)}, as in the student's tokenizer",
-            found=f"{_token(teacher, index)} ({len(differing)} ids differ)",
-            do="choose a teacher with the student's tokenizer; where only the order differs, "
-            "map it: models: {NAME: {path: …, map_tokens: true}}",
-        )
+    _refuse_differing(
+        student,
+        teacher,
+        "student and teacher disagree on what token ids mean",
+        where=where,
+        whose="the student's",
+        do="choose a teacher with the student's tokenizer; where only the order differs, "
+        "map it: models: {NAME: {path: …, map_tokens: true}}",
+    )
 
 
 def check_one_tokenizer(first: Any, other: Any, *, where: str) -> None:
@@ -33,15 +32,14 @@ def check_one_tokenizer(first: Any, other: Any, *, where: str) -> None:
     Raises:
         InputError: names an id and what each model takes it for.
     """
-    if differing := differing_ids(first, other):
-        index = differing[0]
-        raise InputError(
-            "models of different tokenizers cannot be made one",
-            where=where,
-            expected=f"id {index} to be {_token(first, index)}, as in the first model's tokenizer",
-            found=f"{_token(other, index)} ({len(differing)} ids differ)",
-            do="name models that were trained from one model",
-        )
+    _refuse_differing(
+        first,
+        other,
+        "models of different tokenizers cannot be made one",
+        where=where,
+        whose="the first model's",
+        do="name models that were trained from one model",
+    )
 
 
 def differing_ids(one: Any, other: Any) -> list[int]:
@@ -98,6 +96,19 @@ def check_vocabulary(config: Any, highest_id: int, *, where: str) -> None:
             expected=f"token ids below {config.vocab_size} (vocab_size)",
             found=f"id {highest_id} in the data",
             do="use the model's own tokenizer, or resize the model's embeddings first",
+        )
+
+
+def _refuse_differing(one: Any, other: Any, what: str, *, where: str, whose: str, do: str) -> None:
+    """Name the first id that two tokenizers take for different tokens, if there is one."""
+    if differing := differing_ids(one, other):
+        index = differing[0]
+        raise InputError(
+            what,
+            where=where,
+            expected=f"id {index} to be {_token(one, index)}, as in {whose} tokenizer",
+            found=f"{_token(other, index)} ({len(differing)} ids differ)",
+            do=do,
         )
 
 

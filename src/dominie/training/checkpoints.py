@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dominie.disk import sync
 from dominie.errors import DominieError, RunError
 
 _MANIFEST = "manifest.json"
@@ -26,10 +26,10 @@ def publish(scratch: Path, folder: Path) -> None:
     """
     for path in sorted(scratch.rglob("*")):
         if path.is_file():
-            _sync(path)
+            sync(path)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 @contextlib.contextmanager
@@ -126,11 +126,3 @@ def _by_step(folder: Path) -> list[Path]:
         (int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))
     ]
     return [path for _, path in sorted(found)]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -167,6 +167,18 @@ class Course:
     steps: int
     epochs: float
 
+    def mix(self, settings: TrainSettings, *, micro_batch: int) -> Mix:
+        """The order in which the stage comes by its conversations."""
+        return Mix(
+            self.sizes,
+            self.shares,
+            batch=settings.batch,
+            micro_batch=micro_batch,
+            steps=self.steps,
+            seed=settings.seed,
+            mixing=settings.mixing,
+        )
+
 
 def course_of(taught: Sequence[Lessons], settings: TrainSettings) -> Course:
     """The course of a stage that teaches these lessons."""
@@ -210,15 +222,7 @@ def _trainer(
         model,
         arguments,
         rows=MixedRows([lesson.train for lesson in lessons]),
-        mix=Mix(
-            course.sizes,
-            course.shares,
-            batch=settings.batch,
-            micro_batch=arguments.per_device_train_batch_size,
-            steps=course.steps,
-            seed=settings.seed,
-            mixing=settings.mixing,
-        ),
+        mix=course.mix(settings, micro_batch=arguments.per_device_train_batch_size),
         collator=collator,
         teacher=teacher,
         meter=Meter(names, weighed),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dominie.evaluation.judging.prompts import Prompt
 
 _SYSTEM = (
@@ -29,16 +31,22 @@ def _block(title: str, field: str) -> str:
     return f"<<<{title}>>>\n{{{field}}}\n<<<end: {title}>>>"
 
 
-def rating_prompt(*, reference: bool, turns: int) -> Prompt:
-    """For one answer, or for the second of two, graded alone."""
-    several = turns > 1
+def _dialogue(answers: Mapping[str, str], *, reference: bool, turns: int) -> list[str]:
+    """Questions, references and answers, turn by turn; answers are fields by their titles."""
     blocks = []
     for turn in range(1, turns + 1):
-        suffix, nth = (f"_{turn}", f" {turn}") if several else ("", "")
+        suffix, nth = (f"_{turn}", f" {turn}") if turns > 1 else ("", "")
         blocks.append(_block(f"question{nth}", f"question{suffix}"))
         if reference:
             blocks.append(_block(f"reference answer{nth}", f"ref_answer_{turn}"))
-        blocks.append(_block(f"answer{nth}", f"answer{suffix}"))
+        blocks += [_block(f"{title}{nth}", f"{field}{suffix}") for title, field in answers.items()]
+    return blocks
+
+
+def rating_prompt(*, reference: bool, turns: int) -> Prompt:
+    """For one answer, or for the second of two, graded alone."""
+    several = turns > 1
+    blocks = _dialogue({"answer": "answer"}, reference=reference, turns=turns)
     ask = "Grade answer 2, with what was said before in mind. " if several else "Grade the answer. "
     name = "own-rating" + ("-reference" if reference else "") + ("-2" if several else "")
     return Prompt(name, "\n\n".join([*blocks, ask + _RATE]), _SYSTEM, "rating")
@@ -47,13 +55,8 @@ def rating_prompt(*, reference: bool, turns: int) -> Prompt:
 def comparison_prompt(*, reference: bool, turns: int) -> Prompt:
     """For the answers of two models to a question, or to the second of two."""
     several = turns > 1
-    blocks = []
-    for turn in range(1, turns + 1):
-        suffix, nth = (f"_{turn}", f" {turn}") if several else ("", "")
-        blocks.append(_block(f"question{nth}", f"question{suffix}"))
-        if reference:
-            blocks.append(_block(f"reference answer{nth}", f"ref_answer_{turn}"))
-        blocks += [_block(f"answer {side.upper()}{nth}", f"answer_{side}{suffix}") for side in "ab"]
+    answers = {"answer A": "answer_a", "answer B": "answer_b"}
+    blocks = _dialogue(answers, reference=reference, turns=turns)
     ask = "Compare answers A 2 and B 2. " if several else "Compare answers A and B. "
     name = "own-comparison" + ("-reference" if reference else "") + ("-2" if several else "")
     return Prompt(name, "\n\n".join([*blocks, ask + _COMPARE]), _SYSTEM, "letter")
