@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from small_png import make_small
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUIET = (
     "--headless",
@@ -63,7 +65,7 @@ def main() -> None:
     parser.add_argument("report", type=Path, help="the report.html of a run")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="the folder")
     parser.add_argument("--width", type=int, default=1280, help="CSS pixels")
-    parser.add_argument("--height", type=int, default=1220, help="CSS pixels")
+    parser.add_argument("--height", type=int, default=940, help="CSS pixels")
     parser.add_argument("--scale", type=float, default=1.5, help="pixels to a CSS pixel")
     arguments = parser.parse_args()
     if not arguments.report.is_file():
@@ -72,7 +74,8 @@ def main() -> None:
         picture = arguments.to / name
         size = (arguments.width, arguments.height)
         take_picture(arguments.report, picture, theme=theme, size=size, scale=arguments.scale)
-        print(picture)
+        make_small(picture)
+        print(f"{picture}: {picture.stat().st_size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

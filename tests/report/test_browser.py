@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
+import html as html_module
+import importlib
+import json
+import re
 import shutil
-import struct
 import subprocess
-import zlib
+import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 from run_folders import judged
 
@@ -18,20 +20,13 @@ from dominie.report import write_report
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = (
-    "results", "judged", "plane", "curves", "families", "samples", "stages", "data", "recipe"
+    "opening", "results", "judged", "curves", "families", "samples", "stages", "data", "recipe"
 )  # fmt: skip
 
 
-def taker() -> Any:
-    spec = importlib.util.spec_from_file_location("screenshot", ROOT / "docs" / "screenshot.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-screenshot = taker()
+sys.path.insert(0, str(ROOT / "docs"))
+screenshot = importlib.import_module("screenshot")
+small_png = importlib.import_module("small_png")
 pytestmark = [
     pytest.mark.full,
     pytest.mark.skipif(
@@ -46,35 +41,10 @@ def report(tmp_path_factory) -> Path:
 
 
 def colours(picture: Path) -> Counter[bytes]:
-    """How many pixels there are of each colour: an 8-bit PNG without interlace, unfiltered."""
-    data, chunks, header = picture.read_bytes()[8:], b"", (0, 0, 0, 0)
-    while data:
-        (length,), kind = struct.unpack(">I", data[:4]), data[4:8]
-        if kind == b"IHDR":
-            header = struct.unpack(">IIBB", data[8:18])
-        if kind == b"IDAT":
-            chunks += data[8 : 8 + length]
-        data = data[12 + length :]
-    wide, high, _, kind_of = header
-    step = {2: 3, 6: 4}[kind_of]
-    raw, above, found = zlib.decompress(chunks), bytearray(wide * step), Counter[bytes]()
-    for y in range(high):
-        at = y * (wide * step + 1)
-        row = bytearray(raw[at + 1 : at + 1 + wide * step])
-        unfilter(raw[at], row, above, step)
-        found.update(bytes(row[x : x + 3]) for x in range(0, len(row), step))
-        above = row
-    return found
-
-
-def unfilter(kind: int, row: bytearray, above: bytearray, step: int) -> None:
-    """PNG's five filters (ISO 15948, section 9)."""
-    for i in range(len(row)) if kind else ():
-        left = row[i - step] if i >= step else 0
-        corner = above[i - step] if i >= step else 0
-        guess = left + above[i] - corner
-        nearest = min((left, above[i], corner), key=lambda value: abs(guess - value))
-        row[i] = (row[i] + (0, left, above[i], (left + above[i]) // 2, nearest)[kind]) % 256
+    """How many pixels there are of each colour."""
+    pixels = small_png.read_pixels(picture).reshape(-1, 3)
+    found, counts = np.unique(pixels, axis=0, return_counts=True)
+    return Counter({bytes(c): int(n) for c, n in zip(found, counts, strict=True)})
 
 
 def test_the_console_stays_empty_and_the_script_runs(report, tmp_path):
@@ -88,13 +58,40 @@ def test_the_console_stays_empty_and_the_script_runs(report, tmp_path):
         assert f'<section id="{section}"' in done.stdout
 
 
+_KEYS = """
+const figure = document.querySelector("#curves figure"), chart = figure.querySelector("svg");
+const told = () => [...figure.querySelectorAll(".last, .step")].map((each) => each.textContent);
+const key = (name) => chart.dispatchEvent(new KeyboardEvent("keydown", { key: name }));
+const seen = [told()];
+for (const name of ["Home", "ArrowRight", "Escape"]) { key(name); seen.push(told()); }
+document.title = JSON.stringify([chart.tabIndex, ...seen]);
+"""
+
+
+def test_curves_are_read_with_the_arrow_keys(report, tmp_path):
+    html = re.sub(r"<meta http-equiv[^>]*>", "", report.read_text(encoding="utf-8"))
+    page = tmp_path / "page.html"
+    page.write_text(html.replace("</body>", f"<script>{_KEYS}</script></body>"), encoding="utf-8")
+    command = [screenshot.browser(), *screenshot.QUIET, f"--user-data-dir={tmp_path}/profile"]
+    command += ["--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None
+    tab, rest, first, second, last = json.loads(html_module.unescape(title[1]))
+    assert tab == 0
+    assert first[0].startswith("step ")
+    assert float(first[1]) > float(rest[1]), "a loss falls"
+    assert second[0] != first[0]
+    assert last == rest, "the keyboard can leave as well"
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_section_is_drawn_on_the_theme_s_paper(report, tmp_path, theme):
     html, ink = report.read_text(encoding="utf-8"), {}
     for section in ("", *SECTIONS):  # one at a time, and first none: the frame of the page
         others = ", ".join(f"#{name}" for name in SECTIONS if name != section)
         page, picture = tmp_path / f"{section}.html", tmp_path / f"{section}.png"
-        page.write_text(html.replace("</style>", f"{others}, .opening {{ display: none }}</style>"))
+        page.write_text(html.replace("</style>", f"{others} {{ display: none }}</style>"))
         screenshot.take_picture(page, picture, theme=theme, size=(1000, 500), scale=0.5)
         found = colours(picture)
         paper, count = found.most_common(1)[0]

@@ -77,6 +77,30 @@ def test_a_strip_stays_within_its_ends(score, ends):
         float(value)
         for shape in strip
         for key, value in shape.attrib.items()
-        if key in ("x1", "x2", "cx")
+        if key in ("x1", "x2", "x")
     ]
     assert all(4 <= place <= 116 for place in places)
+    assert all(float(shape.attrib.get("width", 0)) >= 0 for shape in strip)
+
+
+def test_a_line_says_how_to_read_values_off_its_path():
+    lines = [Series("a", [(0, 8.0), (10, 2.0)], "c0"), Series("b", [(0, 4.0), (10, 4.0)], "c1")]
+    chart = ElementTree.fromstring(line_chart("loss", lines))
+    low, high, start, end = map(float, chart.attrib["data-y"].split())
+    read = {}
+    for path in chart.iter("path"):
+        ys = [float(pair.split()[1]) for pair in re.findall(r"[\d.]+ [\d.]+", path.attrib["d"])]
+        read[path.attrib["data-line"]] = [
+            low + (y - start) / (end - start) * (high - low) for y in ys
+        ]
+    assert read["0"] == pytest.approx([8.0, 2.0], rel=1e-2)
+    assert read["1"] == pytest.approx([4.0, 4.0], rel=1e-2)
+
+
+def test_an_axis_can_be_asked_to_span_more():
+    line = Series("a", [(0, 1.0), (10, 0.9)], "c0")
+    wide = ElementTree.fromstring(line_chart("loss", [line], spanned=[0.01, 8.0]))
+    low, high, *_, kind = wide.attrib["data-y"].split()
+    assert float(low) <= 0.01
+    assert float(high) >= 8.0
+    assert kind == "log"

@@ -67,6 +67,10 @@ def page_of(run) -> Page:
     return page
 
 
+def figures(page: Page) -> list[str]:
+    return [attributes.get("id") for attributes in page.all("figure")]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return quickstart(tmp_path_factory.mktemp("runs"))
@@ -86,8 +90,8 @@ def test_every_part_is_there(page):
     assert "align keeps" in page.words
     sections = [attributes["id"] for attributes in page.all("section")]
     assert sections == [
+        "opening",
         "results",
-        "plane",
         "curves",
         "families",
         "samples",
@@ -96,6 +100,7 @@ def test_every_part_is_there(page):
         "recipe",
     ]
     assert len([svg for svg in page.all("svg") if svg.get("class") == "chart"]) == 5 + 5 + 2
+    assert "plane" in figures(page)
     assert "share: 0.9, teacher: distill" in page.words
     assert "2.13.0+cpu" in page.words
 
@@ -131,6 +136,38 @@ def test_the_page_needs_nothing_from_outside(page, finished):
     assert "url(" not in html
     assert "@import" not in html
     assert len(html.encode()) < 300_000
+
+
+def test_the_opening_tells_what_was_learned_and_what_was_kept(page):
+    opening = page.words.partition("Results Scores")[0]
+    assert re.search(r"general \d+\.\d.% → \d+\.\d.% within noise domain", opening)
+    assert re.search(r"domain \d+\.\d.% → \d+\.\d.% \+\d+\.\d points", opening)
+
+
+def test_answers_of_a_model_can_be_left_out(page, finished):
+    boxes = [each["id"] for each in page.all("input") if each.get("type") == "checkbox"]
+    assert boxes == [f"show-{number}" for number in range(6)]
+    assert all("checked" in each for each in page.all("input"))
+    html = (finished / "report.html").read_text(encoding="utf-8")
+    for number in range(6):
+        assert f":has(#show-{number}:not(:checked)) .by-{number} {{ display: none; }}" in html
+        assert any(f"by-{number}" in (each.get("class") or "") for each in page.all("li"))
+
+
+def test_changes_from_the_baseline_stand_once(tmp_path):
+    page = page_of(judged(tmp_path))
+    assert "Over sft" in page.words
+    assert "distill → align" in page.words, "no step from the baseline: told on its own"
+
+
+def test_held_out_losses_share_an_axis_over_stages(page):
+    held_out = [
+        svg["data-y"]
+        for svg in page.all("svg")
+        if (svg.get("aria-label") or "").startswith("Held-out loss")
+    ]
+    assert len(held_out) == 5
+    assert len(set(held_out)) == 1
 
 
 def test_links_lead_somewhere_and_ids_are_unique(page):
@@ -246,7 +283,7 @@ def test_a_recipe_alone_has_a_page(tmp_path):
 
 def test_one_task_has_no_plane(tmp_path):
     write_json(tmp_path / "results.json", {"a": {"t": entry(0.5)}, "b": {"t": entry(0.7)}})
-    assert "plane" not in [attributes.get("id") for attributes in page_of(tmp_path).all("section")]
+    assert "plane" not in figures(page_of(tmp_path))
 
 
 def test_metrics_that_are_not_finite_leave_gaps(copy):

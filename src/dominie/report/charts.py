@@ -60,7 +60,13 @@ def element(name: str, *children: str, **attributes: object) -> Markup:
 
 
 def picture(
-    width: float, height: float, title: str, description: str, *shapes: str, style: str = "chart"
+    width: float,
+    height: float,
+    title: str,
+    description: str,
+    *shapes: str,
+    style: str = "chart",
+    **attributes: object,
 ) -> Markup:
     """An SVG of that size in units of its own, named for screen readers."""
     return element(
@@ -71,16 +77,23 @@ def picture(
         class_=style,
         role="img",
         aria_label=f"{title}. {description}" if description else title,
+        **attributes,
     )
 
 
-def line_chart(title: str, series: Sequence[Series], *, points: int = 240) -> Markup | None:
+def line_chart(
+    title: str, series: Sequence[Series], *, points: int = 240, spanned: Sequence[float] = ()
+) -> Markup | None:
     """Lines over steps on one axis of values.
+
+    The axes stand in `data-x` and `data-y` (low, high, start, end, and `log`), and each line has
+    its number in `data-line`: the page's script reads values off the paths.
 
     Args:
         title: what is drawn, for screen readers.
         series: the lines; those without a finite value are left out.
         points: how many points of a line are kept at most.
+        spanned: further values that the axis has room for.
 
     Returns:
         The chart, or None where there is nothing to draw.
@@ -91,7 +104,7 @@ def line_chart(title: str, series: Sequence[Series], *, points: int = 240) -> Ma
     finite = [point for line in shown for point in line.drawable]
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     steps = linear_scale((0.0, *(x for x, _ in finite)), _LEFT, right, whole=False, least_step=1.0)
-    values = value_scale((y for _, y in finite), bottom, _TOP)
+    values = value_scale((*(y for _, y in finite), *spanned), bottom, _TOP)
     axes = [
         *_value_axis(values, right),
         *_step_axis(steps, bottom),
@@ -99,29 +112,40 @@ def line_chart(title: str, series: Sequence[Series], *, points: int = 240) -> Ma
     ]
     if values.logarithmic:
         axes.append(element("text", "log scale", x=_LEFT, y=_HEIGHT - 2, class_="unit"))
-    lines = [shape for line in shown for shape in _line(line, steps, values, points)]
+    lines = [
+        shape
+        for number, line in enumerate(shown)
+        for shape in _line(line, number, steps, values, points)
+    ]
     description = "; ".join(
         f"{line.label} from {figure(line.drawable[0][1])} to {figure(line.last)}" for line in shown
     )
-    return picture(_WIDTH, _HEIGHT, title, description, *axes, *lines)
+    return picture(
+        _WIDTH,
+        _HEIGHT,
+        title,
+        description,
+        *axes,
+        *lines,
+        data_x=_ends(steps),
+        data_y=_ends(values),
+    )
 
 
 def interval_strip(score: float, ends: tuple[float, float] | None) -> Markup:
-    """A score from 0 to 1 as a dot with its interval on a strip from 0 to 100 %."""
-    width, height = 120.0, 12.0
+    """A score from 0 to 1 as a bar that ends in a stroke, in the band of its interval."""
+    width, height = 120.0, 14.0
     place = linear_scale((0.0, 1.0), 4.0, width - 4.0)
-    middle = height / 2
+    x = place(score)
     shapes = [
-        element("line", x1=4, x2=width - 4, y1=middle, y2=middle, class_="rule"),
-        *(
-            element("line", x1=place(tick), x2=place(tick), y1=middle - 2, y2=middle + 2)
-            for tick in (0.0, 0.5, 1.0)
-        ),
+        element("rect", x=4, y=5, width=width - 8, height=4, class_="rail"),
+        element("rect", x=4, y=5, width=x - 4, height=4, class_="reach"),
     ]
     if ends:
         low, high = map(place, ends)
-        shapes.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="interval"))
-    shapes.append(element("circle", cx=place(score), cy=middle, r=3.4, class_="dot"))
+        wide = max(high - low, 1.5)
+        shapes.append(element("rect", x=low, y=2, width=wide, height=10, rx=1.5, class_="interval"))
+    shapes.append(element("line", x1=x, x2=x, y1=1, y2=13, class_="mark"))
     return element(
         "svg",
         *shapes,
@@ -135,6 +159,12 @@ def swatch(style: str) -> Markup:
     """A short line in a series' style, for its legend."""
     line = element("line", x1=0, x2=22, y1=5, y2=5, class_=f"series {style}")
     return element("svg", line, viewBox="0 0 22 10", class_="swatch", aria_hidden="true")
+
+
+def _ends(axis: Scale) -> str:
+    """An axis for the script: the data at its ends, where those lie, and whether it is log."""
+    written = f"{axis.low:.9g} {axis.high:.9g} {axis.start:g} {axis.end:g}"
+    return f"{written} log" if axis.logarithmic else written
 
 
 def _rounded(value: object) -> object:
@@ -156,19 +186,19 @@ def _step_axis(steps: Scale, bottom: float) -> Iterable[Markup]:
         yield element("text", steps.label(tick), x=x, y=bottom + 14, text_anchor="middle")
 
 
-def _line(line: Series, steps: Scale, values: Scale, points: int) -> Iterable[Markup]:
+def _line(line: Series, number: int, steps: Scale, values: Scale, points: int) -> Iterable[Markup]:
     style = f"series {line.style}"
     if len(line.drawable) == 1:
         ((x, y),) = line.drawable
         yield element("circle", cx=steps(x), cy=values(y), r=2.5, class_=f"{style} single")
         return
-    thinned = _thinned(line.points, points)
-    if len(line.drawable) < _SMOOTH_FROM:
-        yield element("path", d=_path(thinned, steps, values), class_=style)
-        return
-    yield element("path", d=_path(thinned, steps, values), class_=f"{style} raw")
-    smooth = _thinned(_smoothed(line.points), points)
-    yield element("path", d=_path(smooth, steps, values), class_=style)
+    shown = line.points
+    if len(line.drawable) >= _SMOOTH_FROM:
+        logged = _path(_thinned(shown, points), steps, values)
+        yield element("path", d=logged, class_=f"{style} raw")
+        shown = _smoothed(shown)
+    path = _path(_thinned(shown, points), steps, values)
+    yield element("path", d=path, class_=style, data_line=number)
 
 
 def _path(points: Sequence[Point], steps: Scale, values: Scale) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dominie.errors import InputError
 from dominie.report.lenient import finite, mapping, read_object
+from dominie.report.pareto import pareto_front
 from dominie.report.reading import read_run
 
 if TYPE_CHECKING:
@@ -123,13 +124,14 @@ def compare_runs(
             expected=", ".join(grouped),
         )
     plain = {name: _point(name, scores) for name, scores in grouped.items()}
+    edge = pareto_front({name: (point.x.mean, point.y.mean) for name, point in plain.items()})
     points = [
         Point(
             name=name,
             x=point.x,
             y=point.y,
             runs=point.runs,
-            on_front=not any(_beats(other, point) for other in plain.values()),
+            on_front=name in edge,
             differences=None
             if against in (None, name)
             else _differences(grouped[name], grouped[str(against)]),
@@ -219,12 +221,6 @@ def estimate(values: Sequence[float]) -> Estimate:
     quantile = _STUDENT_95[freedom - 1] if freedom <= len(_STUDENT_95) else 1.96
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
     return Estimate(mean, (mean - half, mean + half))
-
-
-def _beats(one: Point, other: Point) -> bool:
-    """Whether a model is at least as good on both tasks and better on one."""
-    at_least = one.x.mean >= other.x.mean and one.y.mean >= other.y.mean
-    return at_least and (one.x.mean > other.x.mean or one.y.mean > other.y.mean)
 
 
 def front(points: Sequence[Point]) -> list[Point]:

@@ -9,7 +9,7 @@ from dominie.report.charts import Series, line_chart, swatch
 from dominie.report.formats import figure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from markupsafe import Markup
 
@@ -44,25 +44,49 @@ class StageCurves:
     figures: tuple[Figure, ...]
 
 
-def stage_curves(stage: Stage, sources: Sequence[str], points: int) -> StageCurves:
-    """The figures that a stage's metrics allow, of loss, of loss by source, of KL by source.
+def run_curves(
+    stages: Sequence[Stage], sources: Sequence[str], points: int
+) -> tuple[StageCurves, ...]:
+    """The figures of every stage that logged something.
+
+    Held-out losses and divergences of all stages share an axis, so that a height means the same
+    wherever it is seen. Training losses do not: what is minimised differs from stage to stage.
 
     Args:
-        stage: the stage.
-        sources: the sources of the whole run, in whose order colours are given.
+        stages: the stages of a run.
+        sources: the sources of the whole run; colours are given in this order, to those first
+            that are held out, which are seen most.
         points: how many points of a line are kept at most.
     """
-    style = {source: f"c{index % _COLOURS}" for index, source in enumerate(sources)}
+    seen = {source for stage in stages for line in stage.evaluations for source in line.sources}
+    ordered = sorted(sources, key=lambda source: source not in seen)
+    style = {source: f"c{index % _COLOURS}" for index, source in enumerate(ordered)}
+    measured = [_measured(stage, style) for stage in stages]
+    losses = _values(held_out for held_out, _, _ in measured)
+    divergences = _values(divergence for _, divergence, _ in measured)
+    curves = []
+    for stage, (held_out, divergence, title) in zip(stages, measured, strict=True):
+        figures = (
+            _figure("Training loss", _training_losses(stage), points),
+            _figure("Held-out loss by source", held_out, points, losses),
+            _figure(title, divergence, points, divergences),
+        )
+        curves.append(StageCurves(stage, tuple(figure for figure in figures if figure)))
+    return tuple(each for each in curves if each.figures)
+
+
+def _measured(stage: Stage, style: Mapping[str, str]) -> tuple[list[Series], list[Series], str]:
+    """Held-out losses and divergences by source, and what the divergences are."""
     held_out = _by_source(stage, _held_out_loss, style)
     divergence = _by_source(stage, lambda values: values.get("divergence"), style)
-    measured = "Held-out KL to the teacher" if divergence else "KL to the teacher, training rows"
-    divergence = divergence or _by_source_in_training(stage, style)
-    figures = (
-        _figure("Training loss", _training_losses(stage), points),
-        _figure("Held-out loss by source", held_out, points),
-        _figure(measured, divergence, points),
-    )
-    return StageCurves(stage, tuple(figure for figure in figures if figure))
+    if divergence:
+        return held_out, divergence, "Held-out KL to the teacher"
+    return held_out, _by_source_in_training(stage, style), "KL to the teacher, training rows"
+
+
+def _values(figures: Iterable[Sequence[Series]]) -> list[float]:
+    """Every finite value of many figures."""
+    return [y for series in figures for line in series for _, y in line.drawable]
 
 
 def _training_losses(stage: Stage) -> list[Series]:
@@ -97,7 +121,7 @@ def _by_source(
             value = measure(values)
             if value is not None:
                 points.setdefault(source, []).append((line.step, value))
-    return [Series(source, points[source], style.get(source, "c0")) for source in points]
+    return _series(points, style)
 
 
 def _by_source_in_training(stage: Stage, style: Mapping[str, str]) -> list[Series]:
@@ -106,12 +130,27 @@ def _by_source_in_training(stage: Stage, style: Mapping[str, str]) -> list[Serie
         for source, values in line.sources.items():
             if "divergence" in values:
                 points.setdefault(source, []).append((line.step, values["divergence"]))
-    return [Series(source, points[source], style.get(source, "c0")) for source in points]
+    return _series(points, style)
 
 
-def _figure(title: str, series: Sequence[Series], points: int) -> Figure | None:
-    chart = line_chart(title, series, points=points)
+def _series(
+    points: Mapping[str, Sequence[tuple[float, float]]], style: Mapping[str, str]
+) -> list[Series]:
+    """One line a source, in the order of the run and not of the stage."""
+    ordered = [
+        *(source for source in style if source in points),
+        *sorted(points.keys() - style.keys()),
+    ]
+    return [Series(source, points[source], style.get(source, "c0")) for source in ordered]
+
+
+def _figure(
+    title: str, series: Sequence[Series], points: int, spanned: Sequence[float] = ()
+) -> Figure | None:
+    chart = line_chart(title, series, points=points, spanned=spanned)
     if chart is None:
         return None
-    keys = tuple(Key(swatch(line.style), line.label, figure(line.last)) for line in series)
+    keys = tuple(
+        Key(swatch(line.style), line.label, figure(line.last)) for line in series if line.drawable
+    )
     return Figure(title, chart, keys)

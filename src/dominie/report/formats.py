@@ -25,6 +25,11 @@ def rating(fraction: float) -> str:
     return f"{10 * fraction:.2f}"
 
 
+def worth(fraction: float, rated: bool) -> str:
+    """A score as it is read: in percent with its sign, or a rating from 1 to 10."""
+    return rating(fraction) if rated else f"{percent(fraction)}{THIN}%"
+
+
 def points(fraction: float, *, rated: bool = False) -> str:
     """The size of a difference of two fractions in points: of 100 (whole ones from ten on).
 

@@ -19,9 +19,10 @@ from dominie import __version__
 from dominie.report import formats
 from dominie.report.changes import Change, changes
 from dominie.report.charts import interval_strip
-from dominie.report.curves import stage_curves
+from dominie.report.curves import run_curves
 from dominie.report.headline import findings
 from dominie.report.judged import judged_tasks
+from dominie.report.pareto import pareto_front
 from dominie.report.plane import Mark, plane_chart
 from dominie.report.reading import read_run
 from dominie.report.records import RATED
@@ -35,12 +36,13 @@ from dominie.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from dominie.report.records import Run, Stage
 
 SIZE_LIMIT = 1_000_000
 """Bytes that a report must stay below."""
+_MOVED = 4
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def _rendered(run: Run, detail: _Detail) -> str:
         "duration": formats.duration,
         "shortened": formats.shortened,
         "signed_points": formats.signed_points,
+        "worth": formats.worth,
     }
     now = datetime.now(UTC)
     template = environment.from_string(_shipped("page.html.j2"))
@@ -135,21 +138,24 @@ def _contents(run: Run, detail: _Detail) -> Mapping[str, Any]:
     found = findings(run)
     stages = tuple(run.stages.values())
     sources = sources_of(stages)
-    curves = [stage_curves(stage, sources, detail.points) for stage in stages]
+    over_baseline = baseline_changes(run)
+    samples = _samples(run, detail)
     families = [group_table(run, task) for task in run.tasks] if detail.families else []
     return {
         "run": run,
         "found": found,
+        "movement": _movement(run, found.model),
         "grid": results_grid(run),
         "rated": any(run.metric(task) == RATED for task in run.tasks),
         "strip": interval_strip,
         "plane": _plane(run, found.model),
-        "steps_taken": _steps_taken(run),
-        "over_baseline": baseline_changes(run),
+        "steps_taken": _steps_taken(run, [model for model, _ in over_baseline]),
+        "over_baseline": over_baseline,
         "judged": judged_tasks(run, found.model),
-        "curves": [each for each in curves if each.figures],
+        "curves": run_curves(stages, sources, detail.points),
         "families": [table for table in families if table],
-        "samples": _samples(run, detail),
+        "samples": samples,
+        "speakers": _speakers(samples.values()),
         "stages": stages,
         "terms": {stage.name: _terms(stage) for stage in stages},
         "data": data_table(stages),
@@ -183,15 +189,29 @@ def _plane(run: Run, chosen: str | None) -> Markup | None:
         if (parent := run.parent(model)) and {parent, model} <= names
     ]
     rated = (run.metric(across) == RATED, run.metric(upwards) == RATED)
-    return plane_chart(across, upwards, marks, arrows, rated=rated) if marks else None
+    front = pareto_front({mark.name: (mark.x, mark.y) for mark in marks})
+    if not marks:
+        return None
+    return plane_chart(across, upwards, marks, arrows, rated=rated, front=front)
 
 
-def _steps_taken(run: Run) -> list[tuple[str, str, dict[str, Change]]]:
-    """Of each model trained from another: both names, and the change on every task."""
+def _movement(run: Run, chosen: str | None) -> Sequence[Change]:
+    """What the headline's model became on the first tasks, from the model it was trained from."""
+    parent = run.parent(chosen) if chosen else None
+    return changes(run, chosen, parent)[:_MOVED] if chosen and parent else []
+
+
+def _steps_taken(
+    run: Run, over_baseline: Sequence[str]
+) -> list[tuple[str, str, dict[str, Change]]]:
+    """Of each model trained from another: both names, and the change on every task.
+
+    Steps from the baseline stand in its own table already.
+    """
     return [
         (parent, model, {change.task: change for change in changes(run, model, parent)})
         for model in run.results
-        if (parent := run.parent(model))
+        if (parent := run.parent(model)) and not (parent == run.baseline and model in over_baseline)
     ]
 
 
@@ -200,6 +220,14 @@ def _samples(run: Run, detail: _Detail) -> dict[str, Selection]:
         task: selection(by_model, detail.samples, detail.length)
         for task, by_model in run.samples.items()
     }
+
+
+def _speakers(samples: Iterable[Selection]) -> dict[str, int]:
+    """The models whose answers are shown, each with a number to be hidden by."""
+    names = dict.fromkeys(
+        answer.model for task in samples for each in task.shown for answer in each.answers
+    )
+    return {name: number for number, name in enumerate(names)}
 
 
 def _terms(stage: Stage) -> tuple[str, ...]:
