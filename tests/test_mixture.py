@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file
 from transformers import MistralConfig, MistralForCausalLM
 
+from dominie.checking import check_recipe
 from dominie.errors import InputError
-from dominie.pipeline import check_recipe
 from dominie.recipe import load_recipe
 from dominie.toyworld.tokenizer import word_tokenizer
 

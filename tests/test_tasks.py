@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from dominie.checking import check_recipe
 from dominie.display import Display
 from dominie.errors import InputError
-from dominie.pipeline import check_recipe, evaluate_recipe
+from dominie.pipeline import evaluate_recipe
 from dominie.recipe import load_recipe
 
 RECIPE = """\

@@ -43,5 +43,32 @@ class InputError(DominieError):
     exit_status = 2
 
 
+class OutOfReach(InputError):
+    """The hub could not be asked: what it holds may be right or wrong.
+
+    Where something has to be loaded that is the end; a check goes on and lists it.
+    """
+
+
 class RunError(DominieError):
     """The run failed though its input was acceptable, a non-finite loss say: exit status 1."""
+
+
+def hub_error(error: Exception) -> type[InputError]:
+    """The kind of error that a call to the hub came to: refused by it, or never answered."""
+    met: BaseException | None = error
+    while met is not None:
+        if isinstance(met, ConnectionError | TimeoutError) or _UNANSWERED & {
+            base.__name__ for base in type(met).__mro__
+        }:
+            return OutOfReach
+        status = getattr(getattr(met, "response", None), "status_code", 0)
+        if status >= 500 or (status in _BARRED and type(met).__name__ == "HfHubHTTPError"):
+            return OutOfReach  # or a proxy in its place: the hub gives a reason of its own
+        met = met.__cause__
+    return InputError
+
+
+#: By name, since which client the hub's library calls with depends on its version.
+_UNANSWERED = {"TransportError", "LocalEntryNotFoundError"}
+_BARRED = (401, 403, 407)

@@ -90,12 +90,3 @@ def cache_recipe(
                 caches = filled_caches(folder, prepared, display, plans, repair=True)
                 records += [record_of(plan, caches[plan.name]) for plan in plans]
     return {"caches": records, "waiting": waiting}
-
-
-def check_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> None:
-    """Read all data through all templates, and compare tokenizers; nothing is trained."""
-    display = display or Display()
-    folder = RunFolder(recipe, runs)
-    with folder.held():
-        prepared = prepare_stages(folder, display)
-    display.done(recipe.name, f"{len(prepared)} stages can run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -35,14 +36,25 @@ def init(
 
 @app.command()
 def check(
-    recipe: RecipeArgument, overrides: OverridesArgument = None, runs: RunsOption = Path("runs")
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
 ) -> None:
-    """Check a recipe, its data, its chat templates and its tokenizers, without training."""
-    display = shown_on(as_json=False)
-    from dominie.pipeline import check_recipe
+    """Check a recipe, its data, chat templates and tokenizers; show what is trained on.
+
+    Nothing is trained. What lies on a hub that cannot be reached is listed as not checked.
+    """
+    display = shown_on(as_json)
+    from dominie.checking import check_recipe
     from dominie.recipe import load_recipe
 
-    check_recipe(load_recipe(recipe, overrides or ()), runs, display)
+    with only_json(as_json):
+        checked = check_recipe(load_recipe(recipe, overrides or ()), runs, display)
+    if as_json:
+        typer.echo(json.dumps(checked.as_dict()))
+    else:
+        display.line(f"\nnext: dominie run {shlex.join([str(recipe), *(overrides or ())])}")
 
 
 @app.command()

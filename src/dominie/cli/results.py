@@ -1,7 +1,8 @@
-"""Verbs for what came of it: evaluate, report, compare."""
+"""Verbs for what came of it: evaluate, report, compare, chat."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from dominie.cli.app import JsonOption, OptionalRecipeArgument, OverridesArgument, RunsOption, app
-from dominie.cli.output import conclude, shown_on
+from dominie.cli.output import conclude, interruptible, shown_on
 
 
 @app.command()
@@ -90,3 +91,44 @@ def compare(
     write_comparison(comparison, out)
     Console(highlight=False, soft_wrap=True).print(comparison_table(comparison))
     typer.echo(f"plane  {out}")
+
+
+@app.command()
+def chat(
+    wanted: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN[:NAME,…]…",
+            help="A run and names of its models; its last stage without one.",
+            show_default=False,
+        ),
+    ],
+    runs: RunsOption = Path("runs"),
+    system: Annotated[str, typer.Option(metavar="TEXT", help="A system message.")] = "",
+    temperature: Annotated[
+        float, typer.Option(metavar="T", min=0, help="Of sampling; 0 takes the likeliest token.")
+    ] = 0.0,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Of the longest answer.")
+    ] = 512,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of sampling.")] = 0,
+) -> None:
+    """Talk to models of a run, several of them side by side.
+
+    Each line is a message; /reset begins anew, /quit leaves. Lines may be piped in.
+    """
+    from rich.console import Console
+
+    from dominie.chatting import Settings, partners
+    from dominie.chatting import chat as begin
+    from dominie.chatting.screens import screen, typed_lines
+
+    asides = shown_on(as_json=True)  # stdout is for what the models say
+    found = partners(wanted, runs, asides)
+    console = Console(highlight=False, soft_wrap=True)
+    settings = Settings(
+        max_new_tokens=max_new_tokens, temperature=temperature, system=system, seed=seed
+    )
+    with interruptible(), contextlib.suppress(KeyboardInterrupt):
+        lines = typed_lines(console)
+        begin(found, lines, screen(console, several=len(found) > 1), settings)

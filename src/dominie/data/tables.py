@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dominie.data.benchmarks import with_companion
 from dominie.data.json_rows import json_rows, jsonl_rows
-from dominie.errors import InputError
+from dominie.errors import InputError, hub_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,7 @@ def unreadable(path: Path, error: OSError) -> InputError:
 
 def unreachable(source: Source, error: Exception) -> InputError:
     """What to say of a hub data set that cannot be had."""
-    return InputError(
+    return hub_error(error)(
         "neither a file here nor a hub data set that can be read",
         where=f"source {source.name}, path {source.path}",
         found=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}",

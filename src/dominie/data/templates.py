@@ -91,6 +91,23 @@ def prompt_ids(
     return ids
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends an assistant's turn under the chat template.
+
+    Raises:
+        InputError: as `encode` does.
+    """
+    from dominie.data.conversations import Conversation
+
+    chat: list[Message] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+    encoded = encode(tokenizer, Conversation(chat))
+    pairs = zip(encoded.input_ids, encoded.supervised, strict=True)
+    return [token for token, supervised in pairs if supervised][-1]
+
+
 def _supervised(offsets: list[tuple[int, int]], spans: list[Span]) -> list[bool]:
     """[n] which of the tokens at `offsets` overlap one of the spans."""
     flat = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets))

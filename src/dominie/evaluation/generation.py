@@ -39,7 +39,7 @@ def answers(
         (index of the prompt, the answer's text without special tokens), in order of length.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    stops = sorted(set(end_of_turn) | _configured_stops(model))
+    stops = sorted(set(end_of_turn) | configured_stops(model))
     padding = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     sampled = temperature >= _GREEDY
     for start in range(0, len(order), batch):
@@ -78,7 +78,8 @@ def _seeded(seed: int, prompts: Sequence[Sequence[int]]) -> Iterator[None]:
         yield
 
 
-def _configured_stops(model: Any) -> set[int]:
+def configured_stops(model: Any) -> set[int]:
+    """The tokens that end an answer according to the model's own generation settings."""
     found = model.generation_config.eos_token_id
     if found is None:
         return set()

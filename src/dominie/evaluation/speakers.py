@@ -6,9 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dominie.data.conversations import Conversation
 from dominie.data.formats import Message
-from dominie.data.templates import encode, prompt_ids
+from dominie.data.templates import end_of_turn, prompt_ids
 from dominie.errors import RunError
 from dominie.evaluation.answers import Dialogue, Done
 from dominie.evaluation.generation import answers
@@ -104,7 +103,7 @@ class LocalSpeaker:
                 model,
                 tokenizer,
                 [prompts[i] for i in members],
-                end_of_turn=[_end_of_turn(tokenizer)],
+                end_of_turn=[end_of_turn(tokenizer)],
                 max_new_tokens=room,
                 batch=self._batch,
                 temperature=temperature,
@@ -169,14 +168,3 @@ class EndpointSpeaker:
         bodies = [r["body"] for r in self._calls.ledger.of(key) if r["status"] == 200]
         replies = [reply for body in bodies if (reply := read_reply(body)) is not None]
         return replies[-1].text if replies else None
-
-
-def _end_of_turn(tokenizer: Any) -> int:
-    """The token that ends an assistant's turn under the chat template."""
-    chat: list[Message] = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-    ]
-    encoded = encode(tokenizer, Conversation(chat))
-    pairs = zip(encoded.input_ids, encoded.supervised, strict=True)
-    return [token for token, supervised in pairs if supervised][-1]

@@ -6,7 +6,7 @@ import functools
 import json
 from pathlib import Path
 
-from dominie.errors import InputError
+from dominie.errors import InputError, hub_error
 from dominie.models.spec import Model
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -114,7 +114,7 @@ def _check_hub(name: str, revision: str | None) -> None:
         model_info(name, revision=revision, timeout=20)
     except Exception as error:
         wrong_name = isinstance(error, HFValidationError)
-        raise InputError(
+        raise hub_error(error)(
             "neither a folder here nor a model that the hub gives out",
             where=name,
             expected="a folder, or organisation/model",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dominie.errors import InputError
+from dominie.errors import InputError, hub_error
 from dominie.models.folders import base_and_adapter, check_model, tokenizer_place
 from dominie.models.offloading import offloaded
 from dominie.models.spec import Model
@@ -293,11 +293,12 @@ def _naming(path: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise InputError(
+        here = Path(path).exists()
+        raise (InputError if here else hub_error(error))(
             f"the {what} cannot be loaded",
             where=path,
             found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             do="check that the folder is complete and of one model"
-            if Path(path).exists()
+            if here
             else "check the name, the network and `hf auth login`",
         ) from error

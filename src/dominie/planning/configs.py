@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dominie.errors import InputError
+from dominie.errors import hub_error
 from dominie.models.folders import base_and_adapter
 from dominie.models.mixtures import mixture_of
 from dominie.models.spec import Model
@@ -60,7 +60,7 @@ def load_plan_config(spec: Model) -> Any:
             return AutoConfig.from_pretrained(place, **options, **more)
         except Exception as error:
             fault = error
-    raise InputError(
+    raise hub_error(fault)(
         "no configuration of this model can be reached",
         where=spec.path,
         expected="a folder with config.json, a model of the hub, or one of those shipped: "

@@ -1,0 +1,145 @@
+"""`dominie chat`: whom it talks to, what it remembers, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+import pytest
+from rich.console import Console
+
+from dominie.chatting import Partner, Settings
+from dominie.chatting.screens import Columns
+from dominie.chatting.session import Talk
+from dominie.data.templates import end_of_turn, prompt_ids
+from dominie.evaluation.generation import answers
+from dominie.models.loading import load_frozen, load_tokenizer
+from dominie.models.spec import Model
+from dominie.recipe import dump_recipe, load_recipe
+from dominie.toyworld.models import save_model
+
+ASKED = "copy 1 2"
+SHORT = ("--max-new-tokens", "6")
+
+
+@pytest.fixture
+def run(work):
+    """The folder of a run whose stage `s` is done and whose stage `t` is not."""
+    stage = "stages.t={student: s, data: {d: 1.0}, loss: {next_token: 1.0}}"
+    folder = work / "runs" / "small"
+    (folder / "s").mkdir(parents=True)
+    recipe = load_recipe(work / "r.yaml", [stage, "evaluate.models={s: s, before: m}"])
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    save_model("student", folder / "s" / "model", seed=1)
+    return folder
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    def lines(*said: str) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in said)))
+
+    return lines
+
+
+def answered(model, *conversation: str) -> str:
+    """What evaluation would have the model answer."""
+    loaded, tokenizer = load_frozen(Model(path=str(model))), load_tokenizer(Model(path=str(model)))
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": c} for i, c in enumerate(conversation)]
+    ((_, text),) = answers(
+        loaded,
+        tokenizer,
+        [prompt_ids(tokenizer, messages)],
+        end_of_turn=[end_of_turn(tokenizer)],
+        max_new_tokens=6,
+        batch=1,
+    )
+    return text.strip()
+
+
+def test_it_answers_remembers_and_forgets(work, run, dominie, typed):
+    typed(ASKED, "", "again", "/reset", ASKED, "/quit", "never asked")
+    said = dominie("chat", "runs/small:s", *SHORT)
+    assert said.status == 0, said.err
+    first = answered(run / "s" / "model", ASKED)
+    second = answered(run / "s" / "model", ASKED, first, "again")
+    assert first
+    assert said.out.splitlines() == [first, second, "forgotten", first]
+
+
+def test_several_models_answer_under_their_names(work, run, dominie, typed):
+    shutil.copytree(run, work / "runs" / "other")
+    typed(ASKED)
+    said = dominie("chat", "small:s,before", *SHORT)
+    told = {"s": answered(run / "s" / "model", ASKED), "before": answered(work / "m", ASKED)}
+    assert said.out.splitlines() == [f"{name}: {text}" for name, text in told.items()]
+    typed(ASKED)
+    said = dominie("chat", "small:s", "runs/other:s", *SHORT)
+    assert [line.partition(": ")[0] for line in said.out.splitlines()] == ["small:s", "other:s"]
+
+
+def test_the_folder_of_a_model_serves_and_a_system_message_counts(work, run, dominie, typed):
+    outs = []
+    for more in ((), ("--system", "say red")):
+        typed(ASKED)
+        outs.append(dominie("chat", "runs/small/s/model", *SHORT, *more).out)
+    assert outs[0].strip() == answered(run / "s" / "model", ASKED)
+    assert outs[0] != outs[1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ("smal:s", ["no such run", "did you mean runs/small?"]),
+        ("small:befor", ["no model 'befor'", "s, t, before", "small:before?"]),
+        ("small:t", ["stage t has not been trained", "dominie run"]),
+        ("runs", ["not a run's folder"]),
+        ("small", ["has no model"]),
+    ],
+)
+def test_what_cannot_be_talked_to_is_named(work, run, dominie, refused, wanted, words):
+    if wanted == "small":  # what its recipe names last was renamed
+        (run / "recipe.yaml").write_text(dump_recipe(load_recipe(work / "r.yaml")))
+        wanted = "small:gone"
+    refused(dominie("chat", wanted), *words)
+
+
+def test_an_unknown_command_is_not_sent(work, run, dominie, typed):
+    typed("/rest")
+    said = dominie("chat", "small:s", *SHORT)
+    assert said.out.startswith("no such command: /rest   /reset  forget")
+
+
+def test_a_full_context_is_said_and_nothing_is_remembered(work, run, dominie, typed):
+    typed("1 " * 300, ASKED)
+    said = dominie("chat", "small:s", *SHORT)
+    full, answer = said.out.splitlines()
+    assert "fills the whole context of s" in full
+    assert answer == answered(run / "s" / "model", ASKED)
+
+
+def test_an_answer_comes_in_pieces_and_can_be_cut_short(work):
+    partner = Partner("m", load_frozen(Model(path="m")), load_tokenizer(Model(path="m")))
+    pieces: list[str] = []
+    Talk(partner, Settings(max_new_tokens=6)).answer(ASKED, pieces.append)
+    assert len(pieces) == 2  # a word is known to be whole when the next begins
+
+    def interrupted(piece: str) -> None:
+        raise KeyboardInterrupt
+
+    talk = Talk(partner, Settings(max_new_tokens=6))
+    assert talk.answer(ASKED, interrupted)
+    assert talk.messages[-1] == {"role": "assistant", "content": pieces[0].strip()}
+
+
+def test_columns_stand_side_by_side():
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=40, color_system=None)
+    with Columns(console).answers(["one", "two"]) as (one, two):
+        one("red ")
+        two("green")
+        one("ball")
+    lines = out.getvalue().replace("\r", "\n").splitlines()
+    last = [line for line in lines if "green" in line][-1]
+    assert last.index("red ball") < 20 <= last.index("green")
