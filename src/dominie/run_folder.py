@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from dominie.data.sources import Source
 from dominie.errors import InputError
-from dominie.json_files import write_json
+from dominie.json_files import read_sealed, write_sealed
 from dominie.models.spec import Model
 from dominie.recipe import Recipe
 from dominie.toyworld import is_toyworld, materialise
@@ -111,14 +110,14 @@ def read_stage(path: Path) -> dict[str, Any]:
     """
     file = path / "stage.json"
     try:
-        record: Any = json.loads(file.read_text(encoding="utf-8"))
+        record = read_sealed(file)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        record, found = None, getattr(error, "strerror", None) or str(error)
+        record, found = {}, getattr(error, "strerror", None) or str(error)
     else:
         found = "no record of a stage"
-    if not isinstance(record, dict) or not {"fingerprint", "status"} <= record.keys():
+    if not {"fingerprint", "status"} <= record.keys():
         raise InputError(
             "stage.json cannot be read",
             where=str(file),
@@ -130,7 +129,7 @@ def read_stage(path: Path) -> dict[str, Any]:
 
 def write_stage(path: Path, record: Mapping[str, Any]) -> None:
     """Replace `stage.json` in one step."""
-    write_json(path / "stage.json", record)
+    write_sealed(path / "stage.json", record)
 
 
 def set_aside(path: Path) -> Path:

@@ -14,6 +14,7 @@ import torch
 from dominie.chat_tokenizers import ChatTokenizers
 from dominie.data.conversations import Conversation
 from dominie.data.splits import conversation_digest, read_split
+from dominie.disk import replace_text
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.evaluation.agreement import agreement
@@ -24,8 +25,9 @@ from dominie.evaluation.harness import definitions_digest, harness_score
 from dominie.evaluation.likelihood import choice
 from dominie.evaluation.questions import Question, questions
 from dominie.fingerprints import digest, model_fingerprint
-from dominie.json_files import write_json
+from dominie.json_files import read_sealed, write_json, write_sealed
 from dominie.judged_scores import JudgedScores, LocalModels
+from dominie.manifests import described, fault_in
 from dominie.models.agreement import check_context, check_same_tokens, check_vocabulary
 from dominie.models.head import check_head, text_config
 from dominie.models.loading import load_frozen
@@ -127,10 +129,11 @@ class _Examiner:
                 result = {**score.as_dict(), "metric": task.metric, "measure": task.measure}
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 lines = "".join(json.dumps(sample) + "\n" for sample in score.samples)
-                kept.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
+                replace_text(kept.with_suffix(".jsonl"), lines)
                 items = score.items and score.items.as_dict()
                 record = {"fingerprint": fingerprint, "result": result, "items": items}
-                write_json(kept, record, indent=None)
+                record["samples"] = described(kept.parent, [kept.with_suffix(".jsonl")])
+                write_sealed(kept, record, indent=None)
                 fresh.append(task_name)
             scores[task_name] = result
         told = ", ".join(f"{task} {_told(scores[task])}" for task in scores)
@@ -238,7 +241,7 @@ def _told(result: Mapping[str, Any]) -> str:
 def _kept_items(path: Path) -> Items | None:
     """What a kept score was computed from, None where it did not say."""
     try:
-        return Items(**json.loads(path.read_text(encoding="utf-8"))["items"])
+        return Items(**read_sealed(path)["items"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -246,10 +249,11 @@ def _kept_items(path: Path) -> Items | None:
 def _kept_result(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """What was scored before and still holds; None where nothing does, or it cannot be read."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["fingerprint"] == fingerprint and 0 <= kept["result"]["score"] <= 1:
+        kept = read_sealed(path)
+        whole = fault_in(path.parent, kept.get("samples", {})) is None
+        if whole and kept["fingerprint"] == fingerprint and 0 <= kept["result"]["score"] <= 1:
             result: dict[str, Any] = kept["result"]
             return result
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None

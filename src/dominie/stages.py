@@ -8,11 +8,14 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dominie.caching import filled_caches
+from dominie.disk import replace_text
 from dominie.display import Display
-from dominie.models.folders import is_model
+from dominie.errors import InputError
+from dominie.manifests import described, fault_in
 from dominie.preparation import Prepared, PreparedTraining, PreparedUpcycle, prepare_stages
 from dominie.recipe import MergeStage, dump_recipe
 from dominie.reuse import take_over, turn
@@ -27,7 +30,7 @@ def run_stages(folder: RunFolder, display: Display, *, reuse: bool = False) -> d
         The fingerprint of every stage.
     """
     prepared = prepare_stages(folder, display)
-    (folder.path / "recipe.yaml").write_text(dump_recipe(folder.recipe), encoding="utf-8")
+    replace_text(folder.path / "recipe.yaml", dump_recipe(folder.recipe))
     reuse = reuse and int(os.environ.get("WORLD_SIZE", "1")) == 1  # ranks would wait for each other
     for stage in prepared:
         if not reuse:
@@ -44,7 +47,9 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
     name, path = prepared.name, folder.stage(prepared.name)
     earlier = read_stage(path)
     same = earlier.get("fingerprint") == prepared.fingerprint
-    if same and earlier.get("status") == "done" and is_model(path / "model"):
+    if same and earlier.get("status") == "done" and (path / "model").is_dir():
+        _check_whole(path, earlier, display)
+        _drop_checkpoints(path)
         word = "trained" if isinstance(prepared, PreparedTraining) else "made"
         display.done(name, f"already {word} ({_told(earlier)})")
         return
@@ -65,9 +70,38 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
         record |= _train(folder, prepared, record | {"threads": threads}, display)
     else:
         record |= _make(folder, prepared, record)
-    record |= {"status": "done", "versions": _versions()}
+    record |= {"status": "done", "versions": _versions(), "files": _written(path)}
     write_stage(path, record)
+    _drop_checkpoints(path)  # not before the stage is known to be done: they are all there is
     display.done(name, _told(record))
+
+
+def _written(path: Path) -> dict[str, dict[str, Any]]:
+    """What a finished stage consists of."""
+    return described(path, [*(path / "model").rglob("*"), path / "metrics.jsonl"])
+
+
+def _check_whole(path: Path, record: Mapping[str, Any], display: Display) -> None:
+    """Refuse a model whose files are not those that were written; say so of metrics.
+
+    Raises:
+        InputError: names the file.
+    """
+    files = dict(record.get("files", {}))
+    metrics = {name: files.pop(name) for name in ("metrics.jsonl",) if name in files}
+    if (found := fault_in(path, files)) is not None:
+        raise InputError(
+            "the model of a finished stage is damaged",
+            where=str(path),
+            found=found,
+            do=f"put back a copy of the file; or move {path} away, and the stage is trained anew",
+        )
+    if (found := fault_in(path, metrics)) is not None:
+        display.line(f"{path}/{found}; the report shows what can be read of it")
+
+
+def _drop_checkpoints(path: Path) -> None:
+    shutil.rmtree(path / "checkpoints", ignore_errors=True)
 
 
 def _make(folder: RunFolder, prepared: Prepared, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,9 +27,11 @@ from dominie.data.store import Row, Rows, RowsWriter
 from dominie.data.templates import encode_all
 from dominie.data.tokenizers import tokenizer_fingerprint
 from dominie.errors import InputError, RunError
+from dominie.json_files import read_sealed, write_sealed
+from dominie.manifests import described, fault_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Set
+    from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
     from transformers import PreTrainedTokenizerBase
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PreparedSource", "Row", "Rows", "Summary", "prepare"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised when the same sources come to be read, split, encoded or stored in another way."""
 
 _BATCH_ROWS = 256
@@ -152,7 +154,7 @@ def prepare(
 
 
 def _opened(folder: Path) -> PreparedSource:
-    record = json.loads((folder / "prepared.json").read_text())
+    record = read_sealed(folder / "prepared.json")
     rows = {split: Rows(folder / f"{split}.arrow", record["digests"][split]) for split in SPLITS}
     return PreparedSource(**rows, summary=Summary(**record["summary"]))
 
@@ -162,11 +164,12 @@ def _is_intact(folder: Path) -> bool:
     if not folder.exists():
         return False
     try:
-        _opened(folder)
-    except (OSError, ValueError, KeyError, TypeError):  # ArrowInvalid is a ValueError
+        whole = fault_in(folder, read_sealed(folder / "prepared.json")["files"]) is None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
         shutil.rmtree(folder)
-        return False
-    return True
+    return whole
 
 
 def _make(
@@ -207,7 +210,7 @@ def _make(
         if not writers["train"].rows and source.held_out_fraction < 1:
             raise _nothing_left(source, summary, max_length)
         record = {"summary": dataclasses.asdict(summary), "digests": digests}
-        (made / "prepared.json").write_text(json.dumps(record, indent=1))
+        write_sealed(made / "prepared.json", record | {"files": described(made)})
         _appear(made, folder)
 
 
@@ -234,15 +237,21 @@ def _held_out_prompts(source: Source, content: str, cache: Path) -> set[bytes]:
         return set()
     key = _key(FORMAT_VERSION, content, source.validation_fraction, source.test_fraction)
     path = cache / f"{key}.held_out"
-    if not path.exists():
+    whole = path.read_bytes() if path.exists() else b""
+    if not whole or _sealed([whole[DIGEST_BYTES:]]) != whole:
         prompts = held_out_prompts(source)
         with tempfile.TemporaryDirectory(prefix=".making-", dir=cache) as scratch:
             made = Path(scratch) / "prompts"
-            made.write_bytes(b"".join(sorted(prompts)))
+            made.write_bytes(_sealed(sorted(prompts)))
             _appear(made, path)
         return prompts
-    whole = path.read_bytes()
-    return {whole[at : at + DIGEST_BYTES] for at in range(0, len(whole), DIGEST_BYTES)}
+    return {whole[at : at + DIGEST_BYTES] for at in range(DIGEST_BYTES, len(whole), DIGEST_BYTES)}
+
+
+def _sealed(prompts: Sequence[bytes]) -> bytes:
+    """The prompts after a hash of them all."""
+    joined = b"".join(prompts)
+    return hashlib.blake2b(joined, digest_size=DIGEST_BYTES).digest() + joined
 
 
 def _appear(made: Path, path: Path) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from dominie.errors import InputError
+from dominie.json_files import read_sealed, write_sealed
+from dominie.manifests import described, fault_in
 from dominie.toyworld.domain import DOMAIN
 from dominie.toyworld.families import GENERAL
 from dominie.toyworld.models import MODELS, save_model
@@ -111,8 +113,11 @@ def materialise(name: str, folder: Path, *, seed: int = 0) -> Path:
     """
     request = parsed(name)
     target = folder / _file_name(request, seed)
+    manifest = target.with_name(f"{target.name}.manifest.json")
     if target.exists():
-        return target
+        if _is_whole(manifest):
+            return target
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".toyworld-", dir=folder) as scratch:
         made = Path(scratch) / target.name
@@ -120,6 +125,10 @@ def materialise(name: str, folder: Path, *, seed: int = 0) -> Path:
             made.write_text(data_text(request, seed), encoding="utf-8")
         else:
             save_model(request.thing, made, seed)
+        files = sorted(made.rglob("*")) if made.is_dir() else [made]
+        sealed = Path(scratch) / manifest.name
+        write_sealed(sealed, {"files": described(made.parent, files)})
+        sealed.replace(manifest)  # of whoever makes it: the bytes are the same
         try:
             made.replace(target)
         except OSError:  # another process was first; what it made is the same
@@ -127,6 +136,16 @@ def materialise(name: str, folder: Path, *, seed: int = 0) -> Path:
                 raise
             shutil.rmtree(made, ignore_errors=True)
     return target
+
+
+def _is_whole(manifest: Path) -> bool:
+    """Whether what a manifest describes is there as it was made; without one it is taken so."""
+    if not manifest.exists():
+        return True
+    try:
+        return fault_in(manifest.parent, read_sealed(manifest)["files"]) is None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def data_text(request: Request, seed: int) -> str:

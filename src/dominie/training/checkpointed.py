@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ class CheckpointedTrainer(Trainer):
     Everything that transformers would pickle is written as tensors and JSON, except where an
     engine (FSDP, DeepSpeed) has a format of its own.
     """
+
+    #: Files of the stage that a checkpoint keeps a copy of, as they are when it is written.
+    copied: Sequence[Path] = ()
 
     _scratch: Path | None = None  # set while a checkpoint is being written
 
@@ -49,6 +53,9 @@ class CheckpointedTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(scratch / name / "trainer_state.json"))
                 (scratch / name / "training_args.bin").unlink(missing_ok=True)  # never read
+                for file in self.copied:
+                    if file.exists():
+                        shutil.copyfile(file, scratch / name / file.name)
                 seal(scratch / name)
                 publish(scratch / name, folder / name)
         if self.args.should_save:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from dominie.disk import sync
 from dominie.errors import DominieError, RunError
+from dominie.manifests import described, fault_in
 
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -55,14 +54,8 @@ def writing(folder: Path) -> Iterator[None]:
 
 def seal(folder: Path) -> None:
     """Write down what the checkpoint consists of, so that a reader can tell whether it is whole."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
-        hashes = list(pool.map(_sha256, files))
-    described = {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256}
-        for path, sha256 in zip(files, hashes, strict=True)
-    }
-    (folder / _MANIFEST).write_text(json.dumps({"files": described}, indent=1), encoding="utf-8")
+    text = json.dumps({"files": described(folder)}, indent=1)
+    (folder / _MANIFEST).write_text(text, encoding="utf-8")
 
 
 def fault(folder: Path, *, hashes: bool = True) -> str | None:
@@ -78,17 +71,11 @@ def fault(folder: Path, *, hashes: bool = True) -> str | None:
     try:
         text = (folder / _MANIFEST).read_text(encoding="utf-8")
         files: dict[str, Any] = json.loads(text)["files"]
-        for name, described in files.items():
-            if (folder / name).stat().st_size != described["size"]:
-                return f"{name} is {(folder / name).stat().st_size} bytes of {described['size']}"
-        for name, described in files.items() if hashes else ():
-            if _sha256(folder / name) != described["sha256"]:
-                return f"{name} is not as it was written"
+        return fault_in(folder, files, hashes=hashes)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{_MANIFEST} cannot be read ({type(error).__name__})"
-    return None
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
@@ -112,11 +99,6 @@ def drop_old(folder: Path, *, keep: int, spare: Path | None) -> None:
     for path in newest_first:
         if path not in whole[:keep] and path != spare and len(whole) >= keep:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _by_step(folder: Path) -> list[Path]:

@@ -22,17 +22,22 @@ class Records:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def rewind(self, step: int) -> dict[str, Any]:
+    def rewind(self, step: int, copy: Path | None = None) -> dict[str, Any]:
         """Drop lines after `step`, and a last line that was cut off in the writing.
+
+        Args:
+            step: the last that counts.
+            copy: of the lines as they were then, which is believed rather than the file.
 
         Returns:
             The last training line that is left, empty without one.
         """
-        if not self.path.exists():
+        source = copy if copy is not None and copy.exists() else self.path
+        if not source.exists():
             return {}
         kept = [
             line
-            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            for line in source.read_text(encoding="utf-8", errors="replace").splitlines()
             if _step(line, step + 1) <= step
         ]
         scratch = self.path.with_suffix(".tmp")

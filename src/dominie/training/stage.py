@@ -131,8 +131,6 @@ def train_stage(
         token_shares=records.token_shares(),
     )
     save_model(trainer, folder / "model", tokenizer=tokenizer, settings=settings)
-    if trainer.is_world_process_zero():
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
 
 

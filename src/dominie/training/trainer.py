@@ -92,7 +92,7 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> None:
         self.mix, self.teacher, self.meter = mix, teacher, meter
         self.validation, self.records, self.epochs = validation, records, epochs
-        self.collapse = CollapseWatch()
+        self.collapse, self.copied = CollapseWatch(), [records.path]
         if validation is None:
             args.eval_strategy = "no"
         super().__init__(
@@ -301,7 +301,7 @@ class DistillationTrainer(CheckpointedTrainer):
         """Train to the end, from a checkpoint or from the start."""
         self.drop_half_written()
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-        last = self.records.rewind(step)
+        last = self.records.rewind(step, checkpoint and checkpoint / self.records.path.name)
         self.supervised_tokens = self._logged_tokens = int(last.get("tokens", 0))
         self.steps_without_tokens = int(last.get("steps_without_tokens", 0))
         self._earlier = self._logged_at = float(last.get("seconds", 0.0))
