@@ -13,7 +13,7 @@ from dominie.errors import InputError
 from dominie.preparation import PreparedTraining, prepare_stages
 from dominie.recipe import Recipe
 from dominie.report import write_report
-from dominie.run_folder import RunFolder
+from dominie.run_folder import RunFolder, check_whole, read_stage
 from dominie.scores import evaluate
 from dominie.stages import run_stages
 
@@ -51,6 +51,8 @@ def evaluate_recipe(recipe: Recipe, runs: Path, display: Display | None = None) 
     display = display or Display()
     folder = RunFolder(recipe, runs)
     with folder.held():
+        for name in recipe.stages:
+            check_whole(folder.stage(name), read_stage(folder.stage(name)), display)
         evaluate(folder, folder.trained_fingerprints(), display)
         write_report(folder.path)
     return folder.path

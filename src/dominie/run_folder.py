@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dominie.data.sources import Source
+from dominie.display import Display
 from dominie.errors import InputError
 from dominie.json_files import read_sealed, write_sealed
+from dominie.manifests import fault_in
 from dominie.models.spec import Model
 from dominie.recipe import Recipe
 from dominie.toyworld import is_toyworld, materialise
@@ -130,6 +132,25 @@ def read_stage(path: Path) -> dict[str, Any]:
 def write_stage(path: Path, record: Mapping[str, Any]) -> None:
     """Replace `stage.json` in one step."""
     write_sealed(path / "stage.json", record)
+
+
+def check_whole(path: Path, record: Mapping[str, Any], display: Display) -> None:
+    """Refuse a model whose files are not those that were written; say so of metrics.
+
+    Raises:
+        InputError: names the file.
+    """
+    files = dict(record.get("files", {}))
+    metrics = {name: files.pop(name) for name in ("metrics.jsonl",) if name in files}
+    if (found := fault_in(path, files)) is not None:
+        raise InputError(
+            "the model of a finished stage is damaged",
+            where=str(path),
+            found=found,
+            do=f"put back a copy of the file; or move {path} away, and the stage is trained anew",
+        )
+    if (found := fault_in(path, metrics)) is not None:
+        display.line(f"{path}/{found}; the report shows what can be read of it")
 
 
 def set_aside(path: Path) -> Path:

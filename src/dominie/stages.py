@@ -14,12 +14,11 @@ from typing import Any
 from dominie.caching import filled_caches
 from dominie.disk import replace_text
 from dominie.display import Display
-from dominie.errors import InputError
-from dominie.manifests import described, fault_in
+from dominie.manifests import described
 from dominie.preparation import Prepared, PreparedTraining, PreparedUpcycle, prepare_stages
 from dominie.recipe import MergeStage, dump_recipe
 from dominie.reuse import take_over, turn
-from dominie.run_folder import RunFolder, read_stage, set_aside, write_stage
+from dominie.run_folder import RunFolder, check_whole, read_stage, set_aside, write_stage
 from dominie.threads import use_free_cores
 
 
@@ -48,7 +47,7 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
     earlier = read_stage(path)
     same = earlier.get("fingerprint") == prepared.fingerprint
     if same and earlier.get("status") == "done" and (path / "model").is_dir():
-        _check_whole(path, earlier, display)
+        check_whole(path, earlier, display)
         _drop_checkpoints(path)
         word = "trained" if isinstance(prepared, PreparedTraining) else "made"
         display.done(name, f"already {word} ({_told(earlier)})")
@@ -79,25 +78,6 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
 def _written(path: Path) -> dict[str, dict[str, Any]]:
     """What a finished stage consists of."""
     return described(path, [*(path / "model").rglob("*"), path / "metrics.jsonl"])
-
-
-def _check_whole(path: Path, record: Mapping[str, Any], display: Display) -> None:
-    """Refuse a model whose files are not those that were written; say so of metrics.
-
-    Raises:
-        InputError: names the file.
-    """
-    files = dict(record.get("files", {}))
-    metrics = {name: files.pop(name) for name in ("metrics.jsonl",) if name in files}
-    if (found := fault_in(path, files)) is not None:
-        raise InputError(
-            "the model of a finished stage is damaged",
-            where=str(path),
-            found=found,
-            do=f"put back a copy of the file; or move {path} away, and the stage is trained anew",
-        )
-    if (found := fault_in(path, metrics)) is not None:
-        display.line(f"{path}/{found}; the report shows what can be read of it")
 
 
 def _drop_checkpoints(path: Path) -> None:

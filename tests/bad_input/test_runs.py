@@ -96,7 +96,8 @@ def test_a_damaged_result_is_named(refused, ran, dominie):
     shutil.rmtree(ran / "evaluation")
     weights = ran / "s" / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    refused(dominie("run", "r.yaml"), "runs/small/s/model", "cannot be loaded")
+    for verb in ("run", "evaluate"):
+        refused(dominie(verb, "r.yaml"), "runs/small/s:", "model.safetensors is 1000 bytes")
 
 
 def test_evaluating_before_training(refused, work, dominie):
