@@ -29,7 +29,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from dominie.display import Display
-from dominie.recipe import MergeStage, Recipe, load_recipe
+from dominie.recipe import MergeStage, Recipe, UpcycleStage, load_recipe
 from dominie.sweep import Cell, grid, rows_of, run_cells, seeds_of
 
 sys.path.insert(0, str(Path(__file__).parent / "parts"))
@@ -47,8 +47,8 @@ COLUMNS = (
 
 #: Seconds a step of 32 conversations took on one idle core, by what a step computes; and to begin a
 #: run and score a model. For the estimate alone.
-STEP = {"mixture": 0.053, "labels": 0.042, "prediction": 0.055, "attention": 0.018}
-START, SCORED = 12.0, 6.0
+STEP = {"teacher": 0.052, "labels": 0.036, "prediction": 0.050, "attention": 0.017, "two": 0.017}
+START, SCORED = 12.0, 5.0
 
 
 def cells_of(group: dict[str, Any], chosen: dict[str, Any]) -> list[Cell]:
@@ -102,11 +102,12 @@ def _key(recipe: Recipe, name: str) -> str:
 
 def _seconds(recipe: Recipe, name: str) -> float:
     stage = recipe.stages[name]
-    if isinstance(stage, MergeStage):
+    if isinstance(stage, MergeStage | UpcycleStage):
         return 1.0
     terms = {t for source in stage.active for t, v in asdict(stage.loss_on(source)).items() if v}
     step = STEP["prediction"] if "prediction" in terms else STEP["labels"]
-    step = STEP["mixture"] if stage.student.endswith(":teacher") else step
+    step = STEP["teacher"] if stage.student.endswith(":teacher") else step
+    step += STEP["two"] if isinstance(recipe.stages.get(stage.student), UpcycleStage) else 0.0
     step += STEP["attention"] if "attention" in terms else 0.0
     return (stage.train.steps or 0) * step * stage.train.batch / 32
 

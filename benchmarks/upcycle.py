@@ -3,15 +3,14 @@
 In the toy world a dense student is distilled for a while, and a sibling of it is tuned on the shop.
 From there the dense student itself and mixtures of two experts made of it in different ways learn
 the same conversations in the same order from the same teachers. Printed for each, on the held-out
-splits: KL to the teacher and agreement with it on general conversations, loss on the shop's, and
-what became of the experts.
+splits: KL to the teacher and agreement with it on general conversations, loss on the shop's, exact
+match on both, and what became of the experts.
 
-    python benchmarks/upcycle.py [--quick] [--json] [--seeds 0 1 2] [--runs DIR [--finished]]
+    python benchmarks/upcycle.py [--quick] [--json] [--seeds 0 1 2] [--runs DIR]
 
 `--quick` ends within 50 seconds on two cores and proves nothing. A full run writes a dated table to
-`benchmarks/results`, takes about 8 minutes a seed on an idle core, and goes on from what `--runs
-DIR` holds: seeds can be run one at a time, and the table is of all models that are finished there;
-`--finished` trains no more.
+`benchmarks/results`, takes about 6 minutes a seed on an idle core, and goes on from what `--runs
+DIR` holds: seeds can be run one at a time.
 """
 
 from __future__ import annotations
@@ -47,7 +46,10 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "random gate": {"gate": "random"},
     "hidden-state gate": {"gate": "hidden_states", "source": "general"},
     "siblings": {"gate": "zeros", "siblings": ["sibling"]},
+    "top-1": {"gate": "hidden_states", "source": "general", "experts_per_token": 1},
 }
+#: Sources whose held-out questions are asked.
+TASKS = ("general", "domain")
 
 
 def recipe(seed: int, quick: bool) -> dict[str, Any]:
@@ -104,6 +106,11 @@ def recipe(seed: int, quick: bool) -> dict[str, Any]:
         },
         "train": train,
         "stages": stages,
+        "evaluate": {
+            "models": {name: name for name in stages if not name.startswith("made-")},
+            "tasks": {source: {"source": source, "split": "test"} for source in TASKS},
+            "batch": 256,
+        },
     }
 
 
@@ -118,11 +125,12 @@ def slug(name: str) -> str:
 
 
 def measured(run: Path, seed: int) -> Iterator[dict[str, Any]]:
-    """One row for each model that is finished."""
+    """One row for each model."""
     rows = _held_out_rows(run)
+    scores = json.loads((run / "results.json").read_text())
     for name in ("start", "sibling", "dense", *MIXTURES):
         stage = run / slug(name)
-        if not (stage / "model" / "config.json").exists():
+        if slug(name) not in scores:  # --quick makes a few
             continue
         lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
         last = [line["evaluation"] for line in lines if "evaluation" in line][-1]
@@ -130,6 +138,7 @@ def measured(run: Path, seed: int) -> Iterator[dict[str, Any]]:
         row |= {
             key: last["general"][key] for key in ("divergence", "agreement") if name != "sibling"
         }
+        row |= {f"{task}_score": scores[slug(name)][task]["score"] for task in TASKS}
         if name in MIXTURES:
             row |= experts(stage / "model", rows)
         yield row
@@ -187,12 +196,11 @@ def _apart(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / ((one + other) / 2).norm())
 
 
-def run_seed(seed: int, runs: Path, quick: bool, finished: bool) -> Iterator[dict[str, Any]]:
-    """Train what is left of a seed, unless only what is finished is wanted; its rows."""
-    if not finished:
-        path = runs / f"upcycle-{seed}.yaml"
-        path.write_text(json.dumps(recipe(seed, quick), indent=1))  # JSON is YAML
-        run_recipe(load_recipe(path), runs, Display(_quiet()))
+def run_seed(seed: int, runs: Path, quick: bool) -> Iterator[dict[str, Any]]:
+    """Train what is left of a seed; its rows."""
+    path = runs / f"upcycle-{seed}.yaml"
+    path.write_text(json.dumps(recipe(seed, quick), indent=1))  # JSON is YAML
+    run_recipe(load_recipe(path), runs, Display(_quiet()))
     return measured(runs / f"upcycle-{seed}", seed)
 
 
@@ -209,6 +217,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
         "KL, of dense": ("of_dense", 1, 3),
         "agreement, %": ("agreement", 100, 1),
         "loss on the shop": ("domain", 1, 3),
+        "general, %": ("general_score", 100, 1),
+        "shop, %": ("domain_score", 100, 1),
         "weights apart": ("weights", 1, 2),
         "outputs apart": ("outputs", 1, 2),
         "router entropy": ("entropy", 1, 2),
@@ -243,16 +253,13 @@ def main() -> None:
     parser = _results.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, help="where runs are kept and gone on with")
-    parser.add_argument("--finished", action="store_true", help="train no more")
     options = parser.parse_args()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         runs = options.runs or Path(scratch)
         runs.mkdir(parents=True, exist_ok=True)
         seeds = options.seeds[:1] if options.quick else options.seeds
-        made = (
-            row for seed in seeds for row in run_seed(seed, runs, options.quick, options.finished)
-        )
+        made = (row for seed in seeds for row in run_seed(seed, runs, options.quick))
         (rows,) = _results.gathered(made, as_json=options.json).values()
     note = (
         "Mean over seeds ± their standard deviation. All learn the same conversations in the same\n"
