@@ -132,7 +132,9 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ("toyworld:generel", "did you mean toyworld:general?"),
         ("toyworld:general?row=5", "did you mean rows?"),
-        ("toyworld:student?rows=5", "a model has none"),
+        ("toyworld:student?rows=5", "width and layers"),
+        ("toyworld:student?width=100", "multiple of 32"),
+        ("toyworld:teacher?layers=0", "above zero"),
         ("toyworld:general?rows=0", "above zero"),
         ("toyworld:general?rows=many", "above zero"),
         ("toyworld:general?noise=1.5", "fraction from 0 to 1"),

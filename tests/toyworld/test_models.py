@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dominie.toyworld import materialise
-from dominie.toyworld.models import MODELS, untrained_model
+from dominie.toyworld.models import MODELS, toy_config, untrained_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +35,23 @@ def test_layers_and_heads_map_one_to_one(folders: dict[str, Path]) -> None:
     for key in ("num_hidden_layers", "num_attention_heads", "vocab_size", "rope_parameters"):
         assert getattr(teacher.config, key) == getattr(student.config, key)
     assert teacher.num_parameters() > 2 * student.num_parameters()
+
+
+def test_wider_and_deeper_models_still_map_one_to_one(tmp_path: Path) -> None:
+    size = "?width=320&layers=2"
+    both = [
+        AutoModelForCausalLM.from_pretrained(materialise(f"toyworld:{kind}{size}", tmp_path)).config
+        for kind in MODELS
+    ]
+    for config in both:
+        assert (config.hidden_size, config.num_hidden_layers) == (320, 2)
+        assert (config.num_attention_heads, config.num_key_value_heads) == (5, 2)
+
+
+def test_a_student_of_1024_by_12_has_a_hundred_million_parameters() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(toy_config("student", width=1024, layers=12))
+    assert 100e6 < model.num_parameters() < 120e6
 
 
 @pytest.mark.parametrize("data", ["general", "domain"])

@@ -94,6 +94,8 @@ def with_layers(config: Any, layers: int) -> Any:
 
 
 def _toy_config(path: str) -> Any:
-    from dominie.toyworld.models import untrained_model
+    from dominie.toyworld.models import toy_config
+    from dominie.toyworld.names import parsed
 
-    return untrained_model("teacher" if "teacher" in path else "student", seed=0).config
+    request = parsed(path)
+    return toy_config(request.thing, **request.size)

@@ -9,61 +9,75 @@ from dominie.toyworld.tokenizer import word_tokenizer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 MODELS = ("teacher", "student")
+WIDTH, LAYERS = 96, 3
+HEAD = 64  # the size of a head, where that makes more than four
 
-# Layers and heads are equal, so that attention distillation maps them one to one. The rest makes
-# copying, on which most skills rest, quick to learn: the usual initial deviation of 0.02 is too
-# small at this width, a rotary base of 10,000 too slow to tell places apart in 25 tokens, and with
-# tied embeddings an attended word is already the answer.
+# Layers and heads of both are equal, so that attention distillation maps them one to one. The rest
+# makes copying, on which most skills rest, quick to learn: the usual initial deviation of 0.02 is
+# too small at this width, a rotary base of 10,000 too slow to tell places apart in 25 tokens, and
+# with tied embeddings an attended word is already the answer.
 _SHARED = {
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.06,
-    "max_position_embeddings": 256,
     "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
     "sliding_window": None,
     "tie_word_embeddings": True,
 }
+_DEVIATION = 0.06  # of initial weights at the usual width
 
 
-def untrained_model(kind: str, seed: int) -> PreTrainedModel:
-    """The `teacher` or the `student` with random weights; the global random state is untouched."""
-    import torch
-    from transformers import (
-        MistralConfig,
-        MistralForCausalLM,
-        MixtralConfig,
-        MixtralForCausalLM,
-    )
+def toy_config(kind: str, *, width: int = WIDTH, layers: int = LAYERS) -> PreTrainedConfig:
+    """The configuration of the `teacher` or the `student`.
+
+    Args:
+        kind: which of the two.
+        width: hidden size, a multiple of 32; a student of 1,024 and 12 layers has 113M parameters.
+        layers: decoder layers.
+    """
+    from transformers import MistralConfig, MixtralConfig
 
     tokenizer = word_tokenizer()
+    heads = max(4, width // HEAD)
     common = {
         **_SHARED,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+        "initializer_range": _DEVIATION * (WIDTH / width) ** 0.5,
+        "max_position_embeddings": 256 if width == WIDTH else 4096,
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "dtype": "float32",
     }
+    if kind == "teacher":
+        return MixtralConfig(
+            **common,
+            intermediate_size=width * 4 // 3,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+        )
+    return MistralConfig(**common, intermediate_size=2 * width)
+
+
+def untrained_model(kind: str, seed: int, **size: int) -> PreTrainedModel:
+    """The `teacher` or the `student` with random weights; the global random state is untouched.
+
+    `size` is that of `toy_config`.
+    """
+    import torch
+    from transformers import MistralForCausalLM, MixtralForCausalLM
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if kind == "teacher":
-            return MixtralForCausalLM(
-                MixtralConfig(
-                    **common,
-                    hidden_size=96,
-                    intermediate_size=128,
-                    num_local_experts=4,
-                    num_experts_per_tok=2,
-                )
-            )
-        return MistralForCausalLM(MistralConfig(**common, hidden_size=96, intermediate_size=192))
+        made = MixtralForCausalLM if kind == "teacher" else MistralForCausalLM
+        return made(toy_config(kind, **size))
 
 
-def save_model(kind: str, folder: Path, seed: int) -> None:
+def save_model(kind: str, folder: Path, seed: int, **size: int) -> None:
     """Write an ordinary Hugging Face folder: weights, configurations, tokenizer, chat template."""
-    untrained_model(kind, seed).save_pretrained(folder)
+    untrained_model(kind, seed, **size).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)

@@ -17,7 +17,7 @@ from dominie.json_files import read_sealed, write_sealed
 from dominie.manifests import described, fault_in
 from dominie.toyworld.domain import DOMAIN
 from dominie.toyworld.families import GENERAL
-from dominie.toyworld.models import MODELS, save_model
+from dominie.toyworld.models import LAYERS, MODELS, WIDTH, save_model
 from dominie.toyworld.rows import drawn_rows, first_rows, with_noise
 
 if TYPE_CHECKING:
@@ -45,12 +45,19 @@ DATA: Mapping[str, DataFile] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a name asks for; `rows` and `noise` mean something for data only."""
+    """What a name asks for: rows and noise of data, width and layers of a model."""
 
     name: str
     thing: str
     rows: int = 0
     noise: float = 0.0
+    width: int = WIDTH
+    layers: int = LAYERS
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Of a model."""
+        return {"width": self.width, "layers": self.layers}
 
 
 def is_toyworld(path: object) -> bool:
@@ -75,22 +82,26 @@ def parsed(name: str) -> Request:
             do=f"did you mean {SCHEME}{nearest[0]}?" if nearest else None,
         )
     options = dict(parse_qsl(query, keep_blank_values=True))
-    allowed = ("rows", "noise") if thing in DATA else ()
+    allowed = ("rows", "noise") if thing in DATA else ("width", "layers")
     for option in options:
         if option not in allowed:
             nearest = get_close_matches(option, allowed, n=1)
             raise InputError(
                 f"unknown option {option!r}",
                 where=name,
-                expected=" and ".join(allowed) or "no options: a model has none",
+                expected=" and ".join(allowed),
                 do=f"did you mean {nearest[0]}?" if nearest else None,
             )
     if thing in MODELS:
-        return Request(name=name, thing=thing)
+        width = _count(name, "width", options.get("width", str(WIDTH)))
+        if width % 32:
+            raise InputError("width is not a multiple of 32", where=name, found=str(width))
+        layers = _count(name, "layers", options.get("layers", str(LAYERS)))
+        return Request(name=name, thing=thing, width=width, layers=layers)
     return Request(
         name=name,
         thing=thing,
-        rows=_row_count(name, options.get("rows", str(DATA[thing].rows))),
+        rows=_count(name, "rows", options.get("rows", str(DATA[thing].rows))),
         noise=_fraction(name, options.get("noise", "0")),
     )
 
@@ -101,7 +112,8 @@ def materialise(name: str, folder: Path, *, seed: int = 0) -> Path:
     Args:
         name: `toyworld:corpus`, `toyworld:general` or `toyworld:domain` for data, with the options
             `?rows=800&noise=0.3` (`noise`: the fraction of rows whose answer is wrong);
-            `toyworld:teacher` or `toyworld:student` for an untrained model.
+            `toyworld:teacher` or `toyworld:student` for an untrained model, with the options
+            `?width=1024&layers=12`.
         folder: where to put it; made if it is not there.
         seed: of the draws and of the weights. The same seed gives the same bytes.
 
@@ -124,7 +136,7 @@ def materialise(name: str, folder: Path, *, seed: int = 0) -> Path:
         if request.thing in DATA:
             made.write_text(data_text(request, seed), encoding="utf-8")
         else:
-            save_model(request.thing, made, seed)
+            save_model(request.thing, made, seed, **request.size)
         files = sorted(made.rglob("*")) if made.is_dir() else [made]
         sealed = Path(scratch) / manifest.name
         write_sealed(sealed, {"files": described(made.parent, files)})
@@ -171,14 +183,16 @@ def data_text(request: Request, seed: int) -> str:
 
 def _file_name(request: Request, seed: int) -> str:
     if request.thing in MODELS:
-        return f"{request.thing}-seed{seed}"
+        usual = (request.width, request.layers) == (WIDTH, LAYERS)
+        size = "" if usual else f"-{request.width}x{request.layers}"
+        return f"{request.thing}{size}-seed{seed}"
     noise = f"-noise{request.noise:g}" if request.noise else ""
     return f"{request.thing}-{request.rows}{noise}-seed{seed}.jsonl"
 
 
-def _row_count(name: str, text: str) -> int:
+def _count(name: str, option: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise InputError("rows is not a whole number above zero", where=name, found=repr(text))
+        raise InputError(f"{option} is not a whole number above zero", where=name, found=repr(text))
     return int(text)
 
 
