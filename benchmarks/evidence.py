@@ -4,11 +4,12 @@ Runs the groups of ``evidence.yaml`` in their order, as many processes at a time
 cores, each with one thread. Rows are appended to ``results/evidence.csv`` as runs end; what has
 ended is not run again, and after ``--minutes`` no further run is begun. Prints an estimate first.
 
-    python benchmarks/evidence.py [--quick] [--json] [--minutes 115] [--jobs 2]
+    python benchmarks/evidence.py [--quick | --gpu] [--json] [--minutes 115] [--jobs 2]
     python benchmarks/evidence.py --summary
 
 ``--quick`` is the same path on tiny settings, within 50 seconds on two cores, and leaves the
-results alone. ``--summary`` prints the tables of docs/evidence.md from the rows that are there.
+results alone. ``--gpu`` is the comparison's heart with larger models, one run at a time, within ten
+minutes on one large GPU; its rows go to ``results/evidence-gpu.csv``. ``--summary`` prints the tables of docs/evidence.md from the rows that are there.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "evidence.csv"
+RESULTS = {
+    "groups": HERE / "results" / "evidence.csv",
+    "gpu": HERE / "results" / "evidence-gpu.csv",
+}
 COLUMNS = (
     "group", "run", "setting", "seed", "model", "task", "score", "stderr", "n",
     "steps", "tokens", "seconds",
@@ -141,19 +145,25 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny settings, results left alone")
+    plans = parser.add_mutually_exclusive_group()
+    plans.add_argument("--quick", action="store_true", help="tiny settings, results left alone")
+    plans.add_argument("--gpu", action="store_true", help="larger models, on one GPU")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
     parser.add_argument("--summary", action="store_true", help="tables of the rows there are")
     parser.add_argument("--minutes", type=float, default=115, help="begin no run after these")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--jobs", type=int, help="runs at a time: the cores there are, one on a GPU"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
     options = parser.parse_args()
+    part = "quick" if options.quick else "gpu" if options.gpu else "groups"
     if options.summary:
-        print(tables(read(RESULTS)))
+        print(tables(read(RESULTS[part])))
         return
+    jobs = options.jobs or (1 if options.gpu else len(os.sched_getaffinity(0)))
     plan = YAML(typ="safe", pure=True).load((HERE / "evidence.yaml").read_text(encoding="utf-8"))
-    groups = plan["quick"] if options.quick else plan["groups"]
-    chosen = {} if options.quick else plan["chosen"]
+    groups = plan[part]
+    chosen = plan["chosen"] if part == "groups" else {}
     names: dict[str, str] = {}
     cells: list[Cell] = []
     for group in groups:
@@ -162,11 +172,11 @@ def main() -> None:
             cells.append(cell)
             names[cell.name] = group["name"]
     display = Display(Console(highlight=False, soft_wrap=True, stderr=options.json))
-    about = estimate(cells) / options.jobs / 60
-    display.line(f"{len(cells)} runs, about {about:.0f} minutes with {options.jobs} at a time")
+    about = "" if options.gpu else f", about {estimate(cells) / jobs / 60:.0f} minutes"
+    display.line(f"{len(cells)} runs{about} with {jobs} at a time")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "runs" if options.quick else options.runs.resolve()
-        results = Path(scratch) / RESULTS.name if options.quick else RESULTS
+        results = Path(scratch) / "evidence.csv" if options.quick else RESULTS[part]
         written = {row["run"] for row in read(results)}
 
         def finished(cell: Cell) -> None:
@@ -179,7 +189,7 @@ def main() -> None:
         run_cells(
             cells,
             folder,
-            jobs=options.jobs,
+            jobs=jobs,
             display=display,
             finished=finished,
             deadline=time.monotonic() + 60 * options.minutes,

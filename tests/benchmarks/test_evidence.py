@@ -52,11 +52,36 @@ def test_what_is_chosen_takes_effect_and_no_test_split_trains():
         assert {task.source for task in recipe.evaluate.tasks.values()} <= held_out
 
 
-def test_the_two_recipes_share_their_student():
+def test_the_recipes_have_what_was_chosen():
+    for file in (ROOT / "recipes" / "baselines").glob("*.yaml"):
+        stages = load_recipe(file).stages
+        for key, value in PLAN["chosen"].items():
+            _, stage, _, setting = key.split(".")
+            if stage in stages:
+                assert getattr(stages[stage].train, setting) == float(value), f"{file.name} {key}"
+
+
+def test_the_plan_for_a_gpu_can_be_read_and_has_large_models():
+    import evidence
+
+    cells = [cell for group in PLAN["gpu"] for cell in evidence.cells_of(group, {})]
+    for cell in cells:
+        students = {
+            stage.student
+            for name, stage in cell.loaded().trained.items()
+            if stage.student.startswith("toyworld:")
+        }
+        assert all("width=1024" in student for student in students), cell.name
+
+
+def test_the_recipes_share_their_student():
     import evidence
 
     one, other = (load_recipe(ROOT / "benchmarks" / g["recipe"]) for g in PLAN["groups"][:2])
     assert evidence._key(one, "distill") == evidence._key(other, "kd_attention")
+    mixture = load_recipe(ROOT / "recipes" / "baselines" / "mixture.yaml")
+    for stage in ("teacher", "distill", "expert", "dae"):
+        assert evidence._key(one, stage) == evidence._key(mixture, stage)
 
 
 def row(model: str, seed: int, task: str, score: float, group: str = "base") -> dict[str, str]:
