@@ -8,8 +8,9 @@ ended is not run again, and after ``--minutes`` no further run is begun. Prints 
     python benchmarks/evidence.py --summary
 
 ``--quick`` is the same path on tiny settings, within 50 seconds on two cores, and leaves the
-results alone. ``--gpu`` is the comparison's heart with larger models, one run at a time, within ten
-minutes on one large GPU; its rows go to ``results/evidence-gpu.csv``. ``--summary`` prints the tables of docs/evidence.md from the rows that are there.
+results alone. ``--gpu`` is the heart of the comparison with larger models, one run at a time,
+within ten minutes on one large GPU; its rows go to ``results/evidence-gpu.csv``. ``--summary``
+prints the tables of docs/evidence.md from the rows that are there.
 """
 
 from __future__ import annotations
