@@ -67,6 +67,13 @@ def test_a_run_leaves_what_the_design_promises(finished):
     assert len(page) < 1_000_000
     for name in ("general", "domain"):
         assert f"{name}: read " in done.stdout
+    score = f"{100 * results['align']['general']['score']:.1f} ("
+    card = (run / "align" / "model" / "README.md").read_text()
+    assert f"| general | exact_match | {score}" in card
+    assert (
+        "| merged | distill, expert | merge |"
+        in (run / "merged" / "model" / "README.md").read_text()
+    )
 
 
 def test_models_load_with_transformers_alone(finished):
@@ -76,6 +83,11 @@ def test_models_load_with_transformers_alone(finished):
         f"m = AutoModelForCausalLM.from_pretrained({str(run / 'align' / 'model')!r})\n"
         f"t = T.from_pretrained({str(run / 'align' / 'model')!r})\n"
         "assert t.chat_template and m.generation_config.eos_token_id is not None\n"
+        "assert m.config.use_cache\n"
+        "chat = [{'role': 'user', 'content': 'copy 1 2'}]\n"
+        "asked = t.apply_chat_template(\n"
+        "    chat, add_generation_prompt=True, return_tensors='pt', return_dict=True)\n"
+        "assert m.generate(**asked, max_new_tokens=3).shape[1] > asked['input_ids'].shape[1]\n"
         "assert not any(name.startswith('dominie') for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT, timeout=120)

@@ -11,6 +11,7 @@ from typing import Any
 
 from dominie.models.spec import Model
 from dominie.recipe import Recipe
+from dominie.training.trackers import SHOWN
 
 #: Part of every fingerprint: raised when the same recipe would come to something else.
 FORMAT = 1
@@ -39,6 +40,8 @@ def stage_fingerprint(
     train = dataclasses.asdict(stage.train)
     for key in ("log_every", "checkpoint_every", "source_gradients"):
         train.pop(key)
+    for key in SHOWN:
+        train["arguments"].pop(key, None)
     if stage.train.keep == "last" and stage.train.patience is None:
         for key in ("evaluate_every", "evaluate_rows"):
             train.pop(key)  # then it changes what is seen, not what is learnt
@@ -78,7 +81,11 @@ def model_fingerprint(spec: Model) -> str:
     identity = dataclasses.asdict(spec)
     for key, path in (("path", spec.path), ("adapter", spec.adapter)):
         if path and Path(path).is_dir():
-            files = sorted(entry for entry in Path(path).iterdir() if entry.is_file())
+            files = sorted(
+                entry
+                for entry in Path(path).iterdir()
+                if entry.is_file() and entry.name != "README.md"  # its card changes nothing
+            )
             identity[key] = [(file.name, *_identity(file)) for file in files]
     return digest(identity)
 

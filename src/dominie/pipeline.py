@@ -8,6 +8,7 @@ from typing import Any
 
 from dominie.cache_estimate import estimated
 from dominie.caching import filled_caches, ready_plans, record_of
+from dominie.cards import write_cards
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.preparation import PreparedTraining, prepare_stages
@@ -34,10 +35,16 @@ def run_recipe(
     """
     display = display or Display()
     folder = RunFolder(recipe, runs)
+    first = os.environ.get("RANK", "0") == "0"  # judges are paid once, files written by one
     with folder.held():
-        fingerprints = run_stages(folder, display, reuse=reuse)
-        if os.environ.get("RANK", "0") == "0":  # judges are paid once, files written by one
+        try:
+            fingerprints = run_stages(folder, display, reuse=reuse)
+        finally:
+            if first:  # of what was made before an interruption, too
+                write_cards(folder, scored=False)
+        if first:
             evaluate(folder, fingerprints, display)
+            write_cards(folder, scored=True)
             write_report(folder.path)
     return folder.path
 
@@ -54,6 +61,7 @@ def evaluate_recipe(recipe: Recipe, runs: Path, display: Display | None = None) 
         for name in recipe.stages:
             check_whole(folder.stage(name), read_stage(folder.stage(name)), display)
         evaluate(folder, folder.trained_fingerprints(), display)
+        write_cards(folder, scored=True)
         write_report(folder.path)
     return folder.path
 

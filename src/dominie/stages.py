@@ -87,6 +87,7 @@ def _drop_checkpoints(path: Path) -> None:
 def _make(folder: RunFolder, prepared: Prepared, record: Mapping[str, Any]) -> dict[str, Any]:
     """Make a model of others; what `stage.json` says of it."""
     from dominie.models.merge import merge_models
+    from dominie.models.travel import ready_to_travel
     from dominie.models.upcycle import upcycle_model
     from dominie.training.checkpoints import publish, writing
 
@@ -104,6 +105,7 @@ def _make(folder: RunFolder, prepared: Prepared, record: Mapping[str, Any]) -> d
             assert isinstance(stage, MergeStage)
             parameters = merge_models(stage.merge, models, scratch)
         prepared.tokenizer.save_pretrained(scratch)
+        ready_to_travel(scratch, prepared.tokenizer)
         publish(scratch, path / "model")
     seconds = round(time.perf_counter() - started, 1)
     return {"models": stage.models, "parameters": parameters, "seconds": seconds}

@@ -11,7 +11,7 @@ from rich.console import Console
 from dominie.chatting import Partner, Settings
 from dominie.chatting.screens import Columns
 from dominie.chatting.session import Talk
-from dominie.data.templates import end_of_turn, prompt_ids
+from dominie.data.templates import ends_of_turn, prompt_ids
 from dominie.evaluation.generation import answers
 from dominie.models.loading import load_frozen, load_tokenizer
 from dominie.models.spec import Model
@@ -51,7 +51,7 @@ def answered(model, *conversation: str) -> str:
         loaded,
         tokenizer,
         [prompt_ids(tokenizer, messages)],
-        end_of_turn=[end_of_turn(tokenizer)],
+        end_of_turn=ends_of_turn(tokenizer),
         max_new_tokens=6,
         batch=1,
     )

@@ -11,7 +11,7 @@ import torch
 from transformers import TextStreamer
 
 from dominie.chatting.partners import Partner
-from dominie.data.templates import end_of_turn, prompt_ids
+from dominie.data.templates import ends_of_turn, prompt_ids
 from dominie.evaluation.generation import configured_stops
 from dominie.models.head import text_config
 
@@ -97,7 +97,7 @@ class Talk:
 
     def __init__(self, partner: Partner, settings: Settings) -> None:
         self.partner, self.settings = partner, settings
-        self._stops = sorted({end_of_turn(partner.tokenizer)} | configured_stops(partner.model))
+        self._stops = sorted(set(ends_of_turn(partner.tokenizer)) | configured_stops(partner.model))
         self.messages: list[Message] = []
         self.reset()
 
@@ -113,6 +113,7 @@ class Talk:
             Whether there was room for an answer; else the message is as if it had not been said.
         """
         model, tokenizer = self.partner.model, self.partner.tokenizer
+        padding = tokenizer.pad_token_id  # named, since `generate` would warn where it is not
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         prompt = prompt_ids(tokenizer, asked)
         context = getattr(text_config(model), "max_position_embeddings", None) or 2**31
@@ -137,8 +138,8 @@ class Talk:
                 temperature=self.settings.temperature if sampled else None,
                 top_p=None,
                 top_k=None,
-                eos_token_id=self._stops,
-                pad_token_id=self._stops[0],
+                eos_token_id=self._stops or None,
+                pad_token_id=0 if padding is None else padding,
                 streamer=_Pieces(tokenizer, heard),
             )
         self.messages = [*asked, {"role": "assistant", "content": "".join(said).strip()}]

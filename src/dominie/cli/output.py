@@ -68,5 +68,27 @@ def conclude(folder: Path, display: Display, as_json: bool) -> None:
         return
     if (folder / "results.json").exists():
         display.console.print(results_table(folder))
-    display.line(f"models  {folder}/*/model")
+    made = finished_stages(folder)
+    width = max(map(len, made), default=0)
+    for place, (name, size) in enumerate(made.items()):
+        head = "models" if place == 0 else ""
+        display.line(f"{head:<8}{name:<{width}}  {folder / name / 'model'}{size}")
     display.line(f"report  {folder / 'report.html'}")
+    if made:
+        two = ",".join(list(made)[-2:])
+        publish = f"hf upload ORG/NAME {folder / list(made)[-1] / 'model'}"
+        steps = {f"dominie chat {folder}:{two}": "talk to them", publish: "after its README.md"}
+        for place, (command, why) in enumerate(steps.items()):
+            display.line(f"{'next' if place == 0 else '':<8}{command}   # {why}")
+
+
+def finished_stages(folder: Path) -> dict[str, str]:
+    """The stages of a run that are done, in dependency order, each with its size in words."""
+    from dominie.report.formats import size
+    from dominie.report.reading import read_run
+
+    return {
+        stage.name: f"   {size(stage.parameters)} parameters"
+        for stage in read_run(folder).stages.values()
+        if stage.done and (folder / stage.name / "model").is_dir()
+    }

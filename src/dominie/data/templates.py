@@ -91,8 +91,8 @@ def prompt_ids(
     return ids
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends an assistant's turn under the chat template.
+def ends_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that ends an assistant's turn under the chat template, if a token of its own does.
 
     Raises:
         InputError: as `encode` does.
@@ -105,7 +105,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     ]
     encoded = encode(tokenizer, Conversation(chat))
     pairs = zip(encoded.input_ids, encoded.supervised, strict=True)
-    return [token for token, supervised in pairs if supervised][-1]
+    last = [token for token, supervised in pairs if supervised][-1]
+    return [last] if last in tokenizer.added_tokens_decoder else []
 
 
 def _supervised(offsets: list[tuple[int, int]], spans: list[Span]) -> list[bool]:

@@ -40,7 +40,7 @@ def answers(
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     stops = sorted(set(end_of_turn) | configured_stops(model))
-    padding = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    padding = (stops or [0])[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     sampled = temperature >= _GREEDY
     for start in range(0, len(order), batch):
         members = order[start : start + batch]
@@ -62,7 +62,7 @@ def answers(
                 temperature=temperature if sampled else None,
                 top_p=None,
                 top_k=None,
-                eos_token_id=stops,
+                eos_token_id=stops or None,
                 pad_token_id=padding,
             )
         for i, tokens in zip(members, output[:, length:].tolist(), strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dominie.data.formats import Message
-from dominie.data.templates import end_of_turn, prompt_ids
+from dominie.data.templates import ends_of_turn, prompt_ids
 from dominie.errors import RunError
 from dominie.evaluation.answers import Dialogue, Done
 from dominie.evaluation.generation import answers
@@ -103,7 +103,7 @@ class LocalSpeaker:
                 model,
                 tokenizer,
                 [prompts[i] for i in members],
-                end_of_turn=[end_of_turn(tokenizer)],
+                end_of_turn=ends_of_turn(tokenizer),
                 max_new_tokens=room,
                 batch=self._batch,
                 temperature=temperature,

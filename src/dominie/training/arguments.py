@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from dominie.errors import InputError
 from dominie.training.settings import TrainSettings
+from dominie.training.trackers import shown_as
 
 #: What the paper trains with, where a recipe says nothing.
 _DEFAULTS: dict[str, Any] = {
@@ -47,6 +48,7 @@ def training_arguments(
     options: dict[str, Any] = {
         **_DEFAULTS,
         "use_cpu": not torch.accelerator.is_available(),  # bf16 on a CPU has to be asked for
+        **shown_as(folder),
         **settings.arguments,
         "output_dir": str(folder),
         "learning_rate": settings.learning_rate,

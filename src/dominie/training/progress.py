@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import psutil
+import torch
 from transformers import TrainerCallback
 
 
@@ -24,10 +26,29 @@ class StepProgress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Take the newest losses."""
-        terms = {
-            name.removeprefix("term_"): v
-            for name, v in (logs or {}).items()
-            if name.startswith("term_")
-        }
-        if terms:
-            self.note = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
+        if logs and any(name.startswith("term_") for name in logs):
+            self.note = "  ".join(_told(logs))
+
+
+def _told(logs: Mapping[str, float]) -> Iterator[str]:
+    """What is minimised, how far each source is from its teacher, how fast, in how much memory."""
+    for name, value in logs.items():
+        if name.startswith("term_"):
+            yield f"{name.removeprefix('term_')} {value:.3f}"
+    apart = [
+        f"{name.removesuffix('_divergence')} {value:.3f}"
+        for name, value in logs.items()
+        if name.endswith("_divergence")
+    ]
+    if len(apart) > 1:  # of a single source it is the prediction term
+        yield f"KL: {' '.join(apart)}"
+    if "tokens_per_second" in logs:
+        yield f"{logs['tokens_per_second']:,.0f} tokens/s"
+    yield f"{_memory() / 1e9:.1f} GB"
+
+
+def _memory() -> int:
+    """Bytes that this process holds where it computes: the most so far, on a GPU."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return int(psutil.Process().memory_info().rss)

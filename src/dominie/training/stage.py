@@ -21,6 +21,7 @@ from dominie.models.head import check_head, text_config
 from dominie.models.loading import DTYPES, load_student
 from dominie.models.minds import Mind, Sharing, sharing
 from dominie.models.spec import Model
+from dominie.models.travel import ready_to_travel
 from dominie.teachers import Teacher
 from dominie.teachers.loading import load_teacher
 from dominie.training.arguments import training_arguments
@@ -264,5 +265,6 @@ def save_model(
                 model.config.dtype = dtype
                 model.config.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
+            ready_to_travel(scratch, tokenizer)
             publish(scratch, folder)
     accelerator.wait_for_everyone()

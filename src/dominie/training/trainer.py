@@ -31,6 +31,7 @@ from dominie.training.memory import GiveBackFreedMemory
 from dominie.training.meter import Meter
 from dominie.training.records import Records
 from dominie.training.source_gradients import source_gradient_norms, sources_of
+from dominie.training.trackers import OneRunAStage, flat, keep_tensorboard
 from dominie.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -101,11 +102,12 @@ class DistillationTrainer(CheckpointedTrainer):
             train_dataset=rows,
             eval_dataset=rows if validation else None,
             data_collator=collator,
-            callbacks=[_LastStep(), GiveBackFreedMemory(), *callbacks],
+            callbacks=[_LastStep(), GiveBackFreedMemory(), OneRunAStage(), *callbacks],
             compute_loss_func=_divided_already,
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        keep_tensorboard(self.callback_handler.callbacks, Path(args.output_dir).parent)
         self.supervised_tokens, self._logged_tokens, self.steps_without_tokens = 0, 0, 0
         self._started, self._earlier, self._logged_at = time.monotonic(), 0.0, 0.0
         self._step_loss = torch.zeros((), device=args.device)
@@ -273,7 +275,8 @@ class DistillationTrainer(CheckpointedTrainer):
         self.collapse.look(means.get("router"))
         if self.is_world_process_zero():
             self.records.append(record)
-        super().log({**logs, "loss": record["loss"], **_flat(means)}, start_time)
+        rates = {key: record[key] for key in ("loss", "tokens", "tokens_per_second")}
+        super().log({**logs, **rates, **flat(means)}, start_time)
 
     @property
     def seconds(self) -> float:
@@ -307,11 +310,3 @@ class DistillationTrainer(CheckpointedTrainer):
         self._earlier = self._logged_at = float(last.get("seconds", 0.0))
         self._started = time.monotonic()
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
-def _flat(means: dict[str, Any]) -> dict[str, float]:
-    """Means under names that trackers such as TensorBoard take."""
-    flat = {f"term_{name}": value for name, value in means["terms"].items()}
-    for source, values in means["sources"].items():
-        flat |= {f"{source}_{name}": value for name, value in values.items()}
-    return flat
