@@ -43,6 +43,10 @@ def test_student_reference_and_expert_are_adapters_over_one_base(tmp_path):
         bases.add(config["base_model_name_or_path"])
         record = json.loads((run / stage / "stage.json").read_text())
         assert record["trainable_parameters"] < 0.2 * record["parameters"]
+        assert "base_model_relation" not in (card := (model / "README.md").read_text())
+        assert "library_name: peft" in card
+        assert "More Information Needed" not in card
+        assert "README.md" not in str(record["files"])  # it may be written again
     assert len(bases) == 1
     assert list(json.loads((run / "results.json").read_text())) == ["align"]
     again = dominie(*arguments, cwd=tmp_path)

@@ -76,8 +76,9 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
 
 
 def _written(path: Path) -> dict[str, dict[str, Any]]:
-    """What a finished stage consists of."""
-    return described(path, [*(path / "model").rglob("*"), path / "metrics.jsonl"])
+    """What a finished stage consists of; its model's card is rewritten, and edited by people."""
+    parts = [part for part in (path / "model").rglob("*") if part.name != "README.md"]
+    return described(path, [*parts, path / "metrics.jsonl"])
 
 
 def _drop_checkpoints(path: Path) -> None:
