@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from dominie.models.folders import base_and_adapter
 from dominie.models.loading import load_config
 from dominie.models.weight_hash import commit, weights_fingerprint
 from dominie.preparation import PreparedTraining
+from dominie.processes import join
 from dominie.run_folder import RunFolder
 from dominie.teachers.schemes import CacheSettings
 
@@ -165,14 +165,9 @@ def filled_caches(
 def _filled(
     folder: RunFolder, prepared: PreparedTraining, plan: Plan, display: Display, *, repair: bool
 ) -> Cache:
-    from accelerate import PartialState
-
     from dominie.teachers import cache as caches
 
-    # The slower ranks of a long job may be hours behind.
-    state = PartialState(
-        cpu=bool(prepared.stage.train.arguments.get("use_cpu")), timeout=timedelta(days=30)
-    )
+    state = join(cpu=bool(prepared.stage.train.arguments.get("use_cpu")))
     identity = identity_of(folder, prepared, plan)
     path = cache_folder(folder, plan, identity)
     model: Any = None

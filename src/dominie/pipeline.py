@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from dominie.cards import write_cards
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.preparation import PreparedTraining, prepare_stages
+from dominie.processes import is_first, leave
 from dominie.recipe import Recipe
 from dominie.report import write_report
 from dominie.run_folder import RunFolder, check_whole, read_stage
@@ -35,13 +35,14 @@ def run_recipe(
     """
     display = display or Display()
     folder = RunFolder(recipe, runs)
-    first = os.environ.get("RANK", "0") == "0"  # judges are paid once, files written by one
+    first = is_first()  # judges are paid once, files written by one
     with folder.held():
         try:
             fingerprints = run_stages(folder, display, reuse=reuse)
         finally:
             if first:  # of what was made before an interruption, too
                 write_cards(folder, scored=False)
+        leave()
         if first:
             evaluate(folder, fingerprints, display)
             write_cards(folder, scored=True)

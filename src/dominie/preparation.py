@@ -30,6 +30,7 @@ from dominie.models.agreement import (
 from dominie.models.attention_interface import check_attention
 from dominie.models.loading import load_config
 from dominie.models.token_map import token_map
+from dominie.processes import ranks
 from dominie.recipe import AnyStage, Stage, Task, UpcycleStage
 from dominie.recipe.check import stage_order
 from dominie.run_folder import RunFolder
@@ -218,7 +219,7 @@ def _check_fit(folder: RunFolder, prepared: PreparedTraining) -> None:
             do=f"set data.{stage.active[0]}.validation_fraction",
         )
     # Transformers looks through them now, rather than when the stages before have been trained.
-    training_arguments(stage.train, folder.stage(prepared.name), steps=1, ranks=1)
+    training_arguments(stage.train, folder.stage(prepared.name), steps=1, ranks=ranks())
     configs = {model: load_config(folder.model(folder.root(model))) for model in stage.models}
     highest = max(
         max(s.train.highest_id, s.validation.highest_id) for s in prepared.sources.values()

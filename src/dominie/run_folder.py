@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from dominie.errors import InputError
 from dominie.json_files import read_sealed, write_sealed
 from dominie.manifests import fault_in
 from dominie.models.spec import Model
+from dominie.processes import is_first
 from dominie.recipe import Recipe
 from dominie.toyworld import is_toyworld, materialise
 
@@ -50,7 +50,7 @@ class RunFolder:
             ) from None
         with lock:
             try:
-                if os.environ.get("RANK", "0") == "0":  # the ranks of one run share its folder
+                if is_first():  # the ranks of one run share its folder
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from dominie.disk import replace_text
 from dominie.display import Display
 from dominie.manifests import described
 from dominie.preparation import Prepared, PreparedTraining, PreparedUpcycle, prepare_stages
+from dominie.processes import decided_by_first, first_before_others, is_first, join, ranks
 from dominie.recipe import MergeStage, dump_recipe
 from dominie.reuse import take_over, turn
 from dominie.run_folder import RunFolder, check_whole, read_stage, set_aside, write_stage
@@ -28,9 +28,13 @@ def run_stages(folder: RunFolder, display: Display, *, reuse: bool = False) -> d
     Returns:
         The fingerprint of every stage.
     """
-    prepared = prepare_stages(folder, display)
-    replace_text(folder.path / "recipe.yaml", dump_recipe(folder.recipe))
-    reuse = reuse and int(os.environ.get("WORLD_SIZE", "1")) == 1  # ranks would wait for each other
+    if ranks() > 1:
+        join(cpu=bool(folder.recipe.train.arguments.get("use_cpu")))
+    with first_before_others():
+        prepared = prepare_stages(folder, display)
+        if is_first():
+            replace_text(folder.path / "recipe.yaml", dump_recipe(folder.recipe))
+    reuse = reuse and ranks() == 1  # they would wait for each other
     for stage in prepared:
         if not reuse:
             run_stage(folder, stage, display)
@@ -44,19 +48,9 @@ def run_stages(folder: RunFolder, display: Display, *, reuse: bool = False) -> d
 def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
     """Make a stage's model, or say why it need not be."""
     name, path = prepared.name, folder.stage(prepared.name)
-    earlier = read_stage(path)
-    same = earlier.get("fingerprint") == prepared.fingerprint
-    if same and earlier.get("status") == "done" and (path / "model").is_dir():
-        check_whole(path, earlier, display)
-        _drop_checkpoints(path)
-        word = "trained" if isinstance(prepared, PreparedTraining) else "made"
-        display.done(name, f"already {word} ({_told(earlier)})")
+    earlier = decided_by_first(lambda: _to_go_on_from(folder, prepared, display))
+    if earlier is None:
         return
-    if path.exists() and not same:
-        kept = set_aside(path)
-        why = "what it depends on has changed" if earlier else "its folder has no stage.json"
-        display.line(f"{name}: {why}; the earlier result is kept in {kept}")
-    path.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
         "name": name,
         "status": "running",
@@ -65,14 +59,39 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
         "student": prepared.stage.models[0],
     }
     if isinstance(prepared, PreparedTraining):
-        threads = use_free_cores(earlier.get("threads") if same else None)
+        threads = use_free_cores(earlier.get("threads"))
         record |= _train(folder, prepared, record | {"threads": threads}, display)
     else:
-        record |= _make(folder, prepared, record)
-    record |= {"status": "done", "versions": _versions(), "files": _written(path)}
-    write_stage(path, record)
-    _drop_checkpoints(path)  # not before the stage is known to be done: they are all there is
+        record |= decided_by_first(lambda: _make(folder, prepared, record))
+    record |= {"status": "done", "versions": _versions()}
+    if is_first():
+        write_stage(path, record | {"files": _written(path)})
+        _drop_checkpoints(path)  # not before the stage is known to be done: they are all there is
     display.done(name, _told(record))
+
+
+def _to_go_on_from(
+    folder: RunFolder, prepared: Prepared, display: Display
+) -> dict[str, Any] | None:
+    """What an interrupted run wrote of the stage, empty at its start; None where it is done.
+
+    The result of an earlier recipe is moved out of the way.
+    """
+    name, path = prepared.name, folder.stage(prepared.name)
+    earlier = read_stage(path)
+    same = earlier.get("fingerprint") == prepared.fingerprint
+    if same and earlier.get("status") == "done" and (path / "model").is_dir():
+        check_whole(path, earlier, display)
+        _drop_checkpoints(path)
+        word = "trained" if isinstance(prepared, PreparedTraining) else "made"
+        display.done(name, f"already {word} ({_told(earlier)})")
+        return None
+    if path.exists() and not same:
+        kept = set_aside(path)
+        why = "what it depends on has changed" if earlier else "its folder has no stage.json"
+        display.line(f"{name}: {why}; the earlier result is kept in {kept}")
+    path.mkdir(parents=True, exist_ok=True)
+    return earlier if same else {}
 
 
 def _written(path: Path) -> dict[str, dict[str, Any]]:
@@ -124,7 +143,8 @@ def _train(
     stage, path = prepared.stage, folder.stage(prepared.name)
     lessons = prepared.lessons
     record["teachers"] = {source: stage.teacher_on(source) for source in stage.active}
-    write_stage(path, record | {"data": {}})
+    if is_first():
+        write_stage(path, record | {"data": {}})
     live = {lesson.teacher for lesson in lessons if lesson.cache is None}
     teachers = {name: folder.model(name) for name in stage.models if name in live}
     caches = filled_caches(folder, prepared, display)

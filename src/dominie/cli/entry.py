@@ -12,6 +12,8 @@ from typing import NoReturn
 
 from dominie.cli.app import app
 from dominie.errors import DominieError
+from dominie.launching import end_with_launcher
+from dominie.processes import LOST_ANOTHER, is_loss_of_another, ranks, speaks_for_all
 
 
 class _Stopped(BaseException):
@@ -33,12 +35,15 @@ def main() -> None:
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGINT, signal.SIGTERM):  # while a stage trains, it listens itself
             signal.signal(signum, _stop)
+        end_with_launcher()
     try:
         status = app(prog_name="dominie", standalone_mode=False)
     except _Stopped as stopped:
         name = signal.Signals(stopped.signum).name
         _fail(f"interrupted by {name}; what was done is kept", 128 + stopped.signum, debug)
     except DominieError as error:
+        if is_loss_of_another(error):
+            _end_with_another(debug)
         _fail(str(error), error.exit_status, debug)
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,6 +53,8 @@ def main() -> None:
             show()
             _hint_at_override(error)
             sys.exit(2)
+        if is_loss_of_another(error):
+            _end_with_another(debug)
         _fail(_unforeseen(error), 1, debug)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -80,5 +87,22 @@ def _hint_at_override(error: Exception) -> None:
 def _fail(message: str, status: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    if speaks_for_all():
+        print(f"error: {message}", file=sys.stderr)
+    _exit(status)
+
+
+def _end_with_another(debug: bool) -> NoReturn:
+    """End because another process did, which says why, or whose launcher does."""
+    if debug:
+        traceback.print_exc()
+    _exit(LOST_ANOTHER)
+
+
+def _exit(status: int) -> NoReturn:
+    """End, at once where there are others: a collective that is under way holds the exit up."""
+    if ranks() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dominie.processes import is_first
+
 if TYPE_CHECKING:
     from dominie.display import Display
 
@@ -31,7 +33,7 @@ def shown_on(as_json: bool) -> Display:
     from dominie.display import Display
 
     _quiet_libraries()
-    return Display(Console(stderr=as_json, highlight=False, soft_wrap=True))
+    return Display(Console(stderr=as_json, highlight=False, soft_wrap=True, quiet=not is_first()))
 
 
 def _quiet_libraries() -> None:
@@ -44,6 +46,8 @@ def _quiet_libraries() -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    if not is_first():
+        logging.getLogger("dominie").setLevel(logging.ERROR)  # what the first process says, too
     transformers.logging.disable_progress_bar()
 
 

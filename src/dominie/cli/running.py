@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from dominie.cli.app import (
     app,
 )
 from dominie.cli.output import conclude, only_json, shown_on
+from dominie.launching import launch, without_options
+from dominie.processes import is_first, ranks
 
 
 @app.command()
@@ -26,6 +29,17 @@ def run(
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Take over what another of these runs has finished.")
     ] = False,
+    nproc: Annotated[
+        int, typer.Option("--nproc", metavar="N", help="Processes on this machine.", min=1)
+    ] = 1,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What they share: ddp (gradients), fsdp2 or zero3 (weights), or the file of an "
+            "accelerate configuration.",
+        ),
+    ] = "ddp",
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
@@ -34,6 +48,9 @@ def run(
     What is done already is skipped, what was cut off goes on from its last checkpoint. A changed
     recipe runs only the stages that depend on the change.
     """
+    if nproc > 1 and ranks() == 1:
+        arguments = without_options(sys.argv[1:], "--nproc", "--engine")
+        raise typer.Exit(launch(arguments, nproc, engine=engine))
     display = shown_on(as_json)
     from dominie.pipeline import run_recipe
     from dominie.recipe import load_recipe, only_models
@@ -42,8 +59,10 @@ def run(
         loaded = load_recipe(recipe, overrides or ())
         if only:
             loaded = only_models(loaded, only.split(","))
+        speaks = is_first()
         folder = run_recipe(loaded, runs, display, reuse=reuse)
-    conclude(folder, display, as_json)
+    if speaks:
+        conclude(folder, display, as_json)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from dominie.errors import DominieError
+from dominie.processes import largest_of_all
 
 
 class Interrupted(DominieError):
@@ -57,6 +58,7 @@ class SaveAndStop(TrainerCallback):
         self.signum = signum
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask for a checkpoint and the end."""
+        """Ask for a checkpoint and the end, on all processes at the same step."""
+        self.signum = largest_of_all(self.signum or 0) or None
         if self.signum is not None:
             control.should_save = control.should_training_stop = True

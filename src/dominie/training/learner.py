@@ -90,6 +90,8 @@ def teaching(
             return plain_forward(*args, **kwargs)
         losses, routing = _losses(inner, objective, attention, routers, lesson)
         terms = dict(losses.terms)
+        if attention is not None:  # zero where no row of the batch has a map to match
+            terms.setdefault("attention", losses.total.new_zeros(()))
         if not lesson.measured:
             terms.pop("attention", None)  # its gradient was taken, its value was not
         outputs = {"loss": losses.total, "terms": terms, "by_source": losses.by_source}

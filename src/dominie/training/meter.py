@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dominie.losses.objective import COLUMNS
+from dominie.losses.terms import TERMS
 
 
 class Meter:
@@ -60,12 +61,7 @@ class Meter:
             return {"terms": {}, "sources": {}}
         reduce = reduce or (lambda tensor: tensor)
         by_source = reduce(self._by_source).double().cpu()
-        terms = {}
-        for name, value in self._terms.items():
-            total, tokens = reduce(
-                torch.stack([value.double(), self._valued_tokens[name].double()])
-            ).tolist()
-            terms[name] = total / max(tokens, 1.0)
+        terms = self._term_means(reduce)
         means = {"terms": terms, "sources": self._source_means(by_source)}
         if self._routing is None:
             return means
@@ -74,6 +70,23 @@ class Meter:
         rounded = [[round(value, 4) for value in layer] for layer in per_token.tolist()]
         router = {"load": [r[:-1] for r in rounded], "entropy": [r[-1] for r in rounded]}
         return {**means, "router": router}
+
+    def _term_means(self, reduce: Any) -> dict[str, float]:
+        """Means of the terms in one reduction, of those that only some ranks have measured, too."""
+        assert self._by_source is not None, "checked by `means`"
+        measured = self._terms if self.terms is None else self.terms
+        names = [name for name in TERMS if name in measured]  # in one order on all ranks
+        if not names:
+            return {}
+        nothing = self._by_source.new_zeros((), dtype=torch.float64)
+        sums = [
+            torch.stack([self._terms[name].double(), self._valued_tokens[name].double()])
+            if name in self._terms
+            else torch.stack([nothing, nothing])
+            for name in names
+        ]
+        reduced = zip(names, reduce(torch.stack(sums)).tolist(), strict=True)
+        return {name: total / tokens for name, (total, tokens) in reduced if tokens}
 
     def _source_means(self, by_source: Tensor) -> dict[str, dict[str, float]]:
         means = {}

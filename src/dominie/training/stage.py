@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
 from dominie.data.mixing import Mix, total_conversations
@@ -22,6 +21,7 @@ from dominie.models.loading import DTYPES, load_student
 from dominie.models.minds import Mind, Sharing, sharing
 from dominie.models.spec import Model
 from dominie.models.travel import ready_to_travel
+from dominie.processes import decided_by_first, join
 from dominie.teachers import Teacher
 from dominie.teachers.loading import load_teacher
 from dominie.training.arguments import training_arguments
@@ -83,7 +83,7 @@ def train_stage(
     taught = [lesson for lesson in lessons if lesson.share > 0]
     course = course_of(taught, settings)
     arguments = training_arguments(
-        settings, folder / "checkpoints", steps=course.steps, ranks=PartialState().num_processes
+        settings, folder / "checkpoints", steps=course.steps, ranks=join().num_processes
     )
     model = load_student(
         student,
@@ -121,7 +121,7 @@ def train_stage(
             callbacks=[stop, *callbacks],
         )
         with stop.listening():
-            trainer.resume(_verified_checkpoint(folder / "checkpoints"))
+            trainer.resume(decided_by_first(lambda: _verified_checkpoint(folder / "checkpoints")))
     stop.check(where=f"stage {folder.name}, step {trainer.state.global_step}")
     result = Trained(
         steps=trainer.state.global_step,

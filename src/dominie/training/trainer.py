@@ -22,6 +22,7 @@ from transformers import (
 from dominie.data.batches import IGNORED, Batch
 from dominie.data.mixing import Mix
 from dominie.errors import InputError, RunError
+from dominie.processes import decided_by_first
 from dominie.teachers import Teacher
 from dominie.training.checkpointed import CheckpointedTrainer
 from dominie.training.collapse import CollapseWatch
@@ -304,7 +305,8 @@ class DistillationTrainer(CheckpointedTrainer):
         """Train to the end, from a checkpoint or from the start."""
         self.drop_half_written()
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-        last = self.records.rewind(step, checkpoint and checkpoint / self.records.path.name)
+        lines = checkpoint and checkpoint / self.records.path.name
+        last = decided_by_first(lambda: self.records.rewind(step, lines))
         self.supervised_tokens = self._logged_tokens = int(last.get("tokens", 0))
         self.steps_without_tokens = int(last.get("steps_without_tokens", 0))
         self._earlier = self._logged_at = float(last.get("seconds", 0.0))

@@ -1,0 +1,275 @@
+"""Several processes of one run come to what one comes to, and end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from rich.console import Console
+from safetensors.torch import load_file
+
+from dominie.data.mixing import Mix
+from dominie.display import Display
+from dominie.errors import InputError
+from dominie.launching import (
+    ENGINES,
+    accelerate_environment,
+    launch,
+    started,
+    waited_for,
+    without_options,
+)
+from dominie.pipeline import run_recipe
+from dominie.recipe import load_recipe
+
+RECIPE = Path(__file__).parent / "recipes" / "ranks.yaml"
+STAGES = ("teacher", "distill", "align")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "dominie", "run", str(RECIPE), *map(str, arguments)]
+
+
+def dominie(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=280
+    )
+
+
+@pytest.fixture(scope="module")
+def of_one(tmp_path_factory) -> Path:
+    """The run of one process."""
+    runs = tmp_path_factory.mktemp("one") / "runs"
+    return run_recipe(load_recipe(RECIPE), runs, Display(Console(quiet=True)))
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The run of two, and what it printed."""
+    cwd = tmp_path_factory.mktemp("two")
+    done = dominie("--nproc", 2, "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd / "runs" / "ranks", done
+
+
+def lines(run: Path, stage: str) -> list[dict]:
+    return [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(value: object, name: str = "") -> dict[str, float]:
+    """The numbers of a record by path, clock times apart."""
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        parts = [untimed(each, f"{name}.{key}") for key, each in pairs]
+        return {path: number for part in parts for path, number in part.items()}
+    return {} if "second" in name else {name: value}
+
+
+def check_same_weights(run: Path, other: Path, stage: str, *, atol: float) -> None:
+    ours, theirs = (load_file(r / stage / "model" / "model.safetensors") for r in (run, other))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=atol, msg=f"{stage}, {name}")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_learn_what_one_does(of_one, of_two, stage):
+    run, _ = of_two
+    # Sums in another order, through four steps of Adam at 2e-3.
+    check_same_weights(run, of_one, stage, atol=2e-5)
+    for two, one in zip(lines(run, stage), lines(of_one, stage), strict=True):
+        assert untimed(two) == pytest.approx(untimed(one), rel=1e-4, abs=1e-6)
+
+
+def test_what_is_written_once_is_written_once(of_two):
+    run, done = of_two
+    assert json.loads(done.stdout) == {"run": "runs/ranks", "results": {}}
+    assert done.stderr.count("general: read") == 1
+    assert done.stderr.count("supervised tokens") == len(STAGES)
+    for stage in STAGES:
+        steps = [line["step"] for line in lines(run, stage) if "terms" in line]
+        assert steps == [1, 2, 3, 4]
+        assert {path.name for path in (run / stage).iterdir()} == {
+            "model", "metrics.jsonl", "stage.json",
+        }  # fmt: skip
+    assert not list(run.glob("**/.writing*"))
+
+
+@pytest.mark.parametrize("mixing", ["conversations", "micro_batches", "steps"])
+def test_ranks_share_the_conversations_of_each_step_out(mixing):
+    def mix() -> Mix:
+        shares = {"a": 0.7, "b": 0.3}
+        return Mix(
+            {"a": 37, "b": 5}, shares, batch=12, micro_batch=2, steps=9, seed=3, mixing=mixing
+        )
+
+    ranks = [list(BatchSamplerShard(mix(), 3, rank)) for rank in range(3)]
+    whole = [conversation for batch in mix() for conversation in batch]
+    for step in range(9):
+        shared = [c for rank in ranks for batch in rank[2 * step : 2 * step + 2] for c in batch]
+        assert sorted(shared) == sorted(whole[12 * step : 12 * step + 12])
+
+
+def running(cwd: Path, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments), cwd=cwd, env=ENVIRONMENT, stdout=-1, stderr=-1, text=True
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The ranks, once a file is there."""
+    deadline = time.monotonic() + 200
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()
+    return psutil.Process(process.pid).children()
+
+
+def copy_of(run: Path, cwd: Path, *, without: str) -> Path:
+    """A run whose last stages are still to do."""
+    shutil.copytree(run.parent, cwd / "runs")
+    for stage in STAGES[STAGES.index(without) :]:
+        shutil.rmtree(cwd / "runs" / "ranks" / stage)
+    return cwd / "runs" / "ranks"
+
+
+LONG = ("stages.align.train.steps=4000",)
+
+
+@pytest.mark.full
+def test_a_process_that_is_killed_ends_all_of_them_with_one_message(of_one, tmp_path):
+    run = copy_of(of_one, tmp_path, without="align")
+    process = running(tmp_path, "--nproc", 2, *LONG)
+    ranks = wait_for(run / "align" / "checkpoints" / "checkpoint-1", process)
+    time.sleep(0.5)  # it may be the last file of a step that they are about to end together
+    next(rank for rank in ranks if rank.environ()["RANK"] == "1").kill()
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 137
+    assert said.count("error:") == 1
+    assert "process 1 of 2 was ended by SIGKILL" in said
+    assert "Traceback" not in said
+    assert not any(rank.is_running() for rank in ranks)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(of_one, tmp_path, first, then):
+    run = copy_of(of_one, tmp_path, without="distill")
+    ways = {1: (), 2: ("--nproc", 2)}
+    process = running(tmp_path, *ways[first])
+    wait_for(run / "distill" / "checkpoints" / "checkpoint-1", process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 143, said
+    assert said.count("error:") == 1
+    assert "interrupted by SIGTERM; everything so far is saved" in said
+    assert json.loads((run / "distill" / "stage.json").read_text())["status"] == "running"
+    done = dominie(*ways[then], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for stage in ("distill", "align"):
+        check_same_weights(run, of_one, stage, atol=2e-5)
+        steps = [line["step"] for line in lines(run, stage) if "terms" in line]
+        assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.full
+def test_ranks_outlive_their_launcher_only_to_save(of_one, tmp_path):
+    run = copy_of(of_one, tmp_path, without="align")
+    process = running(tmp_path, "--nproc", 2, *LONG)
+    ranks = wait_for(run / "align" / "checkpoints" / "checkpoint-1", process)
+    process.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    process.communicate()
+    assert not alive
+    assert list((run / "align" / "checkpoints").glob("checkpoint-*"))
+
+
+@pytest.mark.full
+def test_torchrun_runs_it_too(of_one, tmp_path):
+    run = copy_of(of_one, tmp_path, without="align")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    full = [*torchrun, "-m", "dominie", "run", str(RECIPE)]
+    done = subprocess.run(full, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("align") == 1
+    check_same_weights(run, of_one, "align", atol=2e-5)
+    wrong = [*full, "train.batch=7", "train.micro_batch=null"]
+    done = subprocess.run(wrong, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stderr.count("the batch cannot be shared out over the ranks") == 1
+
+
+@pytest.mark.full
+def test_an_error_of_every_process_is_told_once(tmp_path):
+    done = dominie("--nproc", 2, "train.batch=7", "train.micro_batch=null", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1
+    assert "a multiple of 2 ranks" in done.stderr
+
+
+def test_the_others_end_with_one_that_fails(monkeypatch):
+    monkeypatch.setattr("dominie.launching.GRACE", 0.2)
+    code = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(2)\ntime.sleep(60)"
+    for program, codes in ((code, [0, 2]), ("pass", [0, 0])):  # who was killed is not what failed
+        with started([sys.executable, "-c", program], os.environ, 2) as workers:
+            assert waited_for(workers) == codes
+
+
+def test_signals_reach_every_process_once(tmp_path):
+    code = (
+        "import os, pathlib, signal, sys, time\ncame = []\n"
+        "signal.signal(signal.SIGINT, lambda *_: came.append(1))\n"
+        f"(pathlib.Path({str(tmp_path)!r}) / os.environ['RANK']).touch()\n"
+        "while not came: time.sleep(0.01)\ntime.sleep(0.3)\nsys.exit(100 + len(came))"
+    )
+    before = signal.getsignal(signal.SIGINT)
+    with started([sys.executable, "-c", code], os.environ, 2) as workers:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert waited_for(workers) == [101, 101]
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_what_the_launcher_refuses(monkeypatch):
+    with pytest.raises(InputError, match="no such engine"):
+        launch([], 2, engine="fsdp3")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(InputError, match="sharded over GPUs"):
+        launch([], 2, engine="fsdp2")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="not as many devices"):
+        launch([], 2)
+
+
+def test_options_of_the_launcher_are_not_passed_on():
+    given = ["run", "r.yaml", "--nproc", "2", "--engine=ddp", "x=--nproc", "--runs", "r"]
+    left = without_options(given, "--nproc", "--engine")
+    assert left == ["run", "r.yaml", "x=--nproc", "--runs", "r"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_that_ship_are_what_accelerate_reads(engine):
+    made = accelerate_environment(engine, 2)
+    told = {
+        "ddp": {},
+        "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+        "zero3": {
+            "ACCELERATE_USE_DEEPSPEED": "true",
+            "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+        },
+    }[engine]
+    assert made.items() >= told.items()
