@@ -2,18 +2,67 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
+import typer
+
+from dominie.cli import app, before
+from dominie.cli.manual import EXAMPLES, words
+from dominie.starting import TEMPLATES
+
+COMMANDS = typer.main.get_command(app).commands
 
 
-@pytest.mark.parametrize("verb", ["run", "evaluate", "report", "check", "plan"])
-def test_help_fits_80_columns(dominie, monkeypatch, verb):
+@pytest.mark.parametrize("verb", EXAMPLES)
+def test_help_fits_80_columns_and_shows_examples_whole(dominie, monkeypatch, verb):
     monkeypatch.setenv("COLUMNS", "80")
     said = dominie(verb, "--help")
     assert said.status == 0
+    lines = [line.strip() for line in said.out.splitlines()]
     assert all(len(line) <= 80 for line in said.out.splitlines())
     assert "Usage: dominie " + verb in said.out
+    for command, _ in EXAMPLES[verb]:
+        assert any(line.startswith(command) for line in lines), command
+
+
+def test_every_verb_has_examples_and_each_is_a_command_that_can_be_typed():
+    assert list(EXAMPLES) == list(COMMANDS)
+    for verb, shown in EXAMPLES.items():
+        for command, _ in shown:
+            typed, *arguments = words(command)
+            assert typed == verb
+            COMMANDS[verb].make_context(verb, arguments)  # raises where it is not
+
+
+def completed(line: str) -> list[str]:
+    asked = {"_DOMINIE_COMPLETE": "complete_bash", "COMP_WORDS": line}
+    environment = {**os.environ, **asked, "COMP_CWORD": str(len(shlex.split(line)) - 1)}
+    command = [sys.executable, "-m", "dominie"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return done.stdout.split()
+
+
+def test_the_shell_completes_verbs_options_and_templates():
+    assert completed("dominie ch") == ["check", "chat"]
+    assert completed("dominie run --re") == ["--reuse"]
+    assert completed("dominie init x --template kd") == ["kd", "kd-dae"]
+    assert before._templates() == list(TEMPLATES)
+
+
+def test_the_command_line_is_there_at_once():
+    code = (
+        "import os, sys, dominie.cli as cli\n"
+        "heavy = {'torch', 'transformers', 'pydantic', 'numpy', 'datasets'} & set(sys.modules)\n"
+        "print(heavy or sum(os.times()[:2]))\n"
+    )
+    command = [sys.executable, "-c", code]
+    took = [subprocess.run(command, capture_output=True, text=True).stdout for _ in range(3)]
+    assert min(map(float, took)) < 0.5  # seconds of the processor's: 0.2 on an idle machine
 
 
 def test_without_arguments_help_is_shown(dominie):

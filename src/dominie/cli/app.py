@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 import dominie
+from dominie.cli.manual import SEE_ALSO
 
 app = typer.Typer(
     name="dominie",
     help="Train small language models from large ones; align them to a domain without forgetting.",
     no_args_is_help=True,
-    add_completion=False,
+    epilog=SEE_ALSO,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -10,16 +10,25 @@ from typing import Annotated
 import typer
 
 from dominie.cli.app import JsonOption, OverridesArgument, RecipeArgument, RunsOption, app
+from dominie.cli.manual import examples
 from dominie.cli.output import only_json, shown_on
 
+PANEL = "Before anything is spent"
 
-@app.command()
+
+def _templates() -> list[str]:
+    """What may stand after --template: `dominie.starting` knows them, and is slow to import."""
+    return ["kd", "kd-dae", "dae", "2x7b"]
+
+
+@app.command(rich_help_panel=PANEL, epilog=examples("init"))
 def init(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Made if it is not there.", show_default=False)
     ],
     template: Annotated[
-        str, typer.Option(metavar="NAME", help="kd, kd-dae, dae or 2x7b.")
+        str,
+        typer.Option(metavar="NAME", help="kd, kd-dae, dae or 2x7b.", autocompletion=_templates),
     ] = "kd-dae",
 ) -> None:
     """Write a first recipe and example data into a folder.
@@ -34,7 +43,7 @@ def init(
     print(f"\nnext: dominie check {folder / 'recipe.yaml'}")
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL, epilog=examples("check"))
 def check(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
@@ -57,7 +66,7 @@ def check(
         display.line(f"\nnext: dominie run {shlex.join([str(recipe), *(overrides or ())])}")
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL, epilog=examples("plan"))
 def plan(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
@@ -106,7 +115,7 @@ def plan(
         raise error
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL, epilog=examples("cache"))
 def cache(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,

@@ -10,10 +10,13 @@ from typing import Annotated
 import typer
 
 from dominie.cli.app import JsonOption, OptionalRecipeArgument, OverridesArgument, RunsOption, app
+from dominie.cli.manual import examples
 from dominie.cli.output import conclude, interruptible, shown_on
 
+PANEL = "What came of it"
 
-@app.command()
+
+@app.command(rich_help_panel=PANEL, epilog=examples("evaluate"))
 def evaluate(
     recipe: OptionalRecipeArgument = None,
     overrides: OverridesArgument = None,
@@ -57,7 +60,7 @@ def evaluate(
     conclude(folder, display, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL, epilog=examples("report"))
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, runs/NAME.")],
 ) -> None:
@@ -67,7 +70,7 @@ def report(
     typer.echo(write_report(run_folder))
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL, epilog=examples("compare"))
 def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN…", help="Folders of runs.", show_default=False)
@@ -93,7 +96,7 @@ def compare(
     typer.echo(f"plane  {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL, epilog=examples("chat"))
 def chat(
     wanted: Annotated[
         list[str],

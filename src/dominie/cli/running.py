@@ -16,12 +16,15 @@ from dominie.cli.app import (
     RunsOption,
     app,
 )
+from dominie.cli.manual import examples
 from dominie.cli.output import conclude, only_json, shown_on
 from dominie.launching import launch, without_options
 from dominie.processes import is_first, ranks
 
+PANEL = "Training"
 
-@app.command()
+
+@app.command(rich_help_panel=PANEL, epilog=examples("run"))
 def run(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
@@ -65,7 +68,7 @@ def run(
         conclude(folder, display, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=PANEL, epilog=examples("sweep"))
 def sweep(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
