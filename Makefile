@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RECIPE ?= recipes/quickstart.yaml
 
-.PHONY: demo test test-full lint format bench evidence clean
+.PHONY: demo test test-full lint format bench evidence docs pages clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test       set up, then lint, types, import contracts and tests"
 	@echo "make test-full  everything, with what is slow or needs an extra"
 	@echo "make lint       format check, lint, types, import contracts"
+	@echo "make docs       the documentation as a site, site/index.html"
 	@echo "make bench      every benchmark, quickly"
 	@echo "make evidence   every method beside every baseline, at most two hours"
 
@@ -25,6 +26,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 $(VENV)/.full: $(VENV)/.dev
@@ -56,5 +61,13 @@ bench: $(VENV)/.dev
 evidence: $(VENV)/.demo
 	$(BIN)/python benchmarks/evidence.py
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What a program knows better than a person; tests compare.
+pages: $(VENV)/.dev
+	@for page in file_map recipe_reference cli_reference error_reference; do \
+		$(BIN)/python docs/$$page.py --write || exit 1; done
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

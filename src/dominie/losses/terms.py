@@ -23,7 +23,11 @@ def _check_weight(weight: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class NextToken:
-    """Cross entropy against the labels."""
+    """Cross entropy against the labels.
+
+    Attributes:
+        weight: factor of the term.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     weight: float = 1.0
@@ -104,7 +108,14 @@ class Router:
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerms:
-    """The terms of one source's loss; a term that is None or weighs 0 is not computed."""
+    """The terms of one source's loss; a term that is None or weighs 0 is not computed.
+
+    Attributes:
+        next_token: the labels of the data, the only term that needs no teacher.
+        prediction: the teacher's next-token distributions.
+        attention: the teacher's attention.
+        router: load balancing, where the student is a mixture of experts.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     next_token: NextToken | None = None

@@ -47,7 +47,16 @@ class Mixed:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Who learns, on which data, taught by whom, by which losses."""
+    """Who learns, on which data, taught by whom, by which losses.
+
+    Attributes:
+        student: who learns: a stage, whose model is trained further, or any other model.
+        data: the sources it learns from, with their shares.
+        loss: what is minimised; on a source that has a loss of its own, that one instead.
+        teacher: who teaches on the sources that name no teacher of their own.
+        cache: whether and how what the teachers say is written down before training.
+        train: how it trains; single keys replace those of the recipe's `train`.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     kind: ClassVar[str] = "train"
@@ -121,7 +130,11 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeStage:
-    """A model made of the weights of several; nothing is trained."""
+    """A model made of the weights of several; nothing is trained.
+
+    Attributes:
+        merge: which models, and how.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     kind: ClassVar[str] = "merge"
@@ -150,7 +163,11 @@ class MergeStage:
 
 @dataclass(frozen=True, kw_only=True)
 class UpcycleStage:
-    """A dense model made a mixture of experts; nothing is trained."""
+    """A dense model made a mixture of experts; nothing is trained.
+
+    Attributes:
+        upcycle: which model, and how.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     kind: ClassVar[str] = "upcycle"
@@ -275,7 +292,16 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        name: of the run folder, `runs/NAME`.
+        data: sources of conversations, by the names that stages and tasks use.
+        stages: what is trained or made, by name; the order follows from who learns from whom.
+        train: what every stage trains with, where it does not say otherwise.
+        models: names for models that need options.
+        evaluate: what is scored, and on what; None scores nothing.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     name: str

@@ -49,7 +49,17 @@ DERIVED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Low-rank adapters (peft); `merge` writes plain weights into `model/`, else the adapter."""
+    """Low-rank adapters (peft).
+
+    Attributes:
+        r: rank.
+        alpha: the adapter's output is scaled by alpha / r.
+        dropout: on the adapter's input.
+        target_modules: which modules get one: names, or `all-linear`.
+        modules_to_save: modules trained in full beside the adapters.
+        merge: whether `model/` is written with the adapters added to the weights, or holds the
+            adapter alone.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     r: int = 16
