@@ -77,7 +77,7 @@ def _default(parameter: Any) -> str:
     value = parameter.default
     if parameter.required:
         return "required"
-    if value is None or value is False or callable(value):
+    if value is None or value is False or value == "" or callable(value):
         return ""
     return f"`{'yes' if value is True else value}`"
 
