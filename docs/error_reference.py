@@ -67,7 +67,8 @@ CURES = {
     "not valid YAML": "look at that line: indentation, colons, quotes",
     "the folder cannot be written": "name another folder, or mend its permissions",
     "a key is varied twice": "name it once, with all its values",
-    "rows is not a whole number above zero": "write a name like toyworld:general?rows=500",
+    "… is not a whole number above zero": "write a name like toyworld:general?rows=500",
+    "width is not a multiple of 32": "write a name like toyworld:student?width=64",
     "noise is not a fraction from 0 to 1": "write a name like toyworld:domain?noise=0.3",
     "transformers refuses the settings": "change what it names under `train`",
 }
