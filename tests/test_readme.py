@@ -6,7 +6,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
+import dominie
 from dominie.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +30,18 @@ def test_the_example_recipe_is_valid(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text(example)
     recipe = load_recipe(tmp_path / "mine.yaml")
     assert recipe.stages["align"].teacher_on("ecommerce") == "expert"
+
+
+def test_the_citation_names_the_paper_and_this_version():
+    yaml = YAML(typ="safe", pure=True)
+    cited = yaml.load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == dominie.__version__
+    paper = cited["preferred-citation"]
+    assert paper["title"] == "A Teacher Is Worth A Million Instructions"
+    assert paper["url"].endswith("2406.19112")
+    assert len(paper["authors"]) == 5
+    for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        assert yaml.load(form.read_text(encoding="utf-8")), form
 
 
 def linked(text: str) -> list[str]:

@@ -1,3 +1,26 @@
 """dominie: train small language models from large ones, align them to a domain, forget nothing."""
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dominie.api import Run, check, evaluate, plan, run
+    from dominie.recipe import Recipe, load_recipe
+
+__all__ = ["Recipe", "Run", "__version__", "check", "evaluate", "load_recipe", "plan", "run"]
+
+_HOMES = {"Recipe": "dominie.recipe", "load_recipe": "dominie.recipe"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is: `import dominie` alone takes no time."""
+    if name not in __all__:
+        raise AttributeError(f"module 'dominie' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES.get(name, "dominie.api")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 """A recipe: one YAML file that says everything about a run, as typed, strict objects."""
 
-from dominie.recipe.load import dump_recipe, load_recipe
+from dominie.recipe.load import dump_recipe, load_recipe, recipe_of
 from dominie.recipe.only import only_models
 from dominie.recipe.schema import (
     AnyBenchmark,
@@ -27,4 +27,5 @@ __all__ = [
     "dump_recipe",
     "load_recipe",
     "only_models",
+    "recipe_of",
 ]

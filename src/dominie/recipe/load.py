@@ -54,15 +54,30 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             expected="a mapping of name, data and stages",
             found=described(tree),
         )
+    tree.setdefault("name", path.stem)
+    return _recipe(tree, overrides, where=str(path), base=path.parent)
+
+
+def recipe_of(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a mapping holds, as `load_recipe` reads it from a file in this folder.
+
+    Raises:
+        InputError: as `load_recipe`, and for a mapping without a name.
+    """
+    if not isinstance(tree.get("name"), str):
+        raise InputError("the recipe has no name", where="recipe", expected="name: a word")
+    return _recipe(_unshared(dict(tree)), overrides, where="recipe", base=Path())
+
+
+def _recipe(tree: dict[str, Any], overrides: Sequence[str], *, where: str, base: Path) -> Recipe:
     for override in overrides:
         _apply_override(tree, override)
-    tree.setdefault("name", path.stem)
     _write_out_shorthands(tree)
     _merge_train(tree)
     _name_sources(tree)
-    recipe = _validated(tree, where=str(path))
-    recipe = _resolve_paths(recipe, path.parent)
-    check_names(recipe, where=str(path))
+    recipe = _validated(tree, where=where)
+    recipe = _resolve_paths(recipe, base)
+    check_names(recipe, where=where)
     return recipe
 
 

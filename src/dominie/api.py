@@ -1,0 +1,168 @@
+"""dominie in a notebook or a program: what the command line does, with objects for results.
+
+Everything here is reached as `dominie.run`, `dominie.check` and so on; importing `dominie` itself
+imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dominie.errors import InputError
+from dominie.recipe import Recipe, load_recipe, only_models, recipe_of
+
+if TYPE_CHECKING:
+    from dominie.checking import Checked
+    from dominie.planning.plan import Plan
+
+RecipeLike = str | Path | Mapping[str, Any] | Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, read when it is asked.
+
+    Attributes:
+        folder: `runs/NAME`.
+    """
+
+    folder: Path
+
+    @property
+    def results(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """`{model: {task: {score, stderr, n, interval, …}}}`; empty where nothing was scored."""
+        path = self.folder / "results.json"
+        found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        return found
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.folder / "report.html"
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages that are done, in dependency order."""
+        from dominie.report.reading import read_run
+
+        return [stage.name for stage in read_run(self.folder).stages.values() if stage.done]
+
+    def model(self, stage: str) -> Path:
+        """The folder of a stage's model.
+
+        Raises:
+            InputError: the stage is not done, or there is none of this name.
+        """
+        if stage not in self.stages:
+            raise InputError(
+                "the run has no finished stage of this name",
+                where=str(self.folder),
+                expected=", ".join(self.stages) or "none is done",
+                found=stage,
+            )
+        return self.folder / stage / "model"
+
+    def metrics(self, stage: str) -> list[dict[str, Any]]:
+        """The lines of a stage's `metrics.jsonl`."""
+        path = self.folder / stage / "metrics.jsonl"
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def load(self, stage: str) -> tuple[Any, Any]:
+        """A stage's model, in evaluation mode, and its tokenizer."""
+        from dominie.models.loading import load_frozen, load_tokenizer
+        from dominie.models.spec import Model
+
+        spec = Model(path=str(self.model(stage)))
+        return load_frozen(spec), load_tokenizer(spec)
+
+
+def run(
+    recipe: RecipeLike,
+    *overrides: str,
+    runs: str | Path = "runs",
+    only: Sequence[str] = (),
+    reuse: bool = False,
+) -> Run:
+    """Train what is not trained, score what is not scored, write the report.
+
+    Args:
+        recipe: a YAML file, the mapping it would hold, or a loaded recipe.
+        overrides: values that replace the recipe's, as in `"train.seed=1"`.
+        runs: the folder of all runs.
+        only: models of `evaluate` to score, and to train what they need.
+        reuse: take over stages that another of these runs has finished.
+
+    Raises:
+        InputError: the recipe, the data or a model is at fault.
+        RunError: the run failed though its input was acceptable.
+    """
+    from dominie.pipeline import run_recipe
+
+    loaded = _loaded(recipe, overrides)
+    return Run(run_recipe(only_models(loaded, only) if only else loaded, Path(runs), reuse=reuse))
+
+
+def check(recipe: RecipeLike, *overrides: str, runs: str | Path = "runs") -> Checked:
+    """Read all data through all templates, compare tokenizers, plan memory and time.
+
+    Raises:
+        InputError: whatever `run` would stop at for the user's input.
+    """
+    from dominie.checking import check_recipe
+
+    return check_recipe(_loaded(recipe, overrides), Path(runs))
+
+
+def evaluate(recipe: RecipeLike, *overrides: str, runs: str | Path = "runs") -> Run:
+    """Score the models of a recipe whose stages have been trained.
+
+    Raises:
+        InputError: a stage has not been trained, or a task cannot be asked.
+    """
+    from dominie.pipeline import evaluate_recipe
+
+    return Run(evaluate_recipe(_loaded(recipe, overrides), Path(runs)))
+
+
+def plan(
+    recipe: RecipeLike,
+    *overrides: str,
+    gpu: str | None = None,
+    gpus: int | None = None,
+    memory: float | None = None,
+    price: float | None = None,
+) -> Plan:
+    """What each stage needs in memory, time and money, from configurations alone.
+
+    Args:
+        recipe: as for `run`.
+        overrides: as for `run`.
+        gpu: h200, h100, a100, …; without it, this machine's.
+        gpus: how many.
+        memory: GB of each.
+        price: of a GPU hour.
+    """
+    from dominie.planning.plan import machine, plan_recipe
+
+    on = machine(gpu=gpu, gpus=gpus, memory=memory, price=price)
+    return plan_recipe(_loaded(recipe, overrides), on)
+
+
+def _loaded(recipe: RecipeLike, overrides: Sequence[str]) -> Recipe:
+    if isinstance(recipe, Recipe):
+        if overrides:
+            raise InputError(
+                "a loaded recipe takes no overrides",
+                where=recipe.name,
+                found=", ".join(overrides),
+                do="give them to load_recipe, or use dataclasses.replace",
+            )
+        return recipe
+    if isinstance(recipe, Mapping):
+        return recipe_of(recipe, overrides)
+    return load_recipe(recipe, overrides)
