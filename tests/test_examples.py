@@ -33,6 +33,7 @@ def test_attention_distillation_on_a_model_of_ones_own():
     assert curve[-1] < 0.8 * curve[0]
 
 
+@pytest.mark.full
 def test_dae_with_adapters_over_one_base(tmp_path):
     before, after = imported("dae_adapters").align(tmp_path, steps=20)
     assert before["general"] == pytest.approx(0.0, abs=1e-6)  # it begins as the reference

@@ -211,3 +211,27 @@ def test_an_override_changes_one_place_where_an_alias_shares_several(tmp_path):
     )
     found = load_recipe(recipe, ["stages.b.train.steps=3"])
     assert {name: stage.train.steps for name, stage in found.trained.items()} == {"a": 7, "b": 3}
+
+
+def test_a_folder_stands_for_its_recipe_and_a_near_name_is_proposed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "recipe.yaml").write_text(
+        "name: shop\ndata: {d: d.jsonl}\n"
+        "stages: {s: {student: a/b, data: {d: 1.0}, loss: {next_token: 1.0}}}\n"
+    )
+    assert load_recipe("shop").name == "shop"
+    for wrong in ("shop.yaml", "shop/recipe.yml", "shops/recipe.yaml"):
+        with pytest.raises(InputError, match=r"did you mean shop/recipe.yaml\?"):
+            load_recipe(wrong)
+    with pytest.raises(InputError, match="dominie init DIR"):
+        load_recipe("else.yaml")
+
+
+@pytest.mark.parametrize("above", ["", "stages.s."])
+def test_a_key_that_belongs_into_train_is_told_so(tmp_path, above):
+    (tmp_path / "r.yaml").write_text(
+        "data: {d: d.jsonl}\nstages: {s: {student: a/b, data: {d: 1.0}, loss: {next_token: 1.0}}}\n"
+    )
+    with pytest.raises(InputError, match=f"did you mean {above}train.steps"):
+        load_recipe(tmp_path / "r.yaml", [f"{above}steps=5"])

@@ -36,6 +36,15 @@ def unknown_key(where: str, key: str, known: Iterable[str]) -> InputError:
     return InputError("unknown key", where=where, expected=expected, do=hint)
 
 
+def _moved(path: Sequence[str]) -> str | None:
+    """Where a key belongs that stands beside `train` and not in it: in a recipe or a stage."""
+    *above, key = (part for part in path if not _is_tag(part))
+    beside_train = not above or (above[0] == "stages" and len(above) == 2)
+    if beside_train and key in known_keys(["train"]):
+        return ".".join([*above, "train", key])
+    return None
+
+
 def first_problem(
     error: pydantic.ValidationError, tree: dict[str, Any], *, where: str
 ) -> InputError:
@@ -45,6 +54,11 @@ def first_problem(
     path = [str(part) for part in problem["loc"]]
     dotted = ".".join(part for part in path if not _is_tag(part))
     if problem["type"] == "unexpected_keyword_argument":
+        moved = _moved(path)
+        if moved is not None:
+            return InputError(
+                "unknown key", where=f"{where}: {dotted}", do=f"did you mean {moved}?"
+            )
         return unknown_key(f"{where}: {dotted}", path[-1], known_keys(path[:-1]))
     if problem["type"] in ("missing", "missing_argument"):
         return InputError("missing key", where=f"{where}: {dotted}")

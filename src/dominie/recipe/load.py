@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import io
 import json
 import math
@@ -38,6 +39,7 @@ _OUR_TRAIN_KEYS = {f.name for f in dataclasses.fields(TrainSettings)} - {"argume
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply `a.b.c=value` overrides and check all that needs no loading.
 
+    A folder stands for the `recipe.yaml` in it.
     Paths of models and data that exist relative to the recipe's folder become absolute.
 
     Raises:
@@ -46,6 +48,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             or model is named that does not exist.
     """
     path = Path(path)
+    if (inside := path / "recipe.yaml").is_file():  # a folder that `init` or a run has made
+        path = inside
     tree = _parse_yaml(_read_text(path), where=str(path))
     if not isinstance(tree, dict):
         raise InputError(
@@ -100,8 +104,11 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
+        near = _recipe_near(path)
         raise InputError(
-            "no such recipe", where=str(path), do="name a YAML file; recipes/ has complete examples"
+            "no such recipe",
+            where=str(path),
+            do=f"did you mean {near}?" if near else "`dominie init DIR` writes one to begin with",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
@@ -110,6 +117,18 @@ def _read_text(path: Path) -> str:
             expected="a YAML file in UTF-8",
             found=getattr(error, "strerror", None) or str(error),
         ) from None
+
+
+def _recipe_near(path: Path) -> Path | None:
+    """A recipe whose name is like that of one that is not there."""
+    places = {path.parent, Path()}
+    files = [
+        file for place in places for file in (*place.glob("*.y*ml"), *place.glob("*/recipe.yaml"))
+    ]
+    named = {file.parent.name if file.stem == "recipe" else file.stem: file for file in files}
+    wanted = path.parent.name if path.stem == "recipe" else path.stem
+    near = difflib.get_close_matches(wanted, named, n=1, cutoff=0.6)
+    return named[near[0]] if near else None
 
 
 def _parse_yaml(text: str, *, where: str) -> Any:
