@@ -244,11 +244,23 @@ def _row(entry: Entry) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text within a table: bars, braces, stars and angles are themselves."""
-    cell = " ".join(text.split()).replace("{", "&#123;").replace("}", "&#125;")
-    for sign in ("|", "*", "<", "_"):
-        cell = cell.replace(sign, f"\\{sign}")
-    return cell
+    """A text within a table: bars, braces, stars and angles are themselves, code is left alone."""
+    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    if len(parts) % 2 == 0:  # a lone tick opens no code
+        parts = ["`".join(parts)]
+    return "`".join(_plain(part) if at % 2 == 0 else part for at, part in enumerate(parts))
+
+
+def _plain(text: str) -> str:
+    for sign, written in (
+        ("{", "&#123;"),
+        ("}", "&#125;"),
+        ("*", "\\*"),
+        ("<", "\\<"),
+        ("_", "\\_"),
+    ):
+        text = text.replace(sign, written)
+    return text
 
 
 if __name__ == "__main__":

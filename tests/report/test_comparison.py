@@ -49,6 +49,28 @@ def three(tmp_path) -> list[Path]:
     ]
 
 
+def test_runs_of_different_recipes_are_told_apart(tmp_path):
+    scores = {"small": (0.1, 0.0), "align": (0.2, 0.3)}
+    mine = run(tmp_path / "mine", scores)
+    half = run(tmp_path / "half", {**scores, "align": (0.2, 0.5)})
+    (mine / "recipe.yaml").write_text("name: mine\ntrain:\n  seed: 0\nshare: 0.1\n")
+    (half / "recipe.yaml").write_text("name: half\ntrain:\n  seed: 0\nshare: 0.5\n")
+    found = compare_runs([mine, half], across=None, upwards=None, against=None)
+    assert [(p.name, p.y.mean, p.runs) for p in found.points] == [
+        ("small", 0.0, 1),
+        ("align (mine)", 0.3, 1),
+        ("align (half)", 0.5, 1),
+    ]
+
+
+def test_runs_that_differ_in_their_seed_are_siblings(tmp_path):
+    paths = [run(tmp_path / f"s{seed}", {"a": (0.1 * seed, 0.5)}) for seed in (1, 2)]
+    for seed, path in enumerate(paths):
+        (path / "recipe.yaml").write_text(f"name: s{seed}\ntrain:\n  seed: {seed}\n")
+    (point,) = compare_runs(paths, across=None, upwards=None, against=None).points
+    assert (point.name, point.runs) == ("a", 2)
+
+
 def test_students_interval_of_known_numbers():
     found = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
     assert found.mean == 3.0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dominie.errors import InputError
 from dominie.report.lenient import finite, mapping, read_object
@@ -14,7 +15,7 @@ from dominie.report.pareto import pareto_front
 from dominie.report.reading import read_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dominie.report.records import Run, Score
 
@@ -167,9 +168,14 @@ def _tasks(runs: Sequence[Run], across: str | None, upwards: str | None) -> tupl
 
 
 def _grouped(runs: Sequence[Run], tasks: tuple[str, str]) -> dict[str, _Scores]:
-    """Scores by model and the values of its run, in the order of their first appearance."""
+    """Scores by model and the values of its run, in the order of their first appearance.
+
+    Runs of one recipe that differ in nothing but the seed are siblings, over which models are
+    averaged. Of runs of several recipes a model is told by its run, unless it is the same in all.
+    """
     records = [mapping(read_object(run.path / "sweep.json", [])) for run in runs]
     values = [{k: str(v) for k, v in mapping(r.get("values")).items()} for r in records]
+    several = _of_several_recipes(runs, records)
     grouped: dict[str, _Scores] = {}
     for number, (run, record, own) in enumerate(zip(runs, records, values, strict=True)):
         told = ", ".join(
@@ -183,10 +189,30 @@ def _grouped(runs: Sequence[Run], tasks: tuple[str, str]) -> dict[str, _Scores]:
             if not all(task in scores for task in tasks):
                 continue
             name = f"{model} ({told})" if told else model
+            if run in several:
+                if any(
+                    _place(other, model, tasks) != _place(run, model, tasks) for other in several
+                ):
+                    name = f"{model} ({run.name})"
+                elif name in grouped:
+                    continue
             pairs = grouped.setdefault(name, _Scores()).pairs
             key = place if place not in pairs else f"run {number}"
             pairs[key] = (scores[tasks[0]], scores[tasks[1]])
     return grouped
+
+
+def _of_several_recipes(runs: Sequence[Run], records: Sequence[Mapping[str, Any]]) -> list[Run]:
+    """The runs that no sweep made, where their recipes differ in more than name and seed."""
+    alone = [run for run, record in zip(runs, records, strict=True) if not record]
+    recipes = {re.sub(r"^\s*(name|seed):.*\n", "", run.recipe or "", flags=re.M) for run in alone}
+    return alone if len(recipes) > 1 else []
+
+
+def _place(run: Run, model: str, tasks: tuple[str, str]) -> tuple[float, ...]:
+    """The scores of a model, none where it is not in the run."""
+    scores = run.results.get(model, {})
+    return tuple(scores[task].score for task in tasks if task in scores)
 
 
 def _point(name: str, scores: _Scores) -> Point:
