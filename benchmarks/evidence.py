@@ -5,12 +5,12 @@ cores, each with one thread. Rows are appended to ``results/evidence.csv`` as ru
 ended is not run again, and after ``--minutes`` no further run is begun. Prints an estimate first.
 
     python benchmarks/evidence.py [--quick | --gpu] [--json] [--minutes 115] [--jobs 2]
-    python benchmarks/evidence.py --summary
+    python benchmarks/evidence.py --summary [--pictures docs]
 
 ``--quick`` is the same path on tiny settings, within 50 seconds on two cores, and leaves the
 results alone. ``--gpu`` is the heart of the comparison with larger models, one run at a time,
 within ten minutes on one large GPU; its rows go to ``results/evidence-gpu.csv``. ``--summary``
-prints the tables of docs/evidence.md from the rows that are there.
+prints the tables of docs/evidence.md from the rows that are there, `--pictures` draws its pictures.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from dominie.recipe import MergeStage, Recipe, UpcycleStage, load_recipe
 from dominie.sweep import Cell, grid, rows_of, run_cells, seeds_of
 
 sys.path.insert(0, str(Path(__file__).parent / "parts"))
+from evidence_plane import plane
 from evidence_tables import tables
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ COLUMNS = (
     "group", "run", "setting", "seed", "model", "task", "score", "stderr", "n",
     "steps", "tokens", "seconds",
 )  # fmt: skip
+
+#: Groups and settings that are drawn.
+PICTURES = (("base", ""), ("noise", ""))
 
 #: Seconds a step of 32 conversations took on one idle core, by what a step computes; and to begin a
 #: run and score a model. For the estimate alone.
@@ -151,6 +155,7 @@ def main() -> None:
     plans.add_argument("--gpu", action="store_true", help="larger models, on one GPU")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
     parser.add_argument("--summary", action="store_true", help="tables of the rows there are")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="and pictures of them")
     parser.add_argument("--minutes", type=float, default=115, help="begin no run after these")
     parser.add_argument(
         "--jobs", type=int, help="runs at a time: the cores there are, one on a GPU"
@@ -159,7 +164,11 @@ def main() -> None:
     options = parser.parse_args()
     part = "quick" if options.quick else "gpu" if options.gpu else "groups"
     if options.summary:
-        print(tables(read(RESULTS[part])))
+        rows = read(RESULTS[part])
+        print(tables(rows))
+        for cell in PICTURES if options.pictures else ():
+            picture = options.pictures / f"evidence-{cell[0]}.svg"
+            picture.write_text(plane(rows, cell, least=0.5), encoding="utf-8")
         return
     jobs = options.jobs or (1 if options.gpu else len(os.sched_getaffinity(0)))
     plan = YAML(typ="safe", pure=True).load((HERE / "evidence.yaml").read_text(encoding="utf-8"))

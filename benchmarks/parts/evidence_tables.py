@@ -26,14 +26,15 @@ def tables(rows: Sequence[Row]) -> str:
     general score as a share of the student's; both run by run. Intervals are Student's 95 % over
     seeds; differences are to `dae` of the same run, a star where the interval leaves zero out.
     """
-    scores = _scores(rows)
+    scores = scores_of(rows)
     return "\n\n".join(
         f"### {' '.join(part for part in cell if part)}\n\n{_table(scores, cell, rows)}"
         for cell in scores
     )
 
 
-def _scores(rows: Sequence[Row]) -> Scores:
+def scores_of(rows: Sequence[Row]) -> Scores:
+    """Scores of the test tasks by group and setting, model, seed and task."""
     found: Scores = {}
     for row in rows:
         if row["task"] in ("general", "domain"):

@@ -140,3 +140,24 @@ def test_the_path_runs_in_seconds(tmp_path):
     }
     assert "2 runs, about" in done.stderr
     assert not list(tmp_path.iterdir()), "results are left alone"
+
+
+def test_the_picture_shows_who_is_left_and_their_front():
+    import xml.etree.ElementTree as ET
+
+    from evidence_plane import plane
+
+    where = {"distill": (0.9, 0.1), "expert": (0.1, 0.8), "dae": (0.88, 0.7), "mix": (0.8, 0.6)}
+    rows = [
+        row(model, seed, task, score + 0.01 * seed)
+        for model, both in where.items()
+        for task, score in zip(("general", "domain"), both, strict=True)
+        for seed in (0, 1, 2)
+    ]
+    drawing = ET.fromstring(plane(rows, ("base", ""), least=0.5))
+    words = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"distill", "dae", "mix"} < set(words)
+    assert "expert" not in words, "below the least general score"
+    (front,) = drawing.iter("{http://www.w3.org/2000/svg}polyline")
+    assert front.get("class") == "front"
+    assert len(front.get("points").split()) == 3, "from dae to distill; mix is beaten"
