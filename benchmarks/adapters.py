@@ -14,19 +14,22 @@ allocated, on a GPU) after loading and at the peak of the steps, above the impor
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import _results
 import torch
+from _memory import peak_above, settled
+from _results import DEVICE
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-RESULTS = Path(__file__).parent / "results"
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 MEBIBYTE = 2**20
 WAYS = ("three models", "one base")
 
@@ -70,7 +73,7 @@ def measured(way: str, folder: Path, size: dict[str, int]) -> dict[str, object]:
     from dominie.training.settings import Lora
 
     torch.manual_seed(2)
-    before = _resident("VmRSS")
+    before = settled()
     base, expert = Model(path=str(folder / "base")), Model(path=str(folder / "expert"))
     student = load_student(base, lora=Lora()).to(DEVICE)
     if way == "one base":
@@ -111,7 +114,7 @@ def measured(way: str, folder: Path, size: dict[str, int]) -> dict[str, object]:
     return {
         "way": way,
         "weights_mb": sum(weights.values()) // MEBIBYTE,
-        "peak_mb": (_resident("VmHWM") - before) // MEBIBYTE,
+        "peak_mb": (peak_above(before) or 0) // MEBIBYTE,
         "step_s": round(min(seconds[1:]), 3),
         "first_loss": round(losses[0], 6),
     }
@@ -122,20 +125,18 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _resident(field: str) -> int:
-    """Bytes resident now (VmRSS) or at most (VmHWM); on a GPU the allocator's count."""
-    if DEVICE.type == "cuda":
-        peak = field == "VmHWM"
-        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
+def rows(size: dict[str, int]) -> Iterator[_results.Row]:
+    """Both ways, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as made:
+        make(Path(made), size)
+        for way in WAYS:
+            command = [sys.executable, __file__, "--one", way, made, json.dumps(size)]
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            yield json.loads(said.splitlines()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one small case")
-    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser = _results.parser(__doc__)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -145,29 +146,11 @@ def main() -> None:
     size = {"vocabulary": 32_000, "width": 768, "layers": 8, "rows": 4, "length": 128, "steps": 4}
     if options.quick:
         size |= {"vocabulary": 8_000, "width": 512, "layers": 6, "length": 128, "steps": 3}
-    rows = []
-    with tempfile.TemporaryDirectory() as made:
-        make(Path(made), size)
-        for way in WAYS:
-            command = [sys.executable, __file__, "--one", way, made, json.dumps(size)]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            rows.append(json.loads(said.splitlines()[-1]))
-            if options.json:
-                print(json.dumps(rows[-1]), flush=True)
-    heads = list(rows[0])
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    lines += [f"| {' | '.join(str(row[head]) for head in heads)} |" for row in rows]
-    table = "\n".join(lines)
-    if not options.json:
-        print(table)
-    if not options.quick:
-        today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-        told = ", ".join(f"{key} {value}" for key, value in size.items())
-        where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.machine()
-        (RESULTS / f"adapters-{today}.md").write_text(
-            f"# One base or three models, {today}\n\n`python benchmarks/adapters.py` on {where}, "
-            f"{torch.get_num_threads()} threads, float32: {told}.\n\n{table}\n"
-        )
+    parts = _results.gathered(rows(size), as_json=options.json)
+    told = ", ".join(f"{key} {value}" for key, value in size.items())
+    _results.finish(
+        "adapters", "One base or three models", parts, options, note=f"float32: {told}."
+    )
 
 
 if __name__ == "__main__":
