@@ -166,7 +166,8 @@ def main() -> None:
     if options.summary:
         rows = read(RESULTS[part])
         print(tables(rows))
-        for cell in PICTURES if options.pictures else ():
+        drawn = [(row["group"], row["setting"]) for row in rows]
+        for cell in [c for c in PICTURES if c in drawn] if options.pictures else ():
             picture = options.pictures / f"evidence-{cell[0]}.svg"
             picture.write_text(plane(rows, cell, least=0.5), encoding="utf-8")
         return
