@@ -16,6 +16,20 @@ from dominie.training.trackers import SHOWN
 #: Part of every fingerprint: raised when the same recipe would come to something else.
 FORMAT = 1
 
+#: Fields of TrainingArguments that change how a stage runs and not what comes of it.
+HARMLESS = frozenset(
+    {
+        *SHOWN,
+        "dataloader_num_workers",
+        "dataloader_persistent_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "log_level",
+        "log_level_replica",
+        "log_on_each_node",
+    }
+)
+
 _SMALL = 2**24  # bytes
 
 
@@ -25,10 +39,10 @@ def digest(*parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def stage_fingerprint(
+def training_parts(
     recipe: Recipe, name: str, *, rows: Mapping[str, str], models: Mapping[str, str]
-) -> str:
-    """What a stage's model depends on.
+) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """What the model of a stage that trains depends on: settings, student, sources.
 
     Args:
         recipe: the resolved recipe.
@@ -40,8 +54,7 @@ def stage_fingerprint(
     train = dataclasses.asdict(stage.train)
     for key in ("log_every", "checkpoint_every", "source_gradients"):
         train.pop(key)
-    for key in SHOWN:
-        train["arguments"].pop(key, None)
+    train["arguments"] = {k: v for k, v in train["arguments"].items() if k not in HARMLESS}
     if stage.train.keep == "last" and stage.train.patience is None:
         for key in ("evaluate_every", "evaluate_rows"):
             train.pop(key)  # then it changes what is seen, not what is learnt
@@ -56,12 +69,12 @@ def stage_fingerprint(
         }
         if cache := stage.cache_on(source):
             sources[source]["cache"] = cache.identity
-    return digest(train, models[stage.student], sources)
+    return train, models[stage.student], sources
 
 
-def made_fingerprint(
+def making_parts(
     recipe: Recipe, name: str, models: Mapping[str, str], rows: str | None = None
-) -> str:
+) -> tuple[Any, ...]:
     """What a model depends on that a stage makes without training; names are only their order.
 
     Args:
@@ -73,7 +86,7 @@ def made_fingerprint(
     stage = recipe.stages[name]
     numbered = stage.renamed(lambda model: str(stage.models.index(model)))
     read = [models[model] for model in stage.models]
-    return digest(dataclasses.asdict(numbered), read, *([rows] if rows else []))
+    return dataclasses.asdict(numbered), read, *([rows] if rows else [])
 
 
 def model_fingerprint(spec: Model) -> str:

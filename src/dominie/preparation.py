@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dominie.chat_tokenizers import ChatTokenizers
@@ -11,6 +11,7 @@ from dominie.data.conversations import Conversation
 from dominie.data.rows import PreparedSource, prepare
 from dominie.data.splits import read_split
 from dominie.data.store import Rows
+from dominie.dependencies import making_dependencies, training_dependencies
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.evaluation.exams import exam
@@ -20,7 +21,7 @@ from dominie.evaluation.metrics import check_rows
 from dominie.evaluation.questions import check_group
 from dominie.evaluation.scoring import UNGENERATED
 from dominie.experts import check_router, check_upcycle
-from dominie.fingerprints import made_fingerprint, model_fingerprint, stage_fingerprint
+from dominie.fingerprints import digest, making_parts, model_fingerprint, training_parts
 from dominie.models.agreement import (
     check_context,
     check_one_tokenizer,
@@ -47,12 +48,14 @@ class Prepared:
         stage: its part of the recipe.
         tokenizer: of the model it makes, with a chat template.
         fingerprint: of everything its model depends on.
+        depends: the same by name, to tell what has changed.
     """
 
     name: str
     stage: AnyStage
     tokenizer: Any
     fingerprint: str
+    depends: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -150,22 +153,29 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
             if notice := check_upcycle(folder, name):
                 display.line(notice)
             rows = _gate_rows(folder, name, tokenizers, rows_of)
-            digest = None if rows is None else rows.digest
-            fingerprints[name] = made_fingerprint(recipe, name, fingerprints, digest)
-            prepared.append(PreparedUpcycle(name, stage, tokenizer, fingerprints[name], rows))
+            read = None if rows is None else rows.digest
+            made_of = making_parts(recipe, name, fingerprints, read)
+            fingerprints[name] = digest(*made_of)
+            depends = making_dependencies(*made_of)
+            prepared.append(
+                PreparedUpcycle(name, stage, tokenizer, fingerprints[name], rows, depends=depends)
+            )
             continue
         if not isinstance(stage, Stage):
-            fingerprints[name] = made_fingerprint(recipe, name, fingerprints)
-            prepared.append(Prepared(name, stage, tokenizer, fingerprints[name]))
+            made_of = making_parts(recipe, name, fingerprints)
+            fingerprints[name] = digest(*made_of)
+            depends = making_dependencies(*made_of)
+            prepared.append(Prepared(name, stage, tokenizer, fingerprints[name], depends=depends))
             continue
         made = rows_of(tokenizer, tokenizers.fingerprint(name), stage.train.max_length)
         sources = {s: made[s] for s in [*stage.active, *(s for s in made if s not in stage.active)]}
-        fingerprints[name] = stage_fingerprint(
+        parts = training_parts(
             recipe,
             name,
             rows={source: made[source].train.digest for source in stage.active},
             models=fingerprints,
         )
+        fingerprints[name] = digest(*parts)
         taught_by = {stage.teacher_on(source) for source in stage.active}
         training = PreparedTraining(
             name,
@@ -174,6 +184,7 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
             fingerprints[name],
             sources,
             teachers={teacher: fingerprints[teacher] for teacher in taught_by if teacher},
+            depends=training_dependencies(*parts, tokenizers.fingerprint(name)),
         )
         _check_fit(folder, training)
         if notice := check_router(folder, name):

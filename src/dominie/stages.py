@@ -6,13 +6,15 @@ import dataclasses
 import importlib.metadata
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dominie.caching import filled_caches
+from dominie.dependencies import changes, moved
 from dominie.disk import replace_text
 from dominie.display import Display
+from dominie.errors import InputError
 from dominie.manifests import described
 from dominie.preparation import Prepared, PreparedTraining, PreparedUpcycle, prepare_stages
 from dominie.processes import decided_by_first, first_before_others, is_first, join, ranks
@@ -34,6 +36,7 @@ def run_stages(folder: RunFolder, display: Display, *, reuse: bool = False) -> d
         prepared = prepare_stages(folder, display)
         if is_first():
             replace_text(folder.path / "recipe.yaml", dump_recipe(folder.recipe))
+    decided_by_first(lambda: _check_begun(folder, prepared))  # before any other is trained
     reuse = reuse and ranks() == 1  # they would wait for each other
     for stage in prepared:
         if not reuse:
@@ -57,13 +60,15 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
         "kind": prepared.stage.kind,
         "fingerprint": prepared.fingerprint,
         "student": prepared.stage.models[0],
+        "depends": dict(prepared.depends),
+        **_surroundings(),
     }
     if isinstance(prepared, PreparedTraining):
         threads = use_free_cores(earlier.get("threads"))
         record |= _train(folder, prepared, record | {"threads": threads}, display)
     else:
         record |= decided_by_first(lambda: _make(folder, prepared, record))
-    record |= {"status": "done", "versions": _versions()}
+    record |= {"status": "done"}
     if is_first():
         write_stage(path, record | {"files": _written(path)})
         _drop_checkpoints(path)  # not before the stage is known to be done: they are all there is
@@ -89,9 +94,49 @@ def _to_go_on_from(
     if path.exists() and not same:
         kept = set_aside(path)
         why = "what it depends on has changed" if earlier else "its folder has no stage.json"
-        display.line(f"{name}: {why}; the earlier result is kept in {kept}")
+        changed = _changed(earlier, prepared)
+        named = f" ({'; '.join(changed)})" if changed else ""
+        display.line(f"{name}: {why}{named}; the earlier result is kept in {kept}")
+    if same and _checkpoints(path) and (apart := moved(earlier, _surroundings())):
+        display.line(f"{name}: goes on with {', '.join(apart)}; that may round differently")
     path.mkdir(parents=True, exist_ok=True)
     return earlier if same else {}
+
+
+def _check_begun(folder: RunFolder, stages: Sequence[Prepared]) -> None:
+    """Refuse to leave a half-trained stage behind for a recipe that may not be meant.
+
+    Raises:
+        InputError: says what has changed, and how to go on.
+    """
+    for prepared in stages:
+        path = folder.stage(prepared.name)
+        record, begun = read_stage(path), _checkpoints(path)
+        same = record.get("fingerprint") == prepared.fingerprint
+        if same or record.get("status") != "running" or not begun:
+            continue
+        raise InputError(
+            "the stage is half trained, and what it depends on has changed since",
+            where=str(path),
+            found="; ".join(_changed(record, prepared)) or None,
+            do=f"put that back to go on from {begun[-1]}; or move {path} away to train it anew",
+        )
+
+
+def _changed(record: Mapping[str, Any], prepared: Prepared) -> list[str]:
+    """What has changed since a stage was recorded, as far as the record tells."""
+    return changes(record["depends"], prepared.depends) if "depends" in record else []
+
+
+def _surroundings() -> dict[str, Any]:
+    """What a stage is run by and does not depend on."""
+    return {"ranks": ranks(), "versions": _versions()}
+
+
+def _checkpoints(path: Path) -> list[str]:
+    """The names of a stage's checkpoints, the newest last."""
+    names = [each.name for each in (path / "checkpoints").glob("checkpoint-*")]
+    return sorted(names, key=lambda name: (len(name), name))
 
 
 def _written(path: Path) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no folder on the path
 
-from faults import STEPS, Ended, Nursery, outcome, write_inputs
+from faults import STEPS, WHEN, Ended, Nursery, copied, outcome, write_inputs
 
 Tally = Callable[..., None]
 
@@ -67,10 +67,27 @@ def inputs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(nursery, inputs, tmp_path_factory) -> Undisturbed:
-    from faults import copied
-
     folder = copied(inputs, tmp_path_factory.mktemp("undisturbed") / "work")
     ended = nursery.run(folder, scout=str(nursery.folder / "modules"))
     assert ended.status == 0, ended.said
     assert ended.steps == STEPS
     return Undisturbed(folder, ended, outcome(folder / "runs" / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def state(nursery, inputs, undisturbed, tmp_path_factory) -> Callable[[str], Path]:
+    """A folder with a run as it is at a time, by the names of `WHEN`."""
+    made: dict[str, Path] = {}
+
+    def at(when: str) -> Path:
+        begins = WHEN[when]
+        if begins is None:
+            return undisturbed.folder
+        if when not in made:
+            made[when] = copied(inputs, tmp_path_factory.mktemp(when) / "work")
+            moments = enumerate(undisturbed.ended.moments, 1)
+            number = next(n for n, moment in moments if moment.startswith(begins))
+            assert nursery.run(made[when], at=number).status == -9
+        return made[when]
+
+    return at

@@ -31,6 +31,14 @@ evaluate:
 """
 STAGES = ("first", "second", "merged")
 STEPS, INTERVAL = 8, 2  # of both trained stages; between two checkpoints
+#: When a run is killed to be damaged, by the moment's beginning; None when it is done.
+WHEN = {
+    "prepared": "mkdir first/checkpoints",
+    "cached": "mkdir second/checkpoints",
+    "training": "rename second/checkpoints/.writing/checkpoint-4",
+    "done": None,
+}
+
 _ROWS = [
     {
         "messages": [

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import copied, damage, wrong
+from faults import WHEN, copied, damage, wrong
 
-#: When a run is killed to be damaged, by the moment's beginning; None when it is done.
-WHEN = {
-    "prepared": "mkdir first/checkpoints",
-    "cached": "mkdir second/checkpoints",
-    "training": "rename second/checkpoints/.writing/checkpoint-4",
-    "done": None,
-}
 HOWS = ("flip", "cut", "empty", "delete")
 
 #: In `make test`: when, what kind of file, how.
@@ -28,25 +20,6 @@ FEW = (
     ("done", "first/stage.json", "flip"),
     ("done", "evaluation/second/t.json", "flip"),
 )
-
-
-@pytest.fixture(scope="session")
-def state(nursery, inputs, undisturbed, tmp_path_factory) -> Callable[[str], Path]:
-    """A folder with a run as it is at a time, by the names of `WHEN`."""
-    made: dict[str, Path] = {}
-
-    def at(when: str) -> Path:
-        begins = WHEN[when]
-        if begins is None:
-            return undisturbed.folder
-        if when not in made:
-            made[when] = copied(inputs, tmp_path_factory.mktemp(when) / "work")
-            moments = enumerate(undisturbed.ended.moments, 1)
-            number = next(n for n, moment in moments if moment.startswith(begins))
-            assert nursery.run(made[when], at=number).status == -9
-        return made[when]
-
-    return at
 
 
 def check(nursery, state: Path, target: Path, good: dict, file: Path, how: str) -> None:
