@@ -52,7 +52,7 @@ def training_parts(
     """
     stage = recipe.trained[name]
     train = dataclasses.asdict(stage.train)
-    for key in ("log_every", "checkpoint_every", "source_gradients"):
+    for key in ("log_every", "checkpoint_every", "source_gradients", "max_spike"):
         train.pop(key)
     train["arguments"] = {k: v for k, v in train["arguments"].items() if k not in HARMLESS}
     if stage.train.keep == "last" and stage.train.patience is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from dominie.data.sources import Source
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.json_files import read_sealed, write_sealed
+from dominie.locks import held_alone
 from dominie.manifests import fault_in
 from dominie.models.spec import Model
 from dominie.processes import is_first
@@ -38,28 +38,18 @@ class RunFolder:
         Raises:
             InputError: it cannot be written, or another process holds it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a")
-        except OSError as error:
-            raise InputError(
-                "the run's folder cannot be written",
-                where=str(self.path),
-                found=error.strerror,
-                do="choose another place with --runs DIR",
-            ) from None
-        with lock:
+        with contextlib.ExitStack() as stack:
             try:
+                self.path.mkdir(parents=True, exist_ok=True)
                 if is_first():  # the ranks of one run share its folder
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                    stack.enter_context(held_alone(self.path / ".lock"))
+            except OSError as error:
                 raise InputError(
-                    "another dominie is at work in this folder",
+                    "the run's folder cannot be written",
                     where=str(self.path),
-                    do="wait for it, or give this run another name: name=OTHER",
+                    found=error.strerror,
+                    do="choose another place with --runs DIR",
                 ) from None
-            except OSError:
-                pass  # a file system without locks
             yield
 
     @property

@@ -29,6 +29,12 @@ evaluate:
   models: {second: second}
   tasks: {t: {source: d, max_new_tokens: 4}}
 """
+#: What every run finds in its environment.
+SECRETS = {
+    "HF_TOKEN": "hf_UTJrzVwqkDnYxaSecretOfTheHub",
+    "OPENAI_API_KEY": "sk-proj-8Qm4SecretOfTheJudge",
+    "WANDB_API_KEY": "c0ffee5ec4e7ab5ec4e7",
+}
 STAGES = ("first", "second", "merged")
 STEPS, INTERVAL = 8, 2  # of both trained stages; between two checkpoints
 #: When a run is killed to be damaged, by the moment's beginning; None when it is done.
@@ -90,6 +96,7 @@ class Nursery:
             "CUDA_VISIBLE_DEVICES": "",
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            **SECRETS,
         }
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("nursery.py"))],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_why_is_said(tmp_path, damage, s
     assert newest == good
     assert said in skipped[bad]
     assert said in str(fault(bad))
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/etc/hostname", ""])
+def test_a_manifest_that_leads_out_of_its_folder_is_none(tmp_path, name):
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"files": {name: {"size": 1, "sha256": ""}}}))
+    assert "manifest.json cannot be read" in str(fault(folder))
 
 
 def test_rotation_keeps_the_newest_whole_ones_and_the_best(tmp_path):

@@ -242,12 +242,31 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(train, tmp_path, terms)
         train(terms=terms, callbacks=[AtStep(4, poison)])
     assert "stage stage, step 4" in str(caught.value)
     assert "rows[" in str(caught.value), "the rows of the step are named"
+    told = json.loads((tmp_path / "stage" / "broken-step.json").read_text())
+    assert told["step"] == 4
+    assert len(told["conversations"]) == 8
+    assert all(each["source"] == "rows" and each["tokens"] for each in told["conversations"])
+    for term in told["terms"]:
+        assert f"term {term}" in str(caught.value)
     checkpoints = tmp_path / "stage" / "checkpoints"
     names = sorted(path.name for path in checkpoints.glob("checkpoint-*"))
     assert names == ["checkpoint-2", "checkpoint-3"]
     assert_equal(weights(checkpoints / "checkpoint-3"), kept)
     assert not (tmp_path / "stage" / "model").exists()
     assert max(line["step"] for line in metrics(tmp_path / "stage")) == 3
+
+
+def test_a_loss_that_jumps_stops_before_the_step_where_that_is_asked_for(train, tmp_path):
+    def shake(model: Any) -> None:
+        model.lm_head.weight.data *= 50
+
+    settings = {"steps": 26, "checkpoint_every": 1, "max_spike": 3.0}
+    with pytest.raises(RunError, match=r"(?s)step 24.*the loss jumps.*max_spike"):
+        train(**settings, callbacks=[AtStep(24, shake)])
+    told = json.loads((tmp_path / "stage" / "broken-step.json").read_text())
+    assert (told["step"], told["not_finite"]) == (24, [])
+    done = train(**settings)  # from the checkpoint before
+    assert done.steps == 26
 
 
 def test_weights_that_are_not_finite_are_not_published(train, tmp_path):

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from dominie.data.bounds import CHARACTERS, TookTooLong, bounded
 from dominie.errors import InputError
 
 if TYPE_CHECKING:
@@ -93,15 +94,22 @@ class ChatTemplate:
         for form in with_arguments_in_both_forms(messages):
             # A template is somebody's program: it may raise anything.
             try:
-                return str(
-                    self.tokenizer.apply_chat_template(
-                        form,
-                        tools=tools,
-                        chat_template=source,
-                        tokenize=False,
-                        add_generation_prompt=generation_prompt,
+                with bounded():
+                    text = str(
+                        self.tokenizer.apply_chat_template(
+                            form,
+                            tools=tools,
+                            chat_template=source,
+                            tokenize=False,
+                            add_generation_prompt=generation_prompt,
+                        )
                     )
-                )
+                if len(text) > CHARACTERS:
+                    raise ValueError(f"it writes {len(text):,} characters")
+                return text
+            except TookTooLong as error:  # nor will it for another form of the arguments
+                failure = error
+                break
             except Exception as error:
                 failure = failure or error
         raise InputError(

@@ -16,6 +16,7 @@ from typing import Any
 
 from dominie.data.shards import Entry, Shards, damaged_shards, shard_files
 from dominie.errors import InputError, RunError
+from dominie.manifests import is_inside
 from dominie.teachers.bits import Damaged
 from dominie.teachers.coding import FORMAT_VERSION, Coder, Decoded
 from dominie.teachers.schemes import SCHEMES, CacheSettings
@@ -245,8 +246,11 @@ def _check(manifest: Mapping[str, Any], identity: Identity, folder: Path) -> Non
 def _read_vocabulary(
     folder: Path, manifest: Mapping[str, Any], remedy: str, identity: Identity
 ) -> Vocabulary:
-    path = folder / str(manifest.get("vocabulary_file"))
+    name = str(manifest.get("vocabulary_file"))
+    path = folder / name
     try:
+        if not is_inside(name):
+            raise ValueError("it leads out of the cache's folder")
         return load_vocabulary(path, identity.vocabulary, identity.scheme.get("pooled", 0.0))
     except (OSError, ValueError) as error:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from dominie.models.loading import restore_weights
 from dominie.training.checkpoints import drop_old, publish, seal, writing
 from dominie.training.random_states import random_states, restore_random_states
 from dominie.training.state_files import has_state, read_state, write_state
+
+logger = logging.getLogger(__name__)
 
 #: Checkpoints a stage keeps while it trains; the best one is kept beside them.
 KEPT_CHECKPOINTS = 2
@@ -108,6 +111,11 @@ class CheckpointedTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self._sharded:
+            if self.is_deepspeed_enabled and checkpoint is not None:
+                logger.warning(
+                    "DeepSpeed unpickles its optimiser state, which runs whatever is in it: the "
+                    "files are those that the manifest names, but go on from your own alone"
+                )
             super()._load_optimizer_and_scheduler(checkpoint)
         elif checkpoint is not None:
             optimizer = read_state(Path(checkpoint) / "optimizer", device=self.args.device)

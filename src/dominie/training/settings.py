@@ -40,6 +40,8 @@ DERIVED = {
     "resume_from_checkpoint": "the run folder: `dominie run` resumes by itself",
     "data_seed": "seed",
     "label_smoothing_factor": "the loss terms",
+    "hub_token": "the environment variable HF_TOKEN: a key never stands in a recipe",
+    "push_to_hub_token": "the environment variable HF_TOKEN: a key never stands in a recipe",
     "remove_unused_columns": "the batch's own format",
     "label_names": "the batch's own format",
     "disable_tqdm": "the progress display",
@@ -100,6 +102,8 @@ class TrainSettings:
         lora: train low-rank adapters instead of all weights.
         source_gradients: measure the norm of each source's gradient on logged steps, which costs
             one more forward and backward pass for each source (none where `mixing` is by `steps`).
+        max_spike: stop, before the step is taken, where its loss is more than so many times the
+            median of the last hundred; None takes every finite one.
         log_every: optimiser steps between lines of metrics.
         evaluate_every: optimiser steps between evaluations on the validation splits; None
             evaluates ten times a run.
@@ -124,6 +128,7 @@ class TrainSettings:
     gradient_checkpointing: bool = False
     lora: Lora | None = None
     source_gradients: bool = False
+    max_spike: float | None = None
     log_every: int | None = None
     evaluate_every: int | None = None
     evaluate_rows: int = 256
@@ -157,6 +162,8 @@ class TrainSettings:
             raise ValueError(f"learning_rate must not be negative, got {self.learning_rate}")
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(f"micro_batch {self.micro_batch} must divide batch {self.batch}")
+        if self.max_spike is not None and not 1 < self.max_spike < float("inf"):
+            raise ValueError(f"max_spike is a finite factor above 1, got {self.max_spike}")
         if self.source_gradients and self.precision == "fp16":
             raise ValueError("source_gradients cannot be measured under fp16's loss scaling")
 

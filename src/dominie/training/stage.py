@@ -229,6 +229,7 @@ def _trainer(
         records=records,
         epochs=course.epochs,
         source_gradients=settings.source_gradients,
+        max_spike=settings.max_spike,
         callbacks=[*early, *callbacks],
     )
 

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from dominie.data.mixing import Mix
 from dominie.errors import InputError, RunError
 from dominie.processes import decided_by_first
 from dominie.teachers import Teacher
+from dominie.training.broken_steps import SpikeWatch, broken_step, not_finite
 from dominie.training.checkpointed import CheckpointedTrainer
 from dominie.training.collapse import CollapseWatch
 from dominie.training.feed import Collator, MixedRows
@@ -71,6 +73,7 @@ class DistillationTrainer(CheckpointedTrainer):
         records: `metrics.jsonl`.
         epochs: passes over the largest source that the whole run makes, for display.
         source_gradients: whether logged steps measure the norm of each source's gradient.
+        max_spike: factor of its median that a step's loss may reach; None allows all.
         callbacks: progress displays and the like.
     """
 
@@ -90,10 +93,12 @@ class DistillationTrainer(CheckpointedTrainer):
         records: Records,
         epochs: float,
         source_gradients: bool = False,
+        max_spike: float | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.mix, self.teacher, self.meter = mix, teacher, meter
         self.validation, self.records, self.epochs = validation, records, epochs
+        self._spikes = SpikeWatch(max_spike)
         self.collapse, self.copied = CollapseWatch(), [records.path]
         if validation is None:
             args.eval_strategy = "no"
@@ -221,29 +226,56 @@ class DistillationTrainer(CheckpointedTrainer):
                 "the loss or its gradient is not finite; stopped before the optimiser step",
                 f"loss {loss:.6g}, gradient norm {float(norm):.6g}, "
                 f"terms {self.meter.means()['terms']}",
+                model,
             )
+        if self._spikes.factor is not None:
+            if self.accelerator.num_processes > 1:  # so that all ranks decide alike
+                loss = float(self.accelerator.reduce(self._step_loss.clone(), reduction="mean"))
+            if (usual := self._spikes.jumped_from(loss)) is not None:
+                raise self._broken_step(
+                    "the loss jumps; stopped before the optimiser step",
+                    f"loss {loss:.6g}, the median of the steps before {usual:.6g}",
+                    do="the last checkpoint is kept: to go on from it, raise train.max_spike, now "
+                    f"{self._spikes.factor:g}",
+                )
         self._step_loss.zero_()
         if self.mix.turn == self.mix.batch and len(self.mix.sizes) > 1:
             self._source_norms[self.meter.sources[self._step_source]] = float(norm)
         return norm
 
-    def _broken_step(self, what: str, found: str) -> RunError:
-        step, stage = self.state.global_step + 1, Path(self.args.output_dir).parent.name
-        return RunError(
-            what,
-            where=f"stage {stage}, step {step}",
+    def _broken_step(
+        self,
+        what: str,
+        found: str,
+        model: nn.Module | None = None,
+        do: str = "the last checkpoint is kept: lower the learning rate",
+    ) -> RunError:
+        """What ends the stage at a step that is not taken, its particulars written down."""
+        step, means = self.state.global_step + 1, self.meter.means()
+        return broken_step(
+            Path(self.args.output_dir).parent,
+            step=step,
+            what=what,
             found=found,
-            do="lower the learning rate, or look at the training rows of this step: "
-            f"{self._conversations_of(step)}",
+            means=means,
+            culprits=not_finite(means, model),
+            conversations=self._conversations_of(step),
+            do=do,
         )
 
-    def _conversations_of(self, step: int) -> str:
+    def _conversations_of(self, step: int) -> list[dict[str, Any]]:
+        """The conversations of a step, over all its micro-batches and ranks."""
         per_step = self.mix.batch // self.mix.batch_size
-        for index, micro_batch in enumerate(self.mix):
-            if index == (step - 1) * per_step:
-                named = [f"{self.meter.sources[source]}[{row}]" for source, row in micro_batch[:8]]
-                return ", ".join(named) + (" …" if self.mix.batch > 8 else "")
-        return "none"
+        micro_batches = islice(self.mix, (step - 1) * per_step, step * per_step)
+        return [
+            {
+                "source": self.meter.sources[source],
+                "row": row,
+                "tokens": len(self.train_dataset[source, row][1].input_ids),
+            }
+            for micro_batch in micro_batches
+            for source, row in micro_batch
+        ]
 
     # Metrics ---------------------------------------------------------------------------------
 

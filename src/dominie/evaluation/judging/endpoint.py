@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from dominie.errors import InputError
 
+_SECRET = re.compile(r"api_?key|authori[sz]ation|bearer|password|secret|access_?token", re.I)
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 
@@ -107,6 +108,9 @@ class Endpoint:
             raise ValueError(f"backoff is in seconds and not negative, got {self.backoff}")
         if self.budget and self.budget.money is not None and self.price is None:
             raise ValueError("a budget in money needs the price of tokens")
+        if named := [key for key in self.request if _SECRET.search(key)]:
+            # The value is not repeated: it is as good as known then.
+            raise ValueError(f"request.{named[0]} looks like a secret, which belongs in key_env")
         if fixed := {"model", "messages", "stream", "n"} & {*self.request, *self.omit}:
             raise ValueError(f"{min(fixed)} is no field to change here")
 
