@@ -36,6 +36,8 @@ SHARD_BYTES = 2**28
 
 _SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), ("tokens", pa.int32()), ("code", pa.binary())])
 _WRITING = ".writing-"
+#: What Arrow raises of bytes that it did not write: names that are no text, sizes beyond memory.
+_UNREADABLE = (pa.ArrowException, OSError, EOFError, ValueError, MemoryError)
 
 
 class Entry(NamedTuple):
@@ -146,13 +148,25 @@ class _Columns:
         return Entry(self.keys[index].tobytes(), int(self.tokens[index]), code)
 
 
+def _checked(batch: pa.RecordBatch) -> _Columns:
+    """The columns of a record batch, once nothing in it leads out of its bytes.
+
+    Raises:
+        ValueError: something does.
+    """
+    batch.validate(full=True)
+    if any(column.null_count for column in batch.columns):
+        raise ValueError("a row has no value")
+    return _Columns(batch)
+
+
 def _mapped(path: Path, remedy: str) -> list[_Columns]:
     try:
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as batches:
             if batches.schema.equals(_SCHEMA):
-                return [_Columns(batch) for batch in batches if len(batch)]
+                return [_checked(batch) for batch in batches if len(batch)]
             found = f"the columns {', '.join(batches.schema.names)}"
-    except (pa.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         found = " ".join(str(error).split())[:200]
     raise InputError(
         "this is not a shard of a cache",
@@ -274,10 +288,12 @@ def _whole_batches(path: Path) -> Iterator[list[Entry]]:
     """The record batches of a stream, up to where it was cut off."""
     try:
         with path.open("rb") as file, pa.ipc.open_stream(file) as batches:
-            for batch in batches:
-                columns = _Columns(batch)
+            if not batches.schema.equals(_SCHEMA):
+                return
+            for batch in filter(len, batches):
+                columns = _checked(batch)
                 yield [columns.entry(index) for index in range(len(batch))]
-    except (pa.ArrowException, OSError, EOFError):
+    except _UNREADABLE:
         return
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _CONSTANT = 255  # in the place of a Rice parameter: every value is the smallest one
 _LARGEST_PARAMETER = 48
+_MOST = 2**27  # values of one stream; a gigabyte of them
 
 
 class Damaged(ValueError):
@@ -52,6 +53,8 @@ class BitReader:
 
     def rice(self, count: int) -> Numbers:
         """What `rice` wrote: [count] numbers."""
+        if not 0 <= count <= _MOST:  # before memory is asked for
+            raise Damaged("more values than any conversation has")
         parameter, least = int(self._take(1)[0]), self.number()
         if parameter == _CONSTANT:
             return np.full(count, least, np.int64)
