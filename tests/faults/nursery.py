@@ -64,7 +64,7 @@ class Boundaries:
 
     def reach(self, what: str, path: Any, folder: int = -1) -> None:
         """A moment before `what` is done to `path`."""
-        place = os.fsdecode(path)
+        place = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.fsdecode(path)
         if folder != -1:
             place = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), place)
         place = os.path.abspath(place)
