@@ -144,6 +144,28 @@ def test_the_opening_tells_what_was_learned_and_what_was_kept(page):
     assert re.search(r"domain \d+\.\d.% → \d+\.\d.% \+\d+\.\d points", opening)
 
 
+def unsolved(folder, *, agreements):
+    """A run in which no model solves anything yet, compared with a teacher on some sources."""
+    results = json.loads((quickstart(folder) / "results.json").read_text())
+    for scores in results.values():
+        agreement = scores.pop("agreement")
+        for task in scores:
+            scores[task] = {**entry(0.0, 0.0, 350), "metric": "exact_match"}
+        scores.update({f"agreement-{n}": agreement for n in range(agreements)})
+    write_json(folder / "quickstart" / "results.json", results)
+    return folder / "quickstart"
+
+
+def test_where_nothing_is_solved_the_opening_tells_likeness(tmp_path):
+    one = page_of(unsolved(tmp_path / "one", agreements=1))
+    assert "plane" not in figures(one), "all points would lie in one corner"
+    assert "agrees with the teacher on" in one.words
+    assert re.search(r"agreement-0 \d+\.\d.% → \d+\.\d.%", one.words)
+    two = page_of(unsolved(tmp_path / "two", agreements=2))
+    assert "plane" in figures(two)
+    assert "agreement-1 against agreement-0" in two.words
+
+
 def test_answers_of_a_model_can_be_left_out(page, finished):
     boxes = [each["id"] for each in page.all("input") if each.get("type") == "checkbox"]
     assert boxes == [f"show-{number}" for number in range(6)]

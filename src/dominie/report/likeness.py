@@ -33,6 +33,14 @@ def ability_of(run: Run, model: str) -> list[str]:
     return [task for task in run.ability_tasks if task in run.results[model]]
 
 
+def telling_tasks(run: Run) -> tuple[str, ...]:
+    """The tasks that tell models apart: of ability where any is solved at all, else of likeness."""
+    abilities = run.ability_tasks
+    if any(scores[t].score for scores in run.results.values() for t in abilities if t in scores):
+        return abilities
+    return tuple(task for task in run.tasks if task not in abilities)
+
+
 def likeness(run: Run) -> Likeness | None:
     """How far the likest model agrees with the teacher; None where that was not measured."""
     tasks = [task for task in run.tasks if run.metric(task) == "agreement"]

@@ -17,11 +17,12 @@ from markupsafe import Markup
 
 from dominie import __version__
 from dominie.report import formats
-from dominie.report.changes import Change, changes
+from dominie.report.changes import Change, change, changes
 from dominie.report.charts import interval_strip
 from dominie.report.curves import run_curves
 from dominie.report.headline import findings
 from dominie.report.judged import judged_tasks
+from dominie.report.likeness import telling_tasks
 from dominie.report.pareto import pareto_front
 from dominie.report.plane import Mark, plane_chart
 from dominie.report.reading import read_run
@@ -149,6 +150,7 @@ def _contents(run: Run, detail: _Detail) -> Mapping[str, Any]:
         "rated": any(run.metric(task) == RATED for task in run.tasks),
         "strip": interval_strip,
         "plane": _plane(run, found.model),
+        "plane_tasks": telling_tasks(run)[:2],
         "steps_taken": _steps_taken(run, [model for model, _ in over_baseline]),
         "over_baseline": over_baseline,
         "judged": judged_tasks(run, found.model),
@@ -165,10 +167,11 @@ def _contents(run: Run, detail: _Detail) -> Mapping[str, Any]:
 
 
 def _plane(run: Run, chosen: str | None) -> Markup | None:
-    """The plane of the first two tasks that measure ability, of the models measured on both."""
-    if len(run.ability_tasks) < 2:
+    """The plane of the first two tasks that tell models apart, of those measured on both."""
+    tasks = telling_tasks(run)
+    if len(tasks) < 2:
         return None
-    across, upwards = run.ability_tasks[:2]
+    across, upwards = tasks[:2]
     marks = [
         Mark(
             model,
@@ -198,7 +201,11 @@ def _plane(run: Run, chosen: str | None) -> Markup | None:
 def _movement(run: Run, chosen: str | None) -> Sequence[Change]:
     """What the headline's model became on the first tasks, from the model it was trained from."""
     parent = run.parent(chosen) if chosen else None
-    return changes(run, chosen, parent)[:_MOVED] if chosen and parent else []
+    if not chosen or not parent:
+        return []
+    mine, theirs = run.results[chosen], run.results[parent]
+    shared = [task for task in telling_tasks(run) if task in mine and task in theirs]
+    return [change(run, task, chosen, parent) for task in shared[:_MOVED]]
 
 
 def _steps_taken(
