@@ -60,6 +60,8 @@ def _section(name: str, verb: Any) -> str:
         value = f" {_metavar(each)}" if each in options and _metavar(each) else ""
         written = ", ".join(f"`{known}{value}`" for known in names)
         lines.append(f"| {written} | {_default(each)} | {each.help} |")
+    if verb.epilog:
+        lines += ["", verb.epilog]
     return "\n".join([*lines, ""])
 
 

@@ -86,7 +86,7 @@ def cache_recipe(
             raise InputError(
                 "no stage of the recipe has a cache",
                 where=recipe.name,
-                do=f"set stages.{next(iter(recipe.stages), 'NAME')}.cache=true",
+                do=f"set stages.{_cacheable(recipe)}.cache=true",
             )
         waiting: dict[str, list[str]] = {}
         records = []
@@ -101,3 +101,13 @@ def cache_recipe(
                 caches = filled_caches(folder, prepared, display, plans, repair=True)
                 records += [record_of(plan, caches[plan.name]) for plan in plans]
     return {"caches": records, "waiting": waiting}
+
+
+def _cacheable(recipe: Recipe) -> str:
+    """A stage whose teachers' predictions could be cached, to name in advice."""
+    for name, stage in recipe.trained.items():
+        if any(
+            stage.teacher_on(s) and not stage.loss_on(s).weighs("attention") for s in stage.active
+        ):
+            return name
+    return "NAME"

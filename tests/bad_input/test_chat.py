@@ -31,6 +31,7 @@ def run(work):
     recipe = load_recipe(work / "r.yaml", [stage, "evaluate.models={s: s, before: m}"])
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
     save_model("student", folder / "s" / "model", seed=1)
+    (folder / "s" / "stage.json").write_text("{}")
     return folder
 
 
@@ -94,15 +95,27 @@ def test_the_folder_of_a_model_serves_and_a_system_message_counts(work, run, dom
         ("smal:s", ["no such run", "did you mean runs/small?"]),
         ("small:befor", ["no model 'befor'", "s, t, before", "small:before?"]),
         ("small:t", ["stage t has not been trained", "dominie run"]),
-        ("runs", ["not a run's folder"]),
+        ("runs", ["not a run's folder", "the model/ folder of a stage"]),
+        ("recipes", ["not a run's folder", "`dominie run recipes` makes one"]),
         ("small", ["has no model"]),
     ],
 )
 def test_what_cannot_be_talked_to_is_named(work, run, dominie, refused, wanted, words):
+    if wanted == "recipes":
+        (work / "recipes").mkdir()
+        shutil.copy(work / "r.yaml", work / "recipes" / "recipe.yaml")
     if wanted == "small":  # what its recipe names last was renamed
         (run / "recipe.yaml").write_text(dump_recipe(load_recipe(work / "r.yaml")))
         wanted = "small:gone"
     refused(dominie("chat", wanted), *words)
+
+
+def test_a_run_comes_before_the_folder_of_its_recipe(work, run, dominie, typed):
+    (work / "small").mkdir()
+    shutil.copy(work / "r.yaml", work / "small" / "recipe.yaml")
+    typed(ASKED)
+    said = dominie("chat", "small:s", *SHORT)
+    assert said.out.strip() == answered(run / "s" / "model", ASKED), said.err
 
 
 def test_an_unknown_command_is_not_sent(work, run, dominie, typed):
@@ -131,6 +144,14 @@ def test_an_answer_comes_in_pieces_and_can_be_cut_short(work):
     talk = Talk(partner, Settings(max_new_tokens=6))
     assert talk.answer(ASKED, interrupted)
     assert talk.messages[-1] == {"role": "assistant", "content": pieces[0].strip()}
+
+
+def test_an_answer_of_nothing_is_told(work):
+    partner = Partner("m", load_frozen(Model(path="m")), load_tokenizer(Model(path="m")))
+    partner.model.generate = lambda **_: None
+    talk, pieces = Talk(partner, Settings()), []
+    assert talk.answer(ASKED, pieces.append)
+    assert (pieces, talk.messages[-1]["content"]) == (["(nothing)"], "")
 
 
 def test_columns_stand_side_by_side():

@@ -78,24 +78,33 @@ def _named(word: str, runs: Path) -> list[_Named]:
     if not place.is_dir() and ":" in word:
         head, _, names = word.rpartition(":")
         place = Path(head)
-    path = next((p for p in (place, runs / place) if p.is_dir()), None)
+    there = [path for path in (place, runs / place) if path.is_dir()]
+    path = next((p for p in there if is_model(p) or _is_run(p)), there[0] if there else None)
     if path is None:
         raise _no_run(word, place, runs)
     if is_model(path) and not names:
         home = path.resolve()
         name = home.parent.name if home.name == "model" else home.name
         return [_Named(str(path), name, Model(path=str(path)))]
-    if not (path / "recipe.yaml").is_file():
+    if not _is_run(path):
+        recipe_here = (path / "recipe.yaml").is_file()
         raise InputError(
             "this is not a run's folder",
             where=str(path),
-            expected="recipe.yaml, which `dominie run` writes",
-            do="name a folder in runs/, or the model/ folder of a stage",
+            expected="what `dominie run` writes: recipe.yaml and a folder for each stage",
+            do=f"`dominie run {path}` makes one of its recipe"
+            if recipe_here
+            else "name a folder in runs/, or the model/ folder of a stage",
         )
     recipe = dataclasses.replace(load_recipe(path / "recipe.yaml"), name=path.resolve().name)
     folder = RunFolder(recipe, path.resolve().parent)
     chosen = [name.strip() for name in names.split(",") if name.strip()] or [_last(recipe)]
     return [_Named(recipe.name, name, _spec(folder, name), folder) for name in chosen]
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder is a run's; that of a recipe has no stages in it."""
+    return (path / "recipe.yaml").is_file() and any(path.glob("*/stage.json"))
 
 
 def _last(recipe: Recipe) -> str:

@@ -142,6 +142,8 @@ class Talk:
                 pad_token_id=0 if padding is None else padding,
                 streamer=_Pieces(tokenizer, heard),
             )
+        if not said:
+            say("(nothing)")
         self.messages = [*asked, {"role": "assistant", "content": "".join(said).strip()}]
         return True
 

@@ -28,7 +28,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("dominie run mine.yaml stages.align.train.epochs=1", "with another value"),
         ("dominie run mine.yaml train.report_to=tensorboard", "watched in TensorBoard"),
         ("dominie run mine.yaml --only align", "one model and what it needs"),
-        ("accelerate launch -m dominie run mine.yaml", "on several GPUs"),
+        ("dominie run mine.yaml --nproc 8", "on eight GPUs"),
     ),
     "sweep": (
         ("dominie sweep mine.yaml --over stages.align.data.domain.share=0.1,0.5", "a grid"),
