@@ -51,8 +51,13 @@ COLUMNS = (
     "steps", "tokens", "seconds",
 )  # fmt: skip
 
-#: Groups and settings that are drawn.
+#: Groups and settings that are drawn, and the models: of DAE's variants none, which stand on it.
 PICTURES = (("base", ""), ("noise", ""))
+DRAWN = (
+    "distill", "expert", "tune_1e-3", "tune_3e-4", "tune_1e-4", "lora", "kl_sft", "mix", "replay",
+    "labels_and_reference", "dae", "self_distill", "merge_25", "merge_50", "merge_75",
+    "merge_gentle_50", "merge_gentle_75",
+)  # fmt: skip
 
 #: Seconds a step of 32 conversations took on one idle core, by what a step computes; and to begin a
 #: run and score a model. For the estimate alone.
@@ -169,7 +174,8 @@ def main() -> None:
         drawn = [(row["group"], row["setting"]) for row in rows]
         for cell in [c for c in PICTURES if c in drawn] if options.pictures else ():
             picture = options.pictures / f"evidence-{cell[0]}.svg"
-            picture.write_text(plane(rows, cell, least=0.5), encoding="utf-8")
+            told = [row for row in rows if row["model"] in DRAWN]
+            picture.write_text(plane(told, cell, least=0.5), encoding="utf-8")
         return
     jobs = options.jobs or (1 if options.gpu else len(os.sched_getaffinity(0)))
     plan = YAML(typ="safe", pure=True).load((HERE / "evidence.yaml").read_text(encoding="utf-8"))
