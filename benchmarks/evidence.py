@@ -5,12 +5,13 @@ cores, each with one thread. Rows are appended to ``results/evidence.csv`` as ru
 ended is not run again, and after ``--minutes`` no further run is begun. Prints an estimate first.
 
     python benchmarks/evidence.py [--quick | --gpu] [--json] [--minutes 115] [--jobs 2]
-    python benchmarks/evidence.py --summary [--pictures docs]
+    python benchmarks/evidence.py --summary [--write]
 
 ``--quick`` is the same path on tiny settings, within 50 seconds on two cores, and leaves the
 results alone. ``--gpu`` is the heart of the comparison with larger models, one run at a time,
 within ten minutes on one large GPU; its rows go to ``results/evidence-gpu.csv``. ``--summary``
-prints the tables of docs/evidence.md from the rows that are there, `--pictures` draws its pictures.
+prints the tables of docs/evidence.md from the rows that are there; ``--write`` puts them there,
+and draws its pictures.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ COLUMNS = (
     "group", "run", "setting", "seed", "model", "task", "score", "stderr", "n",
     "steps", "tokens", "seconds",
 )  # fmt: skip
+
+BEGIN, END = "<!-- tables -->", "<!-- /tables -->"  # in docs/evidence.md
 
 #: Groups and settings that are drawn, and the models: of DAE's variants none, which stand on it.
 PICTURES = (("base", ""), ("noise", ""))
@@ -153,6 +156,21 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def write_docs(rows: list[dict[str, str]], docs: Path) -> None:
+    """The tables into the page of the evidence, and its pictures beside it."""
+    page = docs / "evidence.md"
+    text = page.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    page.write_text(f"{head}{BEGIN}\n{tables(rows)}\n{END}{tail}", encoding="utf-8")
+    there = {(row["group"], row["setting"]) for row in rows}
+    told = [row for row in rows if row["model"] in DRAWN]
+    for cell in PICTURES:
+        if cell in there:
+            drawing = plane(told, cell, least=0.5)
+            (docs / f"evidence-{cell[0]}.svg").write_text(drawing, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     plans = parser.add_mutually_exclusive_group()
@@ -160,7 +178,7 @@ def main() -> None:
     plans.add_argument("--gpu", action="store_true", help="larger models, on one GPU")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
     parser.add_argument("--summary", action="store_true", help="tables of the rows there are")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="and pictures of them")
+    parser.add_argument("--write", action="store_true", help="the summary into docs/evidence.md")
     parser.add_argument("--minutes", type=float, default=115, help="begin no run after these")
     parser.add_argument(
         "--jobs", type=int, help="runs at a time: the cores there are, one on a GPU"
@@ -170,12 +188,10 @@ def main() -> None:
     part = "quick" if options.quick else "gpu" if options.gpu else "groups"
     if options.summary:
         rows = read(RESULTS[part])
-        print(tables(rows))
-        drawn = [(row["group"], row["setting"]) for row in rows]
-        for cell in [c for c in PICTURES if c in drawn] if options.pictures else ():
-            picture = options.pictures / f"evidence-{cell[0]}.svg"
-            told = [row for row in rows if row["model"] in DRAWN]
-            picture.write_text(plane(told, cell, least=0.5), encoding="utf-8")
+        if options.write:
+            write_docs(rows, HERE.parent / "docs")
+        else:
+            print(tables(rows))
         return
     jobs = options.jobs or (1 if options.gpu else len(os.sched_getaffinity(0)))
     plan = YAML(typ="safe", pure=True).load((HERE / "evidence.yaml").read_text(encoding="utf-8"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import io
 import json
 import math
@@ -14,13 +13,13 @@ from typing import Any
 
 import pydantic
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from dominie.errors import InputError
 from dominie.recipe.check import check_names
 from dominie.recipe.faults import described, first_problem, known_keys, unknown_key, wrong_type
-from dominie.recipe.schema import MADE, AnyStage, Recipe, Stage
+from dominie.recipe.paths import with_absolute_paths
+from dominie.recipe.schema import MADE, Recipe
+from dominie.recipe.text import parsed_yaml, read_text, unshared
 from dominie.training.settings import DERIVED, TrainSettings
 
 #: Where a bare value may stand for a mapping: the path's shape and the key the value means.
@@ -50,7 +49,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     if (inside := path / "recipe.yaml").is_file():  # a folder that `init` or a run has made
         path = inside
-    tree = _parse_yaml(_read_text(path), where=str(path))
+    tree = parsed_yaml(read_text(path), where=str(path))
     if not isinstance(tree, dict):
         raise InputError(
             "not a recipe",
@@ -70,7 +69,7 @@ def recipe_of(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """
     if not isinstance(tree.get("name"), str):
         raise InputError("the recipe has no name", where="recipe", expected="name: a word")
-    return _recipe(_unshared(dict(tree)), overrides, where="recipe", base=Path())
+    return _recipe(unshared(dict(tree)), overrides, where="recipe", base=Path())
 
 
 def _recipe(tree: dict[str, Any], overrides: Sequence[str], *, where: str, base: Path) -> Recipe:
@@ -80,7 +79,7 @@ def _recipe(tree: dict[str, Any], overrides: Sequence[str], *, where: str, base:
     _merge_train(tree)
     _name_sources(tree)
     recipe = _validated(tree, where=where)
-    recipe = _resolve_paths(recipe, base)
+    recipe = with_absolute_paths(recipe, base)
     check_names(recipe, where=where)
     return recipe
 
@@ -98,67 +97,6 @@ def dump_recipe(recipe: Recipe) -> str:
     out = io.StringIO()
     yaml.dump(tree, out)
     return out.getvalue()
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = _recipe_near(path)
-        raise InputError(
-            "no such recipe",
-            where=str(path),
-            do=f"did you mean {near}?" if near else "`dominie init DIR` writes one to begin with",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            "the recipe cannot be read",
-            where=str(path),
-            expected="a YAML file in UTF-8",
-            found=getattr(error, "strerror", None) or str(error),
-        ) from None
-
-
-def _recipe_near(path: Path) -> Path | None:
-    """A recipe whose name is like that of one that is not there."""
-    places = {path.parent, Path()}
-    files = [
-        file for place in places for file in (*place.glob("*.y*ml"), *place.glob("*/recipe.yaml"))
-    ]
-    named = {file.parent.name if file.stem == "recipe" else file.stem: file for file in files}
-    wanted = path.parent.name if path.stem == "recipe" else path.stem
-    near = difflib.get_close_matches(wanted, named, n=1, cutoff=0.6)
-    return named[near[0]] if near else None
-
-
-def _parse_yaml(text: str, *, where: str) -> Any:
-    """YAML 1.2, where `2e-5` is a number and `no` is a word; a key given twice is refused."""
-    try:
-        tree = YAML(typ="safe", pure=True).load(text)
-        json.dumps(tree, default=str)  # fails where an alias leads in a circle or a key is no word
-        return _unshared(tree)
-    except DuplicateKeyError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise InputError(
-            "a key stands twice",
-            where=f"{where}:{line}",
-            found=str(error.problem).splitlines()[0],
-            do="rename or remove one of the two",
-        ) from None
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise InputError(
-            "not valid YAML", where=f"{where}:{line}", found=str(error.problem)
-        ) from None
-    except (YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise InputError("not valid YAML", where=where, found=str(error).splitlines()[0]) from None
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which what an alias repeats is repeated: an override then changes one place."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -182,7 +120,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
                 )
             child = node[key] = {meaning: child}
         node = child
-    node[keys[-1]] = _parse_yaml(text, where=override)
+    node[keys[-1]] = parsed_yaml(text, where=override)
 
 
 def _shorthand_key(path: Sequence[str]) -> str | None:
@@ -273,69 +211,6 @@ def _validated(tree: dict[str, Any], *, where: str) -> Recipe:
         return pydantic.TypeAdapter(Recipe).validate_json(json.dumps(tree, default=str))
     except pydantic.ValidationError as error:
         raise first_problem(error, tree, where=where) from None
-
-
-def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
-    """Make what exists relative to the recipe's folder absolute; anything else keeps its name."""
-
-    def resolved(path: str) -> str:
-        local = base / Path(path).expanduser()
-        found = path.strip() and not path.startswith("toyworld:") and local.exists()
-        return str(local.resolve()) if found else path
-
-    def with_files(benchmark: Any) -> Any:
-        named = {key: getattr(benchmark, key) for key in benchmark.files}
-        return replace(benchmark, **{k: path and resolved(path) for k, path in named.items()})
-
-    def resolved_name(name: str) -> str:
-        return name if name in recipe.stages or name in recipe.models else resolved(name)
-
-    def resolved_optional(name: str | None) -> str | None:
-        return name and resolved_name(name)
-
-    def resolved_stage(stage: AnyStage) -> AnyStage:
-        stage = stage.renamed(resolved_name)
-        if not isinstance(stage, Stage) or stage.cache is None or stage.cache.folder is None:
-            return stage
-        # Unlike other paths, it need not exist yet.
-        place = (base / Path(stage.cache.folder).expanduser()).absolute()
-        return replace(stage, cache=replace(stage.cache, folder=str(place)))
-
-    replace = dataclasses.replace
-    return replace(
-        recipe,
-        data={
-            name: replace(source, path=resolved(source.path))
-            for name, source in recipe.data.items()
-        },
-        models={
-            name: replace(
-                model,
-                path=resolved(model.path),
-                adapter=model.adapter and resolved(model.adapter),
-                chat_template=model.chat_template and resolved(model.chat_template),
-            )
-            for name, model in recipe.models.items()
-        },
-        stages={name: resolved_stage(stage) for name, stage in recipe.stages.items()},
-        evaluate=recipe.evaluate
-        and replace(
-            recipe.evaluate,
-            models={name: resolved_name(model) for name, model in recipe.evaluate.models.items()},
-            tasks={
-                n: replace(
-                    t,
-                    teacher=resolved_optional(t.teacher),
-                    lm_eval=t.lm_eval
-                    and replace(
-                        t.lm_eval, include=t.lm_eval.include and resolved(t.lm_eval.include)
-                    ),
-                )
-                for n, t in recipe.evaluate.tasks.items()
-            },
-            benchmarks={n: with_files(b) for n, b in recipe.evaluate.benchmarks.items()},
-        ),
-    )
 
 
 def _without_none(value: Any) -> Any:
