@@ -21,9 +21,6 @@ _OPTIMISER_BYTES = 8
 #: What a process on a CPU comes to beside tensors after its imports: tokenising, the trainer, and
 #: libraries that load late. Measured by `benchmarks/plan.py`.
 _PROCESS = 60e6
-#: What the C library keeps of freed tensors, as a share of the activations, most of which are too
-#: small to be mapped alone. Fitted to the first two measurements; see docs/plan.md.
-_UNRETURNED = 0.2
 #: Of a cached signal on a position: 64 ids of 4 bytes and probabilities of 2, and the tail.
 CACHED_BYTES = 64 * 6 + 4
 
@@ -172,7 +169,7 @@ def stage_memory(situation: Situation) -> Memory:
     said = {"teacher signal": signal, "attention capture": capture}
     kept = {"activations": run.activations, "weight casts": kept_casts}
     if situation.on_cpu:
-        kept["freed, not returned"] = _UNRETURNED * run.activations
+        kept["freed, not returned"] = run.holes
     head = _head(situation, shape)
     attention = _attention_work(situation, shape)
     phases = {

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from dominie.models.head import causal_lm
 from dominie.models.loading import DTYPES, with_lora
 from dominie.planning.configs import with_layers
+from dominie.planning.heap import MAPPED_ALONE, Heap
 from dominie.training.settings import Lora
 
 #: Layers of the two models that are run in place of a deeper one.
@@ -43,6 +44,7 @@ class Traced:
         activations: kept between forward and backward, casts apart.
         forward: most that the forward pass holds beyond weights and gradients.
         backward: the same of the backward pass.
+        holes: between the activations, that the forward pass leaves in the C library's heap.
     """
 
     parameters: float
@@ -54,6 +56,7 @@ class Traced:
     activations: float
     forward: float
     backward: float
+    holes: float
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def _trace(config: Any, run: Pass) -> Traced:
         gradients = sum(p.numel() * p.element_size() for p in trainable)
         for parameter in trainable if run.trained else ():  # as every micro-batch but the first
             parameter.grad = torch.empty_like(parameter)
-        before = live.now
+        before, reach = live.now, live.reach
         peaks: dict[str, int] = {}
         precision = DTYPES[run.autocast or "bf16"]
         with (
@@ -133,6 +136,7 @@ def _trace(config: Any, run: Pass) -> Traced:
             hidden = _hidden(model, run)
             casts = live.casts
         kept, kept_casts = live.now - before, live.casts
+        holes = live.reach - reach - kept
         if run.trained:
             with live.peak_of("backward", peaks):
                 torch.autograd.backward([hidden], [torch.empty_like(hidden)])
@@ -146,6 +150,7 @@ def _trace(config: Any, run: Pass) -> Traced:
             activations=kept - kept_casts if run.trained else 0,
             forward=peaks["forward"] - before,
             backward=peaks.get("backward", before) - before,
+            holes=holes if run.trained else 0,
         )
 
 
@@ -197,9 +202,15 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = self.casts = 0
+        self.now = self.peak = self.casts = self._mapped = 0
+        self._heap = Heap()
         self.parameters: set[Any] = set()
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @property
+    def reach(self) -> int:
+        """Bytes that a process on a CPU holds for the tensors, with holes."""
+        return self._heap.top + self._mapped
 
     @contextlib.contextmanager
     def peak_of(self, name: str, peaks: dict[str, int]) -> Iterator[None]:
@@ -232,7 +243,16 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = storage.nbytes()
         self._count(size, is_cast)
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._count, -size, is_cast)
+        place = self._heap.take(size) if 0 < size < MAPPED_ALONE else None
+        self._mapped += size if place is None else 0
+        weakref.finalize(storage, self._drop, size, is_cast, place)
+
+    def _drop(self, size: int, is_cast: bool, place: int | None) -> None:
+        self._count(-size, is_cast)
+        if place is None:
+            self._mapped -= size
+        else:
+            self._heap.give(place, size)
 
     def _count(self, size: int, is_cast: bool) -> None:
         self.now += size

@@ -248,9 +248,12 @@ def save_model(
     if trainer.is_world_process_zero():
         scratch = folder.with_name(f".writing-{folder.name}")
         shutil.rmtree(scratch, ignore_errors=True)
+        # Gathered from shards, tied weights are two tensors; they are written once.
+        tied = getattr(model, "all_tied_weights_keys", {})
         state = {
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
             for name, tensor in state.items()
+            if tied.get(name) not in state
         }
         broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
         if broken:

@@ -1,0 +1,39 @@
+"""One rank of test_ranks_sharded.py: a recipe run with an engine that shards, on CPUs.
+
+Run as ``python sharded_run.py ENGINE RECIPE RUNS``, KEY=VALUE after it. accelerate takes sharding
+for a matter of GPUs; here it is told that these are some.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def main(engine: str, recipe: str, runs: str, *overrides: str) -> None:
+    import torch.distributed as dist
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+    from rich.console import Console
+
+    from dominie.display import Display
+    from dominie.launching import accelerate_environment
+    from dominie.pipeline import run_recipe
+    from dominie.processes import is_first
+    from dominie.recipe import load_recipe
+
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore("127.0.0.1", int(os.environ["STORE"]), is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    os.environ |= accelerate_environment(engine, ranks)
+    if engine == "fsdp2":
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+        found = ("gloo", DistributedType.MULTI_XPU)
+        PartialState._prepare_backend = lambda *_, **__: found
+    display = Display(Console(quiet=not is_first()))
+    run_recipe(load_recipe(Path(recipe), overrides), Path(runs), display)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
