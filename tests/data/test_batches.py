@@ -157,3 +157,15 @@ def test_the_order_is_a_function_of_the_seed():
 def test_epochs_count_the_largest_source():
     assert total_conversations({"a": 900, "b": 10}, {"a": 0.9, "b": 0.1}, epochs=2) == 2000
     assert total_conversations({"a": 900, "b": 5000}, {"a": 1.0, "b": 0.0}, epochs=1) == 900
+
+
+def test_packed_rows_are_mostly_tokens():
+    rng = np.random.default_rng(0)
+    real = positions = 0
+    for _ in range(100):  # of instructions and answers: half of them below 200 tokens, some of 2048
+        lengths = np.clip(rng.lognormal(np.log(200), 0.8, 8).astype(int), 8, 2048)
+        batch = collate([(0, row(*range(n), answer=1)) for n in lengths.tolist()], pack_to=2048)
+        assert batch.input_ids.shape[1] <= 2048
+        real += int((batch.source_ids >= 0).sum())
+        positions += batch.source_ids.numel()
+    assert real / positions > 0.95

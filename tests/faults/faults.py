@@ -54,7 +54,7 @@ _ROWS = [
     }
     for i in range(40)
 ]
-_TIMES = {"seconds", "tokens_per_second"}
+_TIMES = {"seconds", "tokens_per_second", "throughput"}
 
 
 def write_inputs(folder: Path) -> None:

@@ -102,11 +102,8 @@ def collate(
     if pack_to is None:
         bins = [[i] for i in range(len(rows))]
     else:
-        bins = _pack(
-            [len(row.input_ids) for _, row in rows],
-            [routes[s] if routes else 0 for s, _ in rows],
-            pack_to,
-        )
+        lengths = [len(row.input_ids) for _, row in rows]
+        bins = _pack(lengths, [routes[s] if routes else 0 for s, _ in rows], pack_to)
     length = max(sum(len(rows[i][1].input_ids) for i in members) for members in bins)
     shape = (len(bins), length)
     batch = Batch(
@@ -136,7 +133,35 @@ def collate(
 
 
 def _pack(lengths: Sequence[int], routes: Sequence[int], capacity: int) -> list[list[int]]:
-    """First fit, longest first: indices of rows that hold one route, at most `capacity` tokens."""
+    """Indices of rows that hold one route, at most `capacity` tokens, about equally many.
+
+    First fit, longest first, says how many rows there are. Their batch is as long as the longest of
+    them, so that the conversations are then dealt out again, each to the emptiest row.
+    """
+    fitted = _first_fit(lengths, routes, capacity)
+    packed: list[list[int]] = []
+    for route in dict.fromkeys(routes[members[0]] for members in fitted):
+        bins = [members for members in fitted if routes[members[0]] == route]
+        together = sorted((i for members in bins for i in members), key=lambda i: -lengths[i])
+        level = _dealt(lengths, together, len(bins))
+        fits = all(sum(lengths[i] for i in members) <= capacity for members in level)
+        packed += level if fits else bins
+    return packed
+
+
+def _dealt(lengths: Sequence[int], longest_first: Sequence[int], rows: int) -> list[list[int]]:
+    """Each conversation to the row with the fewest tokens so far."""
+    dealt: list[list[int]] = [[] for _ in range(rows)]
+    tokens = [0] * rows
+    for i in longest_first:
+        emptiest = min(range(rows), key=tokens.__getitem__)
+        dealt[emptiest].append(i)
+        tokens[emptiest] += lengths[i]
+    return dealt
+
+
+def _first_fit(lengths: Sequence[int], routes: Sequence[int], capacity: int) -> list[list[int]]:
+    """First fit, longest first."""
     bins: list[tuple[int, list[int]]] = []
     room: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

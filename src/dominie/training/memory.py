@@ -1,4 +1,4 @@
-"""Memory that was freed, given back to the system."""
+"""Memory that a process holds, and memory that was freed, given back to the system."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+import torch
 from transformers import TrainerCallback
 
 #: Steps between two givings back: one costs milliseconds, and a hundred steps can keep a gigabyte.
@@ -42,3 +44,10 @@ def _malloc_trim() -> Callable[[int], int] | None:
         return None
     found.argtypes, found.restype = [ctypes.c_size_t], ctypes.c_int
     return found
+
+
+def held_memory() -> int:
+    """Bytes that this process holds where it computes: the most so far, on a GPU."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return int(psutil.Process().memory_info().rss)

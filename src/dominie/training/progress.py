@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import psutil
-import torch
 from transformers import TrainerCallback
+
+from dominie.training.memory import held_memory
 
 
 class StepProgress(TrainerCallback):
@@ -44,11 +44,4 @@ def _told(logs: Mapping[str, float]) -> Iterator[str]:
         yield f"KL: {' '.join(apart)}"
     if "tokens_per_second" in logs:
         yield f"{logs['tokens_per_second']:,.0f} tokens/s"
-    yield f"{_memory() / 1e9:.1f} GB"
-
-
-def _memory() -> int:
-    """Bytes that this process holds where it computes: the most so far, on a GPU."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return int(psutil.Process().memory_info().rss)
+    yield f"{held_memory() / 1e9:.1f} GB"

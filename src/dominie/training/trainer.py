@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from dominie.training.checkpointed import CheckpointedTrainer
 from dominie.training.collapse import CollapseWatch
 from dominie.training.feed import Collator, MixedRows
 from dominie.training.learner import Lesson
-from dominie.training.memory import GiveBackFreedMemory
+from dominie.training.memory import GiveBackFreedMemory, held_memory
 from dominie.training.meter import Meter
 from dominie.training.records import Records
 from dominie.training.source_gradients import source_gradient_norms, sources_of
@@ -117,6 +117,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self.supervised_tokens, self._logged_tokens, self.steps_without_tokens = 0, 0, 0
         self._started, self._earlier, self._logged_at = time.monotonic(), 0.0, 0.0
         self._step_loss = torch.zeros((), device=args.device)
+        self._real_tokens = self._positions = 0  # since the last line of metrics
         if source_gradients and self.is_deepspeed_enabled:
             raise InputError(
                 "DeepSpeed's backward pass cannot be taken source by source",
@@ -146,11 +147,13 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> tuple[list[Any], Tensor]:
         """The micro-batches of one optimiser step, and its supervised tokens over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        count = (
-            torch.stack([(batch["labels"] != IGNORED).sum() for batch in batches]).sum().to(device)
-        )
-        count = self.accelerator.reduce(count, reduction="sum")
-        self.supervised_tokens += int(count)
+        counts = torch.stack([_counts(batch) for batch in batches]).sum(0).to(device)
+        counts = self.accelerator.reduce(counts, reduction="sum")
+        count = counts[0]
+        supervised, real, positions = counts.tolist()
+        self.supervised_tokens += supervised
+        self._real_tokens += real
+        self._positions += positions
         if not count:
             self.steps_without_tokens += 1
             if self.steps_without_tokens == 1:
@@ -301,7 +304,13 @@ class DistillationTrainer(CheckpointedTrainer):
             "tokens_per_second": (self.supervised_tokens - self._logged_tokens)
             / max(seconds - self._logged_at, 1e-9),
             "seconds": round(seconds, 3),
+            "throughput": {
+                "tokens_per_second": self._real_tokens / max(seconds - self._logged_at, 1e-9),
+                "real_tokens": round(self._real_tokens / max(self._positions, 1), 4),
+                "memory_gb": round(held_memory() / 1e9, 3),
+            },
         }
+        self._real_tokens = self._positions = 0
         if self.steps_without_tokens:
             record["steps_without_tokens"] = self.steps_without_tokens
         self._logged_tokens, self._logged_at = self.supervised_tokens, seconds
@@ -344,3 +353,10 @@ class DistillationTrainer(CheckpointedTrainer):
         self._earlier = self._logged_at = float(last.get("seconds", 0.0))
         self._started = time.monotonic()
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _counts(batch: Mapping[str, Any]) -> Tensor:
+    """Supervised tokens of a micro-batch, its tokens without padding, and its positions."""
+    labels, sources = batch["labels"], batch["source_ids"]
+    positions = labels.new_tensor(labels.numel())
+    return torch.stack([(labels != IGNORED).sum(), (sources >= 0).sum(), positions])
