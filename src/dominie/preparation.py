@@ -37,6 +37,7 @@ from dominie.recipe.check import stage_order
 from dominie.run_folder import RunFolder
 from dominie.training.arguments import training_arguments
 from dominie.training.lessons import Lessons, layer_pairs
+from dominie.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
         parts = training_parts(
             recipe,
             name,
-            rows={source: made[source].train.digest for source in stage.active},
+            rows={source: _digest(made[source], stage.train) for source in stage.active},
             models=fingerprints,
         )
         fingerprints[name] = digest(*parts)
@@ -192,6 +193,13 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
         prepared.append(training)
     _check_tasks(folder, tokenizers)
     return prepared
+
+
+def _digest(source: PreparedSource, train: TrainSettings) -> str:
+    """Of the rows a stage's model depends on: those that it learns, and those that choose it."""
+    if train.keep == "last" and train.patience is None:
+        return source.train.digest
+    return f"{source.train.digest}, {source.validation.first(train.evaluate_rows).digest}"
 
 
 def _gate_rows(
