@@ -79,8 +79,8 @@ _BEFORE = """# Every error, its cause and its cure
 says where it went wrong, what was expected, what was found and what to do, in that order:
 
 ```text
-error: mine.yaml: stages.align.teacher: unknown model 'expret'
-  expected  a stage, a name under models, or the path of a folder
+error: recipe.yaml: stages.align.data.domain.teacher: unknown stage or model 'expret'
+  expected  one of taught, distill, expert, align, small, large
   do        did you mean expert?
 ```
 

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from dominie.errors import InputError
+from dominie.recipe import load_recipe
+from dominie.starting import start
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
@@ -45,6 +49,15 @@ def test_errors_are_read_from_the_source():
     assert found["the budget is spent"].status == 1
     assert found["no such recipe"].status == 2
     assert "micro_batch … must divide batch …" in errors.refused_values()
+
+
+def test_the_example_of_an_error_is_one(tmp_path):
+    start(tmp_path / "mine", "kd-dae")
+    recipe_file = tmp_path / "mine" / "recipe.yaml"
+    with pytest.raises(InputError) as caught:
+        load_recipe(recipe_file, ["stages.align.data.domain.teacher=expret"])
+    told = str(caught.value).replace(str(recipe_file), "recipe.yaml")
+    assert f"error: {told}\n" in errors.PAGE.read_text(encoding="utf-8")
 
 
 def test_every_page_is_in_the_index_and_in_the_navigation():
