@@ -53,7 +53,7 @@ def shell_blocks(page: Path) -> list[str]:
     return re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2700)
 def test_the_tour_runs_as_it_is_written(tmp_path):
     """Every block of the tour in one shell, in an empty folder, without a network."""
     blocks = shell_blocks(ROOT / "docs" / "tour.md")
@@ -67,7 +67,7 @@ def test_the_tour_runs_as_it_is_written(tmp_path):
         env={**os.environ, **quiet},
         capture_output=True,
         text=True,
-        timeout=1400,
+        timeout=2600,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     run = tmp_path / "mine" / "runs"
