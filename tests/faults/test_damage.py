@@ -40,6 +40,7 @@ def test_damage(nursery, state, undisturbed, tally, tmp_path, when, pattern, how
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("when", WHEN)
 def test_every_file_damaged(nursery, state, undisturbed, tally, tmp_path, when, how):

@@ -57,6 +57,7 @@ def test_a_disk_that_is_full(nursery, inputs, small_disk, undisturbed, tally):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 def test_disks_of_many_sizes(nursery, inputs, small_disk, undisturbed, tally):
     sizes = range(1600, 20000, 460)
     ended = [filled(nursery, inputs, small_disk, undisturbed, size, tally) for size in sizes]
@@ -65,6 +66,7 @@ def test_disks_of_many_sizes(nursery, inputs, small_disk, undisturbed, tally):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_space_at_any_boundary(nursery, inputs, undisturbed, tally, tmp_path, part):
     """From some boundary on nothing can be created or synced any more."""

@@ -46,6 +46,7 @@ def test_killed_when_most_is_at_stake(nursery, inputs, undisturbed, tally, tmp_p
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_killed_at_every_moment(nursery, inputs, undisturbed, tally, tmp_path, part):
     """At every boundary, but for the many files of a folder that is removed: at one in three."""
@@ -59,6 +60,7 @@ def test_killed_at_every_moment(nursery, inputs, undisturbed, tally, tmp_path, p
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", range(PARTS // 3))
 def test_killed_with_half_a_file_written(nursery, inputs, undisturbed, tally, tmp_path, part):
     moments = undisturbed.ended.moments
