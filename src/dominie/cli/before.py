@@ -95,17 +95,18 @@ def plan(
 ) -> None:
     """Say what a recipe's stages need in memory, time and money, from configurations alone."""
     display = shown_on(as_json)
-    from dominie.planning.plan import machine, plan_recipe
-    from dominie.planning.printing import as_json as plan_object
-    from dominie.planning.printing import as_lines, misfit
-    from dominie.recipe import load_recipe
+    with only_json(as_json):
+        from dominie.planning.plan import machine, plan_recipe
+        from dominie.planning.printing import as_json as plan_object
+        from dominie.planning.printing import as_lines, misfit
+        from dominie.recipe import load_recipe
 
-    on = machine(
-        gpu=gpu, gpus=gpus, memory=memory, price=price, sharded=sharded, efficiency=efficiency
-    )
-    planned = plan_recipe(
-        load_recipe(recipe, overrides or ()), on, conversations=conversations, tokens=tokens
-    )
+        on = machine(
+            gpu=gpu, gpus=gpus, memory=memory, price=price, sharded=sharded, efficiency=efficiency
+        )
+        planned = plan_recipe(
+            load_recipe(recipe, overrides or ()), on, conversations=conversations, tokens=tokens
+        )
     if as_json:
         typer.echo(json.dumps(plan_object(planned)))
     else:

@@ -32,7 +32,8 @@ def shown_on(as_json: bool) -> Display:
 
     from dominie.display import Display
 
-    _quiet_libraries()
+    with only_json(as_json):
+        _quiet_libraries()
     return Display(Console(stderr=as_json, highlight=False, soft_wrap=True, quiet=not is_first()))
 
 

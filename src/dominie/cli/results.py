@@ -11,7 +11,7 @@ import typer
 
 from dominie.cli.app import JsonOption, OptionalRecipeArgument, OverridesArgument, RunsOption, app
 from dominie.cli.manual import examples
-from dominie.cli.output import conclude, interruptible, shown_on
+from dominie.cli.output import conclude, interruptible, only_json, shown_on
 
 PANEL = "What came of it"
 
@@ -46,17 +46,19 @@ def evaluate(
         raise typer.BadParameter("--difficulty goes with --from-annotations")
     display = shown_on(as_json)
     if from_annotations is not None:
-        from dominie.judged_scores import annotated_win_rates
+        with only_json(as_json):
+            from dominie.judged_scores import annotated_win_rates
 
-        told = annotated_win_rates(from_annotations, difficulty, display)
+            told = annotated_win_rates(from_annotations, difficulty, display)
         if as_json:
             typer.echo(json.dumps(told))
         return
-    from dominie.pipeline import evaluate_recipe
-    from dominie.recipe import load_recipe
-
     assert recipe is not None, "checked above"
-    folder = evaluate_recipe(load_recipe(recipe, overrides or ()), runs, display)
+    with only_json(as_json):
+        from dominie.pipeline import evaluate_recipe
+        from dominie.recipe import load_recipe
+
+        folder = evaluate_recipe(load_recipe(recipe, overrides or ()), runs, display)
     conclude(folder, display, as_json)
 
 
