@@ -56,8 +56,10 @@ def test_code_beside_a_model_is_not_run(refused, work, dominie):
     config["auto_map"] = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.EvilModel"}
     config["model_type"] = "evil"
     (work / "m" / "config.json").write_text(json.dumps(config))
-    refused(dominie("run", "r.yaml"), "m: ")
+    refused(dominie("run", "r.yaml"), "m: ", "--trust-remote-code")
     assert not marker.exists()
+    dominie("--trust-remote-code", "run", "r.yaml")
+    assert marker.exists(), "who says so on the command line has it run"
 
 
 def test_a_secret_does_not_stand_in_a_recipe():

@@ -9,6 +9,7 @@ import typer
 
 import dominie
 from dominie.cli.manual import SEE_ALSO
+from dominie.models import remote_code
 
 app = typer.Typer(
     name="dominie",
@@ -54,7 +55,15 @@ JsonOption = Annotated[
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that lies beside a model; nothing else allows it. Read it before.",
+        ),
+    ] = False,
 ) -> None:
     if version:
         typer.echo(f"dominie {dominie.__version__}")
         raise typer.Exit
+    remote_code.allow(trust_remote_code)

@@ -15,6 +15,7 @@ import torch
 from dominie.errors import InputError, hub_error
 from dominie.models.folders import base_and_adapter, check_model, tokenizer_place
 from dominie.models.offloading import offloaded
+from dominie.models.remote_code import OPTION, allowed, is_asked_for
 from dominie.models.spec import Model
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def load_tokenizer(spec: Model) -> Any:
     place = tokenizer_place(spec)
     with _naming(place, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
-            place, revision=spec.revision, trust_remote_code=False
+            place, revision=spec.revision, trust_remote_code=allowed()
         )
     if not tokenizer.is_fast:
         raise InputError(
@@ -56,7 +57,9 @@ def load_config(spec: Model) -> Any:
     base, _ = base_and_adapter(spec)
     check_model(base, spec.revision)
     with _naming(base, "configuration"):
-        config = AutoConfig.from_pretrained(base, revision=spec.revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            base, revision=spec.revision, trust_remote_code=allowed()
+        )
         return config.get_text_config()
 
 
@@ -127,7 +130,7 @@ def _load(spec: Model, *, dtype: torch.dtype | None) -> Any:
             base,
             revision=spec.revision,
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=allowed(),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, in clearer words
             **options,
@@ -294,6 +297,12 @@ def _naming(path: str, what: str) -> Iterator[None]:
         yield
     except Exception as error:
         here = Path(path).exists()
+        if is_asked_for(error):
+            raise InputError(
+                f"the {what} needs Python code that lies beside it",
+                where=path,
+                do=f"read that code; where you trust it, `dominie {OPTION} …` runs it",
+            ) from error
         raise (InputError if here else hub_error(error))(
             f"the {what} cannot be loaded",
             where=path,

@@ -10,6 +10,7 @@ from typing import Any
 from dominie.errors import hub_error
 from dominie.models.folders import base_and_adapter
 from dominie.models.mixtures import mixture_of
+from dominie.models.remote_code import allowed
 from dominie.models.spec import Model
 from dominie.recipe import Recipe, UpcycleStage
 from dominie.toyworld import is_toyworld
@@ -49,7 +50,7 @@ def load_plan_config(spec: Model) -> Any:
     if is_toyworld(spec.path):
         return _toy_config(spec.path)
     base, _ = base_and_adapter(spec)
-    options: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False}
+    options: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": allowed()}
     places = [(base, {"local_files_only": True})]
     if (shipped := shipped_config(base)) is not None and not Path(base).is_dir():
         places.append((str(shipped), {}))

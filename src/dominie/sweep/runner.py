@@ -14,6 +14,7 @@ from pathlib import Path
 from dominie.display import Display
 from dominie.errors import InputError, RunError
 from dominie.json_files import write_json
+from dominie.models.remote_code import passed_on
 from dominie.sweep.cells import Cell
 
 #: What a cell's run folder says of its place in the sweep; written when the run has ended well.
@@ -114,8 +115,8 @@ def is_done(run: Path, digest: str) -> bool:
 def _started(cell: Cell, folder: Path) -> subprocess.Popen[bytes]:
     """`dominie run` of a cell, in one thread; its words go to a file beside its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "dominie", "run", str(cell.recipe), *cell.overrides]
-    command += ["--reuse", "--runs", str(folder)]
+    command = [sys.executable, "-m", "dominie", *passed_on(), "run", str(cell.recipe)]
+    command += [*cell.overrides, "--reuse", "--runs", str(folder)]
     if cell.only:
         command += ["--only", ",".join(cell.only)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
