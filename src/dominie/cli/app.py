@@ -59,7 +59,7 @@ def _options(
         bool,
         typer.Option(
             "--trust-remote-code",
-            help="Run Python code that lies beside a model; nothing else allows it. Read it before.",
+            help="Run Python code that lies beside a model; nothing else allows it.",
         ),
     ] = False,
 ) -> None:
