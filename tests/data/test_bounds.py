@@ -30,7 +30,8 @@ ASKED = [{"role": "user", "content": "copy red"}]
     ],
 )
 def test_a_hostile_template_is_stopped(monkeypatch, template, found):
-    monkeypatch.setattr(bounds, "SECONDS", 0.3)
+    if found == "end":
+        monkeypatch.setattr(bounds, "SECONDS", 0.3)
     tokenizer = word_tokenizer()
     tokenizer.chat_template = template
     before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)

@@ -109,12 +109,14 @@ def test_noise_is_wrong_answers_of_the_same_family(tmp_path: Path) -> None:
     assert all(answers(some)[i] == answers(more)[i] for i in wrong_in_some)
 
 
-def test_what_is_there_is_used_again_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_what_is_there_is_used_again_and_what_is_damaged_made_anew(tmp_path: Path) -> None:
     path = materialise("toyworld:general?rows=20", tmp_path)
-    path.write_text("kept")
+    made, first = path.read_bytes(), path.stat().st_mtime_ns
     assert materialise("toyworld:general?rows=20", tmp_path) == path
-    assert path.read_text() == "kept"
-    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    assert path.stat().st_mtime_ns == first
+    path.write_text("damaged")
+    assert materialise("toyworld:general?rows=20", tmp_path) == path
+    assert path.read_bytes() == made
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from dominie.cli import app
-from dominie.fingerprints import stage_fingerprint
+from dominie.fingerprints import digest, training_parts
 from dominie.recipe import load_recipe
 from dominie.training.arguments import training_arguments
 from dominie.training.progress import StepProgress
@@ -75,7 +75,7 @@ def test_asking_for_a_tracker_trains_nothing_anew(tmp_path):
     for more in ([], ["train.report_to=none", "train.run_name=x"], ["train.weight_decay=0.1"]):
         recipe = load_recipe(tmp_path / "r.yaml", more)
         read = {"rows": {"d": "rows"}, "models": {"toyworld:student": "model"}}
-        found.append(stage_fingerprint(recipe, "one", **read))
+        found.append(digest(training_parts(recipe, "one", **read)))
     assert found[0] == found[1] != found[2]
 
 

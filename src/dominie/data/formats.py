@@ -141,7 +141,7 @@ def _message(value: Any, label: str, column: str, where: str) -> Message:
     rest = {
         key: item
         for key, item in value.items()
-        if key not in (role_key, content_key) and item is not None
+        if key not in (role_key, content_key, "role", "content") and item is not None
     }
     content = value.get(content_key)
     if given == "function_call":
