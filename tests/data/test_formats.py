@@ -152,7 +152,7 @@ def test_long_values_are_shown_in_part():
 
 
 def test_a_message_of_one_layout_with_a_key_of_the_other_keeps_its_own():
-    said = {"from": "gpt", "value": "hi", "content": [], "role": 3, "name": "anna"}
+    said = {"from": "gpt", "value": "hi", "content": [], "name": "anna"}
     row = {"conversations": [{"from": "human", "value": "hello"}, said]}
     assert parsed_row(row, "x:1").messages[1] == {
         "role": "assistant",
