@@ -157,7 +157,9 @@ def test_paths_start_at_the_recipe_s_folder(write, tmp_path):
     (tmp_path / "general.jsonl").write_text("")
     recipe = load_recipe(write())
     assert recipe.data["general"].path == str(tmp_path / "general.jsonl")
-    assert recipe.data["ecommerce"].path == "ecommerce.jsonl"
+    assert recipe.data["ecommerce"].path == str(tmp_path / "ecommerce.jsonl"), (
+        "missed where it belongs"
+    )
 
 
 @pytest.mark.parametrize(

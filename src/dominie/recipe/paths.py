@@ -6,16 +6,25 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from dominie.data.sources import Source
 from dominie.recipe.schema import AnyStage, Recipe, Stage
 
 
 def with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
-    """Make what exists relative to the recipe's folder absolute; anything else keeps its name."""
+    """Make what exists relative to the recipe's folder absolute; anything else keeps its name.
 
-    def resolved(path: str) -> str:
+    A data file that lies nowhere is missed in the recipe's folder, where it belongs.
+    """
+
+    def resolved(path: str, *, is_local: bool = False) -> str:
+        if not path.strip() or path.startswith("toyworld:"):
+            return path
         local = base / Path(path).expanduser()
-        found = path.strip() and not path.startswith("toyworld:") and local.exists()
-        return str(local.resolve()) if found else path
+        missed = is_local and not Path(path).expanduser().exists()
+        return str(local.resolve()) if missed or local.exists() else path
+
+    def resolved_source(source: Source) -> Source:
+        return replace(source, path=resolved(source.path, is_local=source.is_local))
 
     def with_files(benchmark: Any) -> Any:
         named = {key: getattr(benchmark, key) for key in benchmark.files}
@@ -38,10 +47,7 @@ def with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
     replace = dataclasses.replace
     return replace(
         recipe,
-        data={
-            name: replace(source, path=resolved(source.path))
-            for name, source in recipe.data.items()
-        },
+        data={name: resolved_source(source) for name, source in recipe.data.items()},
         models={
             name: replace(
                 model,
