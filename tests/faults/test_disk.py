@@ -61,7 +61,7 @@ def test_a_disk_that_is_full(nursery, inputs, small_disk, undisturbed, tally):
 def test_disks_of_many_sizes(nursery, inputs, small_disk, undisturbed, tally):
     sizes = range(1600, 20000, 460)
     ended = [filled(nursery, inputs, small_disk, undisturbed, size, tally) for size in sizes]
-    assert sum(map(bool, ended)) >= 20, "most are too small"
+    assert sum(map(bool, ended)) >= 15, "many are too small"
     assert 0 in ended, "the last is large enough"
 
 
