@@ -162,12 +162,10 @@ def test_a_process_that_is_killed_ends_all_of_them_with_one_message(of_one, tmp_
     assert not any(rank.is_running() for rank in ranks)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(of_one, tmp_path, first, then):
-    run = copy_of(of_one, tmp_path, without="distill")
+def cut_off_and_gone_on_with(run: Path, cwd: Path, first: int, then: int) -> None:
+    """Ended by SIGTERM after the first of the four steps of `distill`, and run to the end."""
     ways = {1: (), 2: ("--nproc", 2)}
-    process = running(tmp_path, *ways[first])
+    process = running(cwd, *ways[first])
     wait_for(run / "distill" / "checkpoints" / "checkpoint-1", process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=100)
@@ -175,12 +173,28 @@ def test_a_run_goes_on_with_another_number_of_processes(of_one, tmp_path, first,
     assert said.count("error:") == 1
     assert "interrupted by SIGTERM; everything so far is saved" in said
     assert json.loads((run / "distill" / "stage.json").read_text())["status"] == "running"
-    done = dominie(*ways[then], cwd=tmp_path)
+    done = dominie(*ways[then], cwd=cwd)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(of_one, tmp_path, first, then):
+    run = copy_of(of_one, tmp_path, without="distill")
+    cut_off_and_gone_on_with(run, tmp_path, first, then)
     for stage in ("distill", "align"):
         check_same_weights(run, of_one, stage, atol=2e-5)
         steps = [line["step"] for line in lines(run, stage) if "terms" in line]
         assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.full
+def test_two_processes_that_were_cut_off_end_in_the_same_bits(of_two, tmp_path):
+    whole, _ = of_two
+    run = copy_of(whole, tmp_path, without="distill")
+    cut_off_and_gone_on_with(run, tmp_path, 2, 2)
+    for stage in ("distill", "align"):
+        check_same_weights(run, whole, stage, atol=0.0)
 
 
 @pytest.mark.full

@@ -65,7 +65,9 @@ def _unforeseen(error: Exception) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}\n  do        {_ADVICE['OSError']}"
     kind = type(error).__name__
-    advice = _ADVICE.get(kind, "run again with --debug and report this")
+    advice = "run again with --debug and report this"
+    if kind != "SafetensorError" or "os error" in str(error):  # else a fault of ours
+        advice = _ADVICE.get(kind, advice)
     return f"{kind}: {error}\n  do        {advice}"
 
 

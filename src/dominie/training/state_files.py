@@ -36,7 +36,9 @@ def write_state(stem: Path, state: Any) -> None:
 def read_state(stem: Path, *, device: str | torch.device = "cpu") -> Any:
     """What `write_state` wrote, bit for bit, its tensors on a device."""
     structure = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-    tensors = load_file(stem.with_suffix(".safetensors"), device=str(device))
+    place = torch.device(device)  # of one process of several it is cpu:0, which is no place there
+    where = "cpu" if place.type == "cpu" else str(place)
+    tensors = load_file(stem.with_suffix(".safetensors"), device=where)
     return _decoded(structure, tensors)
 
 
