@@ -192,5 +192,5 @@ def test_no_code_comes_with_a_model(folder):
     code.write_text("raise SystemExit('the model ran its own code')")
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match="needs Python code"):
         load_frozen(Model(path=str(folder)))
