@@ -20,7 +20,6 @@ import argparse
 import csv
 import hashlib
 import json
-import os
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from ruamel.yaml import YAML
 from dominie.display import Display
 from dominie.recipe import MergeStage, Recipe, UpcycleStage, load_recipe
 from dominie.sweep import Cell, grid, rows_of, run_cells, seeds_of
+from dominie.threads import cores
 
 sys.path.insert(0, str(Path(__file__).parent / "parts"))
 from evidence_plane import plane
@@ -193,7 +193,7 @@ def main() -> None:
         else:
             print(tables(rows))
         return
-    jobs = options.jobs or (1 if options.gpu else len(os.sched_getaffinity(0)))
+    jobs = options.jobs or (1 if options.gpu else cores())
     plan = YAML(typ="safe", pure=True).load((HERE / "evidence.yaml").read_text(encoding="utf-8"))
     groups = plan[part]
     chosen = plan["chosen"] if part == "groups" else {}

@@ -63,8 +63,7 @@ def plane(rows: Sequence[Row], cell: tuple[str, str], *, least: float = 0.0) -> 
         for model, (general, domain) in found.items()
     ]
     front = pareto_front({mark.name: (mark.x, mark.y) for mark in marks})
-    edge = sorted(front, key=lambda name: found[name][0].mean)
-    drawn = plane_chart("general", "domain", marks, [], front=edge)
+    drawn = plane_chart("general", "domain", marks, [], front=front)
     head = Markup('<svg xmlns="http://www.w3.org/2000/svg" ')
     return str(drawn.replace("<svg ", head, 1).replace(">", Markup(f"><style>{_STYLE}</style>"), 1))
 

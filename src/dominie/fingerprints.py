@@ -55,7 +55,7 @@ def training_parts(
     for key in ("log_every", "checkpoint_every", "source_gradients", "max_spike"):
         train.pop(key)
     train["arguments"] = {k: v for k, v in train["arguments"].items() if k not in HARMLESS}
-    if stage.train.keep == "last" and stage.train.patience is None:
+    if not stage.train.validation_decides:
         for key in ("evaluate_every", "evaluate_rows"):
             train.pop(key)  # then it changes what is seen, not what is learnt
     sources = {}

@@ -17,6 +17,7 @@ from typing import Any
 
 from dominie.errors import InputError
 from dominie.processes import LOST_ANOTHER, TOLD
+from dominie.threads import cores
 
 ENGINES = ("ddp", "fsdp2", "zero3")
 
@@ -139,8 +140,7 @@ def _check(processes: int, engine: str) -> None:
 
 
 def _threads(processes: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // processes)
+    return max(1, cores() // processes)
 
 
 @contextlib.contextmanager

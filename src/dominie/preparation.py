@@ -150,23 +150,21 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
                 fingerprints.setdefault(model, model_fingerprint(folder.model(model)))
         if not isinstance(stage, Stage):
             _check_alike(folder, stage.models, where=f"stages.{name}.{stage.kind}")
-        if isinstance(stage, UpcycleStage):
-            if notice := check_upcycle(folder, name):
-                display.line(notice)
-            rows = _gate_rows(folder, name, tokenizers, rows_of)
+        if not isinstance(stage, Stage):
+            rows = None
+            if isinstance(stage, UpcycleStage):
+                if notice := check_upcycle(folder, name):
+                    display.line(notice)
+                rows = _gate_rows(folder, name, tokenizers, rows_of)
             read = None if rows is None else rows.digest
             made_of = making_parts(recipe, name, fingerprints, read)
-            fingerprints[name] = digest(*made_of)
+            fingerprint = fingerprints[name] = digest(*made_of)
             depends = making_dependencies(*made_of)
             prepared.append(
-                PreparedUpcycle(name, stage, tokenizer, fingerprints[name], rows, depends=depends)
+                PreparedUpcycle(name, stage, tokenizer, fingerprint, rows, depends=depends)
+                if isinstance(stage, UpcycleStage)
+                else Prepared(name, stage, tokenizer, fingerprint, depends=depends)
             )
-            continue
-        if not isinstance(stage, Stage):
-            made_of = making_parts(recipe, name, fingerprints)
-            fingerprints[name] = digest(*made_of)
-            depends = making_dependencies(*made_of)
-            prepared.append(Prepared(name, stage, tokenizer, fingerprints[name], depends=depends))
             continue
         made = rows_of(tokenizer, tokenizers.fingerprint(name), stage.train.max_length)
         sources = {s: made[s] for s in [*stage.active, *(s for s in made if s not in stage.active)]}
@@ -197,7 +195,7 @@ def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
 
 def _digest(source: PreparedSource, train: TrainSettings) -> str:
     """Of the rows a stage's model depends on: those that it learns, and those that choose it."""
-    if train.keep == "last" and train.patience is None:
+    if not train.validation_decides:
         return source.train.digest
     return f"{source.train.digest}, {source.validation.first(train.evaluate_rows).digest}"
 
@@ -229,8 +227,9 @@ def _check_fit(folder: RunFolder, prepared: PreparedTraining) -> None:
                 do=f"lower data.{name}.test_fraction or validation_fraction",
             )
     lessons = prepared.lessons
-    best = stage.train.keep == "best" or stage.train.patience is not None
-    if best and not any(len(lesson.validation) for lesson in lessons if lesson.share):
+    if stage.train.validation_decides and not any(
+        len(lesson.validation) for lesson in lessons if lesson.share
+    ):
         raise InputError(
             "there is nothing to tell the best model by",
             where=f"{where}.train",

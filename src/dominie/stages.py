@@ -22,6 +22,7 @@ from dominie.recipe import MergeStage, dump_recipe
 from dominie.reuse import take_over, turn
 from dominie.run_folder import RunFolder, check_whole, read_stage, set_aside, write_stage
 from dominie.threads import use_free_cores
+from dominie.training.checkpoints import by_step, publish, writing
 
 
 def run_stages(folder: RunFolder, display: Display, *, reuse: bool = False) -> dict[str, str]:
@@ -97,7 +98,7 @@ def _to_go_on_from(
         changed = _changed(earlier, prepared)
         named = f" ({'; '.join(changed)})" if changed else ""
         display.line(f"{name}: {why}{named}; the earlier result is kept in {kept}")
-    if same and _checkpoints(path) and (apart := moved(earlier, _surroundings())):
+    if same and by_step(path / "checkpoints") and (apart := moved(earlier, _surroundings())):
         display.line(f"{name}: goes on with {', '.join(apart)}; that may round differently")
     path.mkdir(parents=True, exist_ok=True)
     return earlier if same else {}
@@ -111,7 +112,7 @@ def _check_begun(folder: RunFolder, stages: Sequence[Prepared]) -> None:
     """
     for prepared in stages:
         path = folder.stage(prepared.name)
-        record, begun = read_stage(path), _checkpoints(path)
+        record, begun = read_stage(path), by_step(path / "checkpoints")
         same = record.get("fingerprint") == prepared.fingerprint
         if same or record.get("status") != "running" or not begun:
             continue
@@ -119,7 +120,8 @@ def _check_begun(folder: RunFolder, stages: Sequence[Prepared]) -> None:
             "the stage is half trained, and what it depends on has changed since",
             where=str(path),
             found="; ".join(_changed(record, prepared)) or None,
-            do=f"put that back to go on from {begun[-1]}; or move {path} away to train it anew",
+            do=f"put that back to go on from {begun[-1].name}; "
+            f"or move {path} away to train it anew",
         )
 
 
@@ -131,12 +133,6 @@ def _changed(record: Mapping[str, Any], prepared: Prepared) -> list[str]:
 def _surroundings() -> dict[str, Any]:
     """What a stage is run by and does not depend on."""
     return {"ranks": ranks(), "versions": _versions()}
-
-
-def _checkpoints(path: Path) -> list[str]:
-    """The names of a stage's checkpoints, the newest last."""
-    names = [each.name for each in (path / "checkpoints").glob("checkpoint-*")]
-    return sorted(names, key=lambda name: (len(name), name))
 
 
 def _written(path: Path) -> dict[str, dict[str, Any]]:
@@ -154,7 +150,6 @@ def _make(folder: RunFolder, prepared: Prepared, record: Mapping[str, Any]) -> d
     from dominie.models.merge import merge_models
     from dominie.models.travel import ready_to_travel
     from dominie.models.upcycle import upcycle_model
-    from dominie.training.checkpoints import publish, writing
 
     stage, path = prepared.stage, folder.stage(prepared.name)
     write_stage(path, record)

@@ -168,15 +168,7 @@ def _without_places(recipe: Recipe) -> Recipe:
         data={
             name: replace(source, path=named(source.path)) for name, source in recipe.data.items()
         },
-        models={
-            name: replace(
-                model,
-                path=named(model.path),
-                adapter=model.adapter and named(model.adapter),
-                chat_template=model.chat_template and named(model.chat_template),
-            )
-            for name, model in recipe.models.items()
-        },
+        models={name: model.located(named) for name, model in recipe.models.items()},
         stages={
             name: _with_cache_named(
                 stage.renamed(lambda m: public_name(recipe, m) if "/" in m else m)

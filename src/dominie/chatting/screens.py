@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
@@ -29,8 +30,8 @@ def typed_lines(console: Console, prompt: str = "> ") -> Iterator[str]:
             return
 
 
-class PlainScreen:
-    """Answers as lines, each after the name of who says it where there are several."""
+class Screen(ABC):
+    """Where answers appear as they are generated."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -38,6 +39,14 @@ class PlainScreen:
     def line(self, text: str) -> None:
         """A line of our own."""
         self.console.print(text, markup=False, style="dim")
+
+    @abstractmethod
+    def answers(self, names: Sequence[str]) -> contextlib.AbstractContextManager[Sequence[Say]]:
+        """Within, a function for each name that takes its answer piece by piece."""
+
+
+class PlainScreen(Screen):
+    """Answers as lines, each after the name of who says it where there are several."""
 
     @contextlib.contextmanager
     def answers(self, names: Sequence[str]) -> Iterator[Sequence[Say]]:
@@ -65,15 +74,8 @@ class PlainScreen:
             self.console.print()
 
 
-class Columns:
+class Columns(Screen):
     """Answers side by side, a column for each model."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-
-    def line(self, text: str) -> None:
-        """A line of our own."""
-        self.console.print(text, markup=False, style="dim")
 
     @contextlib.contextmanager
     def answers(self, names: Sequence[str]) -> Iterator[Sequence[Say]]:
@@ -99,6 +101,6 @@ class Columns:
             yield [say(cell) for cell in said]
 
 
-def screen(console: Console, *, several: bool) -> PlainScreen | Columns:
+def screen(console: Console, *, several: bool) -> Screen:
     """What suits the console."""
     return Columns(console) if several and console.is_terminal else PlainScreen(console)

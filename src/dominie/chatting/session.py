@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TextStreamer
 
 from dominie.chatting.partners import Partner
+from dominie.chatting.screens import Say, Screen
 from dominie.data.templates import ends_of_turn, prompt_ids
 from dominie.evaluation.generation import configured_stops
 from dominie.models.head import text_config
@@ -39,19 +40,6 @@ class Settings:
     temperature: float = 0.0
     system: str = ""
     seed: int = 0
-
-
-class Screen(Protocol):
-    """Where answers appear as they are generated."""
-
-    def answers(self, names: Sequence[str]) -> contextlib.AbstractContextManager[Sequence[Say]]:
-        """Within, a function for each name that takes its answer piece by piece."""
-
-    def line(self, text: str) -> None:
-        """A line of our own."""
-
-
-Say = Callable[[str], None]
 
 
 def chat(

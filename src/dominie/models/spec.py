@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -36,6 +38,15 @@ class Model:
     map_tokens: bool = False
     quantize: Literal["8bit", "4bit"] | None = None
     offload: Literal["cpu"] | None = None
+
+    def located(self, place: Callable[[str], str]) -> Model:
+        """The same with every path of its own as `place` has it."""
+        return dataclasses.replace(
+            self,
+            path=place(self.path),
+            adapter=self.adapter and place(self.adapter),
+            chat_template=self.chat_template and place(self.chat_template),
+        )
 
     def __post_init__(self) -> None:
         if self.quantize and self.offload:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import psutil
 import torch
 
 from dominie.errors import InputError
+from dominie.threads import cores
 
 #: Bytes a second between machines, a GPU: one 400 Gb/s network card for each, as in NVIDIA's DGX.
 NETWORK = 50e9
@@ -77,8 +77,7 @@ def device_named(name: str | None) -> Device:
         name = _of_this_machine()
     name = name.lower()
     if name == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        flops = _CPU_CORE_FLOPS * (cores or 1)
+        flops = _CPU_CORE_FLOPS * cores()
         memory = psutil.virtual_memory().total / 1e9
         return Device("cpu", memory, flops, flops, 20e9, 10e9, "this machine; rates are a guess")
     if name not in GPUS:

@@ -48,15 +48,7 @@ def with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
     return replace(
         recipe,
         data={name: resolved_source(source) for name, source in recipe.data.items()},
-        models={
-            name: replace(
-                model,
-                path=resolved(model.path),
-                adapter=model.adapter and resolved(model.adapter),
-                chat_template=model.chat_template and resolved(model.chat_template),
-            )
-            for name, model in recipe.models.items()
-        },
+        models={name: model.located(resolved) for name, model in recipe.models.items()},
         stages={name: resolved_stage(stage) for name, stage in recipe.stages.items()},
         evaluate=recipe.evaluate
         and replace(

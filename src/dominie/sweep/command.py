@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from dominie.sweep.cells import Cell, grid, seeds_of
 from dominie.sweep.runner import run_cells
 from dominie.sweep.selection import best_cells, check_selection
 from dominie.sweep.table import Row, points, rows_of, write_csv
+from dominie.threads import cores
 
 
 def sweep_recipe(
@@ -68,7 +68,7 @@ def sweep_recipe(
         write_csv([row for c in cells for row in by_cell.get(c.name, [])], folder / "results.csv")
 
     run_cells(
-        cells, folder, jobs=_cores() if jobs is None else jobs, display=display, finished=finished
+        cells, folder, jobs=cores() if jobs is None else jobs, display=display, finished=finished
     )
     rows = [row for cell in cells for row in by_cell[cell.name]]
     best = best_cells(rows, best_by) if best_by else {}
@@ -85,10 +85,6 @@ def sweep_recipe(
         display.line(f"best of {model} by {' + '.join(best_by)}: {told}")
     display.line(f"results  {folder / 'results.csv'}")
     return folder
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _table(rows: Sequence[Row], keys: Sequence[str], best: dict[str, tuple[str, ...]]) -> Table:

@@ -44,7 +44,7 @@ def training_arguments(
     """
     micro_batch = settings.conversations_per_forward(ranks)
     every = max(1, settings.evaluate_every or steps // 10)
-    best = settings.keep == "best" or settings.patience is not None
+    best = settings.validation_decides
     options: dict[str, Any] = {
         **_DEFAULTS,
         "use_cpu": not torch.accelerator.is_available(),  # bf16 on a CPU has to be asked for

@@ -81,7 +81,7 @@ def fault(folder: Path, *, hashes: bool = True) -> str | None:
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     """The latest checkpoint that is as it was written, and why later ones were passed over."""
     skipped: dict[Path, str] = {}
-    for path in reversed(_by_step(folder)):
+    for path in reversed(by_step(folder)):
         found = fault(path)
         if found is None:
             return path, skipped
@@ -94,14 +94,15 @@ def drop_old(folder: Path, *, keep: int, spare: Path | None) -> None:
 
     One that is broken does not count, so that the last whole one always stays.
     """
-    newest_first = list(reversed(_by_step(folder)))
+    newest_first = list(reversed(by_step(folder)))
     whole = [path for path in newest_first if fault(path, hashes=False) is None]
     for path in newest_first:
         if path not in whole[:keep] and path != spare and len(whole) >= keep:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _by_step(folder: Path) -> list[Path]:
+def by_step(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, whole or not, the newest last."""
     if not folder.is_dir():
         return []
     found = [

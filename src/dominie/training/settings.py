@@ -167,6 +167,11 @@ class TrainSettings:
         if self.source_gradients and self.precision == "fp16":
             raise ValueError("source_gradients cannot be measured under fp16's loss scaling")
 
+    @property
+    def validation_decides(self) -> bool:
+        """Whether the validation splits have a say in which weights a stage ends with."""
+        return self.keep == "best" or self.patience is not None
+
     def conversations_per_forward(self, ranks: int) -> int:
         """Conversations in a forward pass of one rank: `micro_batch`, else a divisor up to 8.
 
