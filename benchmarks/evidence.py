@@ -31,9 +31,9 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from dominie.display import Display
+from dominie.processes.threads import cores
 from dominie.recipe import MergeStage, Recipe, UpcycleStage, load_recipe
 from dominie.sweep import Cell, grid, rows_of, run_cells, seeds_of
-from dominie.threads import cores
 
 sys.path.insert(0, str(Path(__file__).parent / "parts"))
 from evidence_plane import plane

@@ -164,8 +164,8 @@ def trained(recipe: Path, runs: Path) -> dict[str, int]:
     import dominie.training.stage  # noqa: F401
     from dominie.display import Display
     from dominie.recipe import load_recipe
-    from dominie.run_folder import RunFolder
-    from dominie.stages import run_stages
+    from dominie.running.folder import RunFolder
+    from dominie.running.stages import run_stages
 
     baseline = resident("VmRSS") or 0
     folder = RunFolder(load_recipe(recipe), runs)

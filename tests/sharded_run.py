@@ -18,9 +18,9 @@ def main(engine: str, recipe: str, runs: str, *overrides: str) -> None:
     from rich.console import Console
 
     from dominie.display import Display
-    from dominie.launching import accelerate_environment
     from dominie.pipeline import run_recipe
-    from dominie.processes import is_first
+    from dominie.processes.launching import accelerate_environment
+    from dominie.processes.ranks import is_first
     from dominie.recipe import load_recipe
 
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from dominie.data.mixing import Mix
 from dominie.display import Display
 from dominie.errors import InputError
-from dominie.launching import (
+from dominie.pipeline import run_recipe
+from dominie.processes.launching import (
     ENGINES,
     accelerate_environment,
     launch,
@@ -29,7 +30,6 @@ from dominie.launching import (
     waited_for,
     without_options,
 )
-from dominie.pipeline import run_recipe
 from dominie.recipe import load_recipe
 
 RECIPE = Path(__file__).parent / "recipes" / "ranks.yaml"
@@ -232,7 +232,7 @@ def test_an_error_of_every_process_is_told_once(tmp_path):
 
 
 def test_the_others_end_with_one_that_fails(monkeypatch):
-    monkeypatch.setattr("dominie.launching.GRACE", 0.2)
+    monkeypatch.setattr("dominie.processes.launching.GRACE", 0.2)
     code = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(2)\ntime.sleep(60)"
     for program, codes in ((code, [0, 2]), ("pass", [0, 0])):  # who was killed is not what failed
         with started([sys.executable, "-c", program], os.environ, 2) as workers:

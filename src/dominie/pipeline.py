@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dominie.cache_estimate import estimated
-from dominie.caching import filled_caches, ready_plans, record_of
 from dominie.cards import write_cards
 from dominie.display import Display
 from dominie.errors import InputError
-from dominie.preparation import PreparedTraining, prepare_stages
-from dominie.processes import is_first, leave
+from dominie.processes.ranks import is_first, leave
 from dominie.recipe import Recipe
 from dominie.report import write_report
-from dominie.run_folder import RunFolder, check_whole, read_stage
-from dominie.scores import evaluate
-from dominie.stages import run_stages
+from dominie.running.cache_estimate import estimated
+from dominie.running.caching import filled_caches, ready_plans, record_of
+from dominie.running.folder import RunFolder, check_whole, read_stage
+from dominie.running.preparation import PreparedTraining, prepare_stages
+from dominie.running.scores import evaluate
+from dominie.running.stages import run_stages
 
 
 def run_recipe(

@@ -11,11 +11,11 @@ from huggingface_hub import ModelCard
 from dominie.cards import write_cards
 from dominie.cards.licences import warnings
 from dominie.cards.lineage import lineage
-from dominie.fingerprints import model_fingerprint
 from dominie.models.spec import Model
 from dominie.models.travel import ready_to_travel
 from dominie.recipe import load_recipe
-from dominie.run_folder import RunFolder, write_stage
+from dominie.running.fingerprints import model_fingerprint
+from dominie.running.folder import RunFolder, write_stage
 from dominie.toyworld.tokenizer import word_tokenizer
 
 RECIPE = """

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from dominie.cli import app
-from dominie.fingerprints import digest, training_parts
 from dominie.recipe import load_recipe
+from dominie.running.fingerprints import digest, training_parts
 from dominie.training.arguments import training_arguments
 from dominie.training.progress import StepProgress
 from dominie.training.settings import TrainSettings

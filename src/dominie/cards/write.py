@@ -10,10 +10,10 @@ from dominie.cards import text
 from dominie.cards.licences import licence_of, warnings
 from dominie.cards.lineage import lineage, public_name
 from dominie.cards.metadata import metadata
-from dominie.disk import replace_text
+from dominie.files.disk import replace_text
 from dominie.models.folders import is_model
 from dominie.recipe import Recipe
-from dominie.run_folder import RunFolder, read_stage
+from dominie.running.folder import RunFolder, read_stage
 from dominie.toyworld import is_toyworld
 
 #: A model's scores, its run's baseline, and that one's scores.

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from dominie.chat_tokenizers import ChatTokenizers
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.models.folders import is_model
 from dominie.models.loading import load_frozen, load_tokenizer
 from dominie.models.spec import Model
 from dominie.recipe import Recipe, load_recipe
-from dominie.run_folder import RunFolder
+from dominie.running.chat_tokenizers import ChatTokenizers
+from dominie.running.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dominie.display import Display
 from dominie.errors import OutOfReach
 from dominie.planning.plan import Plan, machine, plan_recipe
 from dominie.planning.printing import as_json
-from dominie.preparation import Prepared, PreparedTraining, prepare_stages
 from dominie.recipe import Recipe
-from dominie.run_folder import RunFolder
+from dominie.running.folder import RunFolder
+from dominie.running.preparation import Prepared, PreparedTraining, prepare_stages
 
 
 @dataclass(frozen=True)

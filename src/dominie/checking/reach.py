@@ -15,7 +15,7 @@ from dominie.errors import OutOfReach
 from dominie.models.loading import load_config, load_tokenizer
 from dominie.recipe import AnyStage, Evaluation, Recipe, Stage, UpcycleStage
 from dominie.recipe.check import stage_order
-from dominie.run_folder import RunFolder
+from dominie.running.folder import RunFolder
 
 T = TypeVar("T")
 

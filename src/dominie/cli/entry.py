@@ -12,8 +12,8 @@ from typing import NoReturn
 
 from dominie.cli.app import app
 from dominie.errors import DominieError
-from dominie.launching import end_with_launcher
-from dominie.processes import LOST_ANOTHER, is_loss_of_another, ranks, speaks_for_all
+from dominie.processes.launching import end_with_launcher
+from dominie.processes.ranks import LOST_ANOTHER, is_loss_of_another, ranks, speaks_for_all
 
 
 class _Stopped(BaseException):

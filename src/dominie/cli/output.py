@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dominie.processes import is_first
+from dominie.processes.ranks import is_first
 
 if TYPE_CHECKING:
     from dominie.display import Display

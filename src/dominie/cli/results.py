@@ -47,7 +47,7 @@ def evaluate(
     display = shown_on(as_json)
     if from_annotations is not None:
         with only_json(as_json):
-            from dominie.judged_scores import annotated_win_rates
+            from dominie.running.judged_scores import annotated_win_rates
 
             told = annotated_win_rates(from_annotations, difficulty, display)
         if as_json:

@@ -18,8 +18,8 @@ from dominie.cli.app import (
 )
 from dominie.cli.manual import examples
 from dominie.cli.output import conclude, only_json, shown_on
-from dominie.launching import launch, without_options
-from dominie.processes import is_first, ranks
+from dominie.processes.launching import launch, without_options
+from dominie.processes.ranks import is_first, ranks
 
 PANEL = "Training"
 

@@ -27,8 +27,8 @@ from dominie.data.store import Row, Rows, RowsWriter
 from dominie.data.templates import encode_all
 from dominie.data.tokenizers import tokenizer_fingerprint
 from dominie.errors import InputError, RunError
-from dominie.json_files import read_sealed, write_sealed
-from dominie.manifests import described, fault_in
+from dominie.files.json_files import read_sealed, write_sealed
+from dominie.files.manifests import described, fault_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence, Set

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dominie.disk import sync
 from dominie.errors import InputError, RunError
+from dominie.files.disk import sync
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from dominie.errors import InputError
-from dominie.threads import cores
+from dominie.processes.threads import cores
 
 #: Bytes a second between machines, a GPU: one 400 Gb/s network card for each, as in NVIDIA's DGX.
 NETWORK = 50e9

@@ -13,12 +13,12 @@ from rich.table import Table
 
 from dominie.display import Display
 from dominie.errors import InputError
+from dominie.processes.threads import cores
 from dominie.recipe import load_recipe
 from dominie.sweep.cells import Cell, grid, seeds_of
 from dominie.sweep.runner import run_cells
 from dominie.sweep.selection import best_cells, check_selection
 from dominie.sweep.table import Row, points, rows_of, write_csv
-from dominie.threads import cores
 
 
 def sweep_recipe(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dominie.display import Display
 from dominie.errors import InputError, RunError
-from dominie.json_files import write_json
+from dominie.files.json_files import write_json
 from dominie.models.remote_code import passed_on
 from dominie.sweep.cells import Cell
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dominie.recipe import Recipe
-from dominie.run_folder import read_stage
+from dominie.running.folder import read_stage
 from dominie.sweep.cells import Cell
 
 

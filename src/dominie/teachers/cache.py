@@ -16,7 +16,7 @@ from typing import Any
 
 from dominie.data.shards import Entry, Shards, damaged_shards, shard_files
 from dominie.errors import InputError, RunError
-from dominie.manifests import is_inside
+from dominie.files.manifests import is_inside
 from dominie.teachers.bits import Damaged
 from dominie.teachers.coding import FORMAT_VERSION, Coder, Decoded
 from dominie.teachers.schemes import SCHEMES, CacheSettings

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from dominie.errors import InputError
-from dominie.json_files import read_sealed, write_sealed
-from dominie.manifests import described, fault_in
+from dominie.files.json_files import read_sealed, write_sealed
+from dominie.files.manifests import described, fault_in
 from dominie.toyworld.domain import DOMAIN
 from dominie.toyworld.families import GENERAL
 from dominie.toyworld.models import LAYERS, MODELS, WIDTH, save_model

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from dominie.errors import RunError
-from dominie.json_files import write_json
+from dominie.files.json_files import write_json
 
 FILE = "broken-step.json"
 _NAMED = 8  # parameters and conversations in a message; the file has all conversations

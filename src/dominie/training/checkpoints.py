@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dominie.disk import sync
 from dominie.errors import DominieError, RunError
-from dominie.manifests import described, fault_in
+from dominie.files.disk import sync
+from dominie.files.manifests import described, fault_in
 
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from dominie.errors import DominieError
-from dominie.processes import largest_of_all
+from dominie.processes.ranks import largest_of_all
 
 
 class Interrupted(DominieError):

@@ -21,7 +21,7 @@ from dominie.models.loading import DTYPES, load_student
 from dominie.models.minds import Mind, Sharing, sharing
 from dominie.models.spec import Model
 from dominie.models.travel import ready_to_travel
-from dominie.processes import decided_by_first, join
+from dominie.processes.ranks import decided_by_first, join
 from dominie.teachers import Teacher
 from dominie.teachers.loading import load_teacher
 from dominie.training.arguments import training_arguments

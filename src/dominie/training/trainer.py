@@ -23,7 +23,7 @@ from transformers import (
 from dominie.data.batches import IGNORED, Batch
 from dominie.data.mixing import Mix
 from dominie.errors import InputError, RunError
-from dominie.processes import decided_by_first
+from dominie.processes.ranks import decided_by_first
 from dominie.teachers import Teacher
 from dominie.training.broken_steps import SpikeWatch, broken_step, not_finite
 from dominie.training.checkpointed import CheckpointedTrainer

@@ -16,8 +16,8 @@ from types import FrameType
 from typing import Any
 
 from dominie.errors import InputError
-from dominie.processes import LOST_ANOTHER, TOLD
-from dominie.threads import cores
+from dominie.processes.ranks import LOST_ANOTHER, TOLD
+from dominie.processes.threads import cores
 
 ENGINES = ("ddp", "fsdp2", "zero3")
 
@@ -109,9 +109,9 @@ def configuration(engine: str) -> Path:
     """The accelerate configuration of an engine: one that ships, or a file."""
     if engine not in ENGINES:
         return Path(engine)
-    here = Path(__file__).parent
-    shipped = here / "accelerate"  # of an installed package; else this is a checkout
-    folder = shipped if shipped.is_dir() else here.parents[1] / "recipes" / "accelerate"
+    package = Path(__file__).parents[1]
+    shipped = package / "accelerate"  # of an installed package; else this is a checkout
+    folder = shipped if shipped.is_dir() else package.parents[1] / "recipes" / "accelerate"
     return folder / f"{engine}.yaml"
 
 

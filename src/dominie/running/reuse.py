@@ -14,7 +14,7 @@ from dominie.display import Display
 from dominie.errors import InputError
 from dominie.models.folders import is_model
 from dominie.recipe import Stage
-from dominie.run_folder import RunFolder, read_stage, set_aside, write_stage
+from dominie.running.folder import RunFolder, read_stage, set_aside, write_stage
 
 _LEFT = shutil.ignore_patterns("checkpoints", ".*")
 

@@ -11,11 +11,11 @@ from typing import Any
 from dominie.data.sources import Source
 from dominie.display import Display
 from dominie.errors import InputError
-from dominie.json_files import read_sealed, write_sealed
-from dominie.locks import held_alone
-from dominie.manifests import fault_in
+from dominie.files.json_files import read_sealed, write_sealed
+from dominie.files.locks import held_alone
+from dominie.files.manifests import fault_in
 from dominie.models.spec import Model
-from dominie.processes import is_first
+from dominie.processes.ranks import is_first
 from dominie.recipe import Recipe
 from dominie.toyworld import is_toyworld, materialise
 

@@ -17,9 +17,9 @@ from dominie.errors import RunError
 from dominie.models.folders import base_and_adapter
 from dominie.models.loading import load_config
 from dominie.models.weight_hash import commit, weights_fingerprint
-from dominie.preparation import PreparedTraining
-from dominie.processes import join
-from dominie.run_folder import RunFolder
+from dominie.processes.ranks import join
+from dominie.running.folder import RunFolder
+from dominie.running.preparation import PreparedTraining
 from dominie.teachers.schemes import CacheSettings
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from dominie.errors import InputError
-from dominie.locks import held_alone
+from dominie.files.locks import held_alone
 
 OWN = {
     "pid": os.getpid(),

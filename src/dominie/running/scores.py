@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 
-from dominie.chat_tokenizers import ChatTokenizers
 from dominie.data.conversations import Conversation
 from dominie.data.splits import conversation_digest, read_split
-from dominie.disk import replace_text
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.evaluation.agreement import agreement
@@ -24,15 +22,17 @@ from dominie.evaluation.grades import Items, Score
 from dominie.evaluation.harness import definitions_digest, harness_score
 from dominie.evaluation.likelihood import choice
 from dominie.evaluation.questions import Question, questions
-from dominie.fingerprints import digest, model_fingerprint
-from dominie.json_files import read_sealed, write_json, write_sealed
-from dominie.judged_scores import JudgedScores, LocalModels
-from dominie.manifests import described, fault_in
+from dominie.files.disk import replace_text
+from dominie.files.json_files import read_sealed, write_json, write_sealed
+from dominie.files.manifests import described, fault_in
 from dominie.models.agreement import check_context, check_same_tokens, check_vocabulary
 from dominie.models.head import check_head, text_config
 from dominie.models.loading import load_frozen
 from dominie.recipe import Evaluation, Task
-from dominie.run_folder import RunFolder
+from dominie.running.chat_tokenizers import ChatTokenizers
+from dominie.running.fingerprints import digest, model_fingerprint
+from dominie.running.folder import RunFolder
+from dominie.running.judged_scores import JudgedScores, LocalModels
 
 #: Part of every result's fingerprint: raised when the same task would come to another result.
 _FORMAT = 2

@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dominie.caching import filled_caches
-from dominie.dependencies import changes, moved
-from dominie.disk import replace_text
 from dominie.display import Display
 from dominie.errors import InputError
-from dominie.manifests import described
-from dominie.preparation import Prepared, PreparedTraining, PreparedUpcycle, prepare_stages
-from dominie.processes import decided_by_first, first_before_others, is_first, join, ranks
+from dominie.files.disk import replace_text
+from dominie.files.manifests import described
+from dominie.processes.ranks import decided_by_first, first_before_others, is_first, join, ranks
+from dominie.processes.threads import use_free_cores
 from dominie.recipe import MergeStage, dump_recipe
-from dominie.reuse import take_over, turn
-from dominie.run_folder import RunFolder, check_whole, read_stage, set_aside, write_stage
-from dominie.threads import use_free_cores
+from dominie.running.caching import filled_caches
+from dominie.running.dependencies import changes, moved
+from dominie.running.folder import RunFolder, check_whole, read_stage, set_aside, write_stage
+from dominie.running.preparation import Prepared, PreparedTraining, PreparedUpcycle, prepare_stages
+from dominie.running.reuse import take_over, turn
 from dominie.training.checkpoints import by_step, publish, writing
 
 

@@ -8,7 +8,7 @@ from dominie.errors import InputError
 from dominie.models.loading import load_config
 from dominie.models.mixtures import experts_of, mixture_of
 from dominie.recipe import Stage, UpcycleStage
-from dominie.run_folder import RunFolder
+from dominie.running.folder import RunFolder
 
 
 @dataclass(frozen=True)

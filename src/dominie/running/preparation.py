@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dominie.chat_tokenizers import ChatTokenizers
 from dominie.data.conversations import Conversation
 from dominie.data.rows import PreparedSource, prepare
 from dominie.data.splits import read_split
 from dominie.data.store import Rows
-from dominie.dependencies import making_dependencies, training_dependencies
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.evaluation.exams import exam
@@ -20,8 +18,6 @@ from dominie.evaluation.likelihood import candidates
 from dominie.evaluation.metrics import check_rows
 from dominie.evaluation.questions import check_group
 from dominie.evaluation.scoring import UNGENERATED
-from dominie.experts import check_router, check_upcycle
-from dominie.fingerprints import digest, making_parts, model_fingerprint, training_parts
 from dominie.models.agreement import (
     check_context,
     check_one_tokenizer,
@@ -31,10 +27,14 @@ from dominie.models.agreement import (
 from dominie.models.attention_interface import check_attention
 from dominie.models.loading import load_config
 from dominie.models.token_map import token_map
-from dominie.processes import ranks
+from dominie.processes.ranks import ranks
 from dominie.recipe import AnyStage, Stage, Task, UpcycleStage
 from dominie.recipe.check import stage_order
-from dominie.run_folder import RunFolder
+from dominie.running.chat_tokenizers import ChatTokenizers
+from dominie.running.dependencies import making_dependencies, training_dependencies
+from dominie.running.experts import check_router, check_upcycle
+from dominie.running.fingerprints import digest, making_parts, model_fingerprint, training_parts
+from dominie.running.folder import RunFolder
 from dominie.training.arguments import training_arguments
 from dominie.training.lessons import Lessons, layer_pairs
 from dominie.training.settings import TrainSettings

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dominie.dependencies import changes, making_dependencies, moved, training_dependencies
 from dominie.display import Display
-from dominie.preparation import prepare_stages
 from dominie.recipe import load_recipe
-from dominie.run_folder import RunFolder
+from dominie.running.dependencies import changes, making_dependencies, moved, training_dependencies
+from dominie.running.folder import RunFolder
+from dominie.running.preparation import prepare_stages
 from dominie.toyworld.models import save_model
 
 TRAIN = {"learning_rate": 1e-3, "max_length": 64, "lora": None, "arguments": {"warmup_steps": 3}}

@@ -10,7 +10,7 @@ from dominie.display import Display
 from dominie.errors import InputError
 from dominie.models.agreement import differing_ids
 from dominie.models.loading import load_tokenizer
-from dominie.run_folder import RunFolder
+from dominie.running.folder import RunFolder
 
 
 class ChatTokenizers:

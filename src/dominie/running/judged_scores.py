@@ -20,10 +20,10 @@ from dominie.evaluation.judging.calls import Calls
 from dominie.evaluation.judging.families import families, kinship_warning
 from dominie.evaluation.judging.ledger import Ledger
 from dominie.evaluation.speakers import EndpointSpeaker, LocalSpeaker
-from dominie.json_files import write_json
+from dominie.files.json_files import write_json
 from dominie.models.loading import load_config
 from dominie.recipe import Evaluation
-from dominie.run_folder import RunFolder
+from dominie.running.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dominie.disk import replace_text
+from dominie.files.disk import replace_text
 
 _CHECKSUM = "checksum"
 

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from dominie.chat_tokenizers import ChatTokenizers
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.recipe import load_recipe
-from dominie.run_folder import RunFolder
+from dominie.running.chat_tokenizers import ChatTokenizers
+from dominie.running.folder import RunFolder
 from dominie.toyworld import materialise
 
 RECIPE = """

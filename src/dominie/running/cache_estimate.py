@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dominie.caching import Plan, identity_of, speaker
 from dominie.display import Display
-from dominie.preparation import PreparedTraining
-from dominie.run_folder import RunFolder
+from dominie.running.caching import Plan, identity_of, speaker
+from dominie.running.folder import RunFolder
+from dominie.running.preparation import PreparedTraining
 from dominie.teachers.schemes import CacheSettings
 
 if TYPE_CHECKING:

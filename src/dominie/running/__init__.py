@@ -1,0 +1,1 @@
+"""A recipe's run: its folder, what is known before it begins, its stages and its scores."""
