@@ -14,7 +14,8 @@ from dominie.report import write_report
 from dominie.running.cache_estimate import estimated
 from dominie.running.caching import filled_caches, ready_plans, record_of
 from dominie.running.folder import RunFolder, check_whole, read_stage
-from dominie.running.preparation import PreparedTraining, prepare_stages
+from dominie.running.preparation import prepare_stages
+from dominie.running.prepared import PreparedTraining
 from dominie.running.scores import evaluate
 from dominie.running.stages import run_stages
 

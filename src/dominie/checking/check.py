@@ -17,7 +17,8 @@ from dominie.planning.plan import Plan, machine, plan_recipe
 from dominie.planning.printing import as_json
 from dominie.recipe import Recipe
 from dominie.running.folder import RunFolder
-from dominie.running.preparation import Prepared, PreparedTraining, prepare_stages
+from dominie.running.preparation import prepare_stages
+from dominie.running.prepared import Prepared, PreparedTraining
 
 
 @dataclass(frozen=True)

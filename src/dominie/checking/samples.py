@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from dominie.data.store import Row
-from dominie.running.preparation import Prepared, PreparedTraining
+from dominie.running.prepared import Prepared, PreparedTraining
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dominie.display import Display
 from dominie.running.caching import Plan, identity_of, speaker
 from dominie.running.folder import RunFolder
-from dominie.running.preparation import PreparedTraining
+from dominie.running.prepared import PreparedTraining
 from dominie.teachers.schemes import CacheSettings
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from dominie.models.loading import load_config
 from dominie.models.weight_hash import commit, weights_fingerprint
 from dominie.processes.ranks import join
 from dominie.running.folder import RunFolder
-from dominie.running.preparation import PreparedTraining
+from dominie.running.prepared import PreparedTraining
 from dominie.teachers.schemes import CacheSettings
 
 if TYPE_CHECKING:

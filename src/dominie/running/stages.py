@@ -20,7 +20,8 @@ from dominie.recipe import MergeStage, dump_recipe
 from dominie.running.caching import filled_caches
 from dominie.running.dependencies import changes, moved
 from dominie.running.folder import RunFolder, check_whole, read_stage, set_aside, write_stage
-from dominie.running.preparation import Prepared, PreparedTraining, PreparedUpcycle, prepare_stages
+from dominie.running.preparation import prepare_stages
+from dominie.running.prepared import Prepared, PreparedTraining, PreparedUpcycle
 from dominie.running.reuse import take_over, turn
 from dominie.training.checkpoints import by_step, publish, writing
 
