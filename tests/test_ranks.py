@@ -14,11 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
 from rich.console import Console
 from safetensors.torch import load_file
 
-from dominie.data.mixing import Mix
 from dominie.display import Display
 from dominie.errors import InputError
 from dominie.pipeline import run_recipe
@@ -104,21 +102,6 @@ def test_what_is_written_once_is_written_once(of_two):
             "model", "metrics.jsonl", "stage.json",
         }  # fmt: skip
     assert not list(run.glob("**/.writing*"))
-
-
-@pytest.mark.parametrize("mixing", ["conversations", "micro_batches", "steps"])
-def test_ranks_share_the_conversations_of_each_step_out(mixing):
-    def mix() -> Mix:
-        shares = {"a": 0.7, "b": 0.3}
-        return Mix(
-            {"a": 37, "b": 5}, shares, batch=12, micro_batch=2, steps=9, seed=3, mixing=mixing
-        )
-
-    ranks = [list(BatchSamplerShard(mix(), 3, rank)) for rank in range(3)]
-    whole = [conversation for batch in mix() for conversation in batch]
-    for step in range(9):
-        shared = [c for rank in ranks for batch in rank[2 * step : 2 * step + 2] for c in batch]
-        assert sorted(shared) == sorted(whole[12 * step : 12 * step + 12])
 
 
 def running(cwd: Path, *arguments: object) -> subprocess.Popen[str]:

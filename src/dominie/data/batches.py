@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dominie.data.layout import layout
+
 IGNORED = -100
 
 
@@ -97,27 +99,36 @@ def collate(
         rows: the conversations with the index of their source.
         routes: route of each source. Conversations of different routes never share a row, so that
             a row has one teacher.
-        pack_to: longest packed row in tokens; None pads one conversation to a row.
+        pack_to: longest packed row in tokens; None pads one conversation to a row, in order.
     """
     if pack_to is None:
-        bins = [[i] for i in range(len(rows))]
-    else:
-        lengths = [len(row.input_ids) for _, row in rows]
-        bins = _pack(lengths, [routes[s] if routes else 0 for s, _ in rows], pack_to)
-    length = max(sum(len(rows[i][1].input_ids) for i in members) for members in bins)
-    shape = (len(bins), length)
+        return filled([[row] for row in rows], packed=False)
+    lengths = [len(row.input_ids) for _, row in rows]
+    by_row = [routes[source] for source, _ in rows] if routes else None
+    (laid,) = layout(lengths, by_row, capacity=pack_to)
+    return filled([[rows[i] for i in members] for members in laid], packed=True)
+
+
+def filled(rows: Sequence[Sequence[tuple[int, Row]]], *, packed: bool) -> Batch:
+    """A batch whose rows hold these conversations, padded to the longest of them.
+
+    Args:
+        rows: of each row its (source index, tokenised conversation) pairs.
+        packed: whether several may share one.
+    """
+    length = max(sum(len(row.input_ids) for _, row in members) for members in rows)
+    shape = (len(rows), length)
     batch = Batch(
         input_ids=torch.zeros(shape, dtype=torch.long),
         labels=torch.full(shape, IGNORED, dtype=torch.long),
         segment_ids=torch.zeros(shape, dtype=torch.long),
         position_ids=torch.zeros(shape, dtype=torch.long),
         source_ids=torch.full(shape, -1, dtype=torch.long),
-        packed=pack_to is not None,
+        packed=packed,
     )
-    for b, members in enumerate(bins):
+    for b, members in enumerate(rows):
         start = 0
-        for segment, i in enumerate(members):
-            source, row = rows[i]
+        for segment, (source, row) in enumerate(members):
             stop = start + len(row.input_ids)
             ids = torch.tensor(row.input_ids, dtype=torch.long)
             supervised = torch.tensor(row.supervised, dtype=torch.bool)
@@ -130,47 +141,3 @@ def collate(
         batch.segment_ids[b, start:] = len(members)
         batch.position_ids[b, start:] = torch.arange(length - start)
     return batch
-
-
-def _pack(lengths: Sequence[int], routes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of rows that hold one route, at most `capacity` tokens, about equally many.
-
-    First fit, longest first, says how many rows there are. Their batch is as long as the longest of
-    them, so that the conversations are then dealt out again, each to the emptiest row.
-    """
-    fitted = _first_fit(lengths, routes, capacity)
-    packed: list[list[int]] = []
-    for route in dict.fromkeys(routes[members[0]] for members in fitted):
-        bins = [members for members in fitted if routes[members[0]] == route]
-        together = sorted((i for members in bins for i in members), key=lambda i: -lengths[i])
-        level = _dealt(lengths, together, len(bins))
-        fits = all(sum(lengths[i] for i in members) <= capacity for members in level)
-        packed += level if fits else bins
-    return packed
-
-
-def _dealt(lengths: Sequence[int], longest_first: Sequence[int], rows: int) -> list[list[int]]:
-    """Each conversation to the row with the fewest tokens so far."""
-    dealt: list[list[int]] = [[] for _ in range(rows)]
-    tokens = [0] * rows
-    for i in longest_first:
-        emptiest = min(range(rows), key=tokens.__getitem__)
-        dealt[emptiest].append(i)
-        tokens[emptiest] += lengths[i]
-    return dealt
-
-
-def _first_fit(lengths: Sequence[int], routes: Sequence[int], capacity: int) -> list[list[int]]:
-    """First fit, longest first."""
-    bins: list[tuple[int, list[int]]] = []
-    room: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        for b, (route, members) in enumerate(bins):
-            if route == routes[i] and lengths[i] <= room[b]:
-                members.append(i)
-                room[b] -= lengths[i]
-                break
-        else:
-            bins.append((routes[i], [i]))
-            room.append(capacity - lengths[i])
-    return [members for _, members in bins]

@@ -19,12 +19,12 @@ def total_conversations(
     return math.ceil(epochs * sizes[largest] * sum(shares.values()) / shares[largest])
 
 
-#: What a source is given at a time: a conversation, a forward pass or an optimiser step.
+#: What a source is given at a time: a conversation, a micro-batch of them or an optimiser step.
 Mixing = Literal["conversations", "micro_batches", "steps"]
 
 
 class Mix:
-    """The whole run's order of conversations, cut into micro-batches.
+    """The whole run's order of conversations, cut into optimiser steps.
 
     Every optimiser step takes `batch` conversations. Sources take turns by the conversation, by the
     micro-batch or by the step. After any number of turns each source has had its share of them to
@@ -36,13 +36,13 @@ class Mix:
         sizes: conversations in each source.
         shares: fraction of conversations from each source; normalised to sum to one.
         batch: conversations in an optimiser step, over all ranks.
-        micro_batch: conversations in one forward pass of one rank; divides `batch`.
+        micro_batch: conversations in a turn where sources take turns by the micro-batch; divides
+            `batch`.
         steps: optimiser steps in the run.
         seed: of the shuffles.
         mixing: what a turn is.
 
-    Iterating yields micro-batches as lists of (source index, row index); the last of a run is a
-    full one.
+    Iterating yields the steps as lists of (source index, row index).
     """
 
     def __init__(
@@ -60,19 +60,21 @@ class Mix:
         self.sizes = [sizes[name] for name in shares]
         weights = np.array(list(shares.values()), dtype=np.float64)
         self.shares: NDArray[np.float64] = weights / weights.sum()
-        self.batch, self.batch_size, self.steps, self.seed = batch, micro_batch, steps, seed
-        self.drop_last = False  # with `batch_size`, what accelerate asks of a batch sampler
+        self.batch, self.micro_batch, self.steps, self.seed = batch, micro_batch, steps, seed
 
     def __len__(self) -> int:
-        return self.steps * self.batch // self.batch_size
+        return self.steps
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a step, over all ranks."""
+        return self.batch // self.micro_batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rows = [self._rows(source) for source in range(len(self.sizes))]
         for turns in self._steps():
             sources = np.repeat(turns, self.turn)
-            members = [(int(source), next(rows[source])) for source in sources]
-            for start in range(0, self.batch, self.batch_size):
-                yield members[start : start + self.batch_size]
+            yield [(int(source), next(rows[source])) for source in sources]
 
     def _steps(self) -> Iterator[NDArray[np.int64]]:
         """Whose turns the steps consist of, shuffled within each step."""

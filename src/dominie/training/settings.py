@@ -91,10 +91,11 @@ class TrainSettings:
         epochs: passes over the largest source of the mix.
         steps: optimiser steps instead of `epochs`.
         batch: conversations per optimiser step, over all ranks and accumulated micro-batches.
-        micro_batch: conversations per forward pass of one rank.
+        micro_batch: conversations per forward pass of one rank, on average: a step's are laid out
+            together, and none of its passes is larger than so many rows of `max_length`.
         max_length: tokens of the longest conversation, and of a packed row.
-        mixing: what sources take turns by: `conversations` mixes them in every forward pass,
-            `micro_batches` gives each a whole one, `steps` each a whole optimiser step.
+        mixing: what sources take turns by: `conversations` mixes them in every optimiser step,
+            `micro_batches` gives each forward passes of its own, `steps` each a whole step.
         precision: dtype of the forward pass; trainable weights and the optimiser stay fp32.
         packing: several conversations to a row (block-diagonal attention, restarted positions).
         seed: of initialisation, order and dropout.

@@ -28,7 +28,7 @@ from dominie.teachers import Teacher
 from dominie.training.broken_steps import SpikeWatch, broken_step, not_finite
 from dominie.training.checkpointed import CheckpointedTrainer
 from dominie.training.collapse import CollapseWatch
-from dominie.training.feed import Collator, MixedRows
+from dominie.training.feed import Collator, MicroBatches, MixedRows, Places, only
 from dominie.training.learner import Lesson
 from dominie.training.memory import GiveBackFreedMemory, held_memory
 from dominie.training.meter import Meter
@@ -131,11 +131,11 @@ class DistillationTrainer(CheckpointedTrainer):
     # Batches ---------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches in the order of the mix, split over the ranks."""
+        """Step by step the micro-batches of the mix, split over the ranks."""
         loader: DataLoader[Any] = DataLoader(
-            self.train_dataset,
-            batch_sampler=self.mix,
-            collate_fn=self.data_collator,
+            MicroBatches(self.train_dataset, self.mix, self.data_collator),
+            batch_sampler=Places(self.mix),
+            collate_fn=only,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
         )
@@ -267,17 +267,15 @@ class DistillationTrainer(CheckpointedTrainer):
         )
 
     def _conversations_of(self, step: int) -> list[dict[str, Any]]:
-        """The conversations of a step, over all its micro-batches and ranks."""
-        per_step = self.mix.batch // self.mix.batch_size
-        micro_batches = islice(self.mix, (step - 1) * per_step, step * per_step)
+        """The conversations of a step, over all ranks."""
+        (conversations,) = islice(self.mix, step - 1, step)
         return [
             {
                 "source": self.meter.sources[source],
                 "row": row,
                 "tokens": len(self.train_dataset[source, row][1].input_ids),
             }
-            for micro_batch in micro_batches
-            for source, row in micro_batch
+            for source, row in conversations
         ]
 
     # Metrics ---------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ class Validation:
             stage's loss.
         collator: makes batches.
         teacher: speaks on the taught sources.
-        batch: conversations per forward pass.
+        batch: conversations per forward pass, on average.
     """
 
     def __init__(
@@ -74,17 +74,15 @@ class Validation:
         return measured, weighted / weight if weight else None
 
     def _batches(self, source: int, accelerator: Any) -> list[tuple[Batch, bool]]:
-        rows = self.rows[source]
-        starts = list(range(0, len(rows), self.batch))
+        conversations = [(source, row) for row in self.rows[source]]
+        shared = self.collator.shared_out(conversations, -(-len(conversations) // self.batch))
         ranks, rank = accelerator.num_processes, accelerator.process_index
-        rounds = -(-len(starts) // ranks)
-        mine = [turn * ranks + rank for turn in range(rounds)]
+        rounds = -(-len(shared) // ranks)
         batches = []
-        for number in mine:
-            start = starts[number % len(starts)]
-            members = [(source, rows[i]) for i in range(start, min(start + self.batch, len(rows)))]
-            batch = Batch.from_dict(self.collator(members)).to(accelerator.device)
-            batches.append((batch, number < len(starts)))
+        for number in (turn * ranks + rank for turn in range(rounds)):
+            rows = shared[number % len(shared)]
+            batch = Batch.from_dict(self.collator(rows)).to(accelerator.device)
+            batches.append((batch, number < len(shared)))
         return batches
 
 

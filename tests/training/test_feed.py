@@ -1,0 +1,84 @@
+"""What a step reads: the conversations of the mix, however they are laid out and shared."""
+
+from collections.abc import Iterator
+from typing import NoReturn
+
+import numpy as np
+import pytest
+from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
+
+from dominie.data.batches import Batch
+from dominie.data.mixing import Mix
+from dominie.data.templates import Encoded
+from dominie.training.feed import Collator, MicroBatches, MixedRows, Places
+
+SIZES = {"a": 37, "b": 5}
+STEPS, BATCH, MICRO_BATCH = 9, 12, 2
+
+
+def mix_of(mixing: str) -> Mix:
+    shares = {"a": 0.7, "b": 0.3}
+    return Mix(
+        SIZES, shares, batch=BATCH, micro_batch=MICRO_BATCH, steps=STEPS, seed=3, mixing=mixing
+    )
+
+
+def rows() -> MixedRows:
+    """Rows whose first token names them: source and number in it."""
+    lengths = np.random.default_rng(0).integers(2, 30, (2, 37))
+    return MixedRows(
+        [
+            [
+                Encoded([100 * source + row] + [1] * n, [False] + [True] * n)
+                for row, n in enumerate(lengths[source][:count])
+            ]
+            for source, count in enumerate(SIZES.values())
+        ]
+    )
+
+
+def read_by(rank: int, ranks: int, mixing: str, pack_to: int | None) -> Iterator[Batch]:
+    mix = mix_of(mixing)
+    batches = MicroBatches(rows(), mix, Collator([0, 1], pack_to))
+    for (place,) in BatchSamplerShard(Places(mix), ranks, rank):
+        yield Batch.from_dict(batches[place])
+
+
+def names(batch: Batch) -> list[tuple[int, int]]:
+    """Source and number of the conversations of a batch."""
+    starts = (batch.position_ids == 0) & (batch.source_ids >= 0)
+    pairs = zip(batch.source_ids[starts].tolist(), batch.input_ids[starts].tolist(), strict=True)
+    return [(source, first - 100 * source) for source, first in pairs]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("pack_to", [None, 60])
+@pytest.mark.parametrize("mixing", ["conversations", "micro_batches", "steps"])
+def test_ranks_share_the_conversations_of_each_step_out(mixing, pack_to, ranks):
+    read = [[names(batch) for batch in read_by(r, ranks, mixing, pack_to)] for r in range(ranks)]
+    each = BATCH // MICRO_BATCH // ranks
+    assert all(len(batches) == STEPS * each for batches in read)
+    for number, step in enumerate(mix_of(mixing)):
+        shared = [batches[each * number : each * (number + 1)] for batches in read]
+        assert sorted(c for rank in shared for batch in rank for c in batch) == sorted(step)
+
+
+def test_a_micro_batch_that_is_a_turn_has_one_source():
+    for batch in read_by(0, 1, "micro_batches", 60):
+        assert len({source for source, _ in names(batch)}) == 1
+
+
+def test_what_a_resumed_run_has_learnt_is_passed_over_unread():
+    class Unread:
+        def __len__(self) -> int:
+            return 37
+
+        def __getitem__(self, index: object) -> NoReturn:
+            raise AssertionError(f"{index} is read")
+
+    mix = mix_of("conversations")
+    batches = MicroBatches(MixedRows([Unread(), Unread()]), mix, Collator([0, 0], 60))
+    left = list(SkipBatchSampler(Places(mix), skip_batches=30))
+    assert len(left) == STEPS * BATCH // MICRO_BATCH - 30
+    with pytest.raises(AssertionError, match="is read"):
+        batches[left[0][0]]
