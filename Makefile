@@ -66,7 +66,7 @@ docs: $(VENV)/.docs
 
 # What a program knows better than a person; tests compare.
 pages: $(VENV)/.dev
-	@for page in file_map recipe_reference cli_reference error_reference; do \
+	@for page in file_map recipe_reference recipe_keys cli_reference error_reference; do \
 		$(BIN)/python docs/$$page.py --write || exit 1; done
 
 clean:

@@ -67,7 +67,7 @@ _TITLES = {
 }
 _NAMED = {"data": "SOURCE", "models": "NAME"}
 _PLAIN = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything"}
-_DEFAULTS = {("Recipe", "name"): "the name of the file"}
+_DEFAULTS = {("Recipe", "name"): "the name of the file, or of the folder of a `recipe.yaml`"}
 _HIDDEN = {("Source", "name"), ("TrainSettings", "arguments")}
 
 

@@ -42,6 +42,16 @@ class InputError(DominieError):
 
     exit_status = 2
 
+    def within(self, place: str) -> InputError:
+        """The same, where its place is a key within another one."""
+        return InputError(
+            self.what,
+            where=".".join(filter(None, [place, self.where])),
+            expected=self.expected,
+            found=self.found,
+            do=self.do,
+        )
+
 
 class OutOfReach(InputError):
     """The hub could not be asked: what it holds may be right or wrong.

@@ -108,6 +108,21 @@ def test_a_report_on_what_is_no_run(refused, work, dominie):
     refused(dominie("report", "nowhere"), "no such run folder")
     refused(dominie("report", "m"), "not a run")
     refused(dominie("report", "r.yaml"), "no such run folder")
+    (work / "mine").mkdir()
+    (work / "r.yaml").rename(work / "mine" / "recipe.yaml")
+    refused(dominie("report", "mine"), "a recipe's folder", "`dominie run mine`")
+    assert [path.name for path in (work / "mine").iterdir()] == ["recipe.yaml"]
+
+
+def test_a_run_is_known_by_its_name(refused, ran, dominie):
+    assert dominie("report", "small").out == "runs/small/report.html\n"
+    refused(dominie("report", "smal"), "did you mean runs/small?")
+    refused(dominie("compare", "small", "smal"), "did you mean runs/small?")
+    refused(dominie("compare", "small"), "a plane needs two tasks")
+    recipe = Path("small") / "recipe.yaml"  # a folder of this name that is no run stands back
+    recipe.parent.mkdir()
+    recipe.write_text(Path("r.yaml").read_text())
+    assert dominie("report", "small").out == "runs/small/report.html\n"
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(refused, work, dominie):

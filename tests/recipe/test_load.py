@@ -153,6 +153,36 @@ def test_a_faulty_override_is_refused(write, override):
         load_recipe(write(), [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("stages.algin.train.epochs=1", "did you mean stages.align?"),
+        ("data.genral.test_fraction=0.1", "did you mean data.general?"),
+        ("models.mixtrl.quantize=4bit", "did you mean models.mixtral?"),
+    ],
+)
+def test_an_override_of_a_misspelt_name_makes_no_new_thing(write, override, meant):
+    with pytest.raises(InputError, match="names what the recipe has not") as refused:
+        load_recipe(write(), [override])
+    assert refused.value.do == meant
+
+
+def test_an_override_can_make_a_new_thing(write):
+    more = ["data.third.path=toyworld:domain", "models.large.path=org/model"]
+    recipe = load_recipe(write(), more)
+    assert (recipe.data["third"].path, recipe.models["large"].path) == (
+        "toyworld:domain",
+        "org/model",
+    )
+
+
+@pytest.mark.parametrize(("file", "name"), [("shop.yaml", "shop"), ("shop/recipe.yaml", "shop")])
+def test_a_recipe_without_a_name_is_called_as_its_file_or_folder(tmp_path, file, name):
+    (tmp_path / "shop").mkdir()
+    (tmp_path / file).write_text(RECIPE.replace("name: shop", ""))
+    assert load_recipe(tmp_path / file).name == name
+
+
 def test_paths_start_at_the_recipe_s_folder(write, tmp_path):
     (tmp_path / "general.jsonl").write_text("")
     recipe = load_recipe(write())

@@ -151,6 +151,16 @@ def test_runs_without_results_are_told_of(three, tmp_path):
         compare_runs([tmp_path / "none"], **asked)
 
 
+def test_a_run_of_other_tasks_is_not_left_out_in_silence(three, tmp_path):
+    other = run(tmp_path / "other", {"align": (0.5, 0.5)})
+    results = json.loads((other / "results.json").read_text())
+    ((first, score), *_) = results["align"].items()
+    (other / "results.json").write_text(json.dumps({"align": {first: score, "else": score}}))
+    asked = {"across": None, "upwards": None, "against": None}
+    (note,) = compare_runs([*three, other], **asked).notes
+    assert note.startswith("other: left out, none of its models was scored on both")
+
+
 def test_the_page_stands_alone_and_the_table_says_the_same(three, tmp_path):
     found = compare_runs(three, across=None, upwards=None, against="mix")
     write_comparison(found, tmp_path / "out" / "plane.html")

@@ -17,6 +17,7 @@ from dominie.starting.folder import ROWS
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_every_template_is_a_recipe_with_its_data(tmp_path, template):
     written = start(tmp_path / "my shop", template)
+    assert {path.name for path in (tmp_path / "my shop").iterdir()} == {p.name for p in written}
     recipe = load_recipe(written[0])
     assert recipe.name == "my-shop"
     assert list(recipe.stages) == list(TEMPLATES[template].stages)

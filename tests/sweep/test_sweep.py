@@ -37,8 +37,9 @@ def dominie(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["--best-by", "general"], ["not chosen on the test split", "split: validation"]),
         (["--over", "train.steps=two"], ["train.steps", "a whole number"]),
         (["--only", "stf"], ["--only", "did you mean sft?"]),
-        (["--jobs", "0"], ["--jobs"]),
+        (["--jobs", "0", "--seeds", "0-1"], ["--jobs"]),
         (["evaluate=null"], ["evaluates nothing"]),
+        ([], ["nothing to vary", "--over KEY=V1,V2, --seeds 0-4"]),
     ],
 )
 def test_a_sweep_that_cannot_be_run_says_so_before_it_begins(tmp_path, arguments, words):

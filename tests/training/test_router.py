@@ -165,15 +165,20 @@ def test_a_router_beneath_adapters_is_taught(mixture):
 
 def test_collapse_is_warned_of_once(caplog):
     watch = CollapseWatch()
+    fine = {"load": [[0.5, 0.5], [0.9, 0.1]], "entropy": [0.6, 0.3]}
+    collapsed = {"load": [[0.5, 0.5], [0.99, 0.01]], "entropy": [0.6, 0.1]}
     with caplog.at_level(logging.WARNING):
-        watch.look(None)
-        watch.look({"load": [[0.5, 0.5], [0.9, 0.1]], "entropy": [0.6, 0.3]})
-        for _ in range(2):
-            watch.look({"load": [[0.5, 0.5], [0.99, 0.01]], "entropy": [0.6, 0.1]})
-        watch.look({"load": [[0.5, 0.5], [0.9, 0.1]], "entropy": [0.6, 0.3]})
+        watch.look(None, 1)
+        for step in range(2, 40):
+            watch.look(collapsed, step)
+        watch.look(fine, 40)
+        assert not caplog.records, "at the beginning a router prefers some, and gets over it"
+        for step in (100, 200):
+            watch.look(collapsed, step)
+        watch.look(fine, 300)
         assert not caplog.records, "a line or two may be of a few tokens"
-        for _ in range(6):
-            watch.look({"load": [[0.5, 0.5], [0.99, 0.01]], "entropy": [0.6, 0.1]})
+        for step in range(400, 1000, 100):
+            watch.look(collapsed, step)
     (record,) = caplog.records
     assert "expert 1 of layer 1 gets 1 %" in record.getMessage()
 

@@ -13,6 +13,7 @@ import torch
 
 from dominie.display import Display
 from dominie.errors import InputError
+from dominie.files.run_folders import no_such_run
 from dominie.models.folders import is_model
 from dominie.models.loading import load_frozen, load_tokenizer
 from dominie.models.spec import Model
@@ -81,7 +82,7 @@ def _named(word: str, runs: Path) -> list[_Named]:
     there = [path for path in (place, runs / place) if path.is_dir()]
     path = next((p for p in there if is_model(p) or _is_run(p)), there[0] if there else None)
     if path is None:
-        raise _no_run(word, place, runs)
+        raise no_such_run(word, place, runs)
     if is_model(path) and not names:
         home = path.resolve()
         name = home.parent.name if home.name == "model" else home.name
@@ -142,15 +143,3 @@ def _spec(folder: RunFolder, name: str) -> Model:
             do="run `dominie run` on its recipe first",
         )
     return spec
-
-
-def _no_run(word: str, place: Path, runs: Path) -> InputError:
-    there = [path.parent.name for path in sorted(runs.glob("*/recipe.yaml"))]
-    near = difflib.get_close_matches(place.name, there, n=1, cutoff=0.5)
-    return InputError(
-        "there is no such run",
-        where=word,
-        expected=f"a folder, or one of {', '.join(there)} in {runs}" if there else "a run's folder",
-        found=f"nothing at {place} or {runs / place}",
-        do=f"did you mean {runs / near[0]}?" if near else "name one as runs/NAME:STAGE",
-    )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import dominie
+from dominie.cli import completion
 from dominie.cli.manual import SEE_ALSO
 from dominie.models import remote_code
 
@@ -22,10 +23,22 @@ app = typer.Typer(
 )
 
 RecipeArgument = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe: a YAML file, or the folder of a recipe.yaml.",
+        show_default=False,
+        autocompletion=completion.recipes,
+    ),
 ]
 OptionalRecipeArgument = Annotated[
-    Path | None, typer.Argument(metavar="RECIPE", help="A recipe.", show_default=False)
+    Path | None,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe.",
+        show_default=False,
+        autocompletion=completion.recipes,
+    ),
 ]
 OverridesArgument = Annotated[
     list[str] | None,
@@ -33,6 +46,7 @@ OverridesArgument = Annotated[
         metavar="KEY=VALUE",
         help="Values that replace the recipe's: stages.align.train.epochs=1",
         show_default=False,
+        autocompletion=completion.overrides,
     ),
 ]
 RunsOption = Annotated[
@@ -44,6 +58,7 @@ OnlyOption = Annotated[
         "--only",
         metavar="MODEL,…",
         help="Score these models of `evaluate` alone, and train the stages they need.",
+        autocompletion=completion.scored,
     ),
 ]
 JsonOption = Annotated[

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 from dominie.cli.app import app
+from dominie.cli.completion import whole_words
 from dominie.errors import DominieError
 from dominie.processes.launching import end_with_launcher
 from dominie.processes.ranks import LOST_ANOTHER, is_loss_of_another, ranks, speaks_for_all
@@ -37,7 +38,8 @@ def main() -> None:
             signal.signal(signum, _stop)
         end_with_launcher()
     try:
-        status = app(prog_name="dominie", standalone_mode=False)
+        with whole_words():
+            status = app(prog_name="dominie", standalone_mode=False)
     except _Stopped as stopped:
         name = signal.Signals(stopped.signum).name
         _fail(f"interrupted by {name}; what was done is kept", 128 + stopped.signum, debug)

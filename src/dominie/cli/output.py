@@ -21,9 +21,21 @@ if TYPE_CHECKING:
     from dominie.display import Display
 
 
-def only_json(as_json: bool) -> contextlib.AbstractContextManager[object]:
-    """Within, what libraries print goes to stderr where stdout is for JSON."""
-    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+@contextlib.contextmanager
+def only_json(as_json: bool) -> Iterator[None]:
+    """Within, what libraries and the programs they start print goes to stderr, stdout is JSON's."""
+    if not as_json:
+        yield
+        return
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)  # a compiler that DeepSpeed starts knows no `sys.stdout`
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def shown_on(as_json: bool) -> Display:
@@ -44,12 +56,18 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.simplefilter("ignore")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # DeepSpeed sets its level anew when it is imported, and then tells stdout about a missing GPU.
+    logging.getLogger("DeepSpeed").addFilter(_is_grave)
     import transformers
 
     transformers.logging.set_verbosity_error()
     if not is_first():
         logging.getLogger("dominie").setLevel(logging.ERROR)  # what the first process says, too
     transformers.logging.disable_progress_bar()
+
+
+def _is_grave(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 @contextlib.contextmanager

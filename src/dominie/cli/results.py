@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from dominie.cli import completion
 from dominie.cli.app import JsonOption, OptionalRecipeArgument, OverridesArgument, RunsOption, app
 from dominie.cli.manual import examples
 from dominie.cli.output import conclude, interruptible, only_json, shown_on
@@ -64,24 +65,56 @@ def evaluate(
 
 @app.command(rich_help_panel=PANEL, epilog=examples("report"))
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, runs/NAME.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="A run: its folder, or its name.",
+            show_default=False,
+            autocompletion=completion.run_names,
+        ),
+    ],
+    runs: RunsOption = Path("runs"),
 ) -> None:
     """Write a run's report again from what lies in its folder."""
+    from dominie.files.run_folders import found_run
     from dominie.report import write_report
 
-    typer.echo(write_report(run_folder))
+    typer.echo(write_report(found_run(run, runs)))
 
 
 @app.command(rich_help_panel=PANEL, epilog=examples("compare"))
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN…", help="Folders of runs.", show_default=False)
+    wanted: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="Runs: folders, or names.",
+            show_default=False,
+            autocompletion=completion.run_names,
+        ),
     ],
-    x: Annotated[str | None, typer.Option("--x", metavar="TASK", help="The task across.")] = None,
-    y: Annotated[str | None, typer.Option("--y", metavar="TASK", help="The task upwards.")] = None,
+    runs: RunsOption = Path("runs"),
+    x: Annotated[
+        str | None,
+        typer.Option(
+            "--x", metavar="TASK", help="The task across.", autocompletion=completion.tasks
+        ),
+    ] = None,
+    y: Annotated[
+        str | None,
+        typer.Option(
+            "--y", metavar="TASK", help="The task upwards.", autocompletion=completion.tasks
+        ),
+    ] = None,
     against: Annotated[
         str | None,
-        typer.Option("--against", metavar="MODEL", help="Show paired differences to this model."),
+        typer.Option(
+            "--against",
+            metavar="MODEL",
+            help="Show paired differences to this model.",
+            autocompletion=completion.compared,
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page to write.")] = Path(
         "compare.html"
@@ -90,11 +123,15 @@ def compare(
     """Draw the models of several runs on the plane of two tasks, with their Pareto front."""
     from rich.console import Console
 
+    from dominie.files.run_folders import found_run
     from dominie.report import compare_runs, comparison_table, write_comparison
 
-    comparison = compare_runs(runs, across=x, upwards=y, against=against)
+    found = [found_run(run, runs) for run in wanted]
+    comparison = compare_runs(found, across=x, upwards=y, against=against)
     write_comparison(comparison, out)
     Console(highlight=False, soft_wrap=True).print(comparison_table(comparison))
+    for note in comparison.notes:
+        typer.echo(f"note   {note}")
     typer.echo(f"plane  {out}")
 
 
@@ -103,9 +140,10 @@ def chat(
     wanted: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN[:NAME,…]…",
+            metavar="RUN[:NAME,…]",
             help="A run and names of its models; its last stage without one.",
             show_default=False,
+            autocompletion=completion.models,
         ),
     ],
     runs: RunsOption = Path("runs"),

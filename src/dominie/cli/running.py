@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dominie.cli import completion
 from dominie.cli.app import (
     JsonOption,
     OnlyOption,
@@ -18,10 +19,14 @@ from dominie.cli.app import (
 )
 from dominie.cli.manual import examples
 from dominie.cli.output import conclude, only_json, shown_on
-from dominie.processes.launching import launch, without_options
+from dominie.processes.launching import ENGINES, launch, without_options
 from dominie.processes.ranks import is_first, ranks
 
 PANEL = "Training"
+
+
+def _engines() -> list[str]:
+    return list(ENGINES)
 
 
 @app.command(rich_help_panel=PANEL, epilog=examples("run"))
@@ -39,6 +44,7 @@ def run(
         str,
         typer.Option(
             metavar="NAME",
+            autocompletion=_engines,
             help="What they share: ddp (gradients), fsdp2 or zero3 (weights), or the file of an "
             "accelerate configuration.",
         ),
@@ -78,6 +84,7 @@ def sweep(
             "--over",
             metavar="KEY=V1,V2",
             help="Values to run the recipe under; several make a grid.",
+            autocompletion=completion.varied,
         ),
     ] = None,
     seeds: Annotated[
@@ -103,17 +110,21 @@ def sweep(
     What is done is skipped, and stages that depend on the same are trained once.
     """
     display = shown_on(as_json)
-    from dominie.sweep.command import sweep_recipe
+    told: list[str] = []
+    with only_json(as_json):
+        from dominie.sweep.command import sweep_recipe
 
-    sweep_recipe(
-        recipe,
-        over=over or (),
-        seeds=seeds,
-        fixed=overrides or (),
-        only=only.split(",") if only else (),
-        best_by=best_by.split("+") if best_by else (),
-        jobs=jobs,
-        runs=runs,
-        display=display,
-        print_json=typer.echo if as_json else None,
-    )
+        sweep_recipe(
+            recipe,
+            over=over or (),
+            seeds=seeds,
+            fixed=overrides or (),
+            only=only.split(",") if only else (),
+            best_by=best_by.split("+") if best_by else (),
+            jobs=jobs,
+            runs=runs,
+            display=display,
+            print_json=told.append if as_json else None,
+        )
+    for line in told:
+        typer.echo(line)

@@ -46,9 +46,16 @@ def _moved(path: Sequence[str]) -> str | None:
 
 
 def first_problem(
-    error: pydantic.ValidationError, tree: dict[str, Any], *, where: str
+    error: pydantic.ValidationError, tree: dict[str, Any], written: dict[str, Any], *, where: str
 ) -> InputError:
-    """The first thing a person should mend; unknown keys come before what they leave missing."""
+    """The first thing a person should mend; unknown keys come before what they leave missing.
+
+    Args:
+        error: what pydantic found.
+        tree: the recipe that it looked at.
+        written: the recipe as its file has it, before anything was set over it.
+        where: the recipe's file.
+    """
     problems = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
     problem = problems[0]
     path = [str(part) for part in problem["loc"]]
@@ -61,7 +68,10 @@ def first_problem(
             )
         return unknown_key(f"{where}: {dotted}", path[-1], known_keys(path[:-1]))
     if problem["type"] in ("missing", "missing_argument"):
-        return InputError("missing key", where=f"{where}: {dotted}")
+        place = [part for part in path if not _is_tag(part)]
+        return _mistaken_name(place, written, where=where) or InputError(
+            "missing key", where=f"{where}: {dotted}"
+        )
     if problem["type"] == "union_tag_invalid":
         kinds = str(problem["ctx"]["expected_tags"])
         return InputError(
@@ -74,6 +84,26 @@ def first_problem(
     place, value = _place(tree, path)
     alike = [p for p in problems if _place(tree, [str(part) for part in p["loc"]])[0] == place]
     return wrong_type(alike, value, where=f"{where}: {'.'.join(place)}")
+
+
+def _mistaken_name(path: Sequence[str], written: Any, *, where: str) -> InputError | None:
+    """That an override names what the recipe has not, where this is why something is missing."""
+    for depth, part in enumerate(path):
+        if not isinstance(written, dict):
+            return None
+        if part not in written:
+            near = difflib.get_close_matches(part, map(str, written), n=1, cutoff=0.5)
+            above = ".".join(path[:depth])
+            if not near or depth in (0, len(path) - 1):
+                return None
+            return InputError(
+                "an override names what the recipe has not",
+                where=f"{where}: {above}.{part}",
+                expected=f"one of {', '.join(map(str, written))}",
+                do=f"did you mean {above}.{near[0]}?",
+            )
+        written = written[part]
+    return None
 
 
 def wrong_type(problems: Sequence[Any], value: Any, *, where: str) -> InputError:

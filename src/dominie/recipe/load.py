@@ -57,7 +57,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             expected="a mapping of name, data and stages",
             found=described(tree),
         )
-    tree.setdefault("name", path.stem)
+    # Every folder's recipe.yaml is called that: a run by this name would be any of them.
+    tree.setdefault("name", path.resolve().parent.name if path.stem == "recipe" else path.stem)
     return _recipe(tree, overrides, where=str(path), base=path.parent)
 
 
@@ -73,12 +74,13 @@ def recipe_of(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _recipe(tree: dict[str, Any], overrides: Sequence[str], *, where: str, base: Path) -> Recipe:
+    written = unshared(tree)
     for override in overrides:
         _apply_override(tree, override)
     _write_out_shorthands(tree)
     _merge_train(tree)
     _name_sources(tree)
-    recipe = _validated(tree, where=where)
+    recipe = _validated(tree, written, where=where)
     recipe = with_absolute_paths(recipe, base)
     check_names(recipe, where=where)
     return recipe
@@ -205,12 +207,12 @@ def _as_mapping(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _validated(tree: dict[str, Any], *, where: str) -> Recipe:
+def _validated(tree: dict[str, Any], written: dict[str, Any], *, where: str) -> Recipe:
     try:
         # As JSON, because strict validation takes no mapping for an object in Python.
         return pydantic.TypeAdapter(Recipe).validate_json(json.dumps(tree, default=str))
     except pydantic.ValidationError as error:
-        raise first_problem(error, tree, where=where) from None
+        raise first_problem(error, tree, written, where=where) from None
 
 
 def _without_none(value: Any) -> Any:

@@ -117,6 +117,11 @@ def compare_runs(
             where=", ".join(str(path) for path in paths),
             expected=" and ".join(tasks),
         )
+    notes += [
+        f"{run.name}: left out, none of its models was scored on both {tasks[0]} and {tasks[1]}."
+        for run in runs
+        if run.results and not any(set(tasks) <= set(scores) for scores in run.results.values())
+    ]
     if against is not None and against not in grouped:
         raise InputError(
             "no such model to compare with",

@@ -55,7 +55,10 @@ def check_fit(folder: RunFolder, prepared: PreparedTraining) -> None:
         check_context(config, stage.train.max_length, where=f"{where}, model {model}")
         check_vocabulary(config, highest, where=f"{where}, model {model}")
     taught = [lesson for lesson in lessons if lesson.share]
-    pairs, _ = layer_pairs(configs[stage.student], configs, taught)
+    try:
+        pairs, _ = layer_pairs(configs[stage.student], configs, taught)
+    except InputError as error:
+        raise error.within(where) from None
     if pairs:
         check_attention(configs[stage.student], {student for student, _ in pairs})
         compared = {x.teacher for x in taught if x.teacher and x.terms.weighs("attention")}

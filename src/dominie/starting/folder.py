@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,9 @@ def start(folder: Path, template: str) -> list[Path]:
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for source, path in data.items():
-            materialise(f"toyworld:{source}?rows={ROWS}", folder).rename(path)
+        with tempfile.TemporaryDirectory(prefix=".starting-", dir=folder) as scratch:
+            for source, path in data.items():
+                materialise(f"toyworld:{source}?rows={ROWS}", Path(scratch)).rename(path)
         recipe.write_text(recipe_text(wanted, name=_run_name(folder)), encoding="utf-8")
     except OSError as error:
         raise InputError(

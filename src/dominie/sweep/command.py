@@ -60,6 +60,13 @@ def sweep_recipe(
             where=str(recipe),
             do="add evaluate: models and tasks",
         )
+    if not over and seeds is None:
+        raise InputError(
+            "there is nothing to vary",
+            where="dominie sweep",
+            expected="--over KEY=V1,V2, --seeds 0-4, or both",
+            do=f"`dominie run {recipe}` runs the recipe once",
+        )
     folder = runs / f"{load_recipe(recipe, fixed).name}-sweep"
     by_cell: dict[str, list[Row]] = {}
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 logger = logging.getLogger(__name__)
 
 #: An expert with less than this of its fair share of the routing weight is not used …
 STARVED = 0.1
-#: … when it has been so for this many lines of metrics; a single one may be of a few tokens.
+#: … when it has been so for this many lines of metrics; a single one may be of a few tokens …
 LINES = 3
+#: … and this many steps: a router that is made anew prefers some, and mostly gets over it.
+STEPS = 50
 
 
 class CollapseWatch:
@@ -19,23 +20,26 @@ class CollapseWatch:
 
     def __init__(self) -> None:
         self.warned = False
-        self._starved: Counter[tuple[int, int]] = Counter()
+        self._starved: dict[tuple[int, int], list[int]] = {}
 
-    def look(self, router: Mapping[str, Sequence[Sequence[float]]] | None) -> None:
+    def look(self, router: Mapping[str, Sequence[Sequence[float]]] | None, step: int) -> None:
         """Warn where an expert gets next to nothing, line after line.
 
         Args:
             router: as `Meter.means` has it; None of a dense student.
+            step: of the line.
         """
         if router is None or self.warned:
             return
         for layer, load in enumerate(router["load"]):
             for expert, share in enumerate(load):
                 place = (layer, expert)
-                self._starved[place] = (
-                    self._starved[place] + 1 if share * len(load) < STARVED else 0
-                )
-                if self._starved[place] == LINES and not self.warned:
+                if share * len(load) >= STARVED:
+                    self._starved.pop(place, None)
+                    continue
+                seen = self._starved.setdefault(place, [])
+                seen.append(step)
+                if len(seen) >= LINES and step - seen[0] >= STEPS and not self.warned:
                     self._warn(layer, expert, share)
 
     def _warn(self, layer: int, expert: int, share: float) -> None:

@@ -312,7 +312,7 @@ class DistillationTrainer(CheckpointedTrainer):
         if self.steps_without_tokens:
             record["steps_without_tokens"] = self.steps_without_tokens
         self._logged_tokens, self._logged_at = self.supervised_tokens, seconds
-        self.collapse.look(means.get("router"))
+        self.collapse.look(means.get("router"), self.state.global_step)
         if self.is_world_process_zero():
             self.records.append(record)
         rates = {key: record[key] for key in ("loss", "tokens", "tokens_per_second")}
