@@ -17,6 +17,7 @@ from dominie.data.batches import Row
 from dominie.data.mixing import Mix
 from dominie.losses.objective import Objective
 from dominie.losses.terms import Attention, LossTerms
+from dominie.models.flops import products_of
 from dominie.teachers import Teacher
 from dominie.training.arguments import training_arguments
 from dominie.training.feed import Collator, MixedRows
@@ -25,6 +26,7 @@ from dominie.training.meter import Meter
 from dominie.training.records import Records
 from dominie.training.settings import TrainSettings
 from dominie.training.trainer import DistillationTrainer
+from dominie.training.utilisation import Utilisation
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no folder on the path
 
@@ -121,6 +123,7 @@ def step_gradient(tmp_path: Path) -> GradientOf:
                 meter=Meter(names),
                 validation=None,
                 records=Records(tmp_path / "metrics.jsonl"),
+                utilisation=Utilisation(products_of(model), [None] * len(rows), peak=None),
                 epochs=1,
                 source_gradients=source_gradients,
                 callbacks=[kept],

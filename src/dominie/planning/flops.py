@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dominie.planning.gpus import NETWORK, PER_MACHINE, Device
+from dominie.devices import Device
+from dominie.planning.gpus import NETWORK, PER_MACHINE
 from dominie.planning.memory import BYTES, Situation
 from dominie.planning.shapes import Shape, shape_of
 

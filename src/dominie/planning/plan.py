@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dominie.devices import Device
 from dominie.errors import InputError
 from dominie.losses.terms import LossTerms
 from dominie.planning.configs import config_of
 from dominie.planning.fixes import Fix, Workshop
 from dominie.planning.flops import EFFICIENCY, Cost, stage_cost
-from dominie.planning.gpus import Device, device_meant, device_named
+from dominie.planning.gpus import device_meant, device_named
 from dominie.planning.memory import BYTES, Memory, Placement, Situation, Taught, stage_memory
 from dominie.planning.shapes import Shape, shape_of
 from dominie.planning.sizes import Size, Work, source_sizes, work_of

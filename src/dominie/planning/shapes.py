@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from dominie.models.flops import experts_of_a_token, products_of
 from dominie.planning.trace import Pass, bare_model
 
 
@@ -18,7 +19,7 @@ class Shape:
     Attributes:
         parameters: all weights.
         active: weights that a token passes through: of a mixture's experts those it is sent to.
-        multiplied: active weights that are factors of a product: no embedding table.
+        multiplied: active weights that are factors of a product: no embedding table, no norm.
         experts: weights of a mixture's experts, which are joined as they are loaded.
         quantisable: weights of linear layers but the head: what 8 or 4 bits can hold.
         largest_layer: weights of the layer that has most.
@@ -70,7 +71,7 @@ def _shape(key: _Key) -> Shape:
     model = bare_model(config, Pass(rows=1, length=2, dtype="bf16"))
     parameters = sum(p.numel() for p in model.parameters())
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    chosen = _experts_of_a_token(config)
+    chosen = experts_of_a_token(config)
     active = parameters - round(experts * (1 - chosen))
     head = model.get_output_embeddings().weight
     table = model.get_input_embeddings().weight
@@ -81,7 +82,7 @@ def _shape(key: _Key) -> Shape:
     return Shape(
         parameters=parameters,
         active=active,
-        multiplied=active - (0 if tied else table.numel()),
+        multiplied=round(products_of(model).weights),
         experts=experts,
         quantisable=sum(w.numel() for w in linear if w is not head),
         largest_layer=max(sum(p.numel() for p in layer.parameters()) for layer in layers),
@@ -93,12 +94,3 @@ def _shape(key: _Key) -> Shape:
         head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
         tied=tied,
     )
-
-
-def _experts_of_a_token(config: Any) -> float:
-    """Share of a mixture's experts that a token is sent to; 1 where there is no mixture."""
-    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if count := getattr(config, name, None):
-            chosen = getattr(config, "num_experts_per_tok", count)
-            return float(min(1.0, chosen / count))
-    return 1.0

@@ -16,6 +16,7 @@ from dominie.data.mixing import Mix, total_conversations
 from dominie.errors import RunError
 from dominie.losses.objective import Objective
 from dominie.losses.terms import TERMS
+from dominie.models.flops import products_of
 from dominie.models.head import check_head, text_config
 from dominie.models.loading import DTYPES, load_student
 from dominie.models.minds import Mind, Sharing, sharing
@@ -34,6 +35,7 @@ from dominie.training.meter import Meter
 from dominie.training.records import Records
 from dominie.training.settings import TrainSettings
 from dominie.training.trainer import DistillationTrainer
+from dominie.training.utilisation import Utilisation, peak_flops
 from dominie.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ def train_stage(
         gradient_checkpointing=settings.gradient_checkpointing,
     )
     check_head(model, where=student.path)
+    own = products_of(model)
     counts = [p.numel() for p in model.parameters()], [p.numel() for p in _trainable(model)]
     shared = shared_minds(student, teachers, settings).adapters
     panel = {
@@ -107,6 +110,17 @@ def train_stage(
     pairs, options = layer_pairs(text_config(model), configs, taught)
     objective = Objective([lesson.terms for lesson in lessons])
     records = Records(folder / "metrics.jsonl")
+    products = {
+        name: products_of(member.model, adapters=False)
+        if isinstance(member, Mind)
+        else products_of(member)
+        for name, member in panel.items()
+    }
+    utilisation = Utilisation(
+        own,
+        [products.get(lesson.speaker or "") for lesson in lessons],
+        peak=peak_flops(settings.precision),
+    )
 
     stop = SaveAndStop()
     with teaching(model, objective, pairs, options=options):
@@ -118,6 +132,7 @@ def train_stage(
             settings,
             teacher=routed_teacher(panel, lessons, pairs, caches or {}),
             records=records,
+            utilisation=utilisation,
             callbacks=[stop, *callbacks],
         )
         with stop.listening():
@@ -197,6 +212,7 @@ def _trainer(
     *,
     teacher: Teacher | None,
     records: Records,
+    utilisation: Utilisation,
     callbacks: Sequence[TrainerCallback],
 ) -> DistillationTrainer:
     """The trainer of a stage, with its rows in order and its validation splits."""
@@ -227,6 +243,7 @@ def _trainer(
         meter=Meter(names, weighed),
         validation=validation if watched else None,
         records=records,
+        utilisation=utilisation,
         epochs=course.epochs,
         source_gradients=settings.source_gradients,
         max_spike=settings.max_spike,

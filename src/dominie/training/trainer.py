@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from dominie.data.batches import IGNORED, Batch
+from dominie.data.batches import Batch
 from dominie.data.mixing import Mix
 from dominie.errors import InputError, RunError
 from dominie.processes.ranks import decided_by_first
@@ -35,6 +35,7 @@ from dominie.training.meter import Meter
 from dominie.training.records import Records
 from dominie.training.source_gradients import source_gradient_norms, sources_of
 from dominie.training.trackers import OneRunAStage, flat, keep_tensorboard
+from dominie.training.utilisation import Utilisation
 from dominie.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class DistillationTrainer(CheckpointedTrainer):
         meter: sums metrics by source.
         validation: the forgetting curve, None without validation splits.
         records: `metrics.jsonl`.
+        utilisation: counts the products of its steps.
         epochs: passes over the largest source that the whole run makes, for display.
         source_gradients: whether logged steps measure the norm of each source's gradient.
         max_spike: factor of its median that a step's loss may reach; None allows all.
@@ -91,6 +93,7 @@ class DistillationTrainer(CheckpointedTrainer):
         meter: Meter,
         validation: Validation | None,
         records: Records,
+        utilisation: Utilisation,
         epochs: float,
         source_gradients: bool = False,
         max_spike: float | None = None,
@@ -98,6 +101,7 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> None:
         self.mix, self.teacher, self.meter = mix, teacher, meter
         self.validation, self.records, self.epochs = validation, records, epochs
+        self.utilisation = utilisation
         self._spikes = SpikeWatch(max_spike)
         self.collapse, self.copied = CollapseWatch(), [records.path]
         if validation is None:
@@ -117,7 +121,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self.supervised_tokens, self._logged_tokens, self.steps_without_tokens = 0, 0, 0
         self._started, self._earlier, self._logged_at = time.monotonic(), 0.0, 0.0
         self._step_loss = torch.zeros((), device=args.device)
-        self._real_tokens = self._positions = 0  # since the last line of metrics
+        self._flops, self._real_tokens, self._positions = 0.0, 0, 0  # since the last line
         if source_gradients and self.is_deepspeed_enabled:
             raise InputError(
                 "DeepSpeed's backward pass cannot be taken source by source",
@@ -147,13 +151,16 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> tuple[list[Any], Tensor]:
         """The micro-batches of one optimiser step, and its supervised tokens over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        counts = torch.stack([_counts(batch) for batch in batches]).sum(0).to(device)
+        loads = torch.stack([self.utilisation.loads(batch) for batch in batches]).sum(0)
+        positions = loads.new_tensor([sum(batch["labels"].numel() for batch in batches)])
+        counts = torch.cat([positions, loads.flatten()]).to(device)
         counts = self.accelerator.reduce(counts, reduction="sum")
-        count = counts[0]
-        supervised, real, positions = counts.tolist()
-        self.supervised_tokens += supervised
-        self._real_tokens += real
-        self._positions += positions
+        loads = counts[1:].view_as(loads)
+        count = loads[:, 1].sum()
+        self.supervised_tokens += int(count)
+        self._real_tokens += int(loads[:, 0].sum())
+        self._positions += int(counts[0])
+        self._flops += self.utilisation.flops(loads)
         if not count:
             self.steps_without_tokens += 1
             if self.steps_without_tokens == 1:
@@ -305,10 +312,13 @@ class DistillationTrainer(CheckpointedTrainer):
             "throughput": {
                 "tokens_per_second": self._real_tokens / max(seconds - self._logged_at, 1e-9),
                 "real_tokens": round(self._real_tokens / max(self._positions, 1), 4),
+                **self.utilisation.told(
+                    self._flops, seconds - self._logged_at, self.accelerator.num_processes
+                ),
                 "memory_gb": round(held_memory() / 1e9, 3),
             },
         }
-        self._real_tokens = self._positions = 0
+        self._flops, self._real_tokens, self._positions = 0.0, 0, 0
         if self.steps_without_tokens:
             record["steps_without_tokens"] = self.steps_without_tokens
         self._logged_tokens, self._logged_at = self.supervised_tokens, seconds
@@ -351,10 +361,3 @@ class DistillationTrainer(CheckpointedTrainer):
         self._earlier = self._logged_at = float(last.get("seconds", 0.0))
         self._started = time.monotonic()
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
-def _counts(batch: Mapping[str, Any]) -> Tensor:
-    """Supervised tokens of a micro-batch, its tokens without padding, and its positions."""
-    labels, sources = batch["labels"], batch["source_ids"]
-    positions = labels.new_tensor(labels.numel())
-    return torch.stack([(labels != IGNORED).sum(), (sources >= 0).sum(), positions])
