@@ -31,6 +31,7 @@ import _results
 import torch
 from _memory import peak_above, settled
 from _results import DEVICE, GPU, Row
+from _speed import matrix_speed
 from torch.nn.functional import kl_div
 
 from dominie.losses import attention_divergence, prediction_divergence
@@ -248,20 +249,6 @@ def layer_rows(length: int, rounds: int, *, maps: bool) -> list[Row]:
             }
         )
     return rows
-
-
-def matrix_speed() -> float:
-    """Operations a second of a large matrix product here."""
-    size = 8192
-    a, b = (torch.randn(size, size, device=DEVICE, dtype=DTYPE) for _ in range(2))
-    seconds = []
-    for _ in range(8):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        a @ b
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(seconds[3:])
 
 
 def _ratio(own: list[float], other: list[float]) -> float:

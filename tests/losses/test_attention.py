@@ -333,7 +333,8 @@ def small_blocks(monkeypatch):
     """Several blocks for a few positions."""
     from dominie.losses.kernels import attention
 
-    monkeypatch.setattr(attention, "_blocks", lambda *_: attention._Blocks(32, 16, 4, 1))
+    blocks = attention._Blocks(32, 16, 4, 1)
+    monkeypatch.setattr(attention, "_blocks", lambda *_, **__: blocks)
 
 
 @needs_triton

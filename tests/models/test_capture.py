@@ -154,6 +154,31 @@ def test_outputs_stay_those_of_the_stock_attention(implementation) -> None:
         assert (generated == stock).all()
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_under_autocast_what_is_scored_is_what_the_stock_attention_reads(
+    implementation, monkeypatch
+) -> None:
+    student = mistral(implementation=implementation).float()
+    ids, weights = batch_of()
+    target = targets_of(mixtral().bfloat16(), range(3), ids, weights.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        stock = student(input_ids=ids, use_cache=False).logits
+    scored = StudentAttention(student, PAIRS)
+    heard: list[Projections] = []
+    hear = scored.heard
+    monkeypatch.setattr(
+        scored, "heard", lambda layer, seen: (heard.append(seen), hear(layer, seen))
+    )
+    scored.expect([target], segment_ids=None, value=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = student(input_ids=ids, use_cache=False).logits
+    assert torch.equal(output, stock), "rounded before the stock attention or in it, once"
+    assert {part.dtype for each in heard for part in (each.query, each.key)} == {torch.bfloat16}
+    found = gradients_of(scored.take(), student)
+    assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+    assert found["model.layers.0.self_attn.q_proj.weight"].norm() > 0
+
+
 def test_several_teachers_teach_rows_of_their_own() -> None:
     student, first, second = mistral(), mixtral(1), mistral(5).requires_grad_(False)
     ids, weights = batch_of(rows=4)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dominie.models.spec import Model
-from dominie.planning.configs import load_plan_config, shipped_names, with_layers
+from dominie.planning.configs import load_plan_config, shipped_names
+from dominie.planning.layers import with_layers
 from dominie.planning.shapes import shape_of
 from dominie.planning.trace import Pass, traced
 from dominie.training.settings import Lora

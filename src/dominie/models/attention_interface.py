@@ -134,6 +134,19 @@ def _tell(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any])
         listener.heard(int(module.layer_idx), projections)  # type: ignore[arg-type]
 
 
+def _as_attended(projection: Tensor) -> Tensor:
+    """Query or key in the precision that the stock attention reads it in.
+
+    Under autocast rotary embedding leaves float32, which every stock kernel rounds first. Rounded
+    here, both share one tensor, and the comparison runs on it as fast as the attention itself: a
+    fused kernel takes several times as long over float32.
+    """
+    device = projection.device.type
+    if projection.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return projection
+    return projection.to(torch.get_autocast_dtype(device))
+
+
 def _listening(stock: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The function that runs attention implementation ``stock``, then tells the listeners."""
 
@@ -149,6 +162,7 @@ def _listening(stock: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             function = sys.modules[type(module).__module__].eager_attention_forward
         else:
             function = ALL_ATTENTION_FUNCTIONS[stock]
+        query, key = _as_attended(query), _as_attended(key)
         width = value.shape[-1]
         if stock.startswith("flash"):  # one head size for all; models pad by the stock name alone
             value = pad(value, (0, query.shape[-1] - width))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -81,17 +80,6 @@ def shipped_names() -> list[str]:
     """Models whose configuration comes with dominie."""
     found = {path.stem.replace("--", "/") for folder in _SHIPPED for path in folder.glob("*.json")}
     return sorted(found)
-
-
-def with_layers(config: Any, layers: int) -> Any:
-    """The configuration of the same model with fewer layers."""
-    cut = copy.deepcopy(config)
-    whole = config.num_hidden_layers
-    for key, value in vars(config).items():
-        if isinstance(value, list) and len(value) == whole:
-            setattr(cut, key, value[:layers])
-    cut.num_hidden_layers = layers
-    return cut
 
 
 def _toy_config(path: str) -> Any:

@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from dominie.models.head import causal_lm
 from dominie.models.loading import DTYPES, with_lora
-from dominie.planning.configs import with_layers
 from dominie.planning.heap import MAPPED_ALONE, Heap
+from dominie.planning.layers import with_layers
 from dominie.training.settings import Lora
 
 #: Layers of the two models that are run in place of a deeper one.

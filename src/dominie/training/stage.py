@@ -124,7 +124,7 @@ def train_stage(
 
     stop = SaveAndStop()
     with teaching(model, objective, pairs, options=options):
-        trainer = _trainer(
+        trainer = trainer_of(
             model,
             arguments,
             course,
@@ -203,7 +203,7 @@ def course_of(taught: Sequence[Lessons], settings: TrainSettings) -> Course:
     return Course(sizes, shares, steps, steps * settings.batch / conversations * settings.epochs)
 
 
-def _trainer(
+def trainer_of(
     model: Any,
     arguments: TrainingArguments,
     course: Course,
@@ -215,7 +215,18 @@ def _trainer(
     utilisation: Utilisation,
     callbacks: Sequence[TrainerCallback],
 ) -> DistillationTrainer:
-    """The trainer of a stage, with its rows in order and its validation splits."""
+    """The trainer of a stage, with its rows in order and its validation splits.
+
+    Args:
+        model: the student, within `learner.teaching`.
+        arguments: of transformers.
+        course: how much is learnt.
+        lessons: taught sources first, watched ones after.
+        settings: the stage's `train`.
+        teacher: who speaks on every batch, None where no source is taught.
+        records: `metrics.jsonl`.
+        callbacks: progress displays and the like.
+    """
     names = [lesson.name for lesson in lessons]
     routes = list(dict.fromkeys(lesson.speaker for lesson in lessons))
     collator = Collator(

@@ -66,24 +66,38 @@ class _Blocks:
     stages: int
 
 
-def _blocks(width: int, element_size: int, device: torch.device) -> _Blocks:
+#: Bytes of shared memory that a block of threads may have: H100 and H200 227 KiB, A100 163, others
+#: 99.
+_LARGE, _MEDIUM = 200 * 1024, 160 * 1024
+
+
+def _blocks(width: int, element_size: int, device: torch.device, *, group: int = 1) -> _Blocks:
     """Tiles whose operands fit registers and shared memory at a head size and dtype.
 
-    Compiled for Hopper none of the first two spills a register; they want 80 and 128 KiB of shared
-    memory, which small GPUs do not have: those get the next smaller tiles.
+    `tests/losses/compile_kernels.py` compiles them for Hopper, and tells what each takes: in 16
+    bits none spills a register. GPUs with less shared memory get smaller tiles.
+
+    Args:
+        width: the larger head size of both models.
+        element_size: bytes of the wider dtype of both models.
+        device: where the kernels run.
+        group: teacher heads to a head of the student; several are read again and again.
     """
     row = width * element_size  # bytes
+    shared = _LARGE
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         shared = getattr(properties, "shared_memory_per_block_optin", 0)
-        if shared < 160 * 1024:
-            row *= 2
+    if shared < (_MEDIUM if group == 1 else _LARGE):
+        row *= 2
     if row <= 128:  # heads of 64 in bfloat16
         return _Blocks(128, 64, 8, 3)
     if row <= 256:  # heads of 128 in bfloat16
         return _Blocks(128, 64, 8, 2)
     if row <= 512:
-        return _Blocks(64, 32, 4, 2)
+        if element_size == 4:  # three products of tf32 for one want more registers
+            return _Blocks(64, 16, 4, 2)
+        return _Blocks(128, 32, 8, 2) if shared >= _LARGE and group == 1 else _Blocks(64, 32, 4, 2)
     return _Blocks(32, 16, 4, 1)
 
 
@@ -100,7 +114,9 @@ class _Walk:
     def of(student: Projections, teacher: Projections, visible: Visibility) -> _Walk:
         query = student.query
         width = max(16, query.shape[3], teacher.query.shape[3])
-        blocks = _blocks(width, query.element_size(), query.device)
+        size = max(query.element_size(), teacher.query.element_size())
+        group = teacher.heads // student.heads
+        blocks = _blocks(width, size, query.device, group=group)
         return _Walk(student, teacher, visible, blocks)
 
     @property

@@ -1,0 +1,167 @@
+"""Optimiser steps of a stage's own trainer, timed one by one."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from _memory import peak_above, settled
+from _results import GPU
+from transformers import TrainerCallback
+
+from dominie.losses.objective import Objective
+from dominie.models.attention_interface import listeners_of
+from dominie.training.arguments import training_arguments
+from dominie.training.learner import teaching
+from dominie.training.lessons import layer_pairs, routed_teacher
+from dominie.training.records import Records
+from dominie.training.settings import TrainSettings
+from dominie.training.stage import course_of, trainer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from dominie.teachers import Teacher
+    from dominie.training.lessons import Lessons
+
+_NEVER = 10_000  # more steps than are taken: nothing is logged, saved or evaluated in between
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What steps came to.
+
+    Attributes:
+        seconds: of a step, the median without the first, which warms up.
+        peak: bytes above the models at most; None where the system does not say.
+        standing: bytes of the models, on a GPU.
+        micro_batch: conversations of a forward pass.
+        taken: steps that were timed.
+    """
+
+    seconds: float
+    peak: int | None
+    standing: int | None
+    micro_batch: int
+    taken: int
+
+
+class _Clock(TrainerCallback):
+    """Notes when steps end, and ends the training after so many or at a time."""
+
+    def __init__(self, steps: int, deadline: float) -> None:
+        self.steps, self.deadline, self.at = steps, deadline, [0.0]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 0:
+            self.at = [_now()]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.at.append(_now())
+        late = self.at[-1] > self.deadline and len(self.at) > 2
+        control.should_training_stop = late or len(self.at) > self.steps + 1
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each step but the first, which compiles and fills caches."""
+        return [b - a for a, b in zip(self.at[1:], self.at[2:], strict=False)]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """How a stage is taught: by the product (`teaching` and `teacher` are None) or otherwise."""
+
+    lessons: Sequence[Lessons]
+    teachers: Mapping[str, Any]
+    caches: Mapping[str, Teacher]
+    teaching: Callable[[], AbstractContextManager[None]] | None = None
+    teacher: Teacher | None = None
+
+
+def steps_taken(
+    student: Any, taught: Taught, *, length: int, batch: int, micro_batch: int, steps: int,
+    deadline: float,
+) -> Steps:  # fmt: skip
+    """Train for a few steps as a stage does, optimiser and all.
+
+    Args:
+        student: who learns; its weights change.
+        taught: by whom and how.
+        length: of a row of tokens.
+        batch: conversations of an optimiser step.
+        micro_batch: of a forward pass.
+        steps: to be timed, beside the first.
+        deadline: on the clock of `time.perf_counter`, after which no further step is begun.
+
+    Raises:
+        torch.OutOfMemoryError: it does not fit.
+    """
+    settings = TrainSettings(
+        batch=batch, micro_batch=micro_batch, steps=_NEVER, max_length=length, precision="bf16",
+        log_every=_NEVER - 1, checkpoint_every=_NEVER - 1, evaluate_every=_NEVER - 1,
+    )  # fmt: skip
+    course = course_of(taught.lessons, settings)
+    configs = {name: model.config for name, model in taught.teachers.items()}
+    pairs, options = layer_pairs(student.config, configs, taught.lessons)
+    objective = Objective([lesson.terms for lesson in taught.lessons])
+    clock = _Clock(steps, deadline)
+    before = settled()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        arguments = training_arguments(
+            settings, folder / "checkpoints", steps=course.steps, ranks=1
+        )
+        teacher = taught.teacher or routed_teacher(
+            taught.teachers, taught.lessons, pairs, taught.caches
+        )
+        lesson = taught.teaching or (lambda: teaching(student, objective, pairs, options=options))
+        try:
+            with lesson():
+                trainer = trainer_of(
+                    student, arguments, course, taught.lessons, settings,
+                    teacher=teacher, records=Records(folder / "metrics.jsonl"), callbacks=[clock],
+                )  # fmt: skip
+                trainer.resume(None)
+            peak = peak_above(before)
+        finally:
+            student.zero_grad(set_to_none=True)
+            for model in taught.teachers.values():
+                for listener in listeners_of(model):
+                    listener.detach()  # type: ignore[attr-defined]
+    return Steps(
+        seconds=statistics.median(clock.seconds),
+        peak=peak,
+        standing=before if GPU else None,
+        micro_batch=micro_batch,
+        taken=len(clock.seconds),
+    )
+
+
+def fitting_steps(
+    student: Any, taught: Taught, *, micro_batch: int, **options: Any
+) -> tuple[Steps | None, list[int]]:
+    """Steps of the largest micro-batch that fits, halved from one to the next; which did not."""
+    too_large: list[int] = []
+    while micro_batch:
+        try:
+            return steps_taken(student, taught, micro_batch=micro_batch, **options), too_large
+        except torch.OutOfMemoryError:
+            too_large.append(micro_batch)
+        student.zero_grad(set_to_none=True)  # outside of the handler, whose traceback holds tensors
+        gc.collect()
+        torch.cuda.empty_cache()
+        micro_batch //= 2
+    return None, too_large
+
+
+def _now() -> float:
+    if GPU:
+        torch.cuda.synchronize()
+    return time.perf_counter()

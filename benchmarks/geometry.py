@@ -1,0 +1,285 @@
+"""Training at the paper's geometry: tokens a second, share of the bound, memory, beside plain code.
+
+A Mixtral-8x7B teaches a Mistral-7B: random weights of those shapes, bf16 over fp32 weights and
+Adam, every step the one that a stage's trainer takes (`dominie.training`), optimiser included. All
+weights, gradients and moments of 32 layers do not fit one GPU: fewer layers are run, and
+`full_depth_tokens_per_second` is what 32 would come to at the same share of the bound, by the ratio
+of the operations of a token. Jobs:
+
+* KD: prediction alone; KD + attention; the same with four conversations packed to a row;
+* DAE online: two teachers of the student's shape, every row with its source's; DAE from cache.
+
+`plain` does the same job in the same trainer as the authors' code does it: all logits of both
+models, whole attention maps (KD + attention), both teachers on every row (DAE). Where it does not
+fit, its micro-batch is halved until it does; what did not is said.
+
+`of_bound` is the time of the operations that the job needs (student forward and backward, its
+teacher's forward, heads of supervised positions, attention loss; nothing recomputed) at the rate
+of the device's data sheet, over the time taken; `of_matrix_speed` the same at the speed of a large
+matrix product here; `mfu` counts the student's forward and backward alone. A CPU has no data sheet
+here: its rate is that of the product.
+
+    python benchmarks/geometry.py [--quick] [--json] [--seconds 170]
+
+``--quick`` runs tiny models of the same families through the same code within 50 seconds on two
+cores; after ``--seconds`` no further job is begun, and what is left out is said. A full run also
+writes a dated table to ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import _results
+from _geometry_models import STUDENT, TEACHER, configuration, conversations, made, work
+from _geometry_plain import PlainCache, PlainTeacher, plainly_taught
+from _geometry_steps import Taught, fitting_steps
+from _results import GPU, Row
+from _speed import matrix_speed
+
+from dominie.losses.terms import Attention, LossTerms, Prediction
+from dominie.planning.gpus import device_named
+from dominie.training.lessons import Lessons
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dominie.teachers.cached import CachedTeacher
+
+LAYERS = 8 if GPU else 2
+FULL_DEPTH = 32
+#: Tokens of a forward pass, and forward passes of an optimiser step (the paper takes 64).
+TOKENS, ACCUMULATED = (8192, 4) if GPU else (512, 1)
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is taught to whom.
+
+    Attributes:
+        name: as the table has it.
+        teachers: each with its share of the conversations.
+        attention: whether maps are compared.
+        cached: whether the teachers speak from a cache.
+        packed: conversations to a row.
+        plain: whether plain code does the same.
+    """
+
+    name: str
+    teachers: tuple[tuple[str, float], ...] = (("mixtral", 1.0),)
+    attention: bool = False
+    cached: bool = False
+    packed: int = 1
+    plain: bool = True
+
+
+ROUTED = (("reference", 0.9), ("expert", 0.1))
+JOBS = (
+    Job("KD + attention", attention=True),
+    Job("KD"),
+    Job("DAE online", ROUTED),
+    Job("DAE from cache", (("reference", 1.0),), cached=True),
+    Job("KD + attention, packed", attention=True, packed=4, plain=False),
+)
+
+
+class Laboratory:
+    """The models, made when they are first asked for, and the jobs done with them."""
+
+    def __init__(self, layers: int, *, tiny: bool) -> None:
+        self.configs = {
+            name: configuration(TEACHER if name == "mixtral" else STUDENT, layers, tiny=tiny)
+            for name in ("student", "mixtral", "reference", "expert")
+        }
+        self.models: dict[str, Any] = {}
+
+    def model(self, name: str) -> Any:
+        """A model by its part."""
+        if name not in self.models:
+            seed = list(self.configs).index(name)
+            self.models[name] = made(self.configs[name], trained=name == "student", seed=seed)
+        return self.models[name]
+
+    def only(self, names: set[str]) -> None:
+        """Forget all other models."""
+        self.models = {name: model for name, model in self.models.items() if name in names}
+
+    def lessons(self, job: Job, length: int, rows: int) -> list[Lessons]:
+        """A source for each teacher."""
+        terms = LossTerms(prediction=Prediction(), attention=Attention() if job.attention else None)
+        size = self.configs["student"].vocab_size
+        return [
+            Lessons(
+                name=teacher, share=share, terms=terms, teacher=teacher, validation=[],
+                train=conversations(rows, length // job.packed, size, seed=index),
+                cache=f"cache of {teacher}" if job.cached else None,
+            )
+            for index, (teacher, share) in enumerate(job.teachers)
+        ]  # fmt: skip
+
+    def taught(self, job: Job, lessons: list[Lessons], scratch: Path, *, plain: bool) -> Taught:
+        """Who teaches a job, and how."""
+        student = self.model("student")
+        models = {name: self.model(name) for name, _ in job.teachers}
+        caches = {}
+        if job.cached:
+            caches = {
+                str(each.cache): self.cache(each, scratch / str(each.teacher)) for each in lessons
+            }
+            models = {}
+        if not plain:
+            return Taught(lessons, models, caches)
+        teacher: Any = PlainTeacher(list(models.values()), maps=job.attention)
+        if job.cached:
+            teacher = PlainCache(*caches.values(), student.config.vocab_size)
+        teaching = functools.partial(
+            plainly_taught, student, list(models.values()), maps=job.attention,
+            sources=len(lessons),
+        )  # fmt: skip
+        return Taught(lessons, models, caches, teaching, teacher)
+
+    def cache(self, lessons: Lessons, folder: Path) -> CachedTeacher:
+        """What a teacher says about a source's conversations, written down and opened."""
+        from dominie.data.shards import ShardWriter
+        from dominie.teachers import cache as caches
+        from dominie.teachers.cached import CachedTeacher
+        from dominie.teachers.schemes import CacheSettings
+        from dominie.teachers.writing import batch_tokens, entries, in_batches, measured_vocabulary
+
+        model, settings, rows = self.model(str(lessons.teacher)), CacheSettings(), lessons.train
+        identity = caches.Identity(
+            teacher=str(lessons.teacher), revision=None, weights="random", tokenizer="none",
+            vocabulary=model.config.vocab_size, temperature=1.0, scheme=settings.identity,
+        )  # fmt: skip
+        if not caches.exists(folder):
+            vocabulary = measured_vocabulary(
+                model, rows, identity.vocabulary, settings, temperature=1.0
+            )
+            caches.create(folder, identity, vocabulary, {})
+            opened = caches.Cache(folder, identity, remedy="")
+            with ShardWriter(folder) as writer:
+                for batch in in_batches(rows, range(len(rows)), batch_tokens(model)):
+                    writer.add(entries(model, batch, opened.vocabulary, settings, temperature=1.0))
+        return CachedTeacher(caches.Cache(folder, identity, remedy=""))
+
+
+def job_rows(
+    laboratory: Laboratory, job: Job, length: int, *, steps: int, deadline: float, speed: float
+) -> Iterator[Row]:
+    """The product's row of a job, and plain code's."""
+    configs = laboratory.configs
+    laboratory.only({"student", *(name for name, _ in job.teachers)})
+    online = [] if job.cached else [(configs[name], share) for name, share in job.teachers]
+    needed, whole = (
+        work(own, others, length // job.packed, attention=job.attention)
+        for own, others in (
+            (configs["student"], online),
+            (_deep(configs["student"]), [(_deep(config), share) for config, share in online]),
+        )
+    )
+    micro_batch = max(1, TOKENS // length) * job.packed
+    batch = micro_batch * ACCUMULATED
+    lessons = laboratory.lessons(job, length, rows=2 * batch)
+    peak = device_named(None).half if GPU else speed
+    ours: float | None = None
+    with tempfile.TemporaryDirectory() as scratch:
+        for plain in (False, True) if job.plain else (False,):
+            row: Row = {"part": f"L = {length}", "job": job.name,
+                        "method": PLAIN if plain else "dominie", "layers": LAYERS}  # fmt: skip
+            note = ""
+            found, too_large = None, []
+            if time.perf_counter() > deadline:
+                note = "out of time"
+            else:
+                try:
+                    taught = laboratory.taught(job, lessons, Path(scratch), plain=plain)
+                    found, too_large = fitting_steps(
+                        laboratory.model("student"), taught, micro_batch=micro_batch,
+                        length=length, batch=batch, steps=steps, deadline=deadline,
+                    )  # fmt: skip
+                except ImportError as missing:
+                    note = f"needs {missing.name}"
+            if too_large:
+                note = f"does not fit: {', '.join(map(str, too_large))} a pass"
+            tokens = batch * (length // job.packed)
+            rate = tokens / found.seconds if found else None
+            ours = ours or rate
+            yield row | {
+                "a_pass": found.micro_batch if found else None,
+                "tokens_per_second": _rounded(rate),
+                "step_seconds": _rounded(found.seconds if found else None, 3),
+                "to_plain": _rounded(ours / rate if plain and ours and rate else None, 2),
+                "mfu": _percent(needed.trained, rate, peak),
+                "of_bound": _percent(needed.total, rate, peak),
+                "of_matrix_speed": _percent(needed.total, rate, speed),
+                "peak_gb": _gigabytes(found.peak if found else None),
+                "with_models_gb": _gigabytes(
+                    (found.peak or 0) + found.standing if found and found.standing else None
+                ),
+                "full_depth_tokens_per_second": _rounded(
+                    rate * needed.total / whole.total if rate and GPU else None
+                ),
+                "steps": found.taken if found else 0,
+                "note": note or None,
+            }
+
+
+def _deep(config: Any) -> Any:
+    """The configuration at its full depth."""
+    from dominie.planning.layers import with_layers
+
+    return with_layers(config, FULL_DEPTH)
+
+
+def _percent(operations: float, rate: float | None, speed: float) -> str | None:
+    return None if rate is None else f"{100 * operations * rate / speed:.1f} %"
+
+
+def _rounded(value: float | None, digits: int = 0) -> float | None:
+    if value is None:
+        return None
+    return round(value, digits) if digits else int(value)
+
+
+def _gigabytes(count: float | None) -> float | None:
+    return None if count is None else round(count / 1e9, 2)
+
+
+def measured(*, quick: bool, seconds: float) -> Iterator[Row]:
+    """All jobs, the longest rows first; on a GPU those of one length after the other."""
+    deadline = time.perf_counter() + seconds
+    speed = matrix_speed()
+    laboratory = Laboratory(LAYERS, tiny=not GPU)
+    lengths = (2048, 1024) if GPU else (64,) if quick else (512, 256)
+    for length in lengths:
+        for job in JOBS:
+            yield from job_rows(
+                laboratory, job, length, steps=1 if quick else 3, deadline=deadline, speed=speed
+            )
+
+
+def main() -> None:
+    parser = _results.parser(__doc__)
+    parser.add_argument("--seconds", type=float, default=None, help="begin no job after so many")
+    options = parser.parse_args()
+    seconds = options.seconds or (35.0 if options.quick else 170.0 if GPU else 600.0)
+    rows = measured(quick=options.quick, seconds=seconds)
+    parts = _results.gathered(rows, as_json=options.json)
+    note = (
+        f"{LAYERS} of {FULL_DEPTH} layers of each model"
+        + ("" if GPU else ", narrowed for a CPU: only ratios say anything")
+        + f"; {TOKENS:,} tokens a forward pass, {ACCUMULATED} passes an optimiser step, three\n"
+        "quarters of the tokens supervised. `peak_gb` is above the models' weights. No layer is\n"
+        "recomputed. `to_plain`: tokens a second of dominie over plain's."
+    )
+    _results.finish("geometry", "Training at the paper's geometry", parts, options, note=note)
+
+
+if __name__ == "__main__":
+    main()
