@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import statistics
 import tempfile
 import time
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from _results import Deadline
+
     from dominie.teachers import Teacher
     from dominie.training.lessons import Lessons
 
@@ -44,6 +47,7 @@ class Steps:
         standing: bytes of the models, on a GPU.
         micro_batch: conversations of a forward pass.
         taken: steps that were timed.
+        loss: of the first step, a mean in nats per supervised token.
     """
 
     seconds: float
@@ -51,12 +55,13 @@ class Steps:
     standing: int | None
     micro_batch: int
     taken: int
+    loss: float
 
 
 class _Clock(TrainerCallback):
     """Notes when steps end, and ends the training after so many or at a time."""
 
-    def __init__(self, steps: int, deadline: float) -> None:
+    def __init__(self, steps: int, deadline: Deadline) -> None:
         self.steps, self.deadline, self.at = steps, deadline, [0.0]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -65,7 +70,7 @@ class _Clock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.at.append(_now())
-        late = self.at[-1] > self.deadline and len(self.at) > 2
+        late = self.deadline.passed and len(self.at) > 2
         control.should_training_stop = late or len(self.at) > self.steps + 1
 
     @property
@@ -87,7 +92,7 @@ class Taught:
 
 def steps_taken(
     student: Any, taught: Taught, *, length: int, batch: int, micro_batch: int, steps: int,
-    deadline: float,
+    deadline: Deadline,
 ) -> Steps:  # fmt: skip
     """Train for a few steps as a stage does, optimiser and all.
 
@@ -98,7 +103,7 @@ def steps_taken(
         batch: conversations of an optimiser step.
         micro_batch: of a forward pass.
         steps: to be timed, beside the first.
-        deadline: on the clock of `time.perf_counter`, after which no further step is begun.
+        deadline: after which no further step is begun.
 
     Raises:
         torch.OutOfMemoryError: it does not fit.
@@ -130,6 +135,7 @@ def steps_taken(
                 )  # fmt: skip
                 trainer.resume(None)
             peak = peak_above(before)
+            first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
         finally:
             student.zero_grad(set_to_none=True)
             for model in taught.teachers.values():
@@ -141,6 +147,7 @@ def steps_taken(
         standing=before if GPU else None,
         micro_batch=micro_batch,
         taken=len(clock.seconds),
+        loss=first["loss"],
     )
 
 

@@ -14,15 +14,16 @@ The methods take turns, so that a busy machine is busy for all; a ratio is the m
 of the rounds, of wall time and, on a CPU, also of the process's CPU time, which others' load on the
 machine disturbs less. Peak memory is above what was allocated before the step.
 
-    python benchmarks/attention.py [--quick] [--json]
+    python benchmarks/attention.py [--quick] [--json] [--seconds 60]
 
 ``--quick`` ends within 50 seconds on two cores; a full run also writes a dated table to
-``benchmarks/results``.
+``benchmarks/results``. After ``--seconds`` no further round is begun.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ import _attention_errors
 import _results
 import torch
 from _memory import peak_above, settled
-from _results import DEVICE, GPU, Row
+from _results import DEVICE, GPU, Deadline, Row
 from _speed import matrix_speed
 from torch.nn.functional import kl_div
 
@@ -124,7 +125,7 @@ class Step:
         )
 
 
-def step_rows(length: int, rounds: int, *, maps: bool) -> list[Row]:
+def step_rows(length: int, rounds: int, *, maps: bool, deadline: Deadline) -> list[Row]:
     """Whole steps: forward of both models, loss, backward."""
     step = Step(length)
     methods: dict[str, Callable[[], Tensor]] = {"logits": step.logits}
@@ -140,7 +141,7 @@ def step_rows(length: int, rounds: int, *, maps: bool) -> list[Row]:
         value.backward()
         return value.item()
 
-    times, peaks, values = taken_in_turns(methods, backward, rounds)
+    times, peaks, values = taken_in_turns(methods, backward, rounds, deadline)
     busy = {name: [cpu for _, cpu in times[name]] for name in methods}
     wall = {name: [seconds for seconds, _ in times[name]] for name in methods}
     if maps and abs(values["with value"] - values["maps"]) > 2e-2 * abs(values["maps"]):
@@ -166,6 +167,7 @@ def taken_in_turns(
     methods: dict[str, Callable[[], Tensor]],
     run: Callable[[Callable[[], Tensor]], float],
     rounds: int,
+    deadline: Deadline,
 ) -> tuple[dict[str, list[tuple[float, float]]], dict[str, float | None], dict[str, float]]:
     """(Seconds, CPU seconds) of every round, peak bytes, value; a round of several warms up."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
@@ -173,6 +175,8 @@ def taken_in_turns(
     values: dict[str, float] = {}
     warming = int(rounds > 1)
     for turn in range(rounds + warming):
+        if turn > warming and deadline.passed:
+            break
         for name, method in methods.items():
             slow = name == "maps" and not GPU  # minutes: not warmed up, and once is enough
             if slow and turn:
@@ -209,7 +213,7 @@ def projections(length: int, *, batch: int, heads: int, key_heads: int, width: i
     }
 
 
-def layer_rows(length: int, rounds: int, *, maps: bool) -> list[Row]:
+def layer_rows(length: int, rounds: int, *, maps: bool, deadline: Deadline) -> list[Row]:
     """Loss and gradient of one layer, the value not computed."""
     sizes = {"batch": 1, "heads": 32, "key_heads": 8, "width": 128}
     if not GPU:
@@ -227,7 +231,7 @@ def layer_rows(length: int, rounds: int, *, maps: bool) -> list[Row]:
         torch.autograd.grad(value, inputs)
         return value.item()
 
-    times, peaks, _ = taken_in_turns(methods, backward, rounds)
+    times, peaks, _ = taken_in_turns(methods, backward, rounds, deadline)
     product = sizes["batch"] * sizes["heads"] * sizes["width"] * length**2  # operations, causal
     floor = 6 * product / matrix_speed() if GPU else None
     rows = []
@@ -262,23 +266,28 @@ def _gigabytes(count: float | None) -> float | None:
     return None if count is None else round(count / 1e9, 3)
 
 
-def measured(quick: bool) -> Iterator[list[Row]]:
+def measured(quick: bool, deadline: Deadline) -> Iterator[list[Row]]:
+    """The tables' rows, short sequences first."""
     if quick:
-        yield step_rows(512, 1, maps=True)
-        yield layer_rows(512, 2, maps=True)
+        yield step_rows(512, 1, maps=True, deadline=deadline)
+        yield layer_rows(512, 2, maps=True, deadline=deadline)
         yield list(_attention_errors.rows(32))
         return
-    lengths = (2048, 4096, 8192) if GPU else (1024, 2048, 4096, 8192)
-    for length in lengths:
-        yield step_rows(length, 10 if GPU else 2 if length < 4096 else 1, maps=length <= 2048)
-    for length in lengths:
-        yield layer_rows(length, 20 if GPU else 3, maps=length <= (4096 if GPU else 2048))
     yield list(_attention_errors.rows(128))
+    for length in (2048, 4096, 8192) if GPU else (1024, 2048, 4096, 8192):
+        if deadline.passed:
+            print(f"out of time: no rows of {length}", file=sys.stderr)
+            continue
+        rounds, with_maps = (20, 4096) if GPU else (3, 2048)
+        yield layer_rows(length, rounds, maps=length <= with_maps, deadline=deadline)
+        rounds = 10 if GPU else 2 if length < 4096 else 1
+        yield step_rows(length, rounds, maps=length <= 2048, deadline=deadline)
 
 
 def main() -> None:
-    options = _results.parser(__doc__).parse_args()
-    rows = (row for group in measured(options.quick) for row in group)
+    options = _results.parser(__doc__, timed=True).parse_args()
+    deadline = Deadline(options.seconds)
+    rows = (row for group in measured(options.quick, deadline) for row in group)
     parts = _results.gathered(rows, as_json=options.json)
     _results.finish("attention", "Attention distillation", parts, options)
 

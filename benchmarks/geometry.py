@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import functools
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +38,7 @@ import _results
 from _geometry_models import STUDENT, TEACHER, configuration, conversations, made, work
 from _geometry_plain import PlainCache, PlainTeacher, plainly_taught
 from _geometry_steps import Taught, fitting_steps
-from _results import GPU, Row
+from _results import GPU, Deadline, Row
 from _speed import matrix_speed
 
 from dominie.losses.terms import Attention, LossTerms, Prediction
@@ -170,7 +169,7 @@ class Laboratory:
 
 
 def job_rows(
-    laboratory: Laboratory, job: Job, length: int, *, steps: int, deadline: float, speed: float
+    laboratory: Laboratory, job: Job, length: int, *, steps: int, deadline: Deadline, speed: float
 ) -> Iterator[Row]:
     """The product's row of a job, and plain code's."""
     configs = laboratory.configs
@@ -194,7 +193,7 @@ def job_rows(
                         "method": PLAIN if plain else "dominie", "layers": LAYERS}  # fmt: skip
             note = ""
             found, too_large = None, []
-            if time.perf_counter() > deadline:
+            if deadline.passed:
                 note = "out of time"
             else:
                 try:
@@ -226,6 +225,7 @@ def job_rows(
                     rate * needed.total / whole.total if rate and GPU else None
                 ),
                 "steps": found.taken if found else 0,
+                "loss": _rounded(found.loss if found else None, 4),
                 "note": note or None,
             }
 
@@ -251,9 +251,8 @@ def _gigabytes(count: float | None) -> float | None:
     return None if count is None else round(count / 1e9, 2)
 
 
-def measured(*, quick: bool, seconds: float) -> Iterator[Row]:
+def measured(*, quick: bool, deadline: Deadline) -> Iterator[Row]:
     """All jobs, the longest rows first; on a GPU those of one length after the other."""
-    deadline = time.perf_counter() + seconds
     speed = matrix_speed()
     laboratory = Laboratory(LAYERS, tiny=not GPU)
     lengths = (2048, 1024) if GPU else (64,) if quick else (512, 256)
@@ -265,11 +264,8 @@ def measured(*, quick: bool, seconds: float) -> Iterator[Row]:
 
 
 def main() -> None:
-    parser = _results.parser(__doc__)
-    parser.add_argument("--seconds", type=float, default=None, help="begin no job after so many")
-    options = parser.parse_args()
-    seconds = options.seconds or (35.0 if options.quick else 170.0 if GPU else 600.0)
-    rows = measured(quick=options.quick, seconds=seconds)
+    options = _results.parser(__doc__, timed=True).parse_args()
+    rows = measured(quick=options.quick, deadline=Deadline(options.seconds))
     parts = _results.gathered(rows, as_json=options.json)
     note = (
         f"{LAYERS} of {FULL_DEPTH} layers of each model"

@@ -5,10 +5,11 @@ methods take turns, so that a busy machine is busy for all of them; a ratio is t
 ratios of the rounds. Peak memory is above the inputs and their gradients, and is taken by a
 process of its own for each method (on a GPU by the allocator's own count).
 
-    python benchmarks/prediction.py [--quick] [--json]
+    python benchmarks/prediction.py [--quick] [--json] [--seconds 45]
 
 ``--quick`` ends within 50 seconds on two cores; a full run also writes a dated table to
-``benchmarks/results``. TRL and Liger are measured where they are installed.
+``benchmarks/results``. After ``--seconds`` no further case is begun. TRL and Liger are measured
+where they are installed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING
 import _results
 import torch
 from _memory import resident
-from _results import DEVICE
+from _results import DEVICE, Deadline
 from torch.nn.functional import kl_div, linear
 
 from dominie.losses import prediction_divergence, vocabulary_losses
@@ -261,16 +262,19 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
-def rows(quick: bool) -> Iterator[dict[str, object]]:
-    for case in cases(quick):
-        yield from ({"part": "loss", **row} for row in measured(case))
+def rows(quick: bool, deadline: Deadline) -> Iterator[dict[str, object]]:
     for fraction in (0.25,) if quick else (0.25, 0.5, 1.0):
         tokens, rounds = (256, 1) if quick else (1024, 5)
         yield {"part": "whole step", **measured_step(fraction, tokens, rounds)}
+    for case in cases(quick):
+        if deadline.passed:
+            print(f"out of time: no rows of {case}", file=sys.stderr)
+        else:
+            yield from ({"part": "loss", **row} for row in measured(case))
 
 
 def main() -> None:
-    parser = _results.parser(__doc__)
+    parser = _results.parser(__doc__, timed=True)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
@@ -278,7 +282,7 @@ def main() -> None:
         case = Case(**json.loads(sizes))
         print(json.dumps(_peak(case, methods(case)[name])))
         return
-    parts = _results.gathered(rows(options.quick), as_json=options.json)
+    parts = _results.gathered(rows(options.quick, Deadline(options.seconds)), as_json=options.json)
     note = (
         "Forward and backward of the forward KL. `ratio` is to materialised logits, round by\n"
         "round; `peak_mb` is above inputs and gradients. The whole step is of a small Llama that\n"
