@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 ABSENT = {
-    "datasets", "hypothesis", "jinja2", "lm_eval", "mistral_common", "openai", "pandas", "pydantic",
-    "rich", "ruamel", "sentencepiece", "tensorboard", "typer", "xdist",
+    "bitsandbytes", "datasets", "deepspeed", "hypothesis", "jinja2", "liger_kernel", "lm_eval", "mistral_common", "openai", "pandas", "pydantic",
+    "rich", "ruamel", "sentencepiece", "tensorboard", "torchao", "trl", "typer", "xdist",
 }  # fmt: skip
 
 

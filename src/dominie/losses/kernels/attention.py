@@ -93,7 +93,7 @@ def _blocks(width: int, element_size: int, device: torch.device, *, group: int =
     if row <= 128:  # heads of 64 in bfloat16
         return _Blocks(128, 64, 8, 3)
     if row <= 256:  # heads of 128 in bfloat16
-        return _Blocks(128, 64, 8, 2)
+        return _Blocks(128, 64 if group == 1 else 32, 8, 2)
     if row <= 512:
         if element_size == 4:  # three products of tf32 for one want more registers
             return _Blocks(64, 16, 4, 2)
