@@ -9,8 +9,10 @@ ended is not run again, and after ``--minutes`` no further run is begun. Prints 
 
 ``--quick`` is the same path on tiny settings, within 50 seconds on two cores, and leaves the
 results alone. ``--gpu`` is the heart of the comparison with larger models, one run at a time,
-within ten minutes on one large GPU; its rows go to ``results/evidence-gpu.csv``. ``--summary``
-prints the tables of docs/evidence.md from the rows that are there; ``--write`` puts them there,
+within ten minutes on one large GPU; its rows go to ``results/evidence-gpu.csv``. It runs recipes,
+so pydantic, ruamel.yaml, typer, rich and datasets have to be there (bring them as wheels where
+there is no network); `benchmarks/gpu.sh` needs none of them. ``--summary`` prints the tables of
+docs/evidence.md from the rows that are there; ``--write`` puts them there,
 and draws its pictures.
 """
 

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 ABSENT = {
-    "bitsandbytes", "datasets", "deepspeed", "hypothesis", "jinja2", "liger_kernel", "lm_eval", "mistral_common", "openai", "pandas", "pydantic",
-    "rich", "ruamel", "sentencepiece", "tensorboard", "torchao", "trl", "typer", "xdist",
+    "bitsandbytes", "datasets", "deepspeed", "hypothesis", "jinja2", "liger_kernel", "lm_eval",
+    "mistral_common", "openai", "pandas", "pydantic", "rich", "ruamel", "sentencepiece",
+    "tensorboard", "torchao", "trl", "typer", "xdist",
 }  # fmt: skip
 
 
