@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import sqlite3
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +19,7 @@ from dominie.recipe import load_recipe
 from dominie.running.fingerprints import digest, training_parts
 from dominie.training.arguments import training_arguments
 from dominie.training.progress import StepProgress
+from dominie.training.records import Records
 from dominie.training.settings import TrainSettings
 from dominie.training.trackers import OneRunAStage, flat, keep_tensorboard
 
@@ -118,3 +125,105 @@ def test_tensorboard_gets_what_metrics_jsonl_has(tmp_path, monkeypatch):
     }.items():
         assert len(values) >= 3
         assert {e.step: e.value for e in events.Scalars(tag)} == pytest.approx(values, rel=1e-5)
+
+
+@pytest.mark.full
+def test_tensorboard_forgets_the_steps_that_are_done_again(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="pip install 'dominie[trackers]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    run = ["run", "r.yaml", "train.report_to=tensorboard", "train.steps=6"]
+    run += ["train.checkpoint_every=3", "data.d.validation_fraction=0"]
+    written = Records.append
+
+    def cut_off(self, record):
+        if record.get("step") == 6:
+            raise OSError("No space left on device")
+        written(self, record)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "append", cut_off)
+        with pytest.raises(OSError, match="No space"):
+            app(run, standalone_mode=False)
+    stage = tmp_path / "runs" / "small" / "one"
+    assert [path.name for path in stage.glob("checkpoints/checkpoint-*")] == ["checkpoint-3"]
+    app(run, standalone_mode=False)
+    events = EventAccumulator(str(stage / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert len(list((stage / "tensorboard").iterdir())) == 2
+
+
+TWO_STAGES = f"""{RECIPE}
+  two: {{student: one, data: {{d: 1.0}}, loss: {{next_token: 1.0}}}}
+"""
+
+
+def reported_to(tracker: str, folder: Path, **environment: str) -> dict[str, list[dict[str, Any]]]:
+    """The lines of `metrics.jsonl` of both stages, of a process of its own that reports them."""
+    (folder / "r.yaml").write_text(TWO_STAGES)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "dominie",
+            "run",
+            "r.yaml",
+            f"train.report_to=[{tracker}]",
+            "--json",
+        ],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == "runs/small", "what a tracker prints is not for stdout"
+    lines = {
+        stage: (folder / "runs" / "small" / stage / "metrics.jsonl").read_text().splitlines()
+        for stage in ("one", "two")
+    }
+    return {stage: [json.loads(line) for line in told] for stage, told in lines.items()}
+
+
+@pytest.mark.full
+def test_trackio_gets_what_metrics_jsonl_has_a_run_for_each_stage(tmp_path):
+    if importlib.util.find_spec("trackio") is None:
+        pytest.skip("pip install 'dominie[trackers]'")
+    written = reported_to("trackio", tmp_path, TRACKIO_DIR=str(tmp_path / "trackio"))
+    database = sqlite3.connect(tmp_path / "trackio" / "small.db")
+    rows = database.execute("select run_name, metrics from metrics order by id").fetchall()
+    told = [(run, json.loads(metrics)) for run, metrics in rows]
+    for stage, lines in written.items():
+        mine = [metrics for run, metrics in told if run == f"small/{stage}"]
+        for here, there in (
+            ("terms", "train/term_next_token"),
+            ("evaluation", "eval/d_next_token"),
+        ):
+            expected = {
+                line["step"]: (line[here] if here == "terms" else line[here]["d"])["next_token"]
+                for line in lines
+                if here in line
+            }
+            assert len(expected) >= 3
+            found = {m["train/global_step"]: m[there] for m in mine if there in m}
+            assert found == pytest.approx(expected, rel=1e-5)
+    assert {run for run, _ in told} == {"small/one", "small/two"}
+
+
+@pytest.mark.full
+def test_wandb_offline_has_a_run_for_each_stage(tmp_path):
+    if importlib.util.find_spec("wandb") is None:
+        pytest.skip("pip install wandb")
+    own = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_PROJECT": "small"}
+    written = reported_to("wandb", tmp_path, **own)
+    logs = [path.read_bytes() for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))]
+    for log, (stage, lines) in zip(logs, written.items(), strict=True):
+        assert f"small/{stage}".encode() in log
+        values = [line["terms"]["next_token"] for line in lines if "terms" in line]
+        assert len(values) >= 3
+        for value in values:
+            assert json.dumps(value).encode()[:10] in log

@@ -1,10 +1,11 @@
-"""The first SIGINT or SIGTERM saves a checkpoint and stops; a second one stops at once."""
+"""The first SIGINT or SIGTERM saves a checkpoint and stops; a later one stops at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +15,10 @@ from transformers import TrainerCallback
 
 from dominie.errors import DominieError
 from dominie.processes.ranks import largest_of_all
+
+#: Seconds within which a signal is the one before: SLURM sends it to a launcher and to its ranks,
+#: who hear it from the launcher, too.
+ECHO = 2.0
 
 
 class Interrupted(DominieError):
@@ -33,6 +38,7 @@ class SaveAndStop(TrainerCallback):
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._heard_at = 0.0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -53,9 +59,11 @@ class SaveAndStop(TrainerCallback):
             raise Interrupted(self.signum, where)
 
     def _note(self, signum: int, _: FrameType | None) -> None:
-        if self.signum is not None:
+        now = time.monotonic()
+        if self.signum is None:
+            self.signum, self._heard_at = signum, now
+        elif now - self._heard_at > ECHO:
             os._exit(128 + signum)
-        self.signum = signum
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for a checkpoint and the end, on all processes at the same step."""

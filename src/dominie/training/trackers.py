@@ -53,6 +53,21 @@ def keep_tensorboard(callbacks: list[TrainerCallback], folder: Path) -> None:
             callback.logging_dir = str(folder / "tensorboard")
 
 
+def rewind_tensorboard(callbacks: list[TrainerCallback], step: int) -> None:
+    """Have TensorBoard forget what it was told beyond a step: from there on it is done again.
+
+    Args:
+        callbacks: of a trainer whose first process this is, before it trains.
+        step: of the checkpoint that training goes on from; 0 without one.
+    """
+    for callback in callbacks:
+        place = getattr(callback, "logging_dir", None)
+        if type(callback).__name__ == "TensorBoardCallback" and place and Path(place).is_dir():
+            from torch.utils.tensorboard import SummaryWriter
+
+            callback.tb_writer = SummaryWriter(place, purge_step=step + 1)
+
+
 def flat(means: dict[str, Any]) -> dict[str, float]:
     """The nested means of a line of metrics under names that trackers take.
 

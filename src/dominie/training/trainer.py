@@ -34,7 +34,7 @@ from dominie.training.memory import GiveBackFreedMemory, held_memory
 from dominie.training.meter import Meter
 from dominie.training.records import Records
 from dominie.training.source_gradients import source_gradient_norms, sources_of
-from dominie.training.trackers import OneRunAStage, flat, keep_tensorboard
+from dominie.training.trackers import OneRunAStage, flat, keep_tensorboard, rewind_tensorboard
 from dominie.training.utilisation import Utilisation
 from dominie.training.validation import Validation
 
@@ -360,4 +360,6 @@ class DistillationTrainer(CheckpointedTrainer):
         self.steps_without_tokens = int(last.get("steps_without_tokens", 0))
         self._earlier = self._logged_at = float(last.get("seconds", 0.0))
         self._started = time.monotonic()
+        if self.is_world_process_zero():
+            rewind_tensorboard(self.callback_handler.callbacks, step)
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
