@@ -17,7 +17,7 @@ _BEFORE = """# Beyond one machine, on paper
 
 `python docs/scale.py --write` printed this page: `recipes/mistral-7b.yaml` as `dominie plan` sees
 it on 8, 64 and 512 H100 (80 GB), with a million conversations of 1,024 tokens in each source,
-student and teachers sharded over all ranks, and a batch of 4,096 in the expert's stage too, which
+student and Mixtral sharded over all ranks, and a batch of 4,096 in the expert's stage too, which
 512 ranks can share. No such run was made: these are bounds and their ratios, no measurements.
 Hours are at 40 % of the bound that binds. `products`, `memory` and `network` are the time that
 each bound alone would take, as a share of the longest. Memory is for conversations as long as

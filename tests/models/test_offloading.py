@@ -35,7 +35,7 @@ def mixtral(tmp_path: Path) -> str:
 
 def test_its_signal_is_the_same(mixtral):
     plain, waiting = (
-        load_frozen(Model(path=mixtral, offload=offload)) for offload in (None, "cpu")
+        load_frozen(Model(path=mixtral, placement=placement)) for placement in (None, "cpu")
     )
     layers = list(waiting.model.layers.parameters())
     assert all(parameter.device.type == "meta" for parameter in layers)
@@ -56,10 +56,9 @@ def test_its_signal_is_the_same(mixtral):
 
 
 def test_it_is_for_frozen_models_alone(mixtral):
-    with pytest.raises(InputError, match="cannot be trained"):
-        load_student(Model(path=mixtral, offload="cpu"))
-    with pytest.raises(ValueError, match="set quantize or offload"):
-        Model(path=mixtral, offload="cpu", quantize="8bit")
+    for placement in ("cpu", "sharded", "cached"):
+        with pytest.raises(InputError, match="cannot be trained"):
+            load_student(Model(path=mixtral, placement=placement))
 
 
 def test_what_quantisation_leaves_whole_is_said(mixtral, caplog):

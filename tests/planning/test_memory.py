@@ -23,12 +23,38 @@ def test_a_student_trained_in_full_costs_sixteen_bytes_a_weight(planned):
 
 def test_shards_shrink_with_the_ranks(planned):
     two, four = (memory(planned, gpus=n).phases["backward"] for n in (2, 4))
-    for item in ("student weights", "teacher weights", "gradients", "optimiser"):
+    for item in ("student weights", "gradients", "optimiser"):
         assert four[item] == two[item] / 2
-    for item in ("activations", "attention capture", "gathered layers"):
+    for item in ("teacher weights", "activations", "attention capture", "gathered layers"):
         assert four[item] == two[item]
     whole = memory(planned, gpus=2, sharded=False).phases["backward"]
     assert whole["optimiser"] == 2 * two["optimiser"]
+
+
+def test_a_teacher_is_shared_out_where_the_recipe_says_so(planned, models):
+    placed = f"models.t={{path: {models / 'teacher'}, placement: sharded}}"
+    whole, sharded = (
+        [
+            memory(planned, placed, f"stages.s.teacher={name}", gpus=n, sharded=False)
+            for n in (1, 2, 4)
+        ]
+        for name in (models / "teacher", "t")
+    )
+    weights = [m.phases["backward"]["teacher weights"] for m in sharded]
+    layers = 4 * planned().stages["s"].teachers[str(models / "teacher")].in_layers
+    assert [m.phases["backward"]["teacher weights"] for m in whole] == [weights[0]] * 3
+    assert weights[0] - weights[1] == layers / 2
+    assert weights[0] - weights[2] == layers * 3 / 4
+
+
+def test_an_offloaded_teacher_lies_in_the_host_s_memory_but_for_embeddings_and_head(
+    planned, models
+):
+    placed = f"models.t={{path: {models / 'teacher'}, placement: cpu}}"
+    found = memory(planned, placed, "stages.s.teacher=t")
+    tables = 4 * (2 * 1000 * 64 + 64)
+    assert found.phases["backward"]["teacher weights"] == tables
+    assert found.host == memory(planned).phases["backward"]["teacher weights"] - tables
 
 
 def test_what_a_batch_keeps_is_linear_in_its_rows(planned):

@@ -64,7 +64,60 @@ def test_the_design_s_example_means_what_it_says(write):
     assert align.loss_on("general").prediction.temperature == 2.0
     assert expert.teacher_on("ecommerce") is None
     assert align.models == ["distill", "expert"]
-    assert recipe.model("mixtral").quantize == "8bit"
+    assert recipe.model("mixtral").held == recipe.model("mixtral").bits == "8bit"
+
+
+@pytest.mark.parametrize(
+    ("said", "held", "bits"),
+    [
+        ("null", "device", None),
+        ("8bit", "8bit", "8bit"),
+        ("cpu", None, None),
+        ("device", None, None),
+    ],
+)
+def test_quantize_is_another_way_to_say_a_placement(write, said, held, bits):
+    overrides = [f"models.mixtral.placement={said}"]
+    if held is None:  # the recipe says quantize: 8bit
+        with pytest.raises(InputError, match=f"placement is {said} and quantize 8bit"):
+            load_recipe(write(), overrides)
+        overrides.append("models.mixtral.quantize=null")
+    elif said == "null":
+        overrides.append("models.mixtral.quantize=null")
+    mixtral = load_recipe(write(), overrides).model("mixtral")
+    assert (mixtral.held, mixtral.bits) == (held or said, bits)
+
+
+CACHED = ["models.mixtral.quantize=null", "models.mixtral.placement=cached"]
+NO_MAPS = "stages.distill.loss={prediction: 1.0}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cached"),
+    [
+        ([*CACHED, NO_MAPS], True),
+        (CACHED, False),  # attention is compared, which no cache holds
+        ([*CACHED, "stages.distill.loss={prediction: {weight: 1.0, kind: reverse_kl}}"], False),
+        ([*CACHED, NO_MAPS, "stages.distill.cache=false"], False),
+        ([*CACHED, NO_MAPS, "stages.distill.data.general={share: 1.0, cache: false}"], False),
+        ([NO_MAPS], False),
+    ],
+)
+def test_a_cached_model_is_a_cache_on_every_source_that_can_learn_from_one(
+    write, tmp_path, overrides, cached
+):
+    recipe = load_recipe(write(), overrides)
+    assert (recipe.stages["distill"].cache_on("general") is not None) is cached
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(recipe))
+    assert load_recipe(again) == recipe
+
+
+@pytest.mark.parametrize("placement", ["cpu", "sharded", "cached"])
+def test_a_student_is_not_placed_like_a_frozen_model(write, placement):
+    overrides = ["models.mixtral.quantize=null", f"models.mixtral.placement={placement}"]
+    with pytest.raises(InputError, match=r"stages\.expert\.student: mixtral"):
+        load_recipe(write(), [*overrides, "stages.expert.student=mixtral"])
 
 
 def test_the_resolved_recipe_reads_back_equal(write, tmp_path):

@@ -135,6 +135,12 @@ class LossTerms:
         """Whether any weighted term compares with a teacher."""
         return self.weighs("prediction") or self.weighs("attention")
 
+    @property
+    def needs_live_teacher(self) -> bool:
+        """Whether a term compares with more than the sparse predictions that a cache keeps."""
+        dense = self.prediction is not None and self.prediction.kind != "forward_kl"
+        return self.weighs("attention") or dense
+
     def weighs(self, term: Term) -> bool:
         """Whether `term` is present with a weight above 0."""
         found = getattr(self, term)

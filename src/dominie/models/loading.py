@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,7 +16,11 @@ from dominie.errors import InputError, hub_error
 from dominie.models.folders import base_and_adapter, check_model, tokenizer_place
 from dominie.models.offloading import offloaded
 from dominie.models.remote_code import OPTION, allowed, is_asked_for
+from dominie.models.sharding import sharded
 from dominie.models.spec import Model
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 logger = logging.getLogger(__name__)
 
@@ -77,18 +81,7 @@ def load_student(
         precision: `fp32`, `bf16` or `fp16`: dtype of the frozen base under LoRA.
         gradient_checkpointing: recompute activations in the backward pass, without re-entrance.
     """
-    if spec.quantize and lora is None:
-        raise InputError(
-            "quantised weights cannot be trained",
-            where=spec.path,
-            do="set train.lora, or remove quantize",
-        )
-    if spec.offload:
-        raise InputError(
-            "offloaded weights cannot be trained",
-            where=spec.path,
-            do="give the student under models a name of its own, without offload",
-        )
+    spec.check_trainable(adapters=lora is not None)
     base_dtype = torch.float32 if lora is None else DTYPES[precision]
     base, adapter = base_and_adapter(spec)
     goes_on = adapter is not None and lora is not None and not lora.merge
@@ -105,14 +98,35 @@ def load_student(
     return model
 
 
-def load_frozen(spec: Model, *, device: torch.device | str = "cpu") -> Any:
-    """A model to learn from or to evaluate: no gradients, no dropout."""
+def load_frozen(
+    spec: Model, *, device: torch.device | str = "cpu", mesh: DeviceMesh | None = None
+) -> Any:
+    """A model to learn from or to evaluate: no gradients, no dropout.
+
+    Args:
+        spec: which model, and where its weights lie.
+        device: that it runs on.
+        mesh: of the processes that one with `placement: sharded` is shared out over; None where
+            this one runs it alone, as one that waits in main memory if the device is too small.
+    """
+    device = torch.device(device)
     model = _load(spec, dtype=None if spec.dtype == "auto" else DTYPES[spec.dtype])
     model.requires_grad_(False)
     model.eval()
-    if spec.offload:
-        return offloaded(model, torch.device(device))
-    return model if spec.quantize else model.to(device)
+    if spec.held == "sharded" and mesh is not None:
+        return sharded(model, mesh)
+    if spec.held == "cpu" or (spec.held == "sharded" and not _fits(model, device)):
+        return offloaded(model, device)
+    return model if spec.bits else model.to(device)
+
+
+def _fits(model: Any, device: torch.device) -> bool:
+    """Whether the weights leave a tenth of what a GPU has free."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    weights: int = sum(p.nbytes for p in model.parameters())
+    return weights < 0.9 * free
 
 
 def _load(spec: Model, *, dtype: torch.dtype | None) -> Any:
@@ -123,7 +137,7 @@ def _load(spec: Model, *, dtype: torch.dtype | None) -> Any:
     options: dict[str, Any] = {"dtype": dtype or "auto"}
     if spec.attention != "auto":
         options["attn_implementation"] = spec.attention
-    if spec.quantize:
+    if spec.bits:
         options["quantization_config"] = _quantization(spec)
     with _naming(base, "model"):
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -136,7 +150,7 @@ def _load(spec: Model, *, dtype: torch.dtype | None) -> Any:
             **options,
         )
     _check_complete(found, where=base)
-    if spec.quantize:
+    if spec.bits:
         warn_of_whole_experts(model, spec)
     return model if adapter is None else _with_adapter(model, adapter)
 
@@ -151,10 +165,10 @@ def warn_of_whole_experts(model: Any, spec: Model) -> None:
     whole = sum(size for size, expert in sizes if expert)
     if whole:
         logger.warning(
-            "%s: quantize: %s leaves the experts as they are, %.0f %% of what it takes in memory; "
-            "offload: cpu keeps them in main memory",
+            "%s: placement: %s leaves the experts as they are, %.0f %% of what it takes in memory; "
+            "placement: cpu keeps them in main memory",
             spec.path,
-            spec.quantize,
+            spec.bits,
             100 * whole / sum(size for size, _ in sizes),
         )
 
@@ -210,13 +224,11 @@ def _quantization(spec: Model) -> Any:
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise InputError(
-            f"quantize: {spec.quantize} needs bitsandbytes",
+            f"placement: {spec.bits} needs bitsandbytes",
             where=spec.path,
             do="pip install bitsandbytes",
         ) from None
-    return BitsAndBytesConfig(
-        load_in_8bit=spec.quantize == "8bit", load_in_4bit=spec.quantize == "4bit"
-    )
+    return BitsAndBytesConfig(load_in_8bit=spec.bits == "8bit", load_in_4bit=spec.bits == "4bit")
 
 
 def with_lora(model: Any, lora: Any, *, where: str, adapter: str | None = None) -> Any:

@@ -127,9 +127,9 @@ def _place(path: str | None) -> str | None:
 
 def _held_otherwise(student: Model, teacher: Model, precision: str) -> str | None:
     """Why a teacher is not held as the student's base is; None where it is."""
-    for key in ("revision", "attention", "quantize", "offload"):
+    for key, word in (("revision",) * 2, ("attention",) * 2, ("held", "placement")):
         if getattr(student, key) != getattr(teacher, key):
-            return f"its {key} is not the student's"
+            return f"its {word} is not the student's"
     if teacher.map_tokens:
         return "it has other token ids"
     config = load_config(teacher)

@@ -17,12 +17,16 @@ def offloaded(model: Any, device: torch.device) -> Any:
     """
     from accelerate import cpu_offload
 
-    layers = decoder(model).layers
-    waiting = {id(module) for module in layers.modules()}
+    place_all_but_layers(model, device)
+    for layer in decoder(model).layers:
+        cpu_offload(layer, execution_device=device)
+    return model
+
+
+def place_all_but_layers(model: Any, device: torch.device) -> None:
+    """Move what no layer of the decoder holds to a device."""
+    waiting = {id(module) for module in decoder(model).layers.modules()}
     for module in model.modules():
         if id(module) not in waiting:
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 tensor.data = tensor.data.to(device)
-    for layer in layers:
-        cpu_offload(layer, execution_device=device)
-    return model

@@ -5,7 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
+
+from dominie.errors import InputError
+
+Placement = Literal["device", "cpu", "8bit", "4bit", "sharded", "cached"]
+Bits = Literal["8bit", "4bit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +28,11 @@ class Model:
             wherever the family has it.
         map_tokens: the model, as a teacher, has the student's tokens under other ids: its embedding
             and head are reordered to the student's.
-        quantize: weights of a frozen model in 8 or 4 bits (bitsandbytes).
-        offload: `cpu` keeps the layers of a frozen model in main memory, and moves each module to
-            the device for as long as it runs; on a machine without one it only takes time.
+        placement: where the weights of a frozen model lie; nothing said is `device`. `cpu` keeps
+            its layers in main memory and each on the device while it runs; `8bit` and `4bit`
+            quantise; `sharded` shares the layers out over the processes; `cached` is `cache: true`
+            on every source of a stage that can learn from what the model predicts.
+        quantize: another way to say `placement: 8bit` or `4bit`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -36,8 +43,48 @@ class Model:
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: str = "auto"
     map_tokens: bool = False
-    quantize: Literal["8bit", "4bit"] | None = None
-    offload: Literal["cpu"] | None = None
+    placement: Placement | None = None
+    quantize: Bits | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantize and self.placement and self.quantize != self.placement:
+            raise ValueError(
+                f"placement is {self.placement} and quantize {self.quantize}: leave one of them out"
+            )
+
+    @property
+    def held(self) -> Placement:
+        """Where its weights lie while it is frozen: the one word on `placement` and `quantize`."""
+        return self.placement or self.quantize or "device"
+
+    @property
+    def bits(self) -> Bits | None:
+        """How its weights are quantised, which alone among placements changes what it says."""
+        return next((bits for bits in get_args(Bits) if bits == self.held), None)
+
+    def check_trainable(self, *, adapters: bool, where: str | None = None) -> None:
+        """Refuse a student that is placed as only a frozen model can be.
+
+        Args:
+            adapters: whether it is trained under LoRA.
+            where: what the message names, its path where nothing is said.
+
+        Raises:
+            InputError: says what to change.
+        """
+        if self.bits and not adapters:
+            raise InputError(
+                "quantised weights cannot be trained",
+                where=where or self.path,
+                do="set train.lora, or remove placement (or quantize)",
+            )
+        if self.held not in ("device", *get_args(Bits)):
+            raise InputError(
+                f"a model with placement: {self.held} cannot be trained",
+                where=where or self.path,
+                do="give the student under models a name of its own, without placement; how it is "
+                "shared out is the engine's (--engine)",
+            )
 
     def located(self, place: Callable[[str], str]) -> Model:
         """The same with every path of its own as `place` has it."""
@@ -47,7 +94,3 @@ class Model:
             adapter=self.adapter and place(self.adapter),
             chat_template=self.chat_template and place(self.chat_template),
         )
-
-    def __post_init__(self) -> None:
-        if self.quantize and self.offload:
-            raise ValueError("quantised weights cannot be offloaded: set quantize or offload")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -24,9 +23,9 @@ def weights_fingerprint(spec: Model) -> str:
     """
     base, adapter = base_and_adapter(spec)
     identity: dict[str, Any] = {
-        name: value
-        for name, value in dataclasses.asdict(spec).items()
-        if name in ("dtype", "quantize", "map_tokens")
+        "dtype": spec.dtype,
+        "quantize": spec.bits,
+        "map_tokens": spec.map_tokens,
     }
     for part, path in (("base", base), ("adapter", adapter)):
         if path is not None:

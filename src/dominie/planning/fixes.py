@@ -13,6 +13,8 @@ from dominie.training.settings import Lora
 #: An adapter's rank where one is proposed: peft's and QLoRA's habitual size.
 _LORA = Lora(r=16, alpha=32)
 _MOST_RANKS = 64
+#: Other ways to hold a teacher, from what costs least.
+_PLACEMENTS: tuple[Placement, ...] = ("cached", "8bit", "sharded", "4bit", "cpu")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Workshop:
     def measures(self, situation: Situation) -> Iterator[tuple[Change, float]]:
         """Every single change that applies, with the bytes the stage then needs."""
         steps: list[_Step] = [self._checkpointing, self._micro_batch(1), self._lora]
-        placements: tuple[Placement, ...] = ("8bit", "4bit", "offload", "cached")
+        placements: tuple[Placement, ...] = ("8bit", "4bit", "sharded", "cpu", "cached")
         steps += [self._placed(placement, known=False) for placement in placements]
         steps += [self._offloaded, self._ranks(8)]
         for step in steps:
@@ -88,17 +90,17 @@ class Workshop:
         yield (self._checkpointing,)
         yield from ((self._checkpointing, self._micro_batch(n)) for n in (8, 4, 2, 1))
         for before in ((), frugal[:1], frugal[1:], frugal):
-            for placement in ("cached", "8bit", "4bit", "offload"):
+            for placement in _PLACEMENTS:
                 yield (*before, self._placed(placement, known=True))
         for lora in ((self._lora,), (self._lora, *frugal[:1]), (self._lora, *frugal)):
             yield lora
-            yield (*lora, self._placed("cached", known=True))
-            yield (*lora, self._placed("8bit", known=True))
-            yield (*lora, self._placed("offload", known=True))
+            yield from ((*lora, self._placed(each, known=True)) for each in _PLACEMENTS)
         ranks = 2
         while ranks <= _MOST_RANKS:
             yield (self._ranks(ranks),)
             yield (self._ranks(ranks), *frugal)
+            yield (self._ranks(ranks), self._placed("sharded", known=True))
+            yield (self._ranks(ranks), self._placed("sharded", known=True), *frugal)
             ranks *= 2
         yield (self._lora, *frugal, self._ranks(8))
 
@@ -143,16 +145,19 @@ class Workshop:
             if not movable:
                 return None
             how: tuple[str, ...] = ()
-            words = {"cached": "a cached teacher", "offload": "a teacher in the host's memory"}
+            words = {
+                "cached": "a cached teacher",
+                "cpu": "a teacher in the host's memory",
+                "sharded": "a teacher sharded over the GPUs",
+            }
             if placement == "cached":
                 if not self.caches:
                     return None  # maps, say
                 how = (f"stages.{self.stage}.cache=true",)
-            elif now.on_cpu if placement == "offload" else not _quantisable(movable):
+            elif not _possible(placement, movable, now):
                 return None
             elif all(t.name in self.models for t in movable):
-                key = "offload=cpu" if placement == "offload" else f"quantize={placement}"
-                how = tuple(f"models.{t.name}.{key}" for t in movable)
+                how = tuple(f"models.{t.name}.placement={placement}" for t in movable)
             if known and not how:
                 return None
             changed = dataclasses.replace(now, teachers=needs_of(now.teachers, placement))
@@ -185,6 +190,13 @@ class Workshop:
             return Change(f"sharding over {ranks} GPUs", (f"--gpus {ranks}",), changed)
 
         return step
+
+
+def _possible(placement: Placement, teachers: Sequence[Taught], now: Situation) -> bool:
+    """Whether teachers can be held so and it would save anything."""
+    if placement == "cpu":
+        return not now.on_cpu
+    return now.ranks > 1 if placement == "sharded" else _quantisable(teachers)
 
 
 def _quantisable(teachers: Sequence[Taught]) -> bool:

@@ -108,14 +108,11 @@ def _link(device: Device, ranks: int) -> float:
 def _sent(situation: Situation, forwards: float, steps: int, trainable: float) -> float:
     """Bytes each rank receives: gathered weights and summed gradients, or gradients alone."""
     others = (situation.ranks - 1) / situation.ranks
+    sharded = [t for t in situation.teachers if t.placement == "sharded"]
+    gathered = forwards * sum(shape_of(t.config).in_layers * BYTES[t.dtype] for t in sharded)
     if not situation.sharded:
-        return 2 * steps * trainable * 4 * others
+        return (2 * steps * trainable * 4 + gathered) * others
     width = BYTES[situation.train.precision]
     gathers = 3 if situation.train.gradient_checkpointing else 2
     weights = shape_of(situation.student).parameters * width * gathers + trainable * 4
-    weights += sum(
-        shape_of(t.config).parameters * BYTES[t.dtype]
-        for t in situation.teachers
-        if t.placement != "cached"
-    )
-    return forwards * weights * others
+    return (forwards * weights + gathered) * others

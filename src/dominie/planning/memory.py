@@ -9,11 +9,13 @@ from typing import Any, Literal
 import torch
 
 from dominie.losses.tiles import rows_per_tile
+from dominie.models.spec import Placement as Placed
 from dominie.planning.shapes import Shape, shape_of
 from dominie.planning.trace import Pass, Traced, traced
 from dominie.training.settings import TrainSettings
 
-Placement = Literal["device", "shared", "offload", "8bit", "4bit", "cached"]
+#: Those of a recipe, and an adapter over the student's base or that base.
+Placement = Placed | Literal["shared"]
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 #: Two moments in fp32 (Adam), whatever the precision of the run.
@@ -33,7 +35,8 @@ class Taught:
         name: as the recipe has it.
         config: its configuration.
         dtype: of its weights.
-        placement: where these lie; `shared` is an adapter over the student's base, or that base.
+        placement: where these lie, see `dominie.models.spec.Model`; `shared` is an adapter over the
+            student's base, or that base.
         adapter: weights of that adapter, fp32.
         captured: its layers whose query and key are kept for the attention term.
     """
@@ -235,16 +238,18 @@ def _teacher(teacher: Taught, situation: Situation) -> _Teacher:
         alone = writer.weights + writer.forward + writer.signal
         return _Teacher(0.0, 0.0, tokens * CACHED_BYTES, 0.0, alone=alone)
     run = traced(teacher.config, Pass(situation.rows, situation.length, teacher.dtype))
-    weights, host = run.weights / situation.shards, 0.0
-    layer = shape.largest_layer * width
-    gathered = 2.0 * layer if situation.sharded and situation.ranks > 1 else 0.0
-    if teacher.placement == "offload":  # a layer works while the next one is fetched
-        weights, host, gathered = 0.0, run.weights, 2.0 * layer
+    weights, host, gathered = run.weights, 0.0, 0.0
+    layers = shape.in_layers * width
+    if teacher.placement == "cpu":  # embeddings and head stay, the rest comes a module at a time
+        weights, host, gathered = weights - layers, layers, float(shape.largest_layer * width)
+    elif teacher.placement == "sharded" and situation.ranks > 1:  # two layers at a time are whole
+        weights -= layers * (1 - 1 / situation.ranks)
+        gathered = 2.0 * shape.largest_layer * width
     elif teacher.placement == "shared":
         weights = teacher.adapter * 4 / situation.shards
     elif teacher.placement in ("8bit", "4bit"):
         bits = 1.0 if teacher.placement == "8bit" else 0.5
-        weights -= shape.quantisable * (width - bits) / situation.shards
+        weights -= shape.quantisable * (width - bits)
     projections = (shape.heads + shape.key_heads) * shape.head_width
     return _Teacher(
         weights=weights,

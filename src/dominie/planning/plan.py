@@ -9,7 +9,6 @@ from typing import Any
 
 from dominie.devices import Device
 from dominie.errors import InputError
-from dominie.losses.terms import LossTerms
 from dominie.planning.configs import config_of
 from dominie.planning.fixes import Fix, Workshop
 from dominie.planning.flops import EFFICIENCY, Cost, stage_cost
@@ -232,7 +231,7 @@ def _trained(
     shop = Workshop(
         name,
         models=tuple(recipe.models),
-        caches=all(_sparse(stage.loss_on(source)) for source in stage.active),
+        caches=all(not stage.loss_on(source).needs_live_teacher for source in stage.active),
     )
     measures = sorted(
         ((change.words, peak) for change, peak in shop.measures(situation)), key=lambda m: m[1]
@@ -302,14 +301,8 @@ def _placement(recipe: Recipe, stage: Stage, teacher: str) -> Placement:
     alike = _dtype_of(recipe, teacher) == stage.train.precision
     if stage.train.lora and alike and (over_base or teacher == stage.student):
         return "shared"
-    spec = recipe.model(teacher)
-    return "offload" if spec.offload else spec.quantize or "device"
-
-
-def _sparse(terms: LossTerms) -> bool:
-    """Whether a cache holds all that these terms compare with."""
-    compared = terms.prediction
-    return not terms.weighs("attention") and (compared is None or compared.kind == "forward_kl")
+    held = recipe.model(teacher).held
+    return "device" if held == "cached" else held  # what cannot learn from a cache
 
 
 def _unmerged(stage: Stage) -> bool:

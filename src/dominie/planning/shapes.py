@@ -22,6 +22,7 @@ class Shape:
         multiplied: active weights that are factors of a product: no embedding table, no norm.
         experts: weights of a mixture's experts, which are joined as they are loaded.
         quantisable: weights of linear layers but the head: what 8 or 4 bits can hold.
+        in_layers: weights of all layers, without embeddings, last norm and head.
         largest_layer: weights of the layer that has most.
         vocabulary: rows of the head.
         width: of a hidden state.
@@ -37,6 +38,7 @@ class Shape:
     multiplied: int
     experts: int
     quantisable: int
+    in_layers: int
     largest_layer: int
     vocabulary: int
     width: int
@@ -78,6 +80,7 @@ def _shape(key: _Key) -> Shape:
     tied = head is table
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
     layers = model.get_decoder().layers
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     heads = config.num_attention_heads
     return Shape(
         parameters=parameters,
@@ -85,7 +88,8 @@ def _shape(key: _Key) -> Shape:
         multiplied=round(products_of(model).weights),
         experts=experts,
         quantisable=sum(w.numel() for w in linear if w is not head),
-        largest_layer=max(sum(p.numel() for p in layer.parameters()) for layer in layers),
+        in_layers=sum(sizes),
+        largest_layer=max(sizes),
         vocabulary=head.shape[0],
         width=head.shape[1],
         layers=len(layers),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 
@@ -92,6 +93,29 @@ def first_before_others() -> Iterator[None]:
         return
     with join().main_process_first():
         yield
+
+
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """Within, there is one process of each machine at a time."""
+    if ranks() == 1:
+        yield
+        return
+    state = join()
+    mine = state.local_process_index
+    for turn in range(largest_of_all(mine) + 1):
+        if turn == mine:
+            yield
+        state.wait_for_everyone()
+
+
+def mesh_of_all() -> DeviceMesh | None:
+    """All processes in a row; None where this one is alone."""
+    if ranks() == 1:
+        return None
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(join().device.type, (ranks(),))
 
 
 def largest_of_all(value: int) -> int:

@@ -49,6 +49,7 @@ def check_names(recipe: Recipe, *, where: str) -> None:
             _check_mix(recipe, name, where=here)
             _check_cache(recipe.trained[name], where=here)
             _check_adapter(recipe, name, where=here)
+            _check_student(recipe, name, where=here)
         if isinstance(stage, UpcycleStage) and (source := stage.upcycle.source) is not None:
             _check_source(recipe, source, where=f"{here}.upcycle.source")
         for key, model in stage.named.items():
@@ -186,6 +187,14 @@ def _check_adapter(recipe: Recipe, name: str, *, where: str) -> None:
                 do="make them equal, or set lora.merge: true to train a new adapter over merged "
                 "weights",
             )
+
+
+def _check_student(recipe: Recipe, name: str, *, where: str) -> None:
+    """A model that is placed as only a frozen one can be is no student."""
+    stage = recipe.trained[name]
+    if (spec := recipe.models.get(stage.student)) is not None:
+        adapters = stage.train.lora is not None
+        spec.check_trainable(adapters=adapters, where=f"{where}.student: {stage.student}")
 
 
 def _check_model(recipe: Recipe, name: str, *, where: str) -> None:

@@ -18,6 +18,7 @@ from dominie.errors import InputError
 from dominie.recipe.check import check_names
 from dominie.recipe.faults import described, first_problem, known_keys, unknown_key, wrong_type
 from dominie.recipe.paths import with_absolute_paths
+from dominie.recipe.placement import with_cached_teachers
 from dominie.recipe.schema import MADE, Recipe
 from dominie.recipe.text import parsed_yaml, read_text, unshared
 from dominie.training.settings import DERIVED, TrainSettings
@@ -83,7 +84,7 @@ def _recipe(tree: dict[str, Any], overrides: Sequence[str], *, where: str, base:
     recipe = _validated(tree, written, where=where)
     recipe = with_absolute_paths(recipe, base)
     check_names(recipe, where=where)
-    return recipe
+    return with_cached_teachers(recipe)
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -92,6 +92,8 @@ def making_parts(
 def model_fingerprint(spec: Model) -> str:
     """A model that no stage makes: by name on the hub, by what lies in a folder, wherever it is."""
     identity = dataclasses.asdict(spec)
+    del identity["placement"]  # where weights lie changes nothing, unless they are rounded
+    identity["quantize"] = spec.bits
     for key, path in (("path", spec.path), ("adapter", spec.adapter)):
         if path and Path(path).is_dir():
             files = sorted(

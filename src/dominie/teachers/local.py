@@ -11,6 +11,7 @@ from dominie.data.batches import Batch
 from dominie.losses.signal import Part, Signal
 from dominie.models.capture import TeacherAttention
 from dominie.models.head import decoder, output_head
+from dominie.models.sharding import is_sharded
 
 
 class LocalTeacher:
@@ -22,11 +23,15 @@ class LocalTeacher:
     Args:
         model: frozen, in evaluation mode.
         attention_layers: layers whose query and key are kept for the attention loss.
+
+    Attributes:
+        needs_all_ranks: whether it speaks only where every rank runs it at once.
     """
 
     def __init__(self, model: nn.Module, *, attention_layers: Collection[int] = ()) -> None:
         self.model = model
         self._attention = TeacherAttention(model, attention_layers) if attention_layers else None
+        self.needs_all_ranks = is_sharded(model)
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> Signal:
@@ -36,3 +41,11 @@ class LocalTeacher:
         rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
         target = (hidden[batch.supervised], output_head(self.model))
         return Signal((Part(rows, target, captured),))
+
+    @torch.no_grad()
+    def accompany(self, device: torch.device) -> None:
+        """Run along with other ranks, which need the share of the weights that lies on this one."""
+        nothing = torch.zeros(1, 1, dtype=torch.long, device=device)
+        decoder(self.model)(input_ids=nothing, use_cache=False)
+        if self._attention:
+            self._attention.take()

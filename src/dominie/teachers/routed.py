@@ -10,6 +10,7 @@ import torch
 from dominie.data.batches import Batch
 from dominie.losses.signal import Part, Signal
 from dominie.teachers.base import Teacher
+from dominie.teachers.local import LocalTeacher
 
 
 class RoutedTeacher:
@@ -37,9 +38,27 @@ class RoutedTeacher:
         if bool(((token_routes != row_routes[:, None]) & (token_routes != -2)).any()):
             raise ValueError("a packed row holds conversations of two teachers")
         parts: list[Part] = []
+        elsewhere = self._wanted_by_any_rank(row_routes)
         for index, name in enumerate(self.names):
-            rows = (row_routes == index).nonzero().squeeze(1)
+            rows, teacher = (row_routes == index).nonzero().squeeze(1), self.teachers[name]
             if len(rows):
-                spoken = self.teachers[name].signal(batch.select(rows))
+                spoken = teacher.signal(batch.select(rows))
                 parts += [dataclasses.replace(part, rows=rows[part.rows]) for part in spoken.parts]
+            elif isinstance(teacher, LocalTeacher) and name in elsewhere:
+                teacher.accompany(rows.device)
         return Signal(tuple(parts))
+
+    def _wanted_by_any_rank(self, row_routes: torch.Tensor) -> set[str]:
+        """The teachers that need all ranks, where any has rows for them."""
+        together = [
+            (index, name)
+            for index, name in enumerate(self.names)
+            if getattr(self.teachers[name], "needs_all_ranks", False)
+        ]
+        if not together:
+            return set()
+        wanted = torch.stack([(row_routes == index).any() for index, _ in together]).int()
+        torch.distributed.all_reduce(wanted, op=torch.distributed.ReduceOp.MAX)
+        return {
+            name for (_, name), any_rank in zip(together, wanted.tolist(), strict=True) if any_rank
+        }

@@ -22,7 +22,7 @@ from dominie.models.loading import DTYPES, load_student
 from dominie.models.minds import Mind, Sharing, sharing
 from dominie.models.spec import Model
 from dominie.models.travel import ready_to_travel
-from dominie.processes.ranks import decided_by_first, join
+from dominie.processes.ranks import decided_by_first, join, mesh_of_all
 from dominie.teachers import Teacher
 from dominie.teachers.loading import load_teacher
 from dominie.training.arguments import training_arguments
@@ -97,10 +97,11 @@ def train_stage(
     own = products_of(model)
     counts = [p.numel() for p in model.parameters()], [p.numel() for p in _trainable(model)]
     shared = shared_minds(student, teachers, settings).adapters
+    mesh = mesh_of_all()
     panel = {
         name: Mind(model, shared[name])
         if name in shared
-        else load_teacher(spec, tokenizer=tokenizer, device=arguments.device)
+        else load_teacher(spec, tokenizer=tokenizer, device=arguments.device, mesh=mesh)
         for name, spec in teachers.items()
     }
     configs = {
