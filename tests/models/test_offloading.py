@@ -11,7 +11,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from dominie.data.batches import collate
 from dominie.data.templates import Encoded
 from dominie.errors import InputError
-from dominie.models.loading import load_frozen, load_student, warn_of_whole_experts
+from dominie.models.loading import load_frozen, load_student
+from dominie.models.quantising import warn_of_whole_experts
 from dominie.models.spec import Model
 from dominie.teachers import LocalTeacher
 
@@ -68,4 +69,4 @@ def test_what_quantisation_leaves_whole_is_said(mixtral, caplog):
     (record,) = caplog.records
     experts = 2 * 4 * 3 * 16 * 24
     share = 100 * experts / sum(p.numel() for p in model.parameters())
-    assert f"leaves the experts as they are, {share:.0f} %" in record.getMessage()
+    assert f"leaves the experts of a student as they are, {share:.0f} %" in record.getMessage()

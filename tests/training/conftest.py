@@ -90,6 +90,7 @@ def step_gradient(tmp_path: Path) -> GradientOf:
         options: Attention | None = None,
         seed: int = 0,
         source_gradients: bool = False,
+        micro_batches_ahead: int = 1,
     ) -> dict[str, torch.Tensor]:
         batch = sum(len(source) for source in rows)
         settings = TrainSettings(
@@ -126,6 +127,7 @@ def step_gradient(tmp_path: Path) -> GradientOf:
                 utilisation=Utilisation(products_of(model), [None] * len(rows), peak=None),
                 epochs=1,
                 source_gradients=source_gradients,
+                micro_batches_ahead=micro_batches_ahead,
                 callbacks=[kept],
             )
             state = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -141,3 +141,32 @@ def filled(rows: Sequence[Sequence[tuple[int, Row]]], *, packed: bool) -> Batch:
         batch.segment_ids[b, start:] = len(members)
         batch.position_ids[b, start:] = torch.arange(length - start)
     return batch
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The rows of several batches in one, padded on the right to the longest."""
+    length = max(batch.input_ids.shape[1] for batch in batches)
+    longer = [_padded(batch, length) for batch in batches]
+    names = [f.name for f in fields(Batch) if f.name != "packed"]
+    rows = {name: torch.cat([getattr(batch, name) for batch in longer]) for name in names}
+    return Batch(**rows, packed=any(batch.packed for batch in batches))
+
+
+def _padded(batch: Batch, length: int) -> Batch:
+    """The batch with rows of `length`; what is added is a segment of its own."""
+    rows, added = len(batch.input_ids), length - batch.input_ids.shape[1]
+    if not added:
+        return batch
+
+    def extended(tensor: Tensor, by: Tensor | int) -> Tensor:
+        more = torch.as_tensor(by, device=tensor.device, dtype=tensor.dtype)
+        return torch.cat([tensor, more.expand(rows, added)], dim=1)
+
+    return Batch(
+        input_ids=extended(batch.input_ids, 0),
+        labels=extended(batch.labels, IGNORED),
+        segment_ids=extended(batch.segment_ids, batch.segment_ids.amax(1, keepdim=True) + 1),
+        position_ids=extended(batch.position_ids, torch.arange(added)),
+        source_ids=extended(batch.source_ids, -1),
+        packed=batch.packed,
+    )

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from dominie.losses.router import Conversations
-from dominie.losses.signal import Signal, Target
+from dominie.losses.signal import Signal, Target, of_tokens
 from dominie.losses.terms import LossTerms, Prediction, Router
 from dominie.losses.tiles import sum_precision
-from dominie.losses.vocabulary import Head, SparseTarget, vocabulary_losses
+from dominie.losses.vocabulary import Head, vocabulary_losses
 
 #: Columns of `Losses.by_source`, each a sum over the supervised tokens of a source. `taught` counts
 #: those that `divergence` was summed over, `measured` those of `agreement` and `teacher_entropy`.
@@ -209,7 +209,7 @@ class Objective:
                 tokens = same.nonzero().squeeze(1)
                 if len(tokens):
                     target = (
-                        part.target if len(options) == 1 else _select(part.target, rank[tokens])
+                        part.target if len(options) == 1 else of_tokens(part.target, rank[tokens])
                     )
                     groups.append((tokens, target, prediction))
         left = untaught.nonzero().squeeze(1)
@@ -240,10 +240,3 @@ def _options(terms: LossTerms) -> Prediction:
         if found
         else Prediction()
     )
-
-
-def _select(target: Target, index: Tensor) -> Target:
-    if isinstance(target, SparseTarget):
-        return target[index]
-    hidden, head = target
-    return hidden[index], head

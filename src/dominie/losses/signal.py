@@ -13,6 +13,14 @@ from dominie.losses.vocabulary import Head, SparseTarget
 Target = tuple[Tensor, Head] | SparseTarget
 
 
+def of_tokens(target: Target, index: Tensor | slice) -> Target:
+    """The same target on some of its supervised positions."""
+    if isinstance(target, SparseTarget):
+        return target[index]
+    hidden, head = target
+    return hidden[index], head
+
+
 @dataclass(frozen=True)
 class Part:
     """One teacher's word on some rows of a batch.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,14 +14,18 @@ import torch
 from dominie.errors import InputError, hub_error
 from dominie.models.folders import base_and_adapter, check_model, tokenizer_place
 from dominie.models.offloading import offloaded
+from dominie.models.quantising import (
+    check_package,
+    quantised,
+    under_adapters,
+    warn_of_whole_experts,
+)
 from dominie.models.remote_code import OPTION, allowed, is_asked_for
 from dominie.models.sharding import sharded
 from dominie.models.spec import Model
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -87,7 +90,7 @@ def load_student(
     goes_on = adapter is not None and lora is not None and not lora.merge
     if goes_on:
         spec = dataclasses.replace(spec, path=base, adapter=None)
-    model = _load(spec, dtype=base_dtype)
+    model = _load(spec, dtype=base_dtype, quantization=under_adapters(spec))
     model.train()
     if lora is None:
         model.requires_grad_(True)  # what an adapter was merged into comes frozen
@@ -110,6 +113,8 @@ def load_frozen(
             this one runs it alone, as one that waits in main memory if the device is too small.
     """
     device = torch.device(device)
+    if spec.bits:
+        check_package(spec.bits, where=spec.path)
     model = _load(spec, dtype=None if spec.dtype == "auto" else DTYPES[spec.dtype])
     model.requires_grad_(False)
     model.eval()
@@ -117,7 +122,7 @@ def load_frozen(
         return sharded(model, mesh)
     if spec.held == "cpu" or (spec.held == "sharded" and not _fits(model, device)):
         return offloaded(model, device)
-    return model if spec.bits else model.to(device)
+    return quantised(model, spec.bits, device) if spec.bits else model.to(device)
 
 
 def _fits(model: Any, device: torch.device) -> bool:
@@ -129,7 +134,7 @@ def _fits(model: Any, device: torch.device) -> bool:
     return weights < 0.9 * free
 
 
-def _load(spec: Model, *, dtype: torch.dtype | None) -> Any:
+def _load(spec: Model, *, dtype: torch.dtype | None, quantization: Any = None) -> Any:
     from transformers import AutoModelForCausalLM
 
     base, adapter = base_and_adapter(spec)
@@ -137,8 +142,8 @@ def _load(spec: Model, *, dtype: torch.dtype | None) -> Any:
     options: dict[str, Any] = {"dtype": dtype or "auto"}
     if spec.attention != "auto":
         options["attn_implementation"] = spec.attention
-    if spec.bits:
-        options["quantization_config"] = _quantization(spec)
+    if quantization is not None:
+        options["quantization_config"] = quantization
     with _naming(base, "model"):
         model, found = AutoModelForCausalLM.from_pretrained(
             base,
@@ -150,27 +155,9 @@ def _load(spec: Model, *, dtype: torch.dtype | None) -> Any:
             **options,
         )
     _check_complete(found, where=base)
-    if spec.bits:
+    if quantization is not None:
         warn_of_whole_experts(model, spec)
     return model if adapter is None else _with_adapter(model, adapter)
-
-
-def warn_of_whole_experts(model: Any, spec: Model) -> None:
-    """Say how much of a mixture of experts quantisation does not reach.
-
-    transformers holds the experts of a layer as one tensor, and bitsandbytes replaces linear layers
-    alone.
-    """
-    sizes = [(p.nbytes, p.dim() == 3 and p.is_floating_point()) for p in model.parameters()]
-    whole = sum(size for size, expert in sizes if expert)
-    if whole:
-        logger.warning(
-            "%s: placement: %s leaves the experts as they are, %.0f %% of what it takes in memory; "
-            "placement: cpu keeps them in main memory",
-            spec.path,
-            spec.bits,
-            100 * whole / sum(size for size, _ in sizes),
-        )
 
 
 def restore_weights(model: Any, folder: str) -> None:
@@ -215,20 +202,6 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     with _naming(adapter, "adapter"), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-
-
-def _quantization(spec: Model) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise InputError(
-            f"placement: {spec.bits} needs bitsandbytes",
-            where=spec.path,
-            do="pip install bitsandbytes",
-        ) from None
-    return BitsAndBytesConfig(load_in_8bit=spec.bits == "8bit", load_in_4bit=spec.bits == "4bit")
 
 
 def with_lora(model: Any, lora: Any, *, where: str, adapter: str | None = None) -> Any:

@@ -108,7 +108,8 @@ class Workshop:
         def step(now: Situation) -> Change | None:
             train = now.train
             micro_batch = train.conversations_per_forward(now.ranks)
-            if size >= micro_batch or (train.batch // now.ranks) % size:
+            ahead = train.teacher_micro_batch or 0
+            if size >= micro_batch or (train.batch // now.ranks) % size or ahead % size:
                 return None
             rows = max(1, round(now.rows * size / micro_batch))
             changed = dataclasses.replace(
@@ -179,6 +180,8 @@ class Workshop:
             if now.train.micro_batch and share % now.train.micro_batch:
                 return None
             micro_batch = now.train.conversations_per_forward(ranks)
+            if (now.train.teacher_micro_batch or 0) % micro_batch:
+                return None
             before = now.train.conversations_per_forward(now.ranks)
             changed = dataclasses.replace(
                 now,
@@ -200,6 +203,6 @@ def _possible(placement: Placement, teachers: Sequence[Taught], now: Situation) 
 
 
 def _quantisable(teachers: Sequence[Taught]) -> bool:
-    """Whether linear layers are most of them; a mixture's joined experts are none, and stay."""
+    """Whether matrices that are rounded are most of them."""
     shapes = [shape_of(teacher.config) for teacher in teachers]
     return all(shape.quantisable > 0.5 * shape.parameters for shape in shapes)

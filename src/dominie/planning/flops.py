@@ -81,7 +81,11 @@ def stage_cost(
     train = situation.train
     forwards = steps * train.batch / ranks / train.conversations_per_forward(ranks)  # of a rank
     moved = forwards * passes * shape.parameters * width
-    moved += forwards * sum(shape_of(t.config).parameters * BYTES[t.dtype] for t in live)
+    moved += (
+        forwards
+        / situation.ahead
+        * sum(shape_of(t.config).parameters * BYTES[t.dtype] for t in live)
+    )
     moved += (
         steps * trainable * 28 / situation.shards
     )  # weight, gradient and moments, there and back
@@ -109,7 +113,8 @@ def _sent(situation: Situation, forwards: float, steps: int, trainable: float) -
     """Bytes each rank receives: gathered weights and summed gradients, or gradients alone."""
     others = (situation.ranks - 1) / situation.ranks
     sharded = [t for t in situation.teachers if t.placement == "sharded"]
-    gathered = forwards * sum(shape_of(t.config).in_layers * BYTES[t.dtype] for t in sharded)
+    passes = forwards / situation.ahead  # of a teacher
+    gathered = passes * sum(shape_of(t.config).in_layers * BYTES[t.dtype] for t in sharded)
     if not situation.sharded:
         return (2 * steps * trainable * 4 + gathered) * others
     width = BYTES[situation.train.precision]

@@ -23,6 +23,8 @@ _OPTIMISER_BYTES = 8
 #: What a process on a CPU comes to beside tensors after its imports: tokenising, the trainer, and
 #: libraries that load late. Measured by `benchmarks/plan.py`.
 _PROCESS = 60e6
+#: Bytes of a rounded weight; in 4 bits every 64 share a factor in fp32.
+_QUANTISED = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 #: Of a cached signal on a position: 64 ids of 4 bytes and probabilities of 2, and the tail.
 CACHED_BYTES = 64 * 6 + 4
 
@@ -80,6 +82,13 @@ class Situation:
     sharded: bool = False
     offloaded: bool = False
     on_cpu: bool = False
+
+    @property
+    def ahead(self) -> int:
+        """The student's micro-batches in a forward pass of a teacher."""
+        train, ranks = self.train, self.ranks
+        of_a_step = train.batch // ranks // train.conversations_per_forward(ranks)
+        return min(train.micro_batches_ahead(ranks), of_a_step)
 
     @property
     def shards(self) -> int:
@@ -232,12 +241,13 @@ class _Teacher:
 def _teacher(teacher: Taught, situation: Situation) -> _Teacher:
     """What a teacher holds while it speaks, and what is left when it has spoken."""
     shape, width = shape_of(teacher.config), BYTES[teacher.dtype]
-    tokens = situation.rows * situation.length
+    rows = situation.rows * situation.ahead
+    tokens = rows * situation.length
     if teacher.placement == "cached":
         writer = _teacher(replace(teacher, placement="device"), situation)
         alone = writer.weights + writer.forward + writer.signal
         return _Teacher(0.0, 0.0, tokens * CACHED_BYTES, 0.0, alone=alone)
-    run = traced(teacher.config, Pass(situation.rows, situation.length, teacher.dtype))
+    run = traced(teacher.config, Pass(rows, situation.length, teacher.dtype))
     weights, host, gathered = run.weights, 0.0, 0.0
     layers = shape.in_layers * width
     if teacher.placement == "cpu":  # embeddings and head stay, the rest comes a module at a time
@@ -248,8 +258,7 @@ def _teacher(teacher: Taught, situation: Situation) -> _Teacher:
     elif teacher.placement == "shared":
         weights = teacher.adapter * 4 / situation.shards
     elif teacher.placement in ("8bit", "4bit"):
-        bits = 1.0 if teacher.placement == "8bit" else 0.5
-        weights -= shape.quantisable * (width - bits)
+        weights -= shape.quantisable * (width - _QUANTISED[teacher.placement])
     projections = (shape.heads + shape.key_heads) * shape.head_width
     return _Teacher(
         weights=weights,

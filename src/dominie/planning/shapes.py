@@ -21,7 +21,7 @@ class Shape:
         active: weights that a token passes through: of a mixture's experts those it is sent to.
         multiplied: active weights that are factors of a product: no embedding table, no norm.
         experts: weights of a mixture's experts, which are joined as they are loaded.
-        quantisable: weights of linear layers but the head: what 8 or 4 bits can hold.
+        quantisable: weights of linear layers but the head, and of experts: what 8 or 4 bits hold.
         in_layers: weights of all layers, without embeddings, last norm and head.
         largest_layer: weights of the layer that has most.
         vocabulary: rows of the head.
@@ -87,7 +87,7 @@ def _shape(key: _Key) -> Shape:
         active=active,
         multiplied=round(products_of(model).weights),
         experts=experts,
-        quantisable=sum(w.numel() for w in linear if w is not head),
+        quantisable=sum(w.numel() for w in linear if w is not head) + experts,
         in_layers=sum(sizes),
         largest_layer=max(sizes),
         vocabulary=head.shape[0],

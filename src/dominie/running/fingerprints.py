@@ -30,6 +30,15 @@ HARMLESS = frozenset(
     }
 )
 
+#: Fields of `train` that change how a stage runs and not what comes of it.
+_UNTAUGHT = (
+    "log_every",
+    "checkpoint_every",
+    "source_gradients",
+    "max_spike",
+    "teacher_micro_batch",
+)
+
 _SMALL = 2**24  # bytes
 
 
@@ -52,7 +61,7 @@ def training_parts(
     """
     stage = recipe.trained[name]
     train = dataclasses.asdict(stage.train)
-    for key in ("log_every", "checkpoint_every", "source_gradients", "max_spike"):
+    for key in _UNTAUGHT:
         train.pop(key)
     train["arguments"] = {k: v for k, v in train["arguments"].items() if k not in HARMLESS}
     if not stage.train.validation_decides:

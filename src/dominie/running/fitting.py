@@ -47,6 +47,7 @@ def check_fit(folder: RunFolder, prepared: PreparedTraining) -> None:
         )
     # Transformers looks through them now, rather than when the stages before have been trained.
     training_arguments(stage.train, folder.stage(prepared.name), steps=1, ranks=ranks())
+    stage.train.micro_batches_ahead(ranks())
     configs = {model: load_config(folder.model(folder.root(model))) for model in stage.models}
     highest = max(
         max(s.train.highest_id, s.validation.highest_id) for s in prepared.sources.values()

@@ -93,6 +93,9 @@ class TrainSettings:
         batch: conversations per optimiser step, over all ranks and accumulated micro-batches.
         micro_batch: conversations per forward pass of one rank, on average: a step's are laid out
             together, and none of its passes is larger than so many rows of `max_length`.
+        teacher_micro_batch: conversations per forward pass of a teacher, a multiple of
+            `micro_batch`: pays where its weights are moved for each (placement `cpu`, `sharded`);
+            None is as many as the student's.
         max_length: tokens of the longest conversation, and of a packed row.
         mixing: what sources take turns by: `conversations` mixes them in every optimiser step,
             `micro_batches` gives each forward passes of its own, `steps` each a whole step.
@@ -121,6 +124,7 @@ class TrainSettings:
     steps: int | None = None
     batch: int = 256
     micro_batch: int | None = None
+    teacher_micro_batch: int | None = None
     max_length: int = 2048
     mixing: Mixing = "conversations"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -142,6 +146,7 @@ class TrainSettings:
         for name in (
             "batch",
             "micro_batch",
+            "teacher_micro_batch",
             "steps",
             "log_every",
             "evaluate_every",
@@ -167,6 +172,25 @@ class TrainSettings:
             raise ValueError(f"max_spike is a finite factor above 1, got {self.max_spike}")
         if self.source_gradients and self.precision == "fp16":
             raise ValueError("source_gradients cannot be measured under fp16's loss scaling")
+
+    def micro_batches_ahead(self, ranks: int) -> int:
+        """Micro-batches of the student in a forward pass of its teachers.
+
+        Raises:
+            InputError: `teacher_micro_batch` is not made of whole micro-batches.
+        """
+        micro_batch = self.conversations_per_forward(ranks)
+        if self.teacher_micro_batch is None:
+            return 1
+        if self.teacher_micro_batch % micro_batch:
+            raise InputError(
+                "a teacher reads whole micro-batches of the student",
+                where="train.teacher_micro_batch",
+                expected=f"a multiple of the {micro_batch} of micro_batch",
+                found=str(self.teacher_micro_batch),
+                do="change train.teacher_micro_batch or train.micro_batch",
+            )
+        return self.teacher_micro_batch // micro_batch
 
     @property
     def validation_decides(self) -> bool:

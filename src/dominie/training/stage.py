@@ -257,6 +257,7 @@ def trainer_of(
         records=records,
         utilisation=utilisation,
         epochs=course.epochs,
+        micro_batches_ahead=settings.micro_batches_ahead(join().num_processes),
         source_gradients=settings.source_gradients,
         max_spike=settings.max_spike,
         callbacks=[*early, *callbacks],

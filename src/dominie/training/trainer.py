@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from transformers import (
 from dominie.data.batches import Batch
 from dominie.data.mixing import Mix
 from dominie.errors import InputError, RunError
+from dominie.losses.signal import Signal
 from dominie.processes.ranks import decided_by_first
-from dominie.teachers import Teacher
+from dominie.teachers import Ahead, Teacher
 from dominie.training.broken_steps import SpikeWatch, broken_step, not_finite
 from dominie.training.checkpointed import CheckpointedTrainer
 from dominie.training.collapse import CollapseWatch
@@ -74,6 +76,7 @@ class DistillationTrainer(CheckpointedTrainer):
         records: `metrics.jsonl`.
         utilisation: counts the products of its steps.
         epochs: passes over the largest source that the whole run makes, for display.
+        micro_batches_ahead: micro-batches in a forward pass of the teacher.
         source_gradients: whether logged steps measure the norm of each source's gradient.
         max_spike: factor of its median that a step's loss may reach; None allows all.
         callbacks: progress displays and the like.
@@ -95,6 +98,7 @@ class DistillationTrainer(CheckpointedTrainer):
         records: Records,
         utilisation: Utilisation,
         epochs: float,
+        micro_batches_ahead: int = 1,
         source_gradients: bool = False,
         max_spike: float | None = None,
         callbacks: Sequence[TrainerCallback] = (),
@@ -102,6 +106,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self.mix, self.teacher, self.meter = mix, teacher, meter
         self.validation, self.records, self.epochs = validation, records, epochs
         self.utilisation = utilisation
+        self._ahead = Ahead(teacher, micro_batches_ahead) if teacher else None
         self._spikes = SpikeWatch(max_spike)
         self.collapse, self.copied = CollapseWatch(), [records.path]
         if validation is None:
@@ -170,8 +175,11 @@ class DistillationTrainer(CheckpointedTrainer):
                     self.state.global_step + 1,
                 )
         self._step_source = int(batches[0]["source_ids"].max())  # meant where a step has but one
+        whole = [Batch.from_dict(batch).to(device) for batch in batches]
+        if self._ahead:
+            self._ahead.begin(whole)
         if self._source_gradients and self._logs_this_step():
-            self._unmeasured = [Batch.from_dict(batch).to(device) for batch in batches]
+            self._unmeasured = whole
         return batches, count.clamp(min=1)
 
     # The loss --------------------------------------------------------------------------------
@@ -184,16 +192,20 @@ class DistillationTrainer(CheckpointedTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The micro-batch's share of the step's loss, times the ranks it is averaged over."""
-        outputs = self._outputs(model, Batch.from_dict(inputs), measured=self._logs_this_step())
+        said = self._ahead.next if self._ahead else None
+        batch = Batch.from_dict(inputs)
+        outputs = self._outputs(model, batch, said, measured=self._logs_this_step())
         self.meter.add(outputs["terms"], outputs["by_source"], outputs.get("routing"))
         loss = outputs["loss"] * self.accelerator.num_processes / num_items_in_batch
         self._step_loss += loss.detach().float()
         return (loss, outputs) if return_outputs else loss
 
-    def _outputs(self, model: nn.Module, batch: Batch, *, measured: bool) -> dict[str, Any]:
-        """What the student's forward pass returns, taught by the teachers."""
+    def _outputs(
+        self, model: nn.Module, batch: Batch, said: Callable[[], Signal] | None, *, measured: bool
+    ) -> dict[str, Any]:
+        """What the student's forward pass returns, taught by what the teachers have said of it."""
         try:
-            signal = self.teacher.signal(batch) if self.teacher else None
+            signal = said() if said else None
             outputs: dict[str, Any] = model(lesson=Lesson(batch, signal, measured=measured))
         except (ValueError, RunError) as error:  # the losses refuse what the models came to
             raise self._broken_step("the loss cannot be computed", str(error)) from error
@@ -214,11 +226,17 @@ class DistillationTrainer(CheckpointedTrainer):
                 model,
                 batches,
                 sources_of(batches, len(self.meter.sources), self.accelerator),
-                loss_of=lambda batch: self._outputs(model, batch, measured=False)["loss"] * scale,
+                loss_of=lambda batch: self._part(model, batch) * scale,
                 accelerator=self.accelerator,
             )
             self._source_norms |= {self.meter.sources[i]: norm for i, norm in norms.items()}
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    def _part(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The summed loss of a batch of which only some is supervised."""
+        said = partial(self.teacher.signal, batch) if self.teacher else None
+        loss: Tensor = self._outputs(model, batch, said, measured=False)["loss"]
         return loss
 
     def _logs_this_step(self) -> bool:
