@@ -13,6 +13,11 @@ Placement = Literal["device", "cpu", "8bit", "4bit", "sharded", "cached"]
 Bits = Literal["8bit", "4bit"]
 
 
+def rounded(placement: Placement) -> Bits | None:
+    """To how many bits weights are rounded that are placed so."""
+    return next((bits for bits in get_args(Bits) if bits == placement), None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A model to load.
@@ -60,7 +65,7 @@ class Model:
     @property
     def bits(self) -> Bits | None:
         """How its weights are quantised, which alone among placements changes what it says."""
-        return next((bits for bits in get_args(Bits) if bits == self.held), None)
+        return rounded(self.held)
 
     def check_trainable(self, *, adapters: bool, where: str | None = None) -> None:
         """Refuse a student that is placed as only a frozen model can be.

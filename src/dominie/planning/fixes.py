@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from dominie.planning.memory import Placement, Situation, Taught, needs_of, stage_memory
 from dominie.planning.shapes import shape_of
@@ -51,12 +51,12 @@ class Workshop:
 
     Args:
         stage: its name in the recipe.
-        models: teachers by name that stand under `models`, and so may be quantised there.
+        places: of teachers that a recipe has a key for, under which part of it they stand.
         caches: whether a cache holds all that the stage compares with.
     """
 
     stage: str
-    models: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
     caches: bool = False
 
     def fix(self, situation: Situation, memory: float) -> Fix | None:
@@ -157,8 +157,10 @@ class Workshop:
                 how = (f"stages.{self.stage}.cache=true",)
             elif not _possible(placement, movable, now):
                 return None
-            elif all(t.name in self.models for t in movable):
-                how = tuple(f"models.{t.name}.placement={placement}" for t in movable)
+            elif all(t.name in self.places for t in movable):
+                how = tuple(
+                    f"{self.places[t.name]}.{t.name}.placement={placement}" for t in movable
+                )
             if known and not how:
                 return None
             changed = dataclasses.replace(now, teachers=needs_of(now.teachers, placement))

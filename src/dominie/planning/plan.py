@@ -230,7 +230,7 @@ def _trained(
         return planned
     shop = Workshop(
         name,
-        models=tuple(recipe.models),
+        places={**dict.fromkeys(recipe.models, "models"), **dict.fromkeys(recipe.stages, "stages")},
         caches=all(not stage.loss_on(source).needs_live_teacher for source in stage.active),
     )
     measures = sorted(
@@ -299,9 +299,10 @@ def _placement(recipe: Recipe, stage: Stage, teacher: str) -> Placement:
     made_by = recipe.trained.get(teacher)
     over_base = made_by is not None and made_by.student == stage.student and _unmerged(made_by)
     alike = _dtype_of(recipe, teacher) == stage.train.precision
+    held = recipe.placement(teacher)
+    alike &= held in ("device", recipe.model(stage.student).held)
     if stage.train.lora and alike and (over_base or teacher == stage.student):
         return "shared"
-    held = recipe.model(teacher).held
     return "device" if held == "cached" else held  # what cannot learn from a cache
 
 

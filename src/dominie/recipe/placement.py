@@ -17,9 +17,9 @@ def with_cached_teachers(recipe: Recipe) -> Recipe:
     def written_out(stage: Stage, source: str, mixed: Mixed) -> Mixed:
         teacher = stage.teacher_on(source)
         spoken = mixed.cache is not None or (stage.cache is not None and not stage.cache.enabled)
-        if spoken or teacher not in recipe.models or stage.loss_on(source).needs_live_teacher:
+        if spoken or teacher is None or stage.loss_on(source).needs_live_teacher:
             return mixed
-        cached = recipe.models[teacher].held == "cached"
+        cached = recipe.placement(teacher) == "cached"
         return dataclasses.replace(mixed, cache=True) if cached else mixed
 
     def stage_with(stage: AnyStage) -> AnyStage:

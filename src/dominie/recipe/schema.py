@@ -16,7 +16,7 @@ from dominie.evaluation.mt_bench import MtBench
 from dominie.evaluation.scoring import Scoring
 from dominie.losses.terms import LossTerms
 from dominie.models.made import Merge, Upcycle
-from dominie.models.spec import Model
+from dominie.models.spec import Model, Placement
 from dominie.teachers.schemes import CacheSettings
 from dominie.training.settings import TrainSettings
 
@@ -56,6 +56,8 @@ class Stage:
         teacher: who teaches on the sources that name no teacher of their own.
         cache: whether and how what the teachers say is written down before training.
         train: how it trains; single keys replace those of the recipe's `train`.
+        placement: where the weights of its model lie when that teaches another stage, as of a
+            model under `models`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
@@ -66,6 +68,7 @@ class Stage:
     teacher: str | None = None
     cache: CacheSettings | None = None
     train: TrainSettings = field(default_factory=TrainSettings)
+    placement: Placement | None = None
 
     def loss_on(self, source: str) -> LossTerms:
         """The loss on a source of this stage."""
@@ -134,11 +137,13 @@ class MergeStage:
 
     Attributes:
         merge: which models, and how.
+        placement: where the weights of its model lie when that teaches another stage.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     kind: ClassVar[str] = "merge"
     merge: Merge
+    placement: Placement | None = None
 
     @property
     def models(self) -> list[str]:
@@ -167,11 +172,13 @@ class UpcycleStage:
 
     Attributes:
         upcycle: which model, and how.
+        placement: where the weights of its model lie when that teaches another stage.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     kind: ClassVar[str] = "upcycle"
     upcycle: Upcycle
+    placement: Placement | None = None
 
     @property
     def models(self) -> list[str]:
@@ -319,3 +326,8 @@ class Recipe:
     def model(self, name: str) -> Model:
         """What a model name means when it is not a stage's."""
         return self.models.get(name) or Model(path=name)
+
+    def placement(self, name: str) -> Placement:
+        """Where the weights of a teacher lie, whether a stage makes it or not."""
+        stage = self.stages.get(name)
+        return self.model(name).held if stage is None else stage.placement or "device"

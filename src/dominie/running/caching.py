@@ -83,7 +83,7 @@ def identity_of(folder: RunFolder, prepared: PreparedTraining, plan: Plan) -> Id
     """What a cache has to be to serve a plan. The teacher has to exist."""
     from dominie.teachers.cache import Identity
 
-    spec = folder.model(plan.teacher)
+    spec = folder.teacher(plan.teacher)
     vocabulary = min(load_config(spec).vocab_size, len(prepared.tokenizer))
     return Identity(
         teacher=plan.teacher,
@@ -227,7 +227,7 @@ def speaker(folder: RunFolder, prepared: PreparedTraining, plan: Plan, device: A
     """The model that speaks, frozen, in the tokens of the student."""
     from dominie.teachers.loading import load_teacher
 
-    return load_teacher(folder.model(plan.teacher), tokenizer=prepared.tokenizer, device=device)
+    return load_teacher(folder.teacher(plan.teacher), tokenizer=prepared.tokenizer, device=device)
 
 
 def _write(model: Any, rows: Sequence[Row], cache: Cache, plan: Plan, advance: Advance) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dominie.models.spec import Model
+from dominie.models.spec import Model, rounded
 from dominie.recipe import Recipe
 from dominie.training.trackers import SHOWN
 
@@ -76,6 +76,8 @@ def training_parts(
             "teacher": teacher and models[teacher],
             "rows": rows[source],
         }
+        if teacher in recipe.stages and (bits := rounded(recipe.placement(teacher))):
+            sources[source]["quantize"] = bits  # of other models their own fingerprint tells
         if cache := stage.cache_on(source):
             sources[source]["cache"] = cache.identity
     return train, models[stage.student], sources
@@ -95,7 +97,9 @@ def making_parts(
     stage = recipe.stages[name]
     numbered = stage.renamed(lambda model: str(stage.models.index(model)))
     read = [models[model] for model in stage.models]
-    return dataclasses.asdict(numbered), read, *([rows] if rows else [])
+    made = dataclasses.asdict(numbered)
+    del made["placement"]  # is for those that it teaches
+    return made, read, *([rows] if rows else [])
 
 
 def model_fingerprint(spec: Model) -> str:

@@ -77,6 +77,11 @@ class RunFolder:
         spec = self.recipe.model(name)
         return dataclasses.replace(spec, path=self._made(spec.path))
 
+    def teacher(self, name: str) -> Model:
+        """The same for a teacher, placed as the recipe says."""
+        placement = self.recipe.placement(name)
+        return dataclasses.replace(self.model(name), placement=placement)
+
     def root(self, name: str) -> str:
         """The model a chain of stages started from, whose tokenizer they all share."""
         while name in self.recipe.stages:

@@ -187,7 +187,7 @@ def _train(
     if is_first():
         write_stage(path, record | {"data": {}})
     live = {lesson.teacher for lesson in lessons if lesson.cache is None}
-    teachers = {name: folder.model(name) for name in stage.models if name in live}
+    teachers = {name: folder.teacher(name) for name in stage.models if name in live}
     caches = filled_caches(folder, prepared, display)
     student = folder.model(stage.student)
     shared = shared_minds(student, teachers, stage.train)
