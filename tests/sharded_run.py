@@ -26,6 +26,7 @@ def main(engine: str, recipe: str, runs: str, *overrides: str) -> None:
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = dist.TCPStore("127.0.0.1", int(os.environ["STORE"]), is_master=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # asked for, not used
     os.environ |= accelerate_environment(engine, ranks)
     if engine == "fsdp2":
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"

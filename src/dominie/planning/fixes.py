@@ -142,7 +142,9 @@ class Workshop:
         """Teachers held another way; `known` asks for ways that a recipe has a key for."""
 
         def step(now: Situation) -> Change | None:
-            movable = [t for t in now.teachers if t.placement == "device"]
+            movable = [
+                t for t in now.teachers if t.placement in {"device", "sharded"} - {placement}
+            ]
             if not movable:
                 return None
             how: tuple[str, ...] = ()
