@@ -141,8 +141,8 @@ def train_stage(
     stop.check(where=f"stage {folder.name}, step {trainer.state.global_step}")
     result = Trained(
         steps=trainer.state.global_step,
-        supervised_tokens=trainer.supervised_tokens,
-        seconds=round(trainer.seconds, 1),
+        supervised_tokens=trainer.account.supervised_tokens,
+        seconds=round(trainer.account.seconds, 1),
         parameters=sum(counts[0]),
         trainable_parameters=sum(counts[1]),
         token_shares=records.token_shares(),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -27,20 +25,19 @@ from dominie.errors import InputError, RunError
 from dominie.losses.signal import Signal
 from dominie.processes.ranks import decided_by_first
 from dominie.teachers import Ahead, Teacher
+from dominie.training.account import Account
 from dominie.training.broken_steps import SpikeWatch, broken_step, not_finite
 from dominie.training.checkpointed import CheckpointedTrainer
 from dominie.training.collapse import CollapseWatch
 from dominie.training.feed import Collator, MicroBatches, MixedRows, Places, only
 from dominie.training.learner import Lesson
-from dominie.training.memory import GiveBackFreedMemory, held_memory
+from dominie.training.memory import GiveBackFreedMemory
 from dominie.training.meter import Meter
 from dominie.training.records import Records
 from dominie.training.source_gradients import source_gradient_norms, sources_of
 from dominie.training.trackers import OneRunAStage, flat, keep_tensorboard, rewind_tensorboard
 from dominie.training.utilisation import Utilisation
 from dominie.training.validation import Validation
-
-logger = logging.getLogger(__name__)
 
 
 def _divided_already(*_: Any, **__: Any) -> Tensor:
@@ -105,7 +102,7 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> None:
         self.mix, self.teacher, self.meter = mix, teacher, meter
         self.validation, self.records, self.epochs = validation, records, epochs
-        self.utilisation = utilisation
+        self.account = Account(utilisation)
         self._ahead = Ahead(teacher, micro_batches_ahead) if teacher else None
         self._spikes = SpikeWatch(max_spike)
         self.collapse, self.copied = CollapseWatch(), [records.path]
@@ -123,10 +120,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         keep_tensorboard(self.callback_handler.callbacks, Path(args.output_dir).parent)
-        self.supervised_tokens, self._logged_tokens, self.steps_without_tokens = 0, 0, 0
-        self._started, self._earlier, self._logged_at = time.monotonic(), 0.0, 0.0
         self._step_loss = torch.zeros((), device=args.device)
-        self._flops, self._real_tokens, self._positions = 0.0, 0, 0  # since the last line
         if source_gradients and self.is_deepspeed_enabled:
             raise InputError(
                 "DeepSpeed's backward pass cannot be taken source by source",
@@ -156,24 +150,7 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> tuple[list[Any], Tensor]:
         """The micro-batches of one optimiser step, and its supervised tokens over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        loads = torch.stack([self.utilisation.loads(batch) for batch in batches]).sum(0)
-        positions = loads.new_tensor([sum(batch["labels"].numel() for batch in batches)])
-        counts = torch.cat([positions, loads.flatten()]).to(device)
-        counts = self.accelerator.reduce(counts, reduction="sum")
-        loads = counts[1:].view_as(loads)
-        count = loads[:, 1].sum()
-        self.supervised_tokens += int(count)
-        self._real_tokens += int(loads[:, 0].sum())
-        self._positions += int(counts[0])
-        self._flops += self.utilisation.flops(loads)
-        if not count:
-            self.steps_without_tokens += 1
-            if self.steps_without_tokens == 1:
-                logger.warning(
-                    "step %d has no supervised token; it adds nothing (such steps are counted in "
-                    "metrics.jsonl)",
-                    self.state.global_step + 1,
-                )
+        count = self.account.add(batches, self.accelerator, step=self.state.global_step + 1)
         self._step_source = int(batches[0]["source_ids"].max())  # meant where a step has but one
         whole = [Batch.from_dict(batch).to(device) for batch in batches]
         if self._ahead:
@@ -315,7 +292,6 @@ class DistillationTrainer(CheckpointedTrainer):
         for source, norm in self._source_norms.items():
             means["sources"].setdefault(source, {})["grad_norm"] = norm
         self._source_norms = {}
-        seconds = self.seconds
         record = {
             "step": self.state.global_step,
             "epoch": round(self.epochs * self.state.global_step / max(self.state.max_steps, 1), 4),
@@ -323,33 +299,13 @@ class DistillationTrainer(CheckpointedTrainer):
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
             **means,
-            "tokens": self.supervised_tokens,
-            "tokens_per_second": (self.supervised_tokens - self._logged_tokens)
-            / max(seconds - self._logged_at, 1e-9),
-            "seconds": round(seconds, 3),
-            "throughput": {
-                "tokens_per_second": self._real_tokens / max(seconds - self._logged_at, 1e-9),
-                "real_tokens": round(self._real_tokens / max(self._positions, 1), 4),
-                **self.utilisation.told(
-                    self._flops, seconds - self._logged_at, self.accelerator.num_processes
-                ),
-                "memory_gb": round(held_memory() / 1e9, 3),
-            },
+            **self.account.line(self.accelerator.num_processes),
         }
-        self._flops, self._real_tokens, self._positions = 0.0, 0, 0
-        if self.steps_without_tokens:
-            record["steps_without_tokens"] = self.steps_without_tokens
-        self._logged_tokens, self._logged_at = self.supervised_tokens, seconds
         self.collapse.look(means.get("router"), self.state.global_step)
         if self.is_world_process_zero():
             self.records.append(record)
         rates = {key: record[key] for key in ("loss", "tokens", "tokens_per_second")}
         super().log({**logs, **rates, **flat(means)}, start_time)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds this stage has trained, those before an interruption included."""
-        return self._earlier + time.monotonic() - self._started
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Losses by source on the validation splits: the forgetting curve."""
@@ -358,7 +314,7 @@ class DistillationTrainer(CheckpointedTrainer):
         if self.is_world_process_zero():
             record: dict[str, Any] = {"step": self.state.global_step, "evaluation": sources}
             record |= {} if loss is None else {"loss": loss}
-            self.records.append({**record, "seconds": round(self.seconds, 3)})
+            self.records.append({**record, "seconds": round(self.account.seconds, 3)})
         metrics = {} if loss is None else {"eval_loss": loss}
         for source, values in sources.items():
             metrics |= {f"eval_{source}_{name}": value for name, value in values.items()}
@@ -374,10 +330,7 @@ class DistillationTrainer(CheckpointedTrainer):
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         lines = checkpoint and checkpoint / self.records.path.name
         last = decided_by_first(lambda: self.records.rewind(step, lines))
-        self.supervised_tokens = self._logged_tokens = int(last.get("tokens", 0))
-        self.steps_without_tokens = int(last.get("steps_without_tokens", 0))
-        self._earlier = self._logged_at = float(last.get("seconds", 0.0))
-        self._started = time.monotonic()
+        self.account.go_on(last)
         if self.is_world_process_zero():
             rewind_tensorboard(self.callback_handler.callbacks, step)
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
