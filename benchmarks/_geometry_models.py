@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from _results import DEVICE
 
-from dominie.planning.flops import forward_flops
+from dominie.models.flops import Load, Products, products_of
 from dominie.planning.layers import with_layers
-from dominie.planning.shapes import Shape, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +39,7 @@ _TINY = {
 #: Random weights say next to nothing of the next token; heads so much larger say it with about the
 #: entropy that trained ones do, which is what a cache stores.
 _SHARPNESS = 3.0
+_SUPERVISED = 0.75  # share of a conversation's tokens
 
 
 def configuration(file: str, layers: int, *, tiny: bool) -> Any:
@@ -93,59 +93,47 @@ class Work:
     """What a job has to compute of one token: nothing twice, nothing thrown away.
 
     Attributes:
-        student: operations of forward and backward, all but the head.
-        teachers: of the forward of the teacher that its source has, all but the head.
-        heads: of both, on supervised positions alone.
+        student: operations of its forward and backward pass, the head on supervised tokens alone.
+        teachers: of the forward pass of the teacher that the token's source has.
         attention: of the attention loss: both models' scores, and two products of their difference.
     """
 
     student: float
     teachers: float
-    heads: float
     attention: float
 
     @property
     def total(self) -> float:
         """Operations of one token."""
-        return self.student + self.teachers + self.heads + self.attention
-
-    @property
-    def trained(self) -> float:
-        """Those of the student's forward and backward, its head among them."""
-        return self.student + self._student_head
-
-    _student_head: float = 0.0
+        return self.student + self.teachers + self.attention
 
 
 def work(
-    student: Any, teachers: Sequence[tuple[Any, float]], length: int, *, attention: bool
+    student: Products, teachers: Sequence[tuple[Products, float]], length: int, *, attention: bool
 ) -> Work:
     """The work of a token in conversations of a length.
 
     Args:
-        student: configuration.
-        teachers: configuration and share of the tokens of each that runs.
+        student: its products.
+        teachers: products and share of the tokens of each that runs.
         length: of a conversation.
         attention: whether maps are compared, of all layers.
     """
-    own = shape_of(student)
-    supervised = 0.75
-    seen = length / 2 * (1 - 0.25**2)  # keys of supervised rows, of the mean token
-    head = 3 * _head(own) * supervised
-    heads = head + sum(share * _head(shape_of(c)) * supervised for c, share in teachers)
-    product = 2 * own.layers * own.heads * own.head_width * seen
+    windows = {w for each in (student, *(t for t, _ in teachers)) for w in each.attended}
+    keys = {w: sum(min(i + 1, w or length) for i in range(length)) / length for w in windows}
+    load = Load(tokens=1, supervised=_SUPERVISED, keys=keys)
+    seen = (1 - (1 - _SUPERVISED) ** 2) * length / 2  # keys of supervised rows, a token's mean
     return Work(
-        student=3 * _body(own, length),
-        teachers=sum(share * _body(shape_of(c), length) for c, share in teachers),
-        heads=heads,
-        attention=4 * product if attention else 0.0,
-        _student_head=head,
+        student=student.training(load),
+        teachers=sum(share * teacher.forward(load) for teacher, share in teachers),
+        attention=4 * 2 * sum(student.attended.values()) * seen if attention else 0.0,
     )
 
 
-def _head(shape: Shape) -> float:
-    return 2.0 * shape.vocabulary * shape.width
+def products(config: Any, *, trained: bool) -> Products:
+    """The products of a model of a configuration, which is not made."""
+    from transformers import AutoModelForCausalLM
 
-
-def _body(shape: Shape, length: int) -> float:
-    return forward_flops(shape, length) - _head(shape)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
+    return products_of(model.requires_grad_(trained))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import statistics
@@ -16,12 +17,9 @@ from _memory import peak_above, settled
 from _results import GPU
 from transformers import TrainerCallback
 
-from dominie.losses.objective import Objective
 from dominie.models.attention_interface import listeners_of
+from dominie.models.flops import products_of
 from dominie.training.arguments import training_arguments
-from dominie.training.learner import teaching
-from dominie.training.lessons import layer_pairs, routed_teacher
-from dominie.training.records import Records
 from dominie.training.settings import TrainSettings
 from dominie.training.stage import course_of, trainer_of
 
@@ -81,13 +79,20 @@ class _Clock(TrainerCallback):
 
 @dataclass(frozen=True)
 class Taught:
-    """How a stage is taught: by the product (`teaching` and `teacher` are None) or otherwise."""
+    """How a stage is taught.
+
+    Attributes:
+        lessons: what.
+        teachers: models, by the names that `lessons` use.
+        caches: what speaks in their place.
+        plainly: in place of the product's losses and teachers, where that is asked for: makes the
+            student return others, and the teacher that goes with them.
+    """
 
     lessons: Sequence[Lessons]
     teachers: Mapping[str, Any]
     caches: Mapping[str, Teacher]
-    teaching: Callable[[], AbstractContextManager[None]] | None = None
-    teacher: Teacher | None = None
+    plainly: tuple[Callable[[], AbstractContextManager[None]], Any] | None = None
 
 
 def steps_taken(
@@ -113,9 +118,6 @@ def steps_taken(
         log_every=_NEVER - 1, checkpoint_every=_NEVER - 1, evaluate_every=_NEVER - 1,
     )  # fmt: skip
     course = course_of(taught.lessons, settings)
-    configs = {name: model.config for name, model in taught.teachers.items()}
-    pairs, options = layer_pairs(student.config, configs, taught.lessons)
-    objective = Objective([lesson.terms for lesson in taught.lessons])
     clock = _Clock(steps, deadline)
     before = settled()
     with tempfile.TemporaryDirectory() as scratch:
@@ -123,16 +125,18 @@ def steps_taken(
         arguments = training_arguments(
             settings, folder / "checkpoints", steps=course.steps, ranks=1
         )
-        teacher = taught.teacher or routed_teacher(
-            taught.teachers, taught.lessons, pairs, taught.caches
-        )
-        lesson = taught.teaching or (lambda: teaching(student, objective, pairs, options=options))
         try:
-            with lesson():
-                trainer = trainer_of(
-                    student, arguments, course, taught.lessons, settings,
-                    teacher=teacher, records=Records(folder / "metrics.jsonl"), callbacks=[clock],
+            with contextlib.ExitStack() as stack:
+                trainer = stack.enter_context(
+                    trainer_of(
+                        student, taught.teachers, folder=folder, arguments=arguments,
+                        course=course, lessons=taught.lessons, settings=settings,
+                        own=products_of(student), caches=taught.caches, callbacks=[clock],
+                    )
                 )  # fmt: skip
+                if taught.plainly is not None:
+                    teaching, trainer.teacher = taught.plainly
+                    stack.enter_context(teaching())
                 trainer.resume(None)
             peak = peak_above(before)
             first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])

@@ -37,14 +37,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import _results
-from _geometry_models import STUDENT, TEACHER, configuration, conversations, made, work
+from _geometry_models import STUDENT, TEACHER, configuration, conversations, made, products, work
 from _geometry_plain import PlainCache, PlainTeacher, plainly_taught
 from _geometry_steps import Taught, fitting_steps
 from _results import GPU, Deadline, Row
 from _speed import matrix_speed
 
+from dominie.devices import gpu_of_this_machine
 from dominie.losses.terms import Attention, LossTerms, Prediction
-from dominie.planning.gpus import device_named
 from dominie.training.lessons import Lessons
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Laboratory:
             plainly_taught, student, list(models.values()), maps=job.attention,
             sources=len(lessons),
         )  # fmt: skip
-        return Taught(lessons, models, caches, teaching, teacher)
+        return Taught(lessons, models, caches, (teaching, teacher))
 
     def cache(self, lessons: Lessons, folder: Path) -> CachedTeacher:
         """What a teacher says about a source's conversations, written down and opened."""
@@ -174,20 +174,25 @@ def job_rows(
     laboratory: Laboratory, job: Job, length: int, *, steps: int, deadline: Deadline, speed: float
 ) -> Iterator[Row]:
     """The product's row of a job, and plain code's."""
-    configs = laboratory.configs
     laboratory.only({"student", *(name for name, _ in job.teachers)})
-    online = [] if job.cached else [(configs[name], share) for name, share in job.teachers]
+    online = () if job.cached else job.teachers
     needed, whole = (
-        work(own, others, length // job.packed, attention=job.attention)
-        for own, others in (
-            (configs["student"], online),
-            (_deep(configs["student"]), [(_deep(config), share) for config, share in online]),
+        work(
+            products(deepened(laboratory.configs["student"]), trained=True),
+            [
+                (products(deepened(laboratory.configs[name]), trained=False), share)
+                for name, share in online
+            ],
+            length // job.packed,
+            attention=job.attention,
         )
+        for deepened in (lambda config: config, _deep)
     )
     micro_batch = max(1, TOKENS // length) * job.packed
     batch = micro_batch * ACCUMULATED
     lessons = laboratory.lessons(job, length, rows=2 * batch)
-    peak = device_named(None).half if GPU else speed
+    gpu = gpu_of_this_machine()
+    peak = gpu.half if gpu else speed
     ours: float | None = None
     with tempfile.TemporaryDirectory() as scratch:
         for plain in (False, True) if job.plain else (False,):
@@ -218,7 +223,7 @@ def job_rows(
                 "tokens_per_second": _rounded(rate),
                 "step_seconds": _rounded(found.seconds if found else None, 3),
                 "to_plain": _rounded(ours / rate if plain and ours and rate else None, 2),
-                "mfu": _percent(needed.trained, rate, peak),
+                "mfu": _percent(needed.student, rate, peak),
                 "of_bound": _percent(needed.total, rate, peak),
                 "of_matrix_speed": _percent(needed.total, rate, speed),
                 "peak_gb": _gigabytes(found.peak if found else None),

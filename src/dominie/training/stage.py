@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dominie.data.mixing import Mix, total_conversations
 from dominie.errors import RunError
 from dominie.losses.objective import Objective
 from dominie.losses.terms import TERMS
-from dominie.models.flops import products_of
+from dominie.models.flops import Products, products_of
 from dominie.models.head import check_head, text_config
 from dominie.models.loading import DTYPES, load_student
 from dominie.models.minds import Mind, Sharing, sharing
@@ -104,40 +105,21 @@ def train_stage(
         else load_teacher(spec, tokenizer=tokenizer, device=arguments.device, mesh=mesh)
         for name, spec in teachers.items()
     }
-    configs = {
-        name: text_config(member.model if isinstance(member, Mind) else member)
-        for name, member in panel.items()
-    }
-    pairs, options = layer_pairs(text_config(model), configs, taught)
-    objective = Objective([lesson.terms for lesson in lessons])
-    records = Records(folder / "metrics.jsonl")
-    products = {
-        name: products_of(member.model, adapters=False)
-        if isinstance(member, Mind)
-        else products_of(member)
-        for name, member in panel.items()
-    }
-    utilisation = Utilisation(
-        own,
-        [products.get(lesson.speaker or "") for lesson in lessons],
-        peak=peak_flops(settings.precision),
-    )
-
     stop = SaveAndStop()
-    with teaching(model, objective, pairs, options=options):
-        trainer = trainer_of(
-            model,
-            arguments,
-            course,
-            lessons,
-            settings,
-            teacher=routed_teacher(panel, lessons, pairs, caches or {}),
-            records=records,
-            utilisation=utilisation,
-            callbacks=[stop, *callbacks],
-        )
-        with stop.listening():
-            trainer.resume(decided_by_first(lambda: _verified_checkpoint(folder / "checkpoints")))
+    trained = trainer_of(
+        model,
+        panel,
+        folder=folder,
+        arguments=arguments,
+        course=course,
+        lessons=lessons,
+        settings=settings,
+        own=own,
+        caches=caches,
+        callbacks=[stop, *callbacks],
+    )
+    with trained as trainer, stop.listening():
+        trainer.resume(decided_by_first(lambda: _verified_checkpoint(folder / "checkpoints")))
     stop.check(where=f"stage {folder.name}, step {trainer.state.global_step}")
     result = Trained(
         steps=trainer.state.global_step,
@@ -145,7 +127,7 @@ def train_stage(
         seconds=round(trainer.account.seconds, 1),
         parameters=sum(counts[0]),
         trainable_parameters=sum(counts[1]),
-        token_shares=records.token_shares(),
+        token_shares=trainer.records.token_shares(),
     )
     save_model(trainer, folder / "model", tokenizer=tokenizer, settings=settings)
     return result
@@ -204,7 +186,68 @@ def course_of(taught: Sequence[Lessons], settings: TrainSettings) -> Course:
     return Course(sizes, shares, steps, steps * settings.batch / conversations * settings.epochs)
 
 
+@contextlib.contextmanager
 def trainer_of(
+    model: Any,
+    panel: Mapping[str, Any],
+    *,
+    folder: Path,
+    arguments: TrainingArguments,
+    course: Course,
+    lessons: Sequence[Lessons],
+    settings: TrainSettings,
+    own: Products,
+    caches: Mapping[str, Teacher] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Iterator[DistillationTrainer]:
+    """The trainer of a stage; within, the student's forward pass returns its losses.
+
+    Args:
+        model: the student.
+        panel: teachers that are models or minds, by the names that `lessons` use.
+        folder: the stage's folder.
+        arguments: of transformers.
+        course: how much is learnt.
+        lessons: taught sources first, watched ones after.
+        settings: the stage's `train`.
+        own: the student's products.
+        caches: what speaks in the place of teachers, by the names that `lessons` use.
+        callbacks: progress displays and the like.
+    """
+    taught = [lesson for lesson in lessons if lesson.share > 0]
+    configs = {
+        name: text_config(member.model if isinstance(member, Mind) else member)
+        for name, member in panel.items()
+    }
+    pairs, options = layer_pairs(text_config(model), configs, taught)
+    objective = Objective([lesson.terms for lesson in lessons])
+    records = Records(folder / "metrics.jsonl")
+    products = {
+        name: products_of(member.model, adapters=False)
+        if isinstance(member, Mind)
+        else products_of(member)
+        for name, member in panel.items()
+    }
+    utilisation = Utilisation(
+        own,
+        [products.get(lesson.speaker or "") for lesson in lessons],
+        peak=peak_flops(settings.precision),
+    )
+    with teaching(model, objective, pairs, options=options):
+        yield _trainer(
+            model,
+            arguments,
+            course,
+            lessons,
+            settings,
+            teacher=routed_teacher(panel, lessons, pairs, caches or {}),
+            records=records,
+            utilisation=utilisation,
+            callbacks=callbacks,
+        )
+
+
+def _trainer(
     model: Any,
     arguments: TrainingArguments,
     course: Course,
@@ -216,18 +259,7 @@ def trainer_of(
     utilisation: Utilisation,
     callbacks: Sequence[TrainerCallback],
 ) -> DistillationTrainer:
-    """The trainer of a stage, with its rows in order and its validation splits.
-
-    Args:
-        model: the student, within `learner.teaching`.
-        arguments: of transformers.
-        course: how much is learnt.
-        lessons: taught sources first, watched ones after.
-        settings: the stage's `train`.
-        teacher: who speaks on every batch, None where no source is taught.
-        records: `metrics.jsonl`.
-        callbacks: progress displays and the like.
-    """
+    """The trainer, with its rows in order and its validation splits."""
     names = [lesson.name for lesson in lessons]
     routes = list(dict.fromkeys(lesson.speaker for lesson in lessons))
     collator = Collator(
