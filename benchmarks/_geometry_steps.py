@@ -127,16 +127,16 @@ def steps_taken(
         )
         try:
             with contextlib.ExitStack() as stack:
+                teaching, teacher = taught.plainly or (contextlib.nullcontext, None)
                 trainer = stack.enter_context(
                     trainer_of(
                         student, taught.teachers, folder=folder, arguments=arguments,
                         course=course, lessons=taught.lessons, settings=settings,
-                        own=products_of(student), caches=taught.caches, callbacks=[clock],
+                        own=products_of(student), caches=taught.caches, teacher=teacher,
+                        callbacks=[clock],
                     )
                 )  # fmt: skip
-                if taught.plainly is not None:
-                    teaching, trainer.teacher = taught.plainly
-                    stack.enter_context(teaching())
+                stack.enter_context(teaching())
                 trainer.resume(None)
             peak = peak_above(before)
             first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])

@@ -198,6 +198,7 @@ def trainer_of(
     settings: TrainSettings,
     own: Products,
     caches: Mapping[str, Teacher] | None = None,
+    teacher: Teacher | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Iterator[DistillationTrainer]:
     """The trainer of a stage; within, the student's forward pass returns its losses.
@@ -212,6 +213,7 @@ def trainer_of(
         settings: the stage's `train`.
         own: the student's products.
         caches: what speaks in the place of teachers, by the names that `lessons` use.
+        teacher: who speaks on every batch in place of them all.
         callbacks: progress displays and the like.
     """
     taught = [lesson for lesson in lessons if lesson.share > 0]
@@ -240,7 +242,7 @@ def trainer_of(
             course,
             lessons,
             settings,
-            teacher=routed_teacher(panel, lessons, pairs, caches or {}),
+            teacher=teacher or routed_teacher(panel, lessons, pairs, caches or {}),
             records=records,
             utilisation=utilisation,
             callbacks=callbacks,
