@@ -2,17 +2,8 @@
 
 from dominie.recipe.load import dump_recipe, load_recipe, recipe_of
 from dominie.recipe.only import only_models
-from dominie.recipe.schema import (
-    AnyBenchmark,
-    AnyStage,
-    Evaluation,
-    MergeStage,
-    Mixed,
-    Recipe,
-    Stage,
-    Task,
-    UpcycleStage,
-)
+from dominie.recipe.schema import AnyBenchmark, Evaluation, Recipe, Task
+from dominie.recipe.stages import AnyStage, MergeStage, Mixed, Stage, UpcycleStage
 
 __all__ = [
     "AnyBenchmark",

@@ -9,7 +9,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from dominie.errors import InputError
-from dominie.recipe.schema import Recipe, Stage, UpcycleStage
+from dominie.recipe.schema import Recipe
+from dominie.recipe.stages import Stage, UpcycleStage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED = {"evaluation", "toyworld", "rows", "cache"}  # folders a run keeps beside its stages

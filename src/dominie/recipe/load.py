@@ -19,7 +19,8 @@ from dominie.recipe.check import check_names
 from dominie.recipe.faults import described, first_problem, known_keys, unknown_key, wrong_type
 from dominie.recipe.paths import with_absolute_paths
 from dominie.recipe.placement import with_cached_teachers
-from dominie.recipe.schema import MADE, Recipe
+from dominie.recipe.schema import Recipe
+from dominie.recipe.stages import MADE
 from dominie.recipe.text import parsed_yaml, read_text, unshared
 from dominie.training.settings import DERIVED, TrainSettings
 

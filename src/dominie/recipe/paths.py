@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dominie.data.sources import Source
-from dominie.recipe.schema import AnyStage, Recipe, Stage
+from dominie.recipe.schema import Recipe
+from dominie.recipe.stages import AnyStage, Stage
 
 
 def with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:

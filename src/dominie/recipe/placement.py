@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from dominie.recipe.schema import AnyStage, Mixed, Recipe, Stage
+from dominie.recipe.schema import Recipe
+from dominie.recipe.stages import AnyStage, Mixed, Stage
 
 
 def with_cached_teachers(recipe: Recipe) -> Recipe:
