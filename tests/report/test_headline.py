@@ -118,7 +118,7 @@ def test_without_stages_the_best_model_is_told_with_its_interval():
 
 def test_a_score_of_nothing_is_no_division():
     results = {"a": {"t": (0.0, 0.0)}, "b": {"t": (0.0, 0.0)}}
-    assert headline(results, (("b", "a", {}),)) == "b is within noise of a in t."
+    assert headline(results, (("b", "a", {}),)) == "No model solves anything yet: 0 % in t."
 
 
 def test_many_tasks_are_counted():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import cached_file
 
 from dominie.data.templates import ends_of_turn
 
 
 def ready_to_travel(folder: Path, tokenizer: Any) -> None:
-    """Have a saved model stop where its answers end, and generate with a cache.
+    """Have a saved model stop where its answers end, generate with a cache, and split texts alike.
 
     A base model ends texts, not turns: its own settings know nothing of the token that its chat
     template ends an answer with. transformers and vLLM stop at every token that
@@ -37,6 +40,25 @@ def ready_to_travel(folder: Path, tokenizer: Any) -> None:
     if settings.get("pad_token_id") is None and tokenizer.pad_token_id is not None:
         settings["pad_token_id"] = tokenizer.pad_token_id
     _write(folder / "generation_config.json", settings)
+    if (pieces := _sentencepiece(tokenizer)) and not (folder / pieces.name).exists():
+        shutil.copyfile(pieces, folder / pieces.name)
+
+
+def _sentencepiece(tokenizer: Any) -> Path | None:
+    """The SentencePiece model that a tokenizer was made of, where it lies beside it.
+
+    transformers does without and saves none. llama.cpp merges by its scores, and splits words
+    otherwise where a folder lacks it.
+    """
+    if not (home := getattr(tokenizer, "name_or_path", None)):
+        return None
+    try:
+        found = cached_file(
+            home, "tokenizer.model", revision=tokenizer.init_kwargs.get("_commit_hash")
+        )
+    except (OSError, ValueError):  # it has none, or the hub is out of reach
+        return None
+    return Path(found) if found else None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -93,14 +93,14 @@ def _mistaken_name(path: Sequence[str], written: Any, *, where: str) -> InputErr
             return None
         if part not in written:
             near = difflib.get_close_matches(part, map(str, written), n=1, cutoff=0.5)
-            above = ".".join(path[:depth])
             if not near or depth in (0, len(path) - 1):
                 return None
+            meant = ".".join([*path[:depth], near[0]])
             return InputError(
                 "an override names what the recipe has not",
-                where=f"{where}: {above}.{part}",
+                where=f"{where}: {'.'.join(path[: depth + 1])}",
                 expected=f"one of {', '.join(map(str, written))}",
-                do=f"did you mean {above}.{near[0]}?",
+                do=f"did you mean {meant}?",
             )
         written = written[part]
     return None

@@ -45,6 +45,7 @@ def findings(run: Run) -> Findings:
             return Findings(found.headline, found.support, found.model)
         if not run.ability_tasks:
             return Findings(_unfinished(run))
+        return Findings(_unsolved(run))
     model = _most_interesting(run)
     headline = _sentence(run, model)
     others = sorted(
@@ -216,6 +217,12 @@ def _alone(run: Run, model: str) -> Sentence:
     if not scores:
         return (Part(model, "model"), Part(" has no score yet."))
     return (Part(model, "model"), Part(" scores "), *joined(scores), Part("."))
+
+
+def _unsolved(run: Run) -> Sentence:
+    """What to say where all scores are 0, before `keeps its score` is said of nothing."""
+    tasks = [(Part(task, "task"),) for task in run.ability_tasks[:_MOST_TASKS]]
+    return (Part("No model solves anything yet: 0 % in "), *joined(tasks), Part("."))
 
 
 def _unfinished(run: Run) -> Sentence:
