@@ -192,14 +192,22 @@ def test_ranks_outlive_their_launcher_only_to_save(of_one, tmp_path):
     assert list((run / "align" / "checkpoints").glob("checkpoint-*"))
 
 
+#: Without `--multi_gpu` accelerate starts one process where there is no GPU.
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2"],
+}
+
+
 @pytest.mark.full
-def test_torchrun_runs_it_too(of_one, tmp_path):
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
+def test_other_launchers_run_it_too(of_one, tmp_path, launcher):
     run = copy_of(of_one, tmp_path, without="align")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    full = [*torchrun, "-m", "dominie", "run", str(RECIPE)]
+    full = [sys.executable, "-m", *launcher, "-m", "dominie", "run", str(RECIPE)]
     done = subprocess.run(full, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("align") == 1
+    said = [line.split()[:2] for line in done.stdout.splitlines()]
+    assert said.count(["done", "align"]) == 1
     check_same_weights(run, of_one, "align", atol=2e-5)
     wrong = [*full, "train.batch=7", "train.micro_batch=null"]
     done = subprocess.run(wrong, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -39,11 +44,33 @@ def alone(tmp_path_factory) -> Path:
 )
 def test_a_mixture_kd_with_attention_and_dae(run_ranks, alone, tmp_path, engine, overrides):
     run_ranks(WORKER, engine, RECIPE, tmp_path, *overrides, timeout=800)
+    check_same_weights(tmp_path / "ranks", alone)
+
+
+def check_same_weights(run: Path, other: Path) -> None:
     for stage in ("teacher", "distill", "align"):
         ours, theirs = (
-            load_file(each / stage / "model" / "model.safetensors")
-            for each in (tmp_path / "ranks", alone)
+            load_file(each / stage / "model" / "model.safetensors") for each in (run, other)
         )
         assert ours.keys() == theirs.keys()
         for name, tensor in theirs.items():  # sums in another order, through four steps of Adam
             torch.testing.assert_close(ours[name], tensor, rtol=0, atol=2e-5)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_zero3_does_so_too_and_says_nothing_of_its_own(alone, tmp_path):
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    # The ranks would build DeepSpeed's communication op at once, in one folder.
+    build = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load()"
+    subprocess.run([sys.executable, "-c", build], env=environment, check=True)
+    command = [sys.executable, "-m", "dominie", "run", str(RECIPE), "--nproc", "2"]
+    done = subprocess.run(
+        [*command, "--engine", "zero3", "--json"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"run": "runs/ranks", "results": {}}
+    assert "deepspeed" not in done.stderr.lower()
+    check_same_weights(tmp_path / "runs" / "ranks", alone)

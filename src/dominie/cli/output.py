@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -56,8 +57,13 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.simplefilter("ignore")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     # DeepSpeed sets its level anew when it is imported, and then tells stdout about a missing GPU.
     logging.getLogger("DeepSpeed").addFilter(_is_grave)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        with contextlib.suppress(ImportError):
+            backend = importlib.import_module("deepspeed.comm.torch")
+            vars(backend)["print"] = lambda *_: None  # each process tells what it has built
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -131,11 +131,13 @@ def _check(processes: int, engine: str) -> None:
             where=f"--nproc {processes}",
             expected=f"at most {devices}, one process each",
         )
-    if not devices and engine != "ddp":
+    on_cpus = engine != "fsdp2" and os.environ.get("DS_ACCELERATOR") == "cpu"
+    if not devices and engine != "ddp" and not on_cpus:
         raise InputError(
             "weights are sharded over GPUs, and this machine has none",
             where=f"--engine {engine}",
-            do="leave --engine out: each process then holds a copy",
+            do="leave --engine out: each process then holds a copy; DeepSpeed shards on CPUs where "
+            "the environment variable DS_ACCELERATOR is cpu",
         )
 
 

@@ -65,7 +65,8 @@ def leave() -> None:
 
     join().destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+    engines = [name for name in os.environ if name.startswith("ACCELERATE_USE_")]
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *engines):
         os.environ.pop(name, None)  # libraries that look for others would wait for them
 
 

@@ -81,3 +81,14 @@ def training_arguments(
         raise InputError(
             "transformers refuses the settings", where="train", found=str(error)
         ) from None
+
+
+def load_whole_models() -> None:
+    """From here on, have transformers load models whole, on every process.
+
+    Once it knows of ZeRO-3 it cuts every model it loads. The student is to be read and checked
+    before it is the engine's, and teachers never are.
+    """
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()

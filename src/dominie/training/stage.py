@@ -26,7 +26,7 @@ from dominie.models.travel import ready_to_travel
 from dominie.processes.ranks import decided_by_first, join, mesh_of_all
 from dominie.teachers import Teacher
 from dominie.teachers.loading import load_teacher
-from dominie.training.arguments import training_arguments
+from dominie.training.arguments import load_whole_models, training_arguments
 from dominie.training.checkpoints import newest_checkpoint, publish, writing
 from dominie.training.feed import Collator, MixedRows
 from dominie.training.interruption import SaveAndStop
@@ -88,6 +88,7 @@ def train_stage(
     arguments = training_arguments(
         settings, folder / "checkpoints", steps=course.steps, ranks=join().num_processes
     )
+    load_whole_models()
     model = load_student(
         student,
         lora=settings.lora,
@@ -130,6 +131,7 @@ def train_stage(
         token_shares=trainer.records.token_shares(),
     )
     save_model(trainer, folder / "model", tokenizer=tokenizer, settings=settings)
+    load_whole_models()  # what stages after this one and evaluation load
     return result
 
 
