@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dominie.errors import InputError, hub_error
+from dominie.models.experts_interface import follow_autocast
 from dominie.models.folders import base_and_adapter, check_model, tokenizer_place
 from dominie.models.offloading import offloaded
 from dominie.models.quantising import (
@@ -93,6 +94,7 @@ def load_student(
     model = _load(spec, dtype=base_dtype, quantization=under_adapters(spec))
     model.train()
     if lora is None:
+        follow_autocast(model)
         model.requires_grad_(True)  # what an adapter was merged into comes frozen
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

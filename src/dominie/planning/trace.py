@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dominie.models.experts_interface import follow_autocast
 from dominie.models.head import causal_lm
 from dominie.models.loading import DTYPES, with_lora
 from dominie.planning.heap import MAPPED_ALONE, Heap
@@ -165,6 +166,8 @@ def bare_model(config: Any, run: Pass) -> Any:
         if not run.trained:
             return model.requires_grad_(False).eval()
         model.train()
+        if run.lora is None:
+            follow_autocast(model)
         if run.checkpointing:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
