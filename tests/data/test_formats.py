@@ -159,3 +159,21 @@ def test_a_message_of_one_layout_with_a_key_of_the_other_keeps_its_own():
         "content": "hi",
         "name": "anna",
     }
+
+
+@pytest.mark.parametrize(
+    ("row", "do"),
+    [
+        (
+            {"Question": "hi", "id": 3, "answer": "ho"},
+            "rename its columns: `Question` to `prompt`, `answer` to `completion`",
+        ),
+        ({"prompt;completion": "hi;ho"}, "its columns are separated by semicolons"),
+        ({"foo": 1, "answer": "ho"}, None),
+    ],
+)
+def test_columns_by_other_names_are_told_how_to_be_called(row, do):
+    with pytest.raises(InputError) as refused:
+        parsed_row(row, "d.jsonl:1")
+    assert (refused.value.do or "").startswith(do or "")
+    assert (refused.value.do is None) == (do is None)

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +86,15 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def conclude(folder: Path, display: Display, as_json: bool) -> None:
-    """What was made, where, and the next thing to do."""
+def conclude(folder: Path, display: Display, as_json: bool, *, stages: Collection[str]) -> None:
+    """What was made, where, and the next thing to do.
+
+    Args:
+        folder: of the run.
+        display: where to say it.
+        as_json: say it as an object.
+        stages: of the recipe that was run; others' models may lie beside them.
+    """
     from dominie.report import results_table
 
     if as_json:
@@ -97,7 +104,7 @@ def conclude(folder: Path, display: Display, as_json: bool) -> None:
         return
     if (folder / "results.json").exists():
         display.console.print(results_table(folder))
-    made = finished_stages(folder)
+    made = {k: v for k, v in finished_stages(folder).items() if k in stages}
     width = max(map(len, made), default=0)
     for place, (name, size) in enumerate(made.items()):
         head = "models" if place == 0 else ""

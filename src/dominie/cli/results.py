@@ -59,8 +59,9 @@ def evaluate(
         from dominie.pipeline import evaluate_recipe
         from dominie.recipe import load_recipe
 
-        folder = evaluate_recipe(load_recipe(recipe, overrides or ()), runs, display)
-    conclude(folder, display, as_json)
+        loaded = load_recipe(recipe, overrides or ())
+        folder = evaluate_recipe(loaded, runs, display)
+    conclude(folder, display, as_json, stages=loaded.stages)
 
 
 @app.command(rich_help_panel=PANEL, epilog=examples("report"))

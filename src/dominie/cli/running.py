@@ -71,7 +71,7 @@ def run(
         speaks = is_first()
         folder = run_recipe(loaded, runs, display, reuse=reuse)
     if speaks:
-        conclude(folder, display, as_json)
+        conclude(folder, display, as_json, stages=loaded.stages)
 
 
 @app.command(rich_help_panel=PANEL, epilog=examples("sweep"))

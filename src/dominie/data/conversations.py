@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.data.formats import Field, Message, parsed_row
@@ -89,12 +90,16 @@ def _with_further_faults(
         further.append(error)
     if not further:
         return first
-    named = [f"{error.where} ({error.what})" for error in further[: FAULTS_SHOWN - 1]]
+    shown = further[: FAULTS_SHOWN - 1]
+    if all(error.what == first.what for error in shown):  # a file of another layout, mostly
+        also = f"the same in {', '.join(Path(str(error.where)).name for error in shown)}"
+    else:
+        also = "also at fault: " + "; ".join(f"{error.where} ({error.what})" for error in shown)
     more = ", and more" if len(further) == FAULTS_SHOWN else ""
     return InputError(
         first.what,
         where=first.where,
         expected=first.expected,
         found=first.found,
-        do=f"{first.do or 'correct this row'}; also at fault: {'; '.join(named)}{more}",
+        do=f"{first.do or 'correct this row'}; {also}{more}",
     )

@@ -6,6 +6,7 @@ import json
 from typing import Any, NamedTuple
 
 from dominie.data.benchmarks import exercise
+from dominie.data.column_names import renaming
 from dominie.data.lists import listed
 from dominie.errors import InputError
 
@@ -110,6 +111,7 @@ def _messages_and_columns(columns: Message, where: str) -> tuple[list[Message], 
         where=where,
         expected=_KNOWN_FORMATS,
         found=_column_names(columns),
+        do=renaming(columns),
     )
 
 
