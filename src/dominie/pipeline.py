@@ -37,6 +37,7 @@ def run_recipe(
     display = display or Display()
     folder = RunFolder(recipe, runs)
     first = is_first()  # judges are paid once, files written by one
+    folder.check_apart()
     with folder.held():
         try:
             fingerprints = run_stages(folder, display, reuse=reuse)

@@ -171,3 +171,12 @@ def test_a_signal_outside_training(refused, work, signum, status, appears):
     _, err = process.communicate(timeout=60)
     refused((process.returncode, "", err), signal.Signals(signum).name, status=status)
     assert not list((work / "runs").rglob(".making-*"))
+
+
+def test_a_run_does_not_replace_the_model_that_it_begins_from(refused, ran, dominie):
+    """Another recipe that is called as the run from which it goes on."""
+    before = (ran / "s" / "model" / "model.safetensors").read_bytes()
+    again = ["run", "r.yaml", "stages.s.student=runs/small/s/model", "train.steps=1"]
+    refused(dominie(*again), "lies where this run writes its own", "name=small-2")
+    assert (ran / "s" / "model" / "model.safetensors").read_bytes() == before
+    assert not (ran / ".replaced").exists()

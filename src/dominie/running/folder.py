@@ -52,6 +52,25 @@ class RunFolder:
                 ) from None
             yield
 
+    def check_apart(self) -> None:
+        """Refuse to begin from a model that this very run would move out of its way.
+
+        Raises:
+            InputError: a student or teacher lies where one of the stages writes.
+        """
+        places = {name: self.stage(name).resolve() for name in self.recipe.stages}
+        for name, stage in self.recipe.stages.items():
+            for model in set(stage.models) - set(self.recipe.stages):
+                path = Path(self.recipe.model(model).path).resolve()
+                made = next((n for n, place in places.items() if place in path.parents), None)
+                if made is not None:
+                    raise InputError(
+                        "a model lies where this run writes its own",
+                        where=f"stages.{name}: {model}",
+                        found=f"the model of stage {made} of the run {self.recipe.name}",
+                        do=f"give the run another name, as in name={self.recipe.name}-2",
+                    )
+
     @property
     def rows(self) -> Path:
         """Where tokenised conversations are kept."""
