@@ -64,8 +64,8 @@ DRAWN = (
     "merge_gentle_50", "merge_gentle_75",
 )  # fmt: skip
 
-#: Seconds a step of 32 conversations took, two runs on two cores, by what it computes; and to begin a
-#: run and score a model. For the estimate alone.
+#: Seconds a step of 32 conversations took, two runs on two cores, by what it computes; and to begin
+#: a run and score a model. For the estimate alone.
 STEP = {"teacher": 0.052, "labels": 0.028, "prediction": 0.038, "attention": 0.012, "two": 0.017}
 START, SCORED = 12.0, 5.0
 
