@@ -99,7 +99,8 @@ def train_stage(
     own = products_of(model)
     counts = [p.numel() for p in model.parameters()], [p.numel() for p in _trainable(model)]
     shared = shared_minds(student, teachers, settings).adapters
-    mesh = mesh_of_all()
+    shared_out = any(spec.held == "sharded" for spec in teachers.values())
+    mesh = mesh_of_all() if shared_out else None
     panel = {
         name: Mind(model, shared[name])
         if name in shared
