@@ -60,14 +60,15 @@ def check_same_weights(run: Path, other: Path) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
-def test_zero3_does_so_too_and_says_nothing_of_its_own(alone, tmp_path):
+@pytest.mark.parametrize("overrides", [(), TEACHERS])
+def test_zero3_does_so_too_and_says_nothing_of_its_own(alone, tmp_path, overrides):
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
     # The ranks would build DeepSpeed's communication op at once, in one folder.
     build = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load()"
     subprocess.run([sys.executable, "-c", build], env=environment, check=True)
     command = [sys.executable, "-m", "dominie", "run", str(RECIPE), "--nproc", "2"]
     done = subprocess.run(
-        [*command, "--engine", "zero3", "--json"],
+        [*command, *overrides, "--engine", "zero3", "--json"],
         cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
