@@ -62,6 +62,11 @@ def check_same_weights(run: Path, other: Path) -> None:
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 @pytest.mark.parametrize("overrides", [(), TEACHERS])
 def test_zero3_does_so_too_and_says_nothing_of_its_own(alone, tmp_path, overrides):
+    zero3(tmp_path, *overrides)
+    check_same_weights(tmp_path / "runs" / "ranks", alone)
+
+
+def zero3(tmp_path: Path, *overrides: str) -> None:
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
     # The ranks would build DeepSpeed's communication op at once, in one folder.
     build = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load()"
@@ -74,4 +79,19 @@ def test_zero3_does_so_too_and_says_nothing_of_its_own(alone, tmp_path, override
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"run": "runs/ranks", "results": {}}
     assert "deepspeed" not in done.stderr.lower()
-    check_same_weights(tmp_path / "runs" / "ranks", alone)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_adapters_are_merged_into_weights_that_were_cut_up(run_ranks, tmp_path, engine):
+    if engine == "zero3" and find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    adapters = "train.lora={r: 4, target_modules: [q_proj, v_proj]}"
+    recipe = load_recipe(RECIPE, [adapters])
+    run = run_recipe(recipe, tmp_path / "one", Display(Console(quiet=True)))
+    if engine == "zero3":
+        zero3(tmp_path, adapters)
+    else:
+        run_ranks(WORKER, engine, RECIPE, tmp_path / "runs", adapters, timeout=300)
+    check_same_weights(tmp_path / "runs" / "ranks", run)

@@ -10,6 +10,7 @@ import torch
 
 from dominie.losses.tiles import rows_per_tile
 from dominie.models.spec import Placement as Placed
+from dominie.planning.routing import RouterLoss, router_loss_memory
 from dominie.planning.shapes import Shape, shape_of
 from dominie.planning.trace import Pass, Traced, traced
 from dominie.training.settings import TrainSettings
@@ -63,6 +64,7 @@ class Situation:
         length: of its rows.
         accumulates: whether a step has several micro-batches.
         compares: whether predictions are compared with a teacher's.
+        routes: whether the loss has a term for the student's routers.
         attention: layers of the student in the attention term.
         ranks: processes, one a device.
         sharded: whether weights, gradients and optimiser are shared out over the ranks.
@@ -77,6 +79,7 @@ class Situation:
     length: int = 2048
     accumulates: bool = True
     compares: bool = False
+    routes: bool = False
     attention: int = 0
     ranks: int = 1
     sharded: bool = False
@@ -183,6 +186,9 @@ def stage_memory(situation: Situation) -> Memory:
     if situation.on_cpu:
         kept["freed, not returned"] = run.holes
     head = _head(situation, shape)
+    router = RouterLoss()
+    if situation.routes:
+        router = router_loss_memory(situation.student, situation.rows * situation.length)
     attention = _attention_work(situation, shape)
     phases = {
         "writing the cache": {"teacher": max((t.alone for t in teachers), default=0.0)},
@@ -205,12 +211,14 @@ def stage_memory(situation: Situation) -> Memory:
             **kept,
             "weight casts": casts,
             "logit tiles": head.tiles,
+            "router loss": router.kept + router.working,
             "head gradients": head.gradients + head.states,
         },
         "backward": {
             **before,
             **said,
             **kept,
+            "router loss": router.kept,
             "head gradients": head.states,
             "gathered layers": gathered,
             "working memory": max(0.0, run.backward - run.activations - run.kept_casts) + attention,

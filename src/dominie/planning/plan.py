@@ -15,6 +15,7 @@ from dominie.planning.flops import EFFICIENCY, Cost, stage_cost
 from dominie.planning.gpus import device_meant, device_named
 from dominie.planning.memory import BYTES, Memory, Placement, Situation, Taught, stage_memory
 from dominie.planning.shapes import Shape, shape_of
+from dominie.planning.sharing import adapter_over_base
 from dominie.planning.sizes import Size, Work, source_sizes, work_of
 from dominie.planning.trace import Pass, traced
 from dominie.recipe import Recipe, Stage
@@ -271,7 +272,7 @@ def _situation(
             _dtype_of(recipe, teacher),
             _placement(recipe, stage, teacher),
             captured if teacher in compared else 0,
-            _adapter_weights(recipe, teacher, config),
+            _adapter_weights(recipe, stage, teacher, config),
         )
         for teacher, config in configs.items()
     )
@@ -283,6 +284,7 @@ def _situation(
         length=work.length,
         accumulates=train.batch // on.count > micro_batch,
         compares=any(lesson.terms.weighs("prediction") for lesson in lessons),
+        routes=any(lesson.terms.weighs("router") for lesson in lessons),
         attention=len(pairs),
         ranks=on.count,
         sharded=on.sharded,
@@ -296,12 +298,11 @@ def _placement(recipe: Recipe, stage: Stage, teacher: str) -> Placement:
     taught = [source for source in stage.active if stage.teacher_on(source) == teacher]
     if set(taught) <= set(stage.cached):
         return "cached"
-    made_by = recipe.trained.get(teacher)
-    over_base = made_by is not None and made_by.student == stage.student and _unmerged(made_by)
+    over_base, _ = adapter_over_base(recipe, stage, teacher)
     alike = _dtype_of(recipe, teacher) == stage.train.precision
     held = recipe.placement(teacher)
     alike &= held in ("device", recipe.model(stage.student).held)
-    if stage.train.lora and alike and (over_base or teacher == stage.student):
+    if over_base and alike:
         return "shared"
     return "device" if held == "cached" else held  # what cannot learn from a cache
 
@@ -310,10 +311,10 @@ def _unmerged(stage: Stage) -> bool:
     return stage.train.lora is not None and not stage.train.lora.merge
 
 
-def _adapter_weights(recipe: Recipe, teacher: str, config: Any) -> float:
-    """Weights of the adapter that a stage wrote in place of a model."""
+def _adapter_weights(recipe: Recipe, over: Stage, teacher: str, config: Any) -> float:
+    """Weights of the adapter that a stage wrote in place of a model, and `over` does not merge."""
     stage = recipe.trained.get(teacher)
-    if stage is None or not _unmerged(stage):
+    if stage is None or not _unmerged(stage) or adapter_over_base(recipe, over, teacher)[1] is None:
         return 0.0
     adapted = Pass(rows=1, length=2, dtype="bf16", trained=True, lora=stage.train.lora)
     return traced(config, adapted).trainable

@@ -32,6 +32,7 @@ from dominie.training.feed import Collator, MixedRows
 from dominie.training.interruption import SaveAndStop
 from dominie.training.learner import teaching
 from dominie.training.lessons import Lessons, layer_pairs, routed_teacher
+from dominie.training.merging import merged
 from dominie.training.meter import Meter
 from dominie.training.records import Records
 from dominie.training.settings import TrainSettings
@@ -310,8 +311,7 @@ def save_model(
     model = accelerator.unwrap_model(trainer.model_wrapped)
     dtype = DTYPES[settings.precision]
     if settings.lora is not None and settings.lora.merge:
-        model = model.merge_and_unload()
-        state = model.state_dict()
+        model, state = merged(model)
     if trainer.is_world_process_zero():
         scratch = folder.with_name(f".writing-{folder.name}")
         shutil.rmtree(scratch, ignore_errors=True)
