@@ -189,6 +189,24 @@ def test_a_faulty_recipe_is_one_clear_message(write, old, new, said):
         assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stages:\n<: {student: m}", "<: unknown key"),
+        ('stages: {"<train>": {student: m, foo: 1}}', "stages.<train>.foo: unknown key"),
+        ('stages: {"<a>": {student: m, data: {d: 1}, batch: 2}}', "mean stages.<a>.train.batch?"),
+        ("train: {: 0.9}", "train.None: unknown key"),
+        ("evaluate: {models: {a: a}, benchmarks: {b: 3}}", "evaluate.benchmarks.b: the value"),
+        ("evaluate: {models: {a: a}, benchmarks: {b: {kind: x}}}", "b.kind: unknown kind 'x'"),
+    ],
+)
+def test_keys_that_look_like_something_else_are_named(write, text, said):
+    stages = "" if "stages" in text else "\nstages: {s: {student: m, data: {d: 1}}}"
+    with pytest.raises(InputError) as refused:
+        load_recipe(write("data: {d: {path: d.jsonl}}\n" + text + stages))
+    assert said in str(refused.value)
+
+
 @pytest.mark.parametrize("text", ["", "- a\n- b", "just words"])
 def test_something_else_is_not_a_recipe(write, text):
     with pytest.raises(InputError):

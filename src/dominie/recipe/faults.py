@@ -27,10 +27,10 @@ _EXPECTED = {
 }
 
 
-def unknown_key(where: str, key: str, known: Iterable[str]) -> InputError:
+def unknown_key(where: str, key: object, known: Iterable[str]) -> InputError:
     """A key that means nothing here, with the nearest one that does."""
     known = sorted(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else None
     expected = None if near and len(known) > 20 else f"one of {', '.join(known)}"
     return InputError("unknown key", where=where, expected=expected, do=hint)
@@ -38,7 +38,7 @@ def unknown_key(where: str, key: str, known: Iterable[str]) -> InputError:
 
 def _moved(path: Sequence[str]) -> str | None:
     """Where a key belongs that stands beside `train` and not in it: in a recipe or a stage."""
-    *above, key = (part for part in path if not _is_tag(part))
+    *above, key = path
     beside_train = not above or (above[0] == "stages" and len(above) == 2)
     if beside_train and key in known_keys(["train"]):
         return ".".join([*above, "train", key])
@@ -59,17 +59,17 @@ def first_problem(
     problems = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
     problem = problems[0]
     path = [str(part) for part in problem["loc"]]
-    dotted = ".".join(part for part in path if not _is_tag(part))
+    keys = _keys(path)
+    dotted = ".".join(keys)
     if problem["type"] == "unexpected_keyword_argument":
-        moved = _moved(path)
+        moved = _moved(keys)
         if moved is not None:
             return InputError(
                 "unknown key", where=f"{where}: {dotted}", do=f"did you mean {moved}?"
             )
         return unknown_key(f"{where}: {dotted}", path[-1], known_keys(path[:-1]))
     if problem["type"] in ("missing", "missing_argument"):
-        place = [part for part in path if not _is_tag(part)]
-        return _mistaken_name(place, written, where=where) or InputError(
+        return _mistaken_name(keys, written, where=where) or InputError(
             "missing key", where=f"{where}: {dotted}"
         )
     if problem["type"] == "union_tag_invalid":
@@ -122,9 +122,7 @@ def wrong_type(problems: Sequence[Any], value: Any, *, where: str) -> InputError
 def _place(tree: Any, path: Sequence[str]) -> tuple[list[str], Any]:
     """The part of `path` that is the recipe's and not the name of a union's member; its value."""
     place: list[str] = []
-    for part in path:
-        if _is_tag(part):
-            continue
+    for part in _keys(path):
         named = {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
         if part not in named:
             break
@@ -133,17 +131,28 @@ def _place(tree: Any, path: Sequence[str]) -> tuple[list[str], Any]:
     return place, tree
 
 
-def _is_tag(part: str) -> bool:
-    """Whether a part of pydantic's path tells a kind of stage, and is no key."""
-    return part.startswith("<")
+def _is_tag(path: Sequence[str], index: int) -> bool:
+    """Whether a part of pydantic's path tells the kind of a stage or benchmark, and is no key.
+
+    A key may look like one: it is known by its place.
+    """
+    above = list(path[:index])
+    return (above[:1] == ["stages"] and index == 2) or (
+        above[:2] == ["evaluate", "benchmarks"] and index == 3
+    )
+
+
+def _keys(path: Sequence[str]) -> list[str]:
+    """The parts of pydantic's path that are keys of the recipe."""
+    return [part for index, part in enumerate(path) if not _is_tag(path, index)]
 
 
 def known_keys(path: Sequence[str]) -> list[str]:
     """The fields of the object at `path` in a recipe."""
     kind: Any = Recipe
     options: list[Any] = []
-    for part in path:
-        if _is_tag(part):
+    for index, part in enumerate(path):
+        if _is_tag(path, index):
             kind = next(option for option in options if f"<{option.kind}>" == part)
             continue
         if dataclasses.is_dataclass(kind):

@@ -56,8 +56,9 @@ class Task(Scoring):
 
 def _benchmark(value: Any) -> str:
     """The tag of a benchmark's kind; MT-Bench where it is not said."""
-    kind = value.get("kind", "mt_bench") if isinstance(value, dict) else value.kind
-    return f"<{kind}>"
+    if not isinstance(value, dict):
+        return f"<{getattr(value, 'kind', 'mt_bench')}>"  # and refused there, if it is none
+    return f"<{value.get('kind', 'mt_bench')}>"
 
 
 AnyBenchmark = Annotated[

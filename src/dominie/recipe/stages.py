@@ -198,7 +198,7 @@ MADE = {"merge": MergeStage, "upcycle": UpcycleStage}
 
 
 def _kind(value: Any) -> str:
-    """The tag of a stage's kind, which no key of a recipe can look like."""
+    """The tag of a stage's kind."""
     return next((f"<{key}>" for key in MADE if isinstance(value, dict) and key in value), "<train>")
 
 
