@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -60,5 +61,7 @@ def gpu_of_this_machine() -> Device | None:
     """The table's entry for this machine's GPU; None without one, or where the table lacks it."""
     if not torch.cuda.is_available():
         return None
-    words = torch.cuda.get_device_name().lower().replace(" ", "")
-    return next((gpu for name, gpu in GPUS.items() if name in words), None)
+    words = torch.cuda.get_device_name().lower().replace("rtx ", "rtx")
+    # An L40 is no L4, and an A10G no A10.
+    named = (gpu for name, gpu in GPUS.items() if re.search(rf"{name}(?![0-9a-z])", words))
+    return next(named, None)

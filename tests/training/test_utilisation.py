@@ -99,5 +99,6 @@ def test_the_peak_is_that_of_the_gpu_and_the_precision(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda words=words: words)
         found = devices.GPUS[gpu]
         assert (peak_flops("bf16"), peak_flops("fp32")) == (found.half, found.single)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA T4")
-    assert peak_flops("bf16") is None
+    for words in ("NVIDIA T4", "NVIDIA L40", "NVIDIA A10G"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda words=words: words)
+        assert peak_flops("bf16") is None, words

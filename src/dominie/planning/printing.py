@@ -116,17 +116,17 @@ def _stage_lines(stage: StagePlan) -> list[str]:
         lines.append(f"  taught by {name}: {_counted(shape)}")
     lines.append(f"  batches of {work.rows} × {work.length} tokens a rank")
     width = max(len(name) for name in memory.items) + 2
-    lines += [f"    {name:<{width}}{size / _GB:9.2f} GB" for name, size in memory.items.items()]
+    lines += [f"    {name:<{width}}{_bytes(size):>12}" for name, size in memory.items.items()]
     lines.append(
-        f"    {'peak':<{width}}{stage.peak / _GB:9.2f} GB of {limit:.0f} in the phase "
+        f"    {'peak':<{width}}{_bytes(stage.peak):>12} of {limit:.0f} GB in the phase "
         f"“{memory.peak_phase}”: {verdict}"
     )
-    both = ", ".join(f"{size / _GB:.2f} GB {name}" for name, size in stage.activations.items())
+    both = ", ".join(f"{_bytes(size)} {name}" for name, size in stage.activations.items())
     lines.append(f"  activations: {both}")
     if memory.host:
         lines.append(f"  in the host's memory: {memory.host / _GB:.1f} GB a rank")
     lines.append(
-        f"  {_short(cost.student_flops)}FLOP a token, teachers {_short(cost.teacher_flops)}FLOP; "
+        f"  {_flops(cost.student_flops)} a token, teachers {_flops(cost.teacher_flops)}; "
         f"{_short(work.tokens)} tokens in {work.steps:,} steps"
     )
     price = "" if stage.money is None else f", {stage.money:,.2f} in money"
@@ -191,6 +191,18 @@ def _short(number: float) -> str:
         if number >= size:
             return f"{number / size:.2f}{letter}"
     return f"{number:.0f}"
+
+
+def _flops(number: float) -> str:
+    """Operations, by the prefixes of units: a billion of them is a giga."""
+    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.2f} {prefix}FLOP"
+    return f"{number:,.0f} FLOP"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / _GB:.2f} GB" if size >= 0.1 * _GB or not size else f"{size / 1e6:.2f} MB"
 
 
 def _gb(size: float) -> float:
