@@ -222,6 +222,25 @@ def test_an_error_of_every_process_is_told_once(tmp_path):
     assert "a multiple of 2 ranks" in done.stderr
 
 
+@pytest.mark.full
+def test_a_loss_that_jumps_stops_all_processes_at_the_step_that_stops_one(tmp_path):
+    still = ["train.learning_rate=1e-9", "train.steps=40", "train.max_spike=1.01"]  # batches differ
+    stopped = []
+    for processes in (1, 2):
+        cwd = tmp_path / str(processes)
+        cwd.mkdir()
+        done = dominie("--nproc", processes, *still, "--only", "teacher", cwd=cwd)
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.count("error:") == 1
+        assert "the loss jumps" in done.stderr
+        record = cwd / "runs" / "ranks" / "teacher" / "broken-step.json"
+        stopped.append(json.loads(record.read_text()))
+    one, two = stopped
+    assert one["step"] == two["step"] > 20
+    assert one["conversations"] == two["conversations"]
+    assert len(one["conversations"]) == 8
+
+
 def test_the_others_end_with_one_that_fails(monkeypatch):
     monkeypatch.setattr("dominie.processes.launching.GRACE", 0.2)
     code = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(2)\ntime.sleep(60)"
