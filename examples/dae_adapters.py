@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from dominie.data.batches import Batch
+from dominie.data.batches import Batch, collate
 from dominie.data.sources import Source
 from dominie.data.splits import read_split
 from dominie.data.templates import Encoded, encode_all
@@ -25,7 +25,6 @@ from dominie.losses.terms import LossTerms, NextToken, Prediction
 from dominie.models.minds import Mind
 from dominie.teachers import MindTeacher, RoutedTeacher, Teacher
 from dominie.toyworld import materialise
-from dominie.training.feed import Collator
 from dominie.training.learner import Lesson, teaching
 
 SOURCES = ("domain", "general")  # a row carries the index of its source
@@ -79,7 +78,10 @@ def train(
     )
     with teaching(model, Objective(terms)):
         trainer = TaughtTrainer(
-            model, arguments, train_dataset=rows, data_collator=Collator([0, 1], None)
+            model,
+            arguments,
+            train_dataset=rows,
+            data_collator=lambda pairs: collate(pairs).as_dict(),
         )
         trainer.teacher = teacher
         trainer.train()
@@ -87,7 +89,7 @@ def train(
 
 def measured(model: Any, rows: Rows, teacher: Teacher) -> dict[str, float]:
     """KL to the teacher of each source, in nats per token."""
-    batch = Batch.from_dict(Collator([0, 1], None)(rows.rows))
+    batch = collate(rows.rows)
     model.eval()
     with teaching(model, Objective([FOLLOW, FOLLOW])), torch.no_grad():
         sums = model(lesson=Lesson(batch, teacher.signal(batch)))["by_source"]
