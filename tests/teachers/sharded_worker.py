@@ -85,8 +85,7 @@ def main(*folders: str) -> None:
         all_of_it = sum(p.numel() for p in whole.teachers[name].model.model.layers.parameters())
         assert here < 0.7 * all_of_it, (name, here, all_of_it)  # three experts do not halve
     torch.manual_seed(1)
-    config = MistralConfig(**SIZES)
-    student = MistralForCausalLM(config)
+    student = MistralForCausalLM(MistralConfig.from_pretrained(folders[1]))  # untrained
     terms = [
         LossTerms(prediction=Prediction(), attention=AttentionTerm()),
         LossTerms(prediction=Prediction()),
@@ -97,18 +96,6 @@ def main(*folders: str) -> None:
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(found, expected)
     dist.destroy_process_group()
-
-
-SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.3,
-    "sliding_window": None,
-}
 
 
 if __name__ == "__main__":

@@ -146,9 +146,8 @@ def filled(rows: Sequence[Sequence[tuple[int, Row]]], *, packed: bool) -> Batch:
 def joined(batches: Sequence[Batch]) -> Batch:
     """The rows of several batches in one, padded on the right to the longest."""
     length = max(batch.input_ids.shape[1] for batch in batches)
-    longer = [_padded(batch, length) for batch in batches]
-    names = [f.name for f in fields(Batch) if f.name != "packed"]
-    rows = {name: torch.cat([getattr(batch, name) for batch in longer]) for name in names}
+    longer = [_padded(batch, length)._tensors() for batch in batches]
+    rows = {name: torch.cat([tensors[name] for tensors in longer]) for name in longer[0]}
     return Batch(**rows, packed=any(batch.packed for batch in batches))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from dominie.models.head import causal_lm, text_config
+from dominie.models.mixtures import experts_of
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,7 @@ def _attended(config: Any) -> dict[int | None, float]:
 
 def experts_of_a_token(config: Any) -> float:
     """Share of a mixture's experts that a token is sent to; 1 where there is no mixture."""
-    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if count := getattr(config, name, None):
-            chosen = getattr(config, "num_experts_per_tok", count)
-            return float(min(1.0, chosen / count))
-    return 1.0
+    experts = experts_of(config)
+    if experts is None:
+        return 1.0
+    return float(min(1.0, getattr(config, "num_experts_per_tok", experts) / experts))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from dominie.models.mixtures import experts_of
+
 
 class RouterLoss(NamedTuple):
     """Bytes: kept for the backward pass, and held for a while beside that."""
@@ -19,11 +21,10 @@ def router_loss_memory(config: Any, tokens: int) -> RouterLoss:
         config: of the student.
         tokens: of a micro-batch, padding and all.
     """
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    experts = next((n for name in names if (n := getattr(config, name, None))), 0)
-    chosen = getattr(config, "num_experts_per_tok", 0) or 0
-    if not experts:
+    experts = experts_of(config)
+    if experts is None:
         return RouterLoss()
+    chosen = getattr(config, "num_experts_per_tok", 0) or 0
     logits = tokens * experts * 4.0  # without padding; of these the log-sum-exp
     softmax = 0.0 if chosen == experts else logits  # nothing to balance where all are chosen
     one_hot = 0.0 if chosen == experts else tokens * chosen * experts * (8.0 + 4.0)

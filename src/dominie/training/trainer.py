@@ -152,11 +152,13 @@ class DistillationTrainer(CheckpointedTrainer):
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         count = self.account.add(batches, self.accelerator, step=self.state.global_step + 1)
         self._step_source = int(batches[0]["source_ids"].max())  # meant where a step has but one
-        whole = [Batch.from_dict(batch).to(device) for batch in batches]
-        if self._ahead:
-            self._ahead.begin(whole)
-        if self._source_gradients and self._logs_this_step():
-            self._unmeasured = whole
+        measured = self._source_gradients and self._logs_this_step()
+        if self._ahead or measured:
+            whole = [Batch.from_dict(batch).to(device) for batch in batches]
+            if self._ahead:
+                self._ahead.begin(whole)
+            if measured:
+                self._unmeasured = whole
         return batches, count.clamp(min=1)
 
     # The loss --------------------------------------------------------------------------------
