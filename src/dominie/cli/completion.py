@@ -21,7 +21,7 @@ from typing import Any
 import typer
 
 from dominie.cli.recipe_keys import offered_keys
-from dominie.files.run_folders import runs_in
+from dominie.files.run_folders import found_run, runs_in
 
 #: How many files are looked at for being recipes: a home folder holds more than anyone waits for.
 _LOOKED_AT = 300
@@ -90,14 +90,14 @@ def models(ctx: typer.Context, incomplete: str) -> Iterator[str]:
     runs = _runs_folder(ctx)
     word, colon, begun = incomplete.rpartition(":")
     if colon:
-        place = next(p for p in (Path(word), runs / word) if p.is_dir())
-        yield from (f"{word}:{names}" for names in _listed(_models_of(place), begun))
+        there = _models_of(found_run(Path(word), runs))
+        yield from (f"{word}:{names}" for names in _listed(there, begun))
         return
     told = list(_runs(runs, incomplete))
     yield from told
     if len(told) == 1:  # else Tab would end the word, and the colon come too late
-        place = next(p for p in (Path(told[0]), runs / told[0]) if p.is_dir())
-        yield from (f"{told[0]}:{name}" for name in _models_of(place))
+        there = _models_of(found_run(Path(told[0]), runs))
+        yield from (f"{told[0]}:{name}" for name in there)
 
 
 @_quietly
