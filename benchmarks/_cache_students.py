@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from _cache_peers import BUDGET, RECOMMENDED, DistillKit
 
-from dominie.data.batches import collate
+from dominie.data.batch import collate
 from dominie.data.rows import prepare
 from dominie.data.sources import Source
 from dominie.losses import vocabulary_losses
 from dominie.models.head import decoder, output_head
+from dominie.teachers.cache_codec import Coder
+from dominie.teachers.cache_sampling import CacheSettings, choose
+from dominie.teachers.cache_writer import fidelity as measured
+from dominie.teachers.cache_writer import measured_vocabulary
 from dominie.teachers.cached import target_of
-from dominie.teachers.coding import Coder
-from dominie.teachers.fidelity import fidelity as measured
-from dominie.teachers.schemes import CacheSettings, choose
-from dominie.teachers.writing import measured_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -16,7 +16,7 @@ import torch
 from _results import DEVICE
 
 from dominie.models.flops import Load, Products, products_of
-from dominie.planning.layers import with_layers
+from dominie.planning.trace import with_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

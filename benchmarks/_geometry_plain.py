@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dominie.data.batches import Batch
+    from dominie.data.batch import Batch
     from dominie.teachers import Teacher
-    from dominie.training.learner import Lesson
+    from dominie.training.loss_forward import DistillationInputs
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def plainly_taught(
     for model in attending:
         model.set_attn_implementation("eager")
 
-    def taught(*args: Any, lesson: Lesson | None = None, **kwargs: Any) -> Any:
+    def taught(*args: Any, lesson: DistillationInputs | None = None, **kwargs: Any) -> Any:
         if lesson is None:
             return forward(*args, **kwargs)
         options = {"output_attentions": True} if maps else {}
@@ -96,7 +96,7 @@ def plainly_taught(
             model.set_attn_implementation("sdpa")
 
 
-def _outputs(output: Any, lesson: Lesson, sources: int) -> Mapping[str, Any]:
+def _outputs(output: Any, lesson: DistillationInputs, sources: int) -> Mapping[str, Any]:
     batch, said = lesson.batch, lesson.signal
     student = _log_probabilities(output.logits, batch)
     loss = kl_div(student, said.log_probabilities, reduction="sum", log_target=True)

@@ -17,11 +17,11 @@ from _memory import peak_above, settled
 from _results import GPU
 from transformers import TrainerCallback
 
-from dominie.models.attention_interface import listeners_of
+from dominie.models.attention_hooks import hooks_of
 from dominie.models.flops import products_of
 from dominie.training.arguments import training_arguments
 from dominie.training.settings import TrainSettings
-from dominie.training.stage import course_of, trainer_of
+from dominie.training.train_stage import schedule_of, trainer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from _results import Deadline
 
     from dominie.teachers import Teacher
-    from dominie.training.lessons import Lessons
+    from dominie.training.stage_sources import StageSource
 
 _NEVER = 10_000  # more steps than are taken: nothing is logged, saved or evaluated in between
 
@@ -78,7 +78,7 @@ class _Clock(TrainerCallback):
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherSetup:
     """How a stage is taught.
 
     Attributes:
@@ -89,14 +89,14 @@ class Taught:
             student return others, and the teacher that goes with them.
     """
 
-    lessons: Sequence[Lessons]
+    lessons: Sequence[StageSource]
     teachers: Mapping[str, Any]
     caches: Mapping[str, Teacher]
     plainly: tuple[Callable[[], AbstractContextManager[None]], Any] | None = None
 
 
 def steps_taken(
-    student: Any, taught: Taught, *, length: int, batch: int, micro_batch: int, steps: int,
+    student: Any, taught: TeacherSetup, *, length: int, batch: int, micro_batch: int, steps: int,
     deadline: Deadline,
 ) -> Steps:  # fmt: skip
     """Train for a few steps as a stage does, optimiser and all.
@@ -117,7 +117,7 @@ def steps_taken(
         batch=batch, micro_batch=micro_batch, steps=_NEVER, max_length=length, precision="bf16",
         log_every=_NEVER - 1, checkpoint_every=_NEVER - 1, evaluate_every=_NEVER - 1,
     )  # fmt: skip
-    course = course_of(taught.lessons, settings)
+    course = schedule_of(taught.lessons, settings)
     clock = _Clock(steps, deadline)
     before = settled()
     with tempfile.TemporaryDirectory() as scratch:
@@ -127,7 +127,7 @@ def steps_taken(
         )
         try:
             with contextlib.ExitStack() as stack:
-                teaching, teacher = taught.plainly or (contextlib.nullcontext, None)
+                loss_in_forward, teacher = taught.plainly or (contextlib.nullcontext, None)
                 trainer = stack.enter_context(
                     trainer_of(
                         student, taught.teachers, folder=folder, arguments=arguments,
@@ -136,14 +136,14 @@ def steps_taken(
                         callbacks=[clock],
                     )
                 )  # fmt: skip
-                stack.enter_context(teaching())
+                stack.enter_context(loss_in_forward())
                 trainer.resume(None)
             peak = peak_above(before)
             first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
         finally:
             student.zero_grad(set_to_none=True)
             for model in taught.teachers.values():
-                for listener in listeners_of(model):
+                for listener in hooks_of(model):
                     listener.detach()  # type: ignore[attr-defined]
     return Steps(
         seconds=statistics.median(clock.seconds),
@@ -156,7 +156,7 @@ def steps_taken(
 
 
 def fitting_steps(
-    student: Any, taught: Taught, *, micro_batch: int, **options: Any
+    student: Any, taught: TeacherSetup, *, micro_batch: int, **options: Any
 ) -> tuple[Steps | None, list[int]]:
     """Steps of the largest micro-batch that fits, halved from one to the next; which did not."""
     too_large: list[int] = []

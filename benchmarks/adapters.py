@@ -62,14 +62,14 @@ def make(folder: Path, size: dict[str, int]) -> None:
 
 def measured(way: str, folder: Path, size: dict[str, int]) -> dict[str, object]:
     """Loading and stepping in one of the two ways."""
-    from dominie.data.batches import Batch
+    from dominie.data.batch import Batch
     from dominie.losses.objective import Objective
     from dominie.losses.terms import LossTerms, Prediction
+    from dominie.models.adapters import Mind
     from dominie.models.loading import load_frozen, load_student
-    from dominie.models.minds import Mind
     from dominie.models.spec import Model
     from dominie.teachers import LocalTeacher, MindTeacher, RoutedTeacher
-    from dominie.training.learner import Lesson, teaching
+    from dominie.training.loss_forward import DistillationInputs, loss_in_forward
     from dominie.training.settings import Lora
 
     torch.manual_seed(2)
@@ -95,7 +95,7 @@ def measured(way: str, folder: Path, size: dict[str, int]) -> dict[str, object]:
     shape = (size["rows"], size["length"])
     generator = torch.Generator().manual_seed(1)
     seconds, losses = [], []
-    with teaching(student, objective):
+    with loss_in_forward(student, objective):
         for _ in range(size["steps"]):
             ids = torch.randint(0, size["vocabulary"], shape, generator=generator)
             sources = (torch.arange(size["rows"]) % 2)[:, None].expand(shape)
@@ -104,7 +104,9 @@ def measured(way: str, folder: Path, size: dict[str, int]) -> dict[str, object]:
             batch = Batch(ids, ids.roll(-1, 1), segments, where, sources).to(DEVICE)
             _wait()
             began = time.perf_counter()
-            outputs = student(lesson=Lesson(batch, router.signal(batch), measured=False))
+            outputs = student(
+                lesson=DistillationInputs(batch, router.signal(batch), measured=False)
+            )
             (outputs["loss"] / ids.numel()).backward()
             optimiser.step()
             optimiser.zero_grad()

@@ -36,7 +36,7 @@ from _speed import matrix_speed
 from torch.nn.functional import kl_div
 
 from dominie.losses import attention_divergence, prediction_divergence
-from dominie.models.capture import AttentionTarget, StudentAttention, TeacherAttention
+from dominie.models.attention_capture import AttentionTarget, StudentAttention, TeacherAttention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

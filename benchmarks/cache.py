@@ -29,15 +29,15 @@ import _results
 import numpy as np
 import torch
 
-from dominie.data.batches import collate
+from dominie.data.batch import collate
 from dominie.data.shards import Shards, ShardWriter
 from dominie.losses import vocabulary_losses
 from dominie.models.head import decoder, output_head
 from dominie.teachers.cache import Cache, Identity, create
+from dominie.teachers.cache_sampling import CacheSettings
+from dominie.teachers.cache_writer import entries, measured_vocabulary, tiles_of_logits
 from dominie.teachers.cached import CachedTeacher
-from dominie.teachers.local import LocalTeacher
-from dominie.teachers.schemes import CacheSettings
-from dominie.teachers.writing import entries, measured_vocabulary, tiles_of_logits
+from dominie.teachers.teacher import LocalTeacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ NOTE = """Students: held-out KL(teacher ‖ student) in nats a token, and how of
 token likeliest. Every student goes on from the same weights; it is paired by seed, which draws rows
 and order, with the one of the full distribution: `kl_excess_percent` is the mean of the relative
 differences, its interval Student's t at 95 %. `bytes` is what was written a supervised token, all
-overhead included. Fidelity: of held-out distributions, see `dominie.teachers.fidelity`. Times:
+overhead included. Fidelity: of held-out distributions, see `dominie.teachers.cache_writer`. Times:
 random weights, jobs take turns, ratios are medians over the rounds."""
 
 

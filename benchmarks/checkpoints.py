@@ -26,8 +26,7 @@ import torch
 from _results import DEVICE, Row
 from transformers import MistralConfig, MistralForCausalLM
 
-from dominie.training.checkpoints import fault, publish, seal
-from dominie.training.state_files import read_state, write_state
+from dominie.training.checkpoints import fault, publish, read_state, seal, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

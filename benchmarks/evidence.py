@@ -32,10 +32,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from dominie.display import Display
-from dominie.processes.threads import cores
+from dominie.core.display import Display
+from dominie.core.hardware import cores
 from dominie.recipe import MergeStage, Recipe, UpcycleStage, load_recipe
-from dominie.sweep import Cell, grid, rows_of, run_cells, seeds_of
+from dominie.workflows.sweep import run_cells
+from dominie.workflows.sweep_cells import Cell, grid, rows_of, seeds_of
 
 sys.path.insert(0, str(Path(__file__).parent / "parts"))
 from evidence_plane import plane

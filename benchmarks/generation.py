@@ -22,8 +22,8 @@ import torch
 from _results import DEVICE, GPU, Row
 from transformers import MistralConfig, MistralForCausalLM
 
-from dominie.evaluation.generation import answers
-from dominie.toyworld.tokenizer import word_tokenizer
+from dominie.generation.generator import answers
+from dominie.toyworld.toy_models import word_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

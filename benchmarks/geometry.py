@@ -39,13 +39,13 @@ from typing import TYPE_CHECKING, Any
 import _results
 from _geometry_models import STUDENT, TEACHER, configuration, conversations, made, products, work
 from _geometry_plain import PlainCache, PlainTeacher, plainly_taught
-from _geometry_steps import Taught, fitting_steps
+from _geometry_steps import TeacherSetup, fitting_steps
 from _results import GPU, Deadline, Row
 from _speed import matrix_speed
 
-from dominie.devices import gpu_of_this_machine
+from dominie.core.hardware import gpu_of_this_machine
 from dominie.losses.terms import Attention, LossTerms, Prediction
-from dominie.training.lessons import Lessons
+from dominie.training.stage_sources import StageSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,12 +111,12 @@ class Laboratory:
         """Forget all other models."""
         self.models = {name: model for name, model in self.models.items() if name in names}
 
-    def lessons(self, job: Job, length: int, rows: int) -> list[Lessons]:
+    def lessons(self, job: Job, length: int, rows: int) -> list[StageSource]:
         """A source for each teacher."""
         terms = LossTerms(prediction=Prediction(), attention=Attention() if job.attention else None)
         size = self.configs["student"].vocab_size
         return [
-            Lessons(
+            StageSource(
                 name=teacher, share=share, terms=terms, teacher=teacher, validation=[],
                 train=conversations(rows, length // job.packed, size, seed=index),
                 cache=f"cache of {teacher}" if job.cached else None,
@@ -124,7 +124,9 @@ class Laboratory:
             for index, (teacher, share) in enumerate(job.teachers)
         ]  # fmt: skip
 
-    def taught(self, job: Job, lessons: list[Lessons], scratch: Path, *, plain: bool) -> Taught:
+    def taught(
+        self, job: Job, lessons: list[StageSource], scratch: Path, *, plain: bool
+    ) -> TeacherSetup:
         """Who teaches a job, and how."""
         student = self.model("student")
         models = {name: self.model(name) for name, _ in job.teachers}
@@ -135,23 +137,28 @@ class Laboratory:
             }
             models = {}
         if not plain:
-            return Taught(lessons, models, caches)
+            return TeacherSetup(lessons, models, caches)
         teacher: Any = PlainTeacher(list(models.values()), maps=job.attention)
         if job.cached:
             teacher = PlainCache(*caches.values(), student.config.vocab_size)
-        teaching = functools.partial(
+        loss_in_forward = functools.partial(
             plainly_taught, student, list(models.values()), maps=job.attention,
             sources=len(lessons),
         )  # fmt: skip
-        return Taught(lessons, models, caches, (teaching, teacher))
+        return TeacherSetup(lessons, models, caches, (loss_in_forward, teacher))
 
-    def cache(self, lessons: Lessons, folder: Path) -> CachedTeacher:
+    def cache(self, lessons: StageSource, folder: Path) -> CachedTeacher:
         """What a teacher says about a source's conversations, written down and opened."""
         from dominie.data.shards import ShardWriter
         from dominie.teachers import cache as caches
+        from dominie.teachers.cache_sampling import CacheSettings
+        from dominie.teachers.cache_writer import (
+            batch_tokens,
+            entries,
+            in_batches,
+            measured_vocabulary,
+        )
         from dominie.teachers.cached import CachedTeacher
-        from dominie.teachers.schemes import CacheSettings
-        from dominie.teachers.writing import batch_tokens, entries, in_batches, measured_vocabulary
 
         model, settings, rows = self.model(str(lessons.teacher)), CacheSettings(), lessons.train
         identity = caches.Identity(
@@ -241,7 +248,7 @@ def job_rows(
 
 def _deep(config: Any) -> Any:
     """The configuration at its full depth."""
-    from dominie.planning.layers import with_layers
+    from dominie.planning.trace import with_layers
 
     return with_layers(config, FULL_DEPTH)
 

@@ -30,7 +30,7 @@ import torch
 from _memory import resident, settled
 from plan import Case
 
-from dominie.toyworld.tokenizer import word_tokenizer
+from dominie.toyworld.toy_models import word_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,11 +143,11 @@ def trained(recipe: Path, overrides: list[str]) -> dict[str, float]:
     from rich.console import Console
     from transformers import MistralForCausalLM, MixtralForCausalLM  # noqa: F401
 
-    import dominie.training.stage  # noqa: F401
-    from dominie.display import Display
+    import dominie.training.train_stage  # noqa: F401
+    from dominie.core.display import Display
     from dominie.recipe import load_recipe
-    from dominie.running.folder import RunFolder
-    from dominie.running.stages import run_stages
+    from dominie.stages.run_folder import RunFolder
+    from dominie.stages.run_stages import run_stages
 
     class Clock(theirs.TrainerCallback):
         """Notes the time of every step, and forgets the memory that loading took."""

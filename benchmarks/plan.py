@@ -45,7 +45,7 @@ class Case:
         """Models, data and the recipe over them."""
         from transformers import AutoModelForCausalLM, MistralConfig, MixtralConfig
 
-        from dominie.toyworld.tokenizer import word_tokenizer
+        from dominie.toyworld.toy_models import word_tokenizer
 
         tokenizer = word_tokenizer()
         for name in ("student", "teacher"):
@@ -161,11 +161,11 @@ def trained(recipe: Path, runs: Path) -> dict[str, int]:
     from rich.console import Console
     from transformers import MistralForCausalLM, MixtralForCausalLM, Trainer  # noqa: F401
 
-    import dominie.training.stage  # noqa: F401
-    from dominie.display import Display
+    import dominie.training.train_stage  # noqa: F401
+    from dominie.core.display import Display
     from dominie.recipe import load_recipe
-    from dominie.running.folder import RunFolder
-    from dominie.running.stages import run_stages
+    from dominie.stages.run_folder import RunFolder
+    from dominie.stages.run_stages import run_stages
 
     baseline = resident("VmRSS") or 0
     folder = RunFolder(load_recipe(recipe), runs)

@@ -27,15 +27,15 @@ import torch
 import transformers
 from torch import Tensor
 
-from dominie.data.batches import collate
+from dominie.core.display import Display
+from dominie.data.batch import collate
 from dominie.data.store import Rows
-from dominie.display import Display
-from dominie.losses.router import routing_sums
+from dominie.losses.router_losses import routing_sums
 from dominie.models.loading import load_frozen
-from dominie.models.routers import Routers
+from dominie.models.moe import Routers
 from dominie.models.spec import Model
-from dominie.pipeline import run_recipe
 from dominie.recipe import load_recipe
+from dominie.workflows.pipeline import run_recipe
 
 #: How each mixture is made.
 MIXTURES: dict[str, dict[str, Any]] = {

@@ -16,16 +16,15 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from dominie.data.batches import Batch, collate
-from dominie.data.sources import Source
-from dominie.data.splits import read_split
-from dominie.data.templates import Encoded, encode_all
+from dominie.data.batch import Batch, collate
+from dominie.data.sources import Source, read_split
+from dominie.data.tokenization import Encoded, encode_all
 from dominie.losses.objective import COLUMNS, Objective
 from dominie.losses.terms import LossTerms, NextToken, Prediction
-from dominie.models.minds import Mind
+from dominie.models.adapters import Mind
 from dominie.teachers import MindTeacher, RoutedTeacher, Teacher
 from dominie.toyworld import materialise
-from dominie.training.learner import Lesson, teaching
+from dominie.training.loss_forward import DistillationInputs, loss_in_forward
 
 SOURCES = ("domain", "general")  # a row carries the index of its source
 FOLLOW = LossTerms(prediction=Prediction())
@@ -54,7 +53,7 @@ class TaughtTrainer(Trainer):
         """The mean loss of a batch over its supervised tokens."""
         batch = Batch.from_dict(inputs)
         signal = self.teacher.signal(batch) if self.teacher else None
-        outputs = model(lesson=Lesson(batch, signal))
+        outputs = model(lesson=DistillationInputs(batch, signal))
         loss = outputs["loss"] / batch.supervised.sum()
         return (loss, outputs) if return_outputs else loss
 
@@ -76,7 +75,7 @@ def train(
         use_cpu=True,
         seed=0,
     )
-    with teaching(model, Objective(terms)):
+    with loss_in_forward(model, Objective(terms)):
         trainer = TaughtTrainer(
             model,
             arguments,
@@ -91,8 +90,8 @@ def measured(model: Any, rows: Rows, teacher: Teacher) -> dict[str, float]:
     """KL to the teacher of each source, in nats per token."""
     batch = collate(rows.rows)
     model.eval()
-    with teaching(model, Objective([FOLLOW, FOLLOW])), torch.no_grad():
-        sums = model(lesson=Lesson(batch, teacher.signal(batch)))["by_source"]
+    with loss_in_forward(model, Objective([FOLLOW, FOLLOW])), torch.no_grad():
+        sums = model(lesson=DistillationInputs(batch, teacher.signal(batch)))["by_source"]
     kl = sums[:, COLUMNS.index("divergence")] / sums[:, COLUMNS.index("tokens")]
     return dict(zip(SOURCES, kl.tolist(), strict=True))
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dominie.data.batches import collate
+from dominie.data.batch import collate
 from dominie.data.conversations import Conversation
-from dominie.data.templates import encode_all
+from dominie.data.tokenization import encode_all
 from dominie.losses import vocabulary_losses
 from dominie.toyworld import materialise
 

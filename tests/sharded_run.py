@@ -17,11 +17,11 @@ def main(engine: str, recipe: str, runs: str, *overrides: str) -> None:
     from accelerate.utils import DistributedType
     from rich.console import Console
 
-    from dominie.display import Display
-    from dominie.pipeline import run_recipe
-    from dominie.processes.launching import accelerate_environment
-    from dominie.processes.ranks import is_first
+    from dominie.core.display import Display
+    from dominie.core.launch import accelerate_environment
+    from dominie.core.ranks import is_first
     from dominie.recipe import load_recipe
+    from dominie.workflows.pipeline import run_recipe
 
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = dist.TCPStore("127.0.0.1", int(os.environ["STORE"]), is_master=False)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import dominie
-from dominie.errors import InputError
+from dominie.core.errors import InputError
 
 RECIPE = {
     "name": "small",

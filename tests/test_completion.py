@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from dominie.cli import main
-from dominie.cli.recipe_keys import offered_keys
+from dominie.cli.completion import offered_keys
 
 RECIPE = """
 models: {large: {path: org/large}}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from dominie.errors import InputError
+from dominie.core.errors import InputError
 from dominie.recipe import load_recipe
-from dominie.starting import start
+from dominie.workflows.init import start
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -46,7 +46,7 @@ def test_errors_are_read_from_the_source():
     found = {entry.what: entry for entry in errors.entries()}
     assert len(found) > 150
     assert found["the endpoint refuses the key"].do.startswith("check the key in")
-    assert found["the array is broken off"].file == "data/json_rows.py"
+    assert found["the array is broken off"].file == "data/json_files.py"
     assert found["the budget is spent"].status == 1
     assert found["no such recipe"].status == 2
     assert "micro_batch … must divide batch …" in errors.refused_values()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
-from dominie.models.travel import ready_to_travel
+from dominie.models.export import prepare_export
 
 pytestmark = pytest.mark.full
 
@@ -56,7 +56,7 @@ def model(tmp_path_factory) -> MistralForCausalLM:
     pieces = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
     base = shutil.copytree(folder, folder.parent / "base")
     shutil.copyfile(pieces, base / "tokenizer.model")  # as it lies beside Mistral's weights
-    ready_to_travel(folder, AutoTokenizer.from_pretrained(base))
+    prepare_export(folder, AutoTokenizer.from_pretrained(base))
     model.folder = folder
     return model
 

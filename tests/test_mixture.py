@@ -14,10 +14,10 @@ import pytest
 from safetensors.torch import load_file
 from transformers import MistralConfig, MistralForCausalLM
 
-from dominie.checking import check_recipe
-from dominie.errors import InputError
+from dominie.core.errors import InputError
 from dominie.recipe import load_recipe
-from dominie.toyworld.tokenizer import word_tokenizer
+from dominie.toyworld.toy_models import word_tokenizer
+from dominie.workflows.check import check_recipe
 
 RECIPE = """
 name: mixture

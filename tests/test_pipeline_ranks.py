@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dominie import pipeline
 from dominie.recipe import load_recipe
+from dominie.workflows import pipeline
 
 
 @pytest.mark.parametrize(("rank", "evaluations"), [(None, 1), ("0", 1), ("1", 0)])

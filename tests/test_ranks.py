@@ -17,10 +17,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from dominie.display import Display
-from dominie.errors import InputError
-from dominie.pipeline import run_recipe
-from dominie.processes.launching import (
+from dominie.core.display import Display
+from dominie.core.errors import InputError
+from dominie.core.launch import (
     ENGINES,
     accelerate_environment,
     launch,
@@ -29,6 +28,7 @@ from dominie.processes.launching import (
     without_options,
 )
 from dominie.recipe import load_recipe
+from dominie.workflows.pipeline import run_recipe
 
 RECIPE = Path(__file__).parent / "recipes" / "ranks.yaml"
 STAGES = ("teacher", "distill", "align")
@@ -242,7 +242,7 @@ def test_a_loss_that_jumps_stops_all_processes_at_the_step_that_stops_one(tmp_pa
 
 
 def test_the_others_end_with_one_that_fails(monkeypatch):
-    monkeypatch.setattr("dominie.processes.launching.GRACE", 0.2)
+    monkeypatch.setattr("dominie.core.launch.GRACE", 0.2)
     code = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(2)\ntime.sleep(60)"
     for program, codes in ((code, [0, 2]), ("pass", [0, 0])):  # who was killed is not what failed
         with started([sys.executable, "-c", program], os.environ, 2) as workers:

@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from dominie.display import Display
-from dominie.pipeline import run_recipe
+from dominie.core.display import Display
 from dominie.recipe import load_recipe
+from dominie.workflows.pipeline import run_recipe
 
 RECIPE = Path(__file__).parent / "recipes" / "ranks.yaml"
 WORKER = Path(__file__).parent / "sharded_run.py"

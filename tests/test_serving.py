@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from dominie.cli import app
-from dominie.models.travel import ready_to_travel
+from dominie.models.export import prepare_export
 
 RECIPE = """
 name: served
@@ -89,9 +89,9 @@ def test_a_sentencepiece_model_travels_with_its_tokenizer(stages, tmp_path):
     base = shutil.copytree(stages / "dense" / "model", tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(base)
     made = shutil.copytree(base, tmp_path / "made")
-    ready_to_travel(made, tokenizer)
+    prepare_export(made, tokenizer)
     assert not (made / "tokenizer.model").exists()
     (base / "tokenizer.model").write_bytes(b"pieces and their scores")
-    ready_to_travel(made, tokenizer)
+    prepare_export(made, tokenizer)
     assert (made / "tokenizer.model").read_bytes() == b"pieces and their scores"
-    ready_to_travel(made, AutoTokenizer.from_pretrained(made))  # a later stage goes on from it
+    prepare_export(made, AutoTokenizer.from_pretrained(made))  # a later stage goes on from it

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dominie.checking import check_recipe
-from dominie.display import Display
-from dominie.errors import InputError
-from dominie.pipeline import evaluate_recipe
+from dominie.core.display import Display
+from dominie.core.errors import InputError
 from dominie.recipe import load_recipe
+from dominie.workflows.check import check_recipe
+from dominie.workflows.pipeline import evaluate_recipe
 
 RECIPE = """\
 name: shop

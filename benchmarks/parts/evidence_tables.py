@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dominie.report.comparison import estimate
+from dominie.report.compare import estimate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dominie.report.comparison import Estimate
+    from dominie.report.compare import Estimate
 
 Row = dict[str, str]
 #: (group, setting) → model → seed → task → score

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dominie.errors import InputError
+from dominie.core.errors import InputError
 from dominie.recipe import Recipe, load_recipe, only_models, recipe_of
 
 if TYPE_CHECKING:
-    from dominie.checking import Checked
     from dominie.planning.plan import Plan
+    from dominie.workflows.check import Checked
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
 
@@ -47,7 +47,7 @@ class Run:
     @property
     def stages(self) -> list[str]:
         """The stages that are done, in dependency order."""
-        from dominie.report.reading import read_run
+        from dominie.core.run_reader import read_run
 
         return [stage.name for stage in read_run(self.folder).stages.values() if stage.done]
 
@@ -101,7 +101,7 @@ def run(
         InputError: the recipe, the data or a model is at fault.
         RunError: the run failed though its input was acceptable.
     """
-    from dominie.pipeline import run_recipe
+    from dominie.workflows.pipeline import run_recipe
 
     loaded = _loaded(recipe, overrides)
     return Run(run_recipe(only_models(loaded, only) if only else loaded, Path(runs), reuse=reuse))
@@ -113,7 +113,7 @@ def check(recipe: RecipeLike, *overrides: str, runs: str | Path = "runs") -> Che
     Raises:
         InputError: whatever `run` would stop at for the user's input.
     """
-    from dominie.checking import check_recipe
+    from dominie.workflows.check import check_recipe
 
     return check_recipe(_loaded(recipe, overrides), Path(runs))
 
@@ -124,7 +124,7 @@ def evaluate(recipe: RecipeLike, *overrides: str, runs: str | Path = "runs") -> 
     Raises:
         InputError: a stage has not been trained, or a task cannot be asked.
     """
-    from dominie.pipeline import evaluate_recipe
+    from dominie.workflows.pipeline import evaluate_recipe
 
     return Run(evaluate_recipe(_loaded(recipe, overrides), Path(runs)))
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from dominie import cli
-from dominie.toyworld.models import save_model
+from dominie.toyworld.toy_models import save_model
 
 RECIPE = """
 name: small

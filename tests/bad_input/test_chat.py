@@ -8,15 +8,14 @@ import shutil
 import pytest
 from rich.console import Console
 
-from dominie.chatting import Partner, Settings
-from dominie.chatting.screens import Columns
-from dominie.chatting.session import Talk
-from dominie.data.templates import ends_of_turn, prompt_ids
-from dominie.evaluation.generation import answers
+from dominie.data.tokenization import ends_of_turn, prompt_ids
+from dominie.generation.generator import answers
 from dominie.models.loading import load_frozen, load_tokenizer
 from dominie.models.spec import Model
 from dominie.recipe import dump_recipe, load_recipe
-from dominie.toyworld.models import save_model
+from dominie.toyworld.toy_models import save_model
+from dominie.workflows.chat import Partner, Settings, Talk
+from dominie.workflows.chat_screens import Columns
 
 ASKED = "copy 1 2"
 SHORT = ("--max-new-tokens", "6")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dominie.checking.samples import sample, shown
 from dominie.data.store import Row
+from dominie.workflows.check import sample, shown
 
 HUB = "org/model"
 

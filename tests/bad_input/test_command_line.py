@@ -11,9 +11,10 @@ import sys
 import pytest
 import typer
 
-from dominie.cli import app, before
-from dominie.cli.manual import EXAMPLES, words
-from dominie.starting import TEMPLATES
+from dominie.cli import app
+from dominie.cli import commands as before
+from dominie.cli.help import EXAMPLES, words
+from dominie.workflows.init import TEMPLATES
 
 COMMANDS = typer.main.get_command(app).commands
 

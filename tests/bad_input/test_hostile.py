@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dominie.evaluation.judging.endpoint import Endpoint
+from dominie.generation.endpoint import Endpoint
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dominie.data.batches import IGNORED, Batch, collate
-from dominie.data.mixing import Mix, total_conversations
-from dominie.data.templates import Encoded
+from dominie.data.batch import IGNORED, Batch, collate
+from dominie.data.sampling import Mix, total_conversations
+from dominie.data.tokenization import Encoded
 
 
 def row(*tokens: int, answer: int) -> Encoded:

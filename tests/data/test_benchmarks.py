@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dominie.data.contents import content_fingerprint
+from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation, read_conversations
-from dominie.data.sources import Source
-from dominie.data.splits import read_split
-from dominie.errors import InputError
+from dominie.data.sources import Source, content_fingerprint, read_split
 
 
 def read(path: Path, **options: object) -> list[Conversation]:

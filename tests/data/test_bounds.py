@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from dominie.data import bounds
-from dominie.data.rendering import ChatTemplate
-from dominie.errors import InputError
-from dominie.toyworld.tokenizer import word_tokenizer
+from dominie.core.errors import InputError
+from dominie.data import chat_template as bounds
+from dominie.data.chat_template import ChatTemplate
+from dominie.toyworld.toy_models import word_tokenizer
 
 ASKED = [{"role": "user", "content": "copy red"}]
 

@@ -3,9 +3,8 @@ import types
 
 import pytest
 
-from dominie.data.contents import content_fingerprint
-from dominie.data.sources import Source
-from dominie.errors import InputError
+from dominie.core.errors import InputError
+from dominie.data.sources import Source, content_fingerprint
 
 
 def test_files_are_known_by_their_bytes_and_order(tmp_path):

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation, read_conversations
 from dominie.data.sources import Source
-from dominie.errors import InputError
 
 HI = {"role": "user", "content": "hi"}
 HELLO = {"role": "assistant", "content": "hello"}

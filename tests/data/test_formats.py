@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from dominie.core.errors import InputError
 from dominie.data.formats import parsed_row
-from dominie.errors import InputError
 
 HI = {"role": "user", "content": "hi"}
 HELLO = {"role": "assistant", "content": "hello"}

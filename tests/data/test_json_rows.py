@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dominie.data import json_rows as module
-from dominie.data.json_rows import json_rows, jsonl_rows
-from dominie.errors import InputError
+from dominie.core.errors import InputError
+from dominie.data import json_files as module
+from dominie.data.json_files import json_rows, jsonl_rows
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),

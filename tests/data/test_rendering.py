@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from dominie.data.rendering import ChatTemplate, with_written_marks
+from dominie.data.chat_template import ChatTemplate, with_written_marks
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "one"}]
 

@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dominie.core.errors import InputError, RunError
 from dominie.data import rows as module
 from dominie.data.conversations import read_conversations
 from dominie.data.rows import Summary, prepare
-from dominie.data.sources import Source
-from dominie.data.splits import prompt_digest, read_split, split_of_prompt
-from dominie.data.templates import encode
-from dominie.errors import InputError, RunError
+from dominie.data.sources import Source, prompt_digest, read_split, split_of_prompt
+from dominie.data.tokenization import encode
 
 
 @pytest.fixture

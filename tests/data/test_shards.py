@@ -14,15 +14,8 @@ import datasets
 import pyarrow as pa
 import pytest
 
-from dominie.data.shards import (
-    Entry,
-    Shards,
-    ShardWriter,
-    damaged_shards,
-    shard_files,
-    take_over,
-)
-from dominie.errors import InputError, RunError
+from dominie.core.errors import InputError, RunError
+from dominie.data.shards import Entry, Shards, ShardWriter, damaged_shards, shard_files, take_over
 
 REMEDY = "make it again"
 

@@ -1,7 +1,7 @@
 import pytest
 
+from dominie.core.errors import InputError
 from dominie.data.sources import Source
-from dominie.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@ from collections import Counter
 
 import pytest
 
+from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
-from dominie.data.sources import Source
-from dominie.data.splits import (
+from dominie.data.sources import (
+    Source,
     conversation_digest,
     held_out_prompts,
     prompt_digest,
@@ -13,7 +14,6 @@ from dominie.data.splits import (
     split_of_prompt,
     without_duplicates,
 )
-from dominie.errors import InputError
 
 
 def chat(*contents, first="user", tools=None):

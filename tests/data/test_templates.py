@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders
 
+from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
-from dominie.data.templates import encode, encode_all, prompt_ids
-from dominie.errors import InputError
+from dominie.data.tokenization import encode, encode_all, prompt_ids
 
 TOOLS = [{"type": "function", "function": {"name": "stock", "parameters": {"type": "object"}}}]
 CALL = {"function": {"name": "stock", "arguments": {"id": 7}}}

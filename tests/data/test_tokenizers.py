@@ -2,7 +2,7 @@ import copy
 
 from tokenizers import AddedToken
 
-from dominie.data.tokenizers import tokenizer_fingerprint
+from dominie.data.tokenization import tokenizer_fingerprint
 
 
 def test_the_fingerprint_is_that_of_a_copy_used_otherwise(make_tokenizer, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from transformers import MistralConfig, set_seed
 from transformers.models.mistral import MistralForCausalLM
 
-from dominie.toyworld.tokenizer import word_tokenizer
+from dominie.toyworld.toy_models import word_tokenizer
 
 END = 3
 

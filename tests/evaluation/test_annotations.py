@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dominie import cli
-from dominie.errors import InputError
-from dominie.evaluation.annotations import read_annotations, read_difficulty, summarise
-from dominie.evaluation.preferences import longer_wins, win_rate, wins
+from dominie.core.errors import InputError
+from dominie.judge.annotations import read_annotations, read_difficulty, summarise
+from dominie.judge.length_control import longer_wins, win_rate, wins
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "alpaca_eval"
 PUBLISHED = [("v1", "gpt-3.5-turbo-0301"), ("v2", "FuseChat-Llama-3.2-1B-Instruct")]

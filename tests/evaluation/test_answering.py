@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
-from dominie.errors import InputError
-from dominie.evaluation.agreement import agreement
-from dominie.evaluation.answering import answered
-from dominie.evaluation.generation import answers
-from dominie.evaluation.questions import Question, questions
-from dominie.evaluation.scoring import Scoring
-from dominie.toyworld.lexicon import WORDS
+from dominie.evaluation.generative_task import answered
+from dominie.evaluation.likelihood import agreement
+from dominie.evaluation.task import Question, Scoring, questions
+from dominie.generation.generator import answers
+from dominie.toyworld.world import WORDS
 
 END = 3
 

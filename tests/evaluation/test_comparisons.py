@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dominie.evaluation.comparisons import compared
-from dominie.evaluation.grades import Items, mean_grade, scored
+from dominie.evaluation.results import Items, compared, mean_grade, scored
 from dominie.evaluation.statistics import paired_difference
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dominie.data.lists import listed
+from dominie.data.ecommerce_formats import listed
 from dominie.evaluation.extraction import extracted, label_of, pairs, ranking, spans
 
 

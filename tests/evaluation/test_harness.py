@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from dominie.errors import InputError
-from dominie.evaluation.harness import check_harness, definitions_digest, harness_score
-from dominie.evaluation.scoring import Harness
+from dominie.core.errors import InputError
+from dominie.evaluation.lm_eval import check_harness, definitions_digest, harness_score
+from dominie.evaluation.task import Harness
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dominie.evaluation.length_controlled import Gamed, _fitted, _losses, length_controlled
+from dominie.judge.length_control import Gamed, _fitted, _losses, length_controlled
 
 
 def drawn(n=400, seed=0, bias=0.4, effect=-1.5):

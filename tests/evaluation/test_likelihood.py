@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
-from dominie.data.templates import encode
-from dominie.errors import InputError
+from dominie.data.tokenization import encode
 from dominie.evaluation.likelihood import candidates, choice
-from dominie.evaluation.questions import questions
+from dominie.evaluation.task import questions
 
 OPTIONS = ["red", "blue green red black", "green blue"]
 

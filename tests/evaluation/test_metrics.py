@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
-from dominie.errors import InputError
-from dominie.evaluation.grades import Grade
 from dominie.evaluation.metrics import check_rows, grader, may_be_invalid, statistic_of
-from dominie.evaluation.scoring import Scoring
-from dominie.evaluation.sums import STATISTICS
+from dominie.evaluation.results import SampleScore
+from dominie.evaluation.statistics import STATISTICS
+from dominie.evaluation.task import Scoring
 
 
 def row(target: str, **fields: Any) -> Conversation:
@@ -21,12 +21,12 @@ def row(target: str, **fields: Any) -> Conversation:
     return Conversation(messages, where="d.jsonl:7", fields=fields)
 
 
-def grades(scoring: Scoring, *answers: tuple[str | None, Conversation]) -> list[Grade]:
+def grades(scoring: Scoring, *answers: tuple[str | None, Conversation]) -> list[SampleScore]:
     grade = grader(scoring)
     return [grade(answer, each) for answer, each in answers]
 
 
-def total(scoring: Scoring, found: list[Grade]) -> float:
+def total(scoring: Scoring, found: list[SampleScore]) -> float:
     sums = np.array([grade.sums for grade in found], dtype=float).sum(0)
     return float(STATISTICS[statistic_of(scoring)](sums))
 

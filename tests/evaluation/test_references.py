@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dominie.evaluation.overlap import rouge_l
-from dominie.evaluation.rankings import ndcg
-from dominie.evaluation.sums import macro_f1, micro_f1
+from dominie.evaluation.statistics import macro_f1, micro_f1
+from dominie.evaluation.text_metrics import ndcg, rouge_l
 
 pytestmark = pytest.mark.full
 

@@ -8,11 +8,13 @@ import pytest
 from dominie.evaluation.statistics import (
     Interval,
     bootstrap_interval,
+    macro_f1,
     mean_and_stderr,
+    micro_f1,
     paired_difference,
     paired_differences,
+    ratio,
 )
-from dominie.evaluation.sums import macro_f1, micro_f1, ratio
 
 
 @pytest.mark.parametrize("n", [2, 3, 50])

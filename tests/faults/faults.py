@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dominie.toyworld.models import save_model
+from dominie.toyworld.toy_models import save_model
 
 #: Every kind of file that a run writes, in some two seconds.
 RECIPE = """

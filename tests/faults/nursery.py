@@ -162,7 +162,7 @@ def serve() -> None:
     """Read orders until there are no more."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries that print while they are imported
-    import dominie.training.stage  # noqa: F401
+    import dominie.training.train_stage  # noqa: F401
     from dominie.cli import main
 
     gc.freeze()  # a fork need not look through all that was imported

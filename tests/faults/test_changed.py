@@ -100,7 +100,7 @@ def test_what_changes_no_result_goes_on(nursery, state, undisturbed, tmp_path):
 
 
 def test_other_ranks_and_versions_are_told(nursery, state, undisturbed, tmp_path):
-    from dominie.files.json_files import read_sealed, write_sealed
+    from dominie.core.io import read_sealed, write_sealed
 
     work = copied(state("training"), tmp_path / "work")
     file = work / "runs" / "tiny" / "second" / "stage.json"

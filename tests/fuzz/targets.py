@@ -15,21 +15,21 @@ from pathlib import Path
 
 import numpy as np
 
-import dominie.data.bounds as bounds
+import dominie.data.chat_template as bounds
+from dominie.core.errors import InputError, RunError
 from dominie.data.conversations import Conversation, read_conversations
 from dominie.data.formats import parsed_row
 from dominie.data.shards import Entry, Shards, ShardWriter, take_over
 from dominie.data.sources import Source
-from dominie.data.templates import encode
-from dominie.errors import InputError, RunError
-from dominie.evaluation.judging.replies import Reply, read_reply
-from dominie.evaluation.judging.verdicts import disarmed, identifier, letter, ranking, rating
+from dominie.data.tokenization import encode
+from dominie.generation.client import Reply, read_reply
+from dominie.judge.verdicts import disarmed, identifier, letter, ranking, rating
 from dominie.recipe import dump_recipe, load_recipe
-from dominie.teachers.bits import Damaged
 from dominie.teachers.cache import Cache, Identity
-from dominie.teachers.coding import Coder
-from dominie.teachers.schemes import CacheSettings, Chosen
-from dominie.toyworld.tokenizer import word_tokenizer
+from dominie.teachers.cache_codec import Coder
+from dominie.teachers.cache_sampling import CacheSettings, Chosen
+from dominie.teachers.rice import Damaged
+from dominie.toyworld.toy_models import word_tokenizer
 
 Target = Callable[[bytes], None]
 

@@ -22,9 +22,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from dominie.losses.attention import Projections, Visibility
+from dominie.losses import triton_attention as attention
+from dominie.losses import triton_vocabulary as vocabulary
+from dominie.losses.attention_rows import Projections, Visibility
 from dominie.losses.divergence import KINDS
-from dominie.losses.kernels import attention, vocabulary
 from dominie.losses.scoring import PerToken, Terms, Tile, Weighted
 
 HALF, SINGLE = torch.bfloat16, torch.float32

@@ -74,7 +74,7 @@ def test_triton_says_why_it_cannot_run(monkeypatch):
 
 
 def test_triton_is_refused_where_it_is_not_installed(monkeypatch):
-    monkeypatch.setattr("dominie.losses.backends.find_spec", lambda _: None)
+    monkeypatch.setattr("dominie.losses.arguments.find_spec", lambda _: None)
     with pytest.raises(ValueError, match="triton is not installed"):
         vocabulary_losses(HIDDEN, WEIGHT, TEACHER, backend="triton")
     vocabulary_losses(HIDDEN, WEIGHT, TEACHER)

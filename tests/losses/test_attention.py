@@ -170,7 +170,8 @@ def test_backends_agree_with_the_definition(backend, segments, window, shape) ->
 @pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("packed", [False, True])
 def test_long_rows_are_split_and_agree_with_maps(backend, window, packed, monkeypatch) -> None:
-    from dominie.losses.attention import sdpa, tiles
+    from dominie.losses import attention_sdpa as sdpa
+    from dominie.losses import attention_tiles as tiles
 
     monkeypatch.setattr(tiles, "_CPU_TILE", 4096)
     monkeypatch.setattr(sdpa, "_WINDOW_BLOCK", 64)
@@ -331,7 +332,7 @@ def test_only_query_and_key_of_the_student_are_saved(backend, value) -> None:
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks for a few positions."""
-    from dominie.losses.kernels import attention
+    from dominie.losses import triton_attention as attention
 
     blocks = attention._Blocks(32, 16, 4, 1)
     monkeypatch.setattr(attention, "_blocks", lambda *_, **__: blocks)

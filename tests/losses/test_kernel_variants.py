@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from dominie.losses import Head, vocabulary_losses
-from dominie.losses.attention.projections import Projections
-from dominie.losses.attention.visibility import Visibility
+from dominie.losses.attention_rows import Projections, Visibility
 
 if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from dominie.losses.kernels import attention, vocabulary
+from dominie.losses import triton_attention as attention
+from dominie.losses import triton_vocabulary as vocabulary
 
 SHAPES = [(1, 16), (1, 17), (2, 64), (3, 100), (2, 333), (5, 128), (7, 481), (4, 512), (1, 777)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dominie.losses.router import Conversations, Routing, router_loss, routing_sums
+from dominie.losses.router_losses import Conversations, Routing, router_loss, routing_sums
 
 LENGTHS = (5, 1, 9, 4)
 BALANCE = torch.tensor([2.0, 0.0, 3.0, 1.5], dtype=torch.float64)

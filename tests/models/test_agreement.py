@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dominie.errors import InputError
-from dominie.models.agreement import (
+from dominie.core.errors import InputError
+from dominie.models.tokenizer_compat import (
     check_context,
     check_same_tokens,
     check_vocabulary,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, MistralConfig, MixtralConfig
 
-from dominie.errors import InputError, RunError
-from dominie.losses.attention import Projections
-from dominie.models.capture import AttentionTarget, StudentAttention, TeacherAttention
+from dominie.core.errors import InputError, RunError
+from dominie.losses.attention_rows import Projections
+from dominie.models.attention_capture import AttentionTarget, StudentAttention, TeacherAttention
 
 SMALL = {
     "vocab_size": 64,
@@ -257,7 +257,7 @@ def test_checkpointing_changes_no_gradient(backend, value) -> None:
 
 
 def test_checkpointing_scores_a_layer_once_and_keeps_nothing_after_backward(monkeypatch) -> None:
-    from dominie.models import capture
+    from dominie.models import attention_capture as capture
 
     scored_terms = []
     original = capture.divergence_of_terms

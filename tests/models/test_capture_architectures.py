@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from dominie.errors import InputError
-from dominie.models.capture import AttentionTarget, StudentAttention, TeacherAttention
+from dominie.core.errors import InputError
+from dominie.models.attention_capture import AttentionTarget, StudentAttention, TeacherAttention
 
 LAYERS = [0, 1, 2, 3]
 DENSE = {

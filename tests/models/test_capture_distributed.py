@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from dominie.models.capture import AttentionTarget, StudentAttention, TeacherAttention
+from dominie.models.attention_capture import AttentionTarget, StudentAttention, TeacherAttention
 
 WORLD = 2
 LAYERS = [0, 1, 2]

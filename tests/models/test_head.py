@@ -15,7 +15,7 @@ from transformers import (
     MistralConfig,
 )
 
-from dominie.errors import InputError
+from dominie.core.errors import InputError
 from dominie.losses import Head, vocabulary_losses
 from dominie.models.head import causal_lm, check_head, decoder, output_head
 

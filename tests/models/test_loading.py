@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
-from dominie.errors import InputError
+from dominie.core.errors import InputError
 from dominie.models.loading import load_config, load_frozen, load_student, load_tokenizer
 from dominie.models.spec import Model
-from dominie.toyworld.tokenizer import word_tokenizer
+from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training.settings import Lora
 
 IDS = torch.tensor([[5, 9, 2, 31, 7]])

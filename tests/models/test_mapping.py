@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dominie.errors import InputError
-from dominie.models.mapping import check_heads, map_layers
+from dominie.core.errors import InputError
+from dominie.models.layer_mapping import check_heads, map_layers
 
 
 @pytest.mark.parametrize(

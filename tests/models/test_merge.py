@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from dominie.errors import InputError
+from dominie.core.errors import InputError
 from dominie.models import weights
 from dominie.models.made import Merge
-from dominie.models.merge import merge_models
+from dominie.models.merging import merge_models
 from dominie.models.spec import Model
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from dominie.data.batches import collate
-from dominie.data.templates import Encoded
-from dominie.errors import InputError
+from dominie.core.errors import InputError
+from dominie.data.batch import collate
+from dominie.data.tokenization import Encoded
 from dominie.models.loading import load_frozen, load_student
-from dominie.models.quantising import warn_of_whole_experts
+from dominie.models.placement import warn_of_whole_experts
 from dominie.models.spec import Model
 from dominie.teachers import LocalTeacher
 

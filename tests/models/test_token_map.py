@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from dominie.errors import InputError
-from dominie.models.token_map import adopt_ids, token_map
+from dominie.core.errors import InputError
+from dominie.models.tokenizer_compat import adopt_ids, token_map
 
 SIZE = 12
 

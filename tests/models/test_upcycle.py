@@ -23,13 +23,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from dominie.errors import InputError
+from dominie.core.errors import InputError
 from dominie.models import weights
-from dominie.models.gates import centre_gate
 from dominie.models.loading import load_frozen
 from dominie.models.made import Upcycle
+from dominie.models.router_init import centre_gate
 from dominie.models.spec import Model
-from dominie.models.upcycle import planned_tensors, upcycle_model
+from dominie.models.upcycling import planned_tensors, upcycle_model
 from dominie.models.weights import Weights
 
 SIZES: dict[str, Any] = {
@@ -290,8 +290,8 @@ import resource, sys, torch
 from pathlib import Path
 from dominie.models.made import Upcycle
 from dominie.models.spec import Model
-from dominie.models.upcycle import upcycle_model
-import dominie.models.gates, transformers.models.llama, accelerate, huggingface_hub
+from dominie.models.upcycling import upcycle_model
+import dominie.models.router_init, transformers.models.llama, accelerate, huggingface_hub
 rows = [type("Row", (), {"input_ids": [1, 2, 3, 4], "supervised": [True] * 4})()] * 4
 settings = Upcycle(model="m", noise=0.1, gate="hidden_states", source="s", tokens=16)
 def peak():

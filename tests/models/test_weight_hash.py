@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from dominie.models.spec import Model
-from dominie.models.weight_hash import _PIECE, _PIECES, weights_fingerprint
-from dominie.toyworld.models import save_model
+from dominie.models.weights import _PIECE, _PIECES, weights_fingerprint
+from dominie.toyworld.toy_models import save_model
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dominie.planning.plan import machine, plan_recipe
-from dominie.planning.printing import as_json, as_lines, misfit
+from dominie.planning.plan_output import as_json, as_lines, misfit
 from dominie.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"

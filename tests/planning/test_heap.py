@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from transformers import MistralConfig
 
-from dominie.planning.heap import ALIGNING, Heap
-from dominie.planning.trace import Pass, traced
+from dominie.planning.trace import ALIGNING, Heap, Pass, traced
 from dominie.training.settings import Lora
 
 

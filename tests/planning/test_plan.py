@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dominie.devices import GPUS
-from dominie.errors import InputError
+from dominie.core.errors import InputError
+from dominie.core.hardware import GPUS
 from dominie.planning.plan import machine
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dominie.models.spec import Model
-from dominie.planning.configs import load_plan_config, shipped_names
-from dominie.planning.layers import with_layers
-from dominie.planning.shapes import shape_of
-from dominie.planning.trace import Pass, traced
+from dominie.planning.sizes import load_plan_config, shape_of, shipped_names
+from dominie.planning.trace import Pass, traced, with_layers
 from dominie.training.settings import Lora
 
 MISTRAL, MIXTRAL = "mistralai/Mistral-7B-v0.1", "mistralai/Mixtral-8x7B-Instruct-v0.1"

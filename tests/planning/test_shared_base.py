@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import MixtralConfig
 
-from dominie.losses.router import Conversations, Routing, router_loss
+from dominie.losses.router_losses import Conversations, Routing, router_loss
+from dominie.planning.memory import router_loss_memory
 from dominie.planning.plan import machine, plan_recipe
-from dominie.planning.routing import router_loss_memory
 from dominie.recipe import load_recipe
 
 UNMERGED = {"r": 4, "merge": False}

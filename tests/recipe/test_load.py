@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dominie.errors import InputError
+from dominie.core.errors import InputError
 from dominie.recipe import dump_recipe, load_recipe
 
 RECIPE = """

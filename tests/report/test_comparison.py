@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dominie.errors import InputError
+from dominie.core.errors import InputError
 from dominie.report import compare_runs, comparison_table, write_comparison
-from dominie.report.comparison import estimate, front
+from dominie.report.compare import estimate, front
 
 
 def run(

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from dominie.report import formats
+from dominie.report import formatting as formats
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_folders import quickstart
 
-from dominie.report.formats import THIN
+from dominie.core.run_reader import read_run
+from dominie.core.run_records import Difference, Run, Score, Stage
+from dominie.report.formatting import THIN, plain
 from dominie.report.headline import findings
-from dominie.report.reading import read_run
-from dominie.report.records import Difference, Run, Score, Stage
-from dominie.report.sentences import plain
 
 
 def made_run(results, stages=()):

@@ -2,10 +2,9 @@ from xml.etree import ElementTree
 
 from run_folders import CATEGORIES, JUDGED, entry, judged, write_json
 
-from dominie.report.bars import Bar, BarGroup, bar_chart
-from dominie.report.judged import judged_tasks
-from dominie.report.radar import Spokes, radar_chart
-from dominie.report.reading import read_run
+from dominie.core.run_reader import read_run
+from dominie.report.bars import Bar, BarGroup, Spokes, bar_chart, radar_chart
+from dominie.report.sections import judged_tasks
 
 
 def test_a_radar_s_corners_lie_at_their_ratings():

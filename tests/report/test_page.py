@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from run_folders import entry, judged, quickstart, write_json, write_lines
 
-from dominie.errors import InputError
+from dominie.core.errors import InputError
 from dominie.report import write_report
 from dominie.report.page import SIZE_LIMIT
 

@@ -1,4 +1,4 @@
-from dominie.report.pareto import pareto_front
+from dominie.report.compare import pareto_front
 
 
 def test_the_front_is_what_nothing_beats_from_left_to_right():

@@ -1,7 +1,7 @@
 from itertools import combinations
 from xml.etree import ElementTree
 
-from dominie.report.plane import Mark, plane_chart
+from dominie.report.scatter import Mark, plane_chart
 
 QUICKSTART = [
     Mark("untrained", 0.0, 0.0, (0.0, 0.01), (0.0, 0.01), trained=False),

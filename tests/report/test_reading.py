@@ -4,9 +4,9 @@ import math
 import pytest
 from run_folders import SCORES, STAGES, entry, judged, quickstart, write_json, write_lines
 
-from dominie.errors import InputError
-from dominie.report.reading import read_run
-from dominie.report.records import Score
+from dominie.core.errors import InputError
+from dominie.core.run_reader import read_run
+from dominie.core.run_records import Score
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, run):
 
 
 def test_many_rows_are_read_in_part(run, monkeypatch):
-    monkeypatch.setattr("dominie.report.reading._MAXIMUM_SAMPLES", 3)
+    monkeypatch.setattr("dominie.core.run_reader._MAXIMUM_SAMPLES", 3)
     write_json(run / "results.json", {"a": {"t": entry(0.5)}})
     rows = [{"prompt": str(row), "target": "", "output": "", "correct": True} for row in range(5)]
     write_lines(run / "evaluation" / "a" / "t.jsonl", rows)

@@ -1,5 +1,5 @@
-from dominie.report.records import Sample
-from dominie.report.samples import selection
+from dominie.core.run_records import Sample
+from dominie.report.sections import selection
 
 
 def rows(correct, groups=None, prompts=None):

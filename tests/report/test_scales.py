@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dominie.report.scales import linear_scale, tick_label, value_scale
+from dominie.report.formatting import linear_scale, tick_label, value_scale
 
 _VALUES = st.lists(
     st.floats(-1e9, 1e9).filter(lambda value: value == 0 or abs(value) > 1e-9),

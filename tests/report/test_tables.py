@@ -1,7 +1,7 @@
 import pytest
 from run_folders import entry, quickstart, write_json
 
-from dominie.report.reading import read_run
+from dominie.core.run_reader import read_run
 from dominie.report.tables import (
     baseline_changes,
     data_table,

@@ -13,17 +13,17 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import MistralConfig, MistralForCausalLM
 
-from dominie.data.batches import Batch, collate
-from dominie.data.templates import Encoded
+from dominie.data.batch import Batch, collate
+from dominie.data.tokenization import Encoded
 from dominie.losses.objective import Objective
-from dominie.losses.signal import Signal
+from dominie.losses.targets import Signal
 from dominie.losses.terms import Attention as AttentionTerm
 from dominie.losses.terms import LossTerms, NextToken, Prediction
 from dominie.models.loading import load_frozen
-from dominie.models.sharding import is_sharded
+from dominie.models.placement import is_sharded
 from dominie.models.spec import Model
 from dominie.teachers import LocalTeacher, RoutedTeacher
-from dominie.training.learner import Lesson, teaching
+from dominie.training.loss_forward import DistillationInputs, loss_in_forward
 
 ROUTES = ["mixture", "dense", None]
 #: Sources of the rows of each micro-batch on each rank: some know one teacher alone, or none.
@@ -66,7 +66,7 @@ def gradient(student: MistralForCausalLM, teacher: RoutedTeacher, rank: int) -> 
     student.zero_grad()
     for number, sources in enumerate(MICRO_BATCHES):
         batch = batch_of(sources[rank], 10 * number + rank)
-        student(lesson=Lesson(batch, teacher.signal(batch)))["loss"].backward()
+        student(lesson=DistillationInputs(batch, teacher.signal(batch)))["loss"].backward()
     return torch.cat([p.grad.flatten() for p in student.parameters()])
 
 
@@ -91,7 +91,7 @@ def main(*folders: str) -> None:
         LossTerms(prediction=Prediction()),
         LossTerms(next_token=NextToken()),
     ]
-    with teaching(student, Objective(terms), [(0, 0), (1, 1)]):
+    with loss_in_forward(student, Objective(terms), [(0, 0), (1, 1)]):
         expected, found = (gradient(student, teacher, rank) for teacher in (whole, sharded))
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(found, expected)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dominie.teachers import bits
+from dominie.teachers import rice as bits
 
 numbers = st.lists(st.integers(0, 2**31), max_size=60).map(lambda x: np.array(x, np.int64))
 small = st.lists(st.integers(0, 9), max_size=60).map(lambda x: np.array(x, np.int64))

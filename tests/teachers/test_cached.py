@@ -12,19 +12,19 @@ import torch
 from transformers import MistralConfig, set_seed
 from transformers.models.mistral import MistralForCausalLM
 
-from dominie.data.batches import collate
+from dominie.core.errors import InputError, RunError
+from dominie.data.batch import collate
 from dominie.data.shards import ShardWriter, shard_files
-from dominie.data.templates import Encoded
-from dominie.errors import InputError, RunError
+from dominie.data.tokenization import Encoded
 from dominie.losses.objective import Objective
 from dominie.losses.terms import LossTerms, Prediction
 from dominie.models.head import decoder, output_head
 from dominie.teachers import LocalTeacher, RoutedTeacher
 from dominie.teachers.cache import MANIFEST, Cache, Identity, create
+from dominie.teachers.cache_codec import Vocabulary
+from dominie.teachers.cache_sampling import CacheSettings
+from dominie.teachers.cache_writer import entries, in_batches, measured_vocabulary
 from dominie.teachers.cached import CachedTeacher
-from dominie.teachers.schemes import CacheSettings
-from dominie.teachers.vocabulary import Vocabulary
-from dominie.teachers.writing import entries, in_batches, measured_vocabulary
 
 VOCABULARY = 31
 EVERYTHING = CacheSettings(scheme="top", top_p=1.0, k_max=VOCABULARY, levels=10**9)

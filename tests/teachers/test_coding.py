@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dominie.teachers.bits import Damaged
+from dominie.teachers.cache_codec import Coder
+from dominie.teachers.cache_sampling import CacheSettings, choose
 from dominie.teachers.cached import target_of
-from dominie.teachers.coding import Coder
-from dominie.teachers.schemes import CacheSettings, choose
+from dominie.teachers.rice import Damaged
 
 KEY = b"0123456789abcdef"
 SCHEMES = [

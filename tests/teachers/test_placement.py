@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from dominie.data.batches import Batch, collate
-from dominie.data.templates import Encoded
+from dominie.data.batch import Batch, collate
+from dominie.data.tokenization import Encoded
 from dominie.losses.objective import Objective
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
 from dominie.models.loading import load_frozen
 from dominie.models.spec import Model
 from dominie.teachers import LocalTeacher, RoutedTeacher
-from dominie.training.learner import Lesson, teaching
+from dominie.training.loss_forward import DistillationInputs, loss_in_forward
 
 SIZES = {
     "vocab_size": 96,
@@ -69,8 +69,8 @@ def gradient(teacher: RoutedTeacher, batch: Batch) -> torch.Tensor:
     """Of a student that learns predictions and attention, each source from its own teacher."""
     torch.manual_seed(2)
     student = MistralForCausalLM(MistralConfig(**SIZES))
-    with teaching(student, Objective(TERMS), [(0, 0), (1, 1)]):
-        student(lesson=Lesson(batch, teacher.signal(batch)))["loss"].backward()
+    with loss_in_forward(student, Objective(TERMS), [(0, 0), (1, 1)]):
+        student(lesson=DistillationInputs(batch, teacher.signal(batch)))["loss"].backward()
     return torch.cat([p.grad.flatten() for p in student.parameters()])
 
 

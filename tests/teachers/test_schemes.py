@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dominie.teachers.schemes import CacheSettings, choose, joined
+from dominie.teachers.cache_sampling import CacheSettings, choose, joined
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from transformers import MistralConfig, set_seed
 from transformers.models.mistral import MistralForCausalLM
 
-from dominie.data.batches import Batch, collate
-from dominie.data.templates import Encoded
+from dominie.data.batch import Batch, collate
+from dominie.data.tokenization import Encoded
 from dominie.losses.objective import Objective
 from dominie.losses.terms import LossTerms, NextToken, Prediction
 from dominie.models.head import decoder, output_head

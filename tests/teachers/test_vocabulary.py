@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from dominie.teachers.cache_codec import Coder, Vocabulary, load_vocabulary
+from dominie.teachers.cache_sampling import CacheSettings, choose
+from dominie.teachers.cache_writer import fidelity
 from dominie.teachers.cached import target_of
-from dominie.teachers.coding import Coder
-from dominie.teachers.fidelity import fidelity
-from dominie.teachers.schemes import CacheSettings, choose
-from dominie.teachers.vocabulary import Vocabulary, load_vocabulary
 
 
 @pytest.fixture

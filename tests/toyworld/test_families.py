@@ -6,9 +6,8 @@ from random import Random
 
 import pytest
 
-from dominie.toyworld.domain import DOMAIN
-from dominie.toyworld.families import GENERAL
-from dominie.toyworld.lexicon import (
+from dominie.toyworld.families import DOMAIN, GENERAL
+from dominie.toyworld.world import (
     CATEGORY_OF_PRODUCT,
     COUNTRY_OF_CITY,
     OPPOSITE_OF,

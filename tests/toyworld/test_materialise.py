@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dominie.errors import InputError
+from dominie.core.errors import InputError
 from dominie.toyworld import is_toyworld, materialise
-from dominie.toyworld.lexicon import WORDS
+from dominie.toyworld.world import WORDS
 
 DATA = ("corpus", "general", "domain")
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dominie.toyworld import materialise
-from dominie.toyworld.models import MODELS, toy_config, untrained_model
+from dominie.toyworld.toy_models import MODELS, toy_config, untrained_model
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,20 +13,19 @@ from transformers import MistralConfig, MixtralConfig, TrainerCallback, set_seed
 from transformers.models.mistral import MistralForCausalLM
 from transformers.models.mixtral import MixtralForCausalLM
 
-from dominie.data.batches import Row
-from dominie.data.mixing import Mix
+from dominie.data.batch import Row
+from dominie.data.sampling import Mix
 from dominie.losses.objective import Objective
 from dominie.losses.terms import Attention, LossTerms
 from dominie.models.flops import products_of
 from dominie.teachers import Teacher
 from dominie.training.arguments import training_arguments
-from dominie.training.feed import Collator, MixedRows
-from dominie.training.learner import teaching
-from dominie.training.meter import Meter
-from dominie.training.records import Records
+from dominie.training.counters import FlopsMeter
+from dominie.training.dataloader import Collator, MixedRows
+from dominie.training.loss_forward import loss_in_forward
+from dominie.training.metric_sums import MetricsLog, MetricSums
 from dominie.training.settings import TrainSettings
 from dominie.training.trainer import DistillationTrainer
-from dominie.training.utilisation import Utilisation
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no folder on the path
 
@@ -106,7 +105,7 @@ def step_gradient(tmp_path: Path) -> GradientOf:
         arguments = training_arguments(settings, tmp_path / "checkpoints", steps=1, ranks=1)
         arguments.save_strategy = "no"
         kept = StepGradient()
-        with teaching(model, Objective(terms), pairs, options=options):
+        with loss_in_forward(model, Objective(terms), pairs, options=options):
             trainer = DistillationTrainer(
                 model,
                 arguments,
@@ -121,10 +120,10 @@ def step_gradient(tmp_path: Path) -> GradientOf:
                 ),
                 collator=Collator(routes or [0] * len(rows), pack_to),
                 teacher=teacher,
-                meter=Meter(names),
+                meter=MetricSums(names),
                 validation=None,
-                records=Records(tmp_path / "metrics.jsonl"),
-                utilisation=Utilisation(products_of(model), [None] * len(rows), peak=None),
+                records=MetricsLog(tmp_path / "metrics.jsonl"),
+                utilisation=FlopsMeter(products_of(model), [None] * len(rows), peak=None),
                 epochs=1,
                 source_gradients=source_gradients,
                 micro_batches_ahead=micro_batches_ahead,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dominie.data.batches import Row
-from dominie.data.templates import Encoded
+from dominie.data.batch import Row
+from dominie.data.tokenization import Encoded
 
 
 def ragged_rows(count: int, seed: int = 0) -> list[Row]:

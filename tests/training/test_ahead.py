@@ -6,11 +6,11 @@ import pytest
 import torch
 from gradients import assert_equal_gradients, ragged_rows
 
-from dominie.data.batches import collate, joined
-from dominie.errors import InputError
+from dominie.core.errors import InputError
+from dominie.data.batch import collate, joined
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
 from dominie.teachers import LocalTeacher, RoutedTeacher
-from dominie.teachers.ahead import signals
+from dominie.teachers.routed import signals
 from dominie.training.settings import TrainSettings
 
 PAIRS = [(0, 0), (1, 1)]

@@ -11,9 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from dominie.training.checkpoints import drop_old, fault, newest_checkpoint, seal
-from dominie.training.random_states import random_states, restore_random_states
-from dominie.training.state_files import has_state, read_state, write_state
+from dominie.training.checkpoints import (
+    drop_old,
+    fault,
+    has_state,
+    newest_checkpoint,
+    random_states,
+    read_state,
+    restore_random_states,
+    seal,
+    write_state,
+)
 
 
 def checkpoint(folder: Path, step: int) -> Path:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 
-from dominie.data.batches import Batch
-from dominie.data.mixing import Mix
-from dominie.data.templates import Encoded
-from dominie.training.feed import Collator, MicroBatches, MixedRows, Places
+from dominie.data.batch import Batch
+from dominie.data.sampling import Mix
+from dominie.data.tokenization import Encoded
+from dominie.training.dataloader import Collator, MicroBatches, MicroBatchSampler, MixedRows
 
 SIZES = {"a": 37, "b": 5}
 STEPS, BATCH, MICRO_BATCH = 9, 12, 2
@@ -40,7 +40,7 @@ def rows() -> MixedRows:
 def read_by(rank: int, ranks: int, mixing: str, pack_to: int | None) -> Iterator[Batch]:
     mix = mix_of(mixing)
     batches = MicroBatches(rows(), mix, Collator([0, 1], pack_to))
-    for (place,) in BatchSamplerShard(Places(mix), ranks, rank):
+    for (place,) in BatchSamplerShard(MicroBatchSampler(mix), ranks, rank):
         yield Batch.from_dict(batches[place])
 
 
@@ -78,7 +78,7 @@ def test_what_a_resumed_run_has_learnt_is_passed_over_unread():
 
     mix = mix_of("conversations")
     batches = MicroBatches(MixedRows([Unread(), Unread()]), mix, Collator([0, 0], 60))
-    left = list(SkipBatchSampler(Places(mix), skip_batches=30))
+    left = list(SkipBatchSampler(MicroBatchSampler(mix), skip_batches=30))
     assert len(left) == STEPS * BATCH // MICRO_BATCH - 30
     with pytest.raises(AssertionError, match="is read"):
         batches[left[0][0]]

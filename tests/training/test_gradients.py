@@ -12,7 +12,7 @@ import torch
 from gradients import assert_equal_gradients, ragged_rows
 from torch.nn.functional import log_softmax
 
-from dominie.data.batches import Batch, Row, collate
+from dominie.data.batch import Batch, Row, collate
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
 from dominie.teachers import LocalTeacher, RoutedTeacher
 

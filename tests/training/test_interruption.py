@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dominie.training import interruption
-from dominie.training.interruption import ECHO, Interrupted, SaveAndStop
+from dominie.training import callbacks as interruption
+from dominie.training.callbacks import ECHO, Interrupted, SaveAndStop
 
 
 @pytest.fixture

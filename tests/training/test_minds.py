@@ -14,18 +14,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MistralConfig, TrainerCallback, set_seed
 from transformers.models.mistral import MistralForCausalLM
 
-from dominie.data.templates import Encoded
-from dominie.errors import InputError
+from dominie.core.errors import InputError
+from dominie.data.tokenization import Encoded
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
+from dominie.models.adapters import Mind, sharing
 from dominie.models.loading import load_frozen, load_student
-from dominie.models.minds import Mind, sharing
 from dominie.models.spec import Model
 from dominie.teachers import LocalTeacher, MindTeacher, RoutedTeacher
-from dominie.toyworld.tokenizer import word_tokenizer
-from dominie.training import stage as stage_module
-from dominie.training.lessons import Lessons
+from dominie.toyworld.toy_models import word_tokenizer
+from dominie.training import train_stage as stage_module
 from dominie.training.settings import Lora, TrainSettings
-from dominie.training.stage import train_stage
+from dominie.training.stage_sources import StageSource
+from dominie.training.train_stage import train_stage
 
 LORA = {"r": 3, "alpha": 6}
 LABELS = LossTerms(next_token=NextToken())
@@ -59,7 +59,7 @@ def settings(**changes: Any) -> TrainSettings:
 
 def tuned(folder: Path, student: Model, seed: int, **changes: Any) -> Model:
     """A model tuned on labels, in `folder/model`."""
-    lesson = Lessons(name="rows", train=rows(24, seed), validation=(), share=1.0, terms=LABELS)
+    lesson = StageSource(name="rows", train=rows(24, seed), validation=(), share=1.0, terms=LABELS)
     train_stage(
         folder,
         student=student,
@@ -112,7 +112,7 @@ def test_an_adapter_trained_on_is_an_adapter_over_the_same_base(minds, tmp_path)
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             told.append(logits(kwargs["model"]))
 
-    lesson = Lessons(name="rows", train=rows(24, 5), validation=(), share=1.0, terms=LABELS)
+    lesson = StageSource(name="rows", train=rows(24, 5), validation=(), share=1.0, terms=LABELS)
     train_stage(
         tmp_path / "on",
         student=minds["reference"],
@@ -185,7 +185,7 @@ def test_who_does_not_share_the_base_and_why(minds, tmp_path):
 def dae(folder: Path, minds: dict[str, Model], terms: LossTerms, **changes: Any) -> Any:
     """The alignment stage; general rows by the base, domain rows by the expert."""
     lessons = [
-        Lessons(
+        StageSource(
             name="general",
             train=rows(24, 3),
             validation=rows(6, 8),
@@ -193,7 +193,7 @@ def dae(folder: Path, minds: dict[str, Model], terms: LossTerms, **changes: Any)
             terms=terms,
             teacher="base",
         ),
-        Lessons(
+        StageSource(
             name="domain",
             train=rows(24, 4),
             validation=rows(6, 9),
@@ -271,10 +271,10 @@ def test_a_stage_over_one_base_resumes_with_the_student_alone(minds, tmp_path):
     dae(tmp_path / "whole", minds, PREDICTION)
     teachers = {"base": minds["base"], "expert": minds["expert"]}
     lesson = {"share": 0.5, "terms": PREDICTION}
-    general = Lessons(
+    general = StageSource(
         name="general", train=rows(24, 3), validation=rows(6, 8), teacher="base", **lesson
     )
-    domain = Lessons(
+    domain = StageSource(
         name="domain", train=rows(24, 4), validation=rows(6, 9), teacher="expert", **lesson
     )
     with pytest.raises(Crash):

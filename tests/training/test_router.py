@@ -15,13 +15,13 @@ from transformers import MixtralConfig, Qwen3MoeConfig, set_seed
 from transformers.models.mixtral import MixtralForCausalLM
 from transformers.models.qwen3_moe import Qwen3MoeForCausalLM
 
-from dominie.data.batches import collate
-from dominie.errors import InputError
+from dominie.core.errors import InputError
+from dominie.data.batch import collate
 from dominie.losses.objective import Objective
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction, Router
 from dominie.teachers import LocalTeacher, RoutedTeacher
-from dominie.training.collapse import CollapseWatch
-from dominie.training.learner import Lesson, teaching
+from dominie.training.loss_forward import DistillationInputs, loss_in_forward
+from dominie.training.loss_guard import ExpertCollapseWarning
 
 SIZES = {
     "vocab_size": 61,
@@ -132,7 +132,7 @@ def test_load_and_entropy_are_logged(mixture, step_gradient, tmp_path):
 def test_a_student_without_a_router_is_refused(student):
     with (
         pytest.raises(InputError, match="the student no router"),
-        teaching(student, Objective([TERMS])),
+        loss_in_forward(student, Objective([TERMS])),
     ):
         pass
 
@@ -153,8 +153,8 @@ def test_top_two_of_two_leaves_load_balancing_out(step_gradient):
 def test_a_router_beneath_adapters_is_taught(mixture):
     adapted = get_peft_model(mixture, LoraConfig(target_modules="all-linear", r=2))
     batch = collate([(0, row) for row in ragged_rows(3)])
-    with teaching(adapted, Objective([TERMS])):
-        outputs = adapted(lesson=Lesson(batch))
+    with loss_in_forward(adapted, Objective([TERMS])):
+        outputs = adapted(lesson=DistillationInputs(batch))
         outputs["loss"].backward()
     assert set(outputs["terms"]) == {"next_token", "router"}
     assert outputs["routing"].shape[0] == 2
@@ -164,7 +164,7 @@ def test_a_router_beneath_adapters_is_taught(mixture):
 
 
 def test_collapse_is_warned_of_once(caplog):
-    watch = CollapseWatch()
+    watch = ExpertCollapseWarning()
     fine = {"load": [[0.5, 0.5], [0.9, 0.1]], "entropy": [0.6, 0.3]}
     collapsed = {"load": [[0.5, 0.5], [0.99, 0.01]], "entropy": [0.6, 0.1]}
     with caplog.at_level(logging.WARNING):

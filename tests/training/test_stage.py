@@ -21,14 +21,14 @@ from transformers import (
 )
 from transformers.models.mistral import MistralForCausalLM
 
-from dominie.data.templates import Encoded
-from dominie.errors import RunError
+from dominie.core.errors import RunError
+from dominie.data.tokenization import Encoded
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
 from dominie.models.spec import Model
-from dominie.toyworld.tokenizer import word_tokenizer
-from dominie.training.lessons import Lessons
+from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training.settings import Lora, TrainSettings
-from dominie.training.stage import Trained, train_stage
+from dominie.training.stage_sources import StageSource
+from dominie.training.train_stage import Trained, train_stage
 
 STEPS = 6
 KD = LossTerms(prediction=Prediction(), attention=Attention(weight=0.5))
@@ -97,7 +97,7 @@ def train(models, tmp_path) -> Train:
             "log_every": 1,
             "arguments": {"use_cpu": True, "lr_scheduler_type": "constant", "warmup_steps": 0},
         }
-        lesson = Lessons(
+        lesson = StageSource(
             name="rows",
             train=rows or rows_of(24, seed=1),
             validation=validation,
@@ -329,7 +329,7 @@ def mixed_train(models, tmp_path) -> Train:
         name: str, *, callbacks: Sequence[TrainerCallback] = (), **settings: Any
     ) -> Trained:
         lessons = [
-            Lessons(
+            StageSource(
                 name="general",
                 train=rows_of(24, seed=1),
                 validation=(),
@@ -337,7 +337,7 @@ def mixed_train(models, tmp_path) -> Train:
                 terms=LossTerms(prediction=Prediction()),
                 teacher="teacher",
             ),
-            Lessons(name="domain", train=noise(9, seed=2), validation=(), share=0.25),
+            StageSource(name="domain", train=noise(9, seed=2), validation=(), share=0.25),
         ]
         options = {
             "steps": 8,

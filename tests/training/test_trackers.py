@@ -16,12 +16,11 @@ import pytest
 
 from dominie.cli import app
 from dominie.recipe import load_recipe
-from dominie.running.fingerprints import digest, training_parts
-from dominie.training.arguments import training_arguments
-from dominie.training.progress import StepProgress
-from dominie.training.records import Records
+from dominie.stages.fingerprint import digest, training_parts
+from dominie.training.arguments import OneRunAStage, flat, keep_tensorboard, training_arguments
+from dominie.training.callbacks import StepProgress
+from dominie.training.metric_sums import MetricsLog
 from dominie.training.settings import TrainSettings
-from dominie.training.trackers import OneRunAStage, flat, keep_tensorboard
 
 MEANS = {
     "terms": {"prediction": 0.5},
@@ -136,7 +135,7 @@ def test_tensorboard_forgets_the_steps_that_are_done_again(tmp_path, monkeypatch
     (tmp_path / "r.yaml").write_text(RECIPE)
     run = ["run", "r.yaml", "train.report_to=tensorboard", "train.steps=6"]
     run += ["train.checkpoint_every=3", "data.d.validation_fraction=0"]
-    written = Records.append
+    written = MetricsLog.append
 
     def cut_off(self, record):
         if record.get("step") == 6:
@@ -144,7 +143,7 @@ def test_tensorboard_forgets_the_steps_that_are_done_again(tmp_path, monkeypatch
         written(self, record)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Records, "append", cut_off)
+        patched.setattr(MetricsLog, "append", cut_off)
         with pytest.raises(OSError, match="No space"):
             app(run, standalone_mode=False)
     stage = tmp_path / "runs" / "small" / "one"

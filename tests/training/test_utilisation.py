@@ -7,16 +7,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig
 from transformers.models.mistral import MistralForCausalLM
 
-from dominie import devices
-from dominie.data.batches import collate
-from dominie.data.templates import Encoded
+from dominie.core import hardware as devices
+from dominie.data.batch import collate
+from dominie.data.tokenization import Encoded
 from dominie.losses.terms import LossTerms, NextToken, Prediction
 from dominie.models.flops import Load, products_of
 from dominie.models.loading import with_lora
-from dominie.planning.configs import shipped_config
+from dominie.planning.sizes import shipped_config
 from dominie.teachers import LocalTeacher, RoutedTeacher
+from dominie.training.counters import FlopsMeter, peak_flops
 from dominie.training.settings import Lora
-from dominie.training.utilisation import Utilisation, peak_flops
 
 # Of the tiny student: width 16, 4 heads of 4, 2 of keys, an inner width of 24, 2 layers, 61 tokens.
 LAYER = 16 * 16 + 2 * 16 * 8 + 16 * 16 + 3 * 16 * 24
@@ -36,7 +36,7 @@ def by_hand(tokens: int, supervised: int, keys: int, layer: int = LAYER) -> int:
 def test_a_batch_of_a_tiny_model_and_its_teacher(student, teacher_model, pack_to):
     rows = [(0, conversation(5, 2)), (1, conversation(3, 1)), (0, conversation(2, 1))]
     batch = collate(rows, routes=[0, 1], pack_to=pack_to).as_dict()
-    used = Utilisation(products_of(student), [None, products_of(teacher_model)], peak=1e6)
+    used = FlopsMeter(products_of(student), [None, products_of(teacher_model)], peak=1e6)
     loads = used.loads(batch)
     assert loads.tolist() == [[7, 3, 15 + 3], [3, 1, 6]]
     # Of the mixture a token meets two of three experts, and the router.
@@ -53,7 +53,7 @@ def test_a_batch_of_a_tiny_model_and_its_teacher(student, teacher_model, pack_to
 def test_windows_adapters_and_frozen_weights(student):
     windowed = MistralConfig(**{**student.config.to_dict(), "sliding_window": 4})
     batch = collate([(0, conversation(6, 1))]).as_dict()
-    used = Utilisation(products_of(MistralForCausalLM(windowed)), [None], peak=None)
+    used = FlopsMeter(products_of(MistralForCausalLM(windowed)), [None], peak=None)
     assert used.loads(batch).tolist() == [[6, 1, 1 + 2 + 3 + 4 + 4 + 4]]
     assert "mfu" not in used.told(1.0, 1.0, 1)
 

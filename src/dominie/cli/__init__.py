@@ -1,8 +1,9 @@
 """The verbs of the command line. Nothing heavy is imported until one of them runs."""
 
+from dominie.cli import commands as before
+from dominie.cli import commands as running
+from dominie.cli import result_commands as results
 from dominie.cli.app import app
 from dominie.cli.entry import main
-
-from dominie.cli import before, running, results  # isort: skip - the order of `dominie --help`
 
 __all__ = ["app", "before", "main", "results", "running"]

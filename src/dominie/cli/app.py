@@ -1,4 +1,4 @@
-"""The application, and the arguments that several verbs share."""
+"""The application, and the arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 
 import dominie
 from dominie.cli import completion
-from dominie.cli.manual import SEE_ALSO
-from dominie.models import remote_code
+from dominie.cli.help import SEE_ALSO
+from dominie.models import spec as remote_code
 
 app = typer.Typer(
     name="dominie",

@@ -12,9 +12,9 @@ from typing import NoReturn
 
 from dominie.cli.app import app
 from dominie.cli.completion import whole_words
-from dominie.errors import DominieError
-from dominie.processes.launching import end_with_launcher
-from dominie.processes.ranks import LOST_ANOTHER, is_loss_of_another, ranks, speaks_for_all
+from dominie.core.errors import DominieError
+from dominie.core.launch import end_with_launcher
+from dominie.core.ranks import EXIT_PEER_LOST, is_loss_of_another, ranks, speaks_for_all
 
 
 class _Stopped(BaseException):
@@ -100,7 +100,7 @@ def _end_with_another(debug: bool) -> NoReturn:
     """End because another process did, which says why, or whose launcher does."""
     if debug:
         traceback.print_exc()
-    _exit(LOST_ANOTHER)
+    _exit(EXIT_PEER_LOST)
 
 
 def _exit(status: int) -> NoReturn:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dominie.processes.ranks import is_first
+from dominie.core.ranks import is_first
 
 if TYPE_CHECKING:
-    from dominie.display import Display
+    from dominie.core.display import Display
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def shown_on(as_json: bool) -> Display:
     """Where words go: stdout, or stderr when stdout is for JSON."""
     from rich.console import Console
 
-    from dominie.display import Display
+    from dominie.core.display import Display
 
     with only_json(as_json):
         _quiet_libraries()
@@ -120,8 +120,8 @@ def conclude(folder: Path, display: Display, as_json: bool, *, stages: Collectio
 
 def finished_stages(folder: Path) -> dict[str, str]:
     """The stages of a run that are done, in dependency order, each with its size in words."""
-    from dominie.report.formats import size
-    from dominie.report.reading import read_run
+    from dominie.core.run_reader import read_run
+    from dominie.report.formatting import size
 
     return {
         stage.name: f"   {size(stage.parameters)} parameters"

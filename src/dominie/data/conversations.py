@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dominie.core.errors import InputError
 from dominie.data.formats import Field, Message, parsed_row
-from dominie.data.tables import raw_rows
-from dominie.errors import InputError
+from dominie.data.readers import raw_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

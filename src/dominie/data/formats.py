@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from dominie.data.benchmarks import exercise
-from dominie.data.column_names import renaming
-from dominie.data.lists import listed
-from dominie.errors import InputError
+from dominie.core.errors import InputError
+from dominie.data.ecommerce_formats import exercise, listed
+
+_PROMPTS = ("question", "query", "input", "user", "request", "source", "text", "instruction")
+_ANSWERS = ("answer", "response", "output", "assistant", "reply", "target", "completion", "label")
+
+
+def renaming(columns: Iterable[str]) -> str | None:
+    """What to do about a row of no known format; None where its columns tell nothing.
+
+    Args:
+        columns: of the row, as it names them.
+    """
+    by_word = {str(name).strip().lower(): str(name) for name in columns}
+    if len(by_word) == 1:
+        (name,) = by_word.values()
+        for mark, said in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+            if mark in name:
+                return f"its columns are separated by {said}: save the file with commas"
+    prompt = next((by_word[word] for word in _PROMPTS if word in by_word), None)
+    answer = next((by_word[word] for word in _ANSWERS if word in by_word), None)
+    if prompt is None or answer is None:
+        return None
+    return f"rename its columns: `{prompt}` to `prompt`, `{answer}` to `completion`"
+
 
 Message = dict[str, Any]
 Scalar = str | int | float | bool

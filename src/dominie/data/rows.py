@@ -13,22 +13,20 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dominie.data.contents import content_fingerprint
+from dominie.core.errors import InputError, RunError
+from dominie.core.io import described, fault_in, read_sealed, write_sealed
 from dominie.data.conversations import read_conversations
-from dominie.data.splits import (
+from dominie.data.sources import (
     DIGEST_BYTES,
     SPLITS,
+    content_fingerprint,
     held_out_prompts,
     prompt_digest,
     split_of_prompt,
     without_duplicates,
 )
 from dominie.data.store import Row, Rows, RowsWriter
-from dominie.data.templates import encode_all
-from dominie.data.tokenizers import tokenizer_fingerprint
-from dominie.errors import InputError, RunError
-from dominie.files.json_files import read_sealed, write_sealed
-from dominie.files.manifests import described, fault_in
+from dominie.data.tokenization import encode_all, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -36,8 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dominie.data.conversations import Conversation
-    from dominie.data.sources import Source
-    from dominie.data.splits import Split
+    from dominie.data.sources import Source, Split
 
 __all__ = ["PreparedSource", "Row", "Rows", "Summary", "prepare"]
 

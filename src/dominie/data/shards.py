@@ -1,4 +1,4 @@
-"""Byte strings by key, in memory-mapped Arrow files that tell when a bit of them is another.
+"""Byte strings by key, in memory-mapped Arrow files with checksums.
 
 A folder holds `shard-<checksum>.arrow` files: Arrow IPC streams, which `datasets.Dataset.from_file`
 opens as they are, with the columns `key` (16 bytes), `tokens` (int32) and `code` (binary). A shard
@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dominie.errors import InputError, RunError
-from dominie.files.disk import sync
+from dominie.core.errors import InputError, RunError
+from dominie.core.io import sync
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,14 +1,25 @@
-"""A source: a name for conversations, where they lie and how much of them is held out."""
+"""A source: a name for conversations, where they are, their content hash, and what is held out."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from dominie.data.benchmarks import COMPANION
-from dominie.errors import InputError
+from dominie.core.errors import InputError
+from dominie.data.conversations import read_conversations
+from dominie.data.ecommerce_formats import COMPANION, companion
+from dominie.data.readers import unreachable, unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from dominie.data.conversations import Conversation
+    from dominie.data.formats import Message
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 """The file formats that can be read, by the end of the file's name."""
@@ -126,3 +137,148 @@ class Source:
                 do="convert the file, or rename it to what it is",
             )
         return [path]
+
+
+def content_fingerprint(source: Source) -> str:
+    """Hash of the bytes of a source's files in order, or the revision of a hub data set.
+
+    Raises:
+        InputError: the source cannot be read.
+    """
+    if not source.is_local:
+        revision = f"{source.path}@{_hub_revision(source)}/{source.subset}/{source.split}"
+        return _selected(revision, source)
+    total = hashlib.sha256()
+    for path in source.local_files():
+        for part in filter(None, (path, companion(path))):
+            try:
+                with part.open("rb") as file:
+                    total.update(part.suffix.lower().encode())
+                    total.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise unreadable(part, error) from error
+    return _selected(total.hexdigest(), source)
+
+
+def _selected(content: str, source: Source) -> str:
+    """The content with what is chosen of it; without a choice the content as it is."""
+    if source.where is None:
+        return content
+    return f"{content} where {json.dumps(source.where, sort_keys=True)}"
+
+
+def _hub_revision(source: Source) -> str:
+    import huggingface_hub
+
+    try:
+        return str(huggingface_hub.HfApi().dataset_info(source.path).sha)
+    except Exception as error:  # the hub client raises whatever it pleases
+        raise unreachable(source, error) from error
+
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+DIGEST_BYTES = 16
+_UNIT_BITS = 53  # what a float holds exactly, so that u is never rounded up to 1
+
+
+def conversation_digest(conversation: Conversation) -> bytes:
+    """Hash of a whole conversation, its messages and tools as they stand."""
+    return _digest([conversation.messages, conversation.tools])
+
+
+def prompt_digest(conversation: Conversation) -> bytes:
+    """Hash of the prompt: the tools and the messages that the first answer answers.
+
+    Roles and contents count, with runs of white space as one space, so that a held-out question
+    does not come back to training for the sake of a line break. An assistant who speaks before any
+    user answers nothing; such an opening is part of the prompt, and where no user speaks at all the
+    whole conversation is.
+    """
+    prompt = [[m["role"], _normalised(m["content"])] for m in _prompt(conversation.messages)]
+    return _digest([prompt, conversation.tools])
+
+
+def split_of_prompt(digest: bytes, source: Source) -> Split:
+    """The split of `source` in which the prompt of this hash lies."""
+    u = (int.from_bytes(digest[:8], "big") >> (64 - _UNIT_BITS)) / 2**_UNIT_BITS
+    if u < source.test_fraction:
+        return "test"
+    return "validation" if u < source.held_out_fraction else "train"
+
+
+def held_out_prompts(source: Source) -> set[bytes]:
+    """Hashes of the prompts that lie in the validation or the test split of a source."""
+    if not source.held_out_fraction:
+        return set()
+    digests = map(prompt_digest, read_conversations(source))
+    return {digest for digest in digests if split_of_prompt(digest, source) != "train"}
+
+
+def without_duplicates(conversations: Iterable[Conversation]) -> Iterator[Conversation | None]:
+    """The conversations in order, with None in the place of each that stood before."""
+    seen: set[bytes] = set()
+    for conversation in conversations:
+        digest = conversation_digest(conversation)
+        yield None if digest in seen else conversation
+        seen.add(digest)
+
+
+def read_split(source: Source, split: Split) -> list[Conversation]:
+    """One split of a source without its exact duplicates, for evaluation.
+
+    Args:
+        source: where to read.
+        split: `validation` or `test`; `train` is what the source itself does not hold out, before
+            the held-out prompts of other sources are removed from it.
+
+    Raises:
+        InputError: for a row that cannot be read, or a split in which nothing lies.
+    """
+    if split not in SPLITS:
+        raise InputError(
+            "there is no such split",
+            where=f"source {source.name}",
+            expected=", ".join(SPLITS),
+            found=repr(split),
+        )
+    chosen = [
+        conversation
+        for conversation in without_duplicates(read_conversations(source))
+        if conversation and split_of_prompt(prompt_digest(conversation), source) == split
+    ]
+    if not chosen:
+        fractions = (
+            f"validation_fraction {source.validation_fraction:g}, "
+            f"test_fraction {source.test_fraction:g}"
+            f"{f', where {source.where}' if source.where else ''}"
+        )
+        raise InputError(
+            f"the {split} split is empty",
+            where=f"source {source.name}, path {source.path}",
+            expected="at least one conversation",
+            found=fractions,
+            do=f"raise {split}_fraction, or give more data; 1.0 holds out every conversation"
+            if split != "train"
+            else "hold out less",
+        )
+    return chosen
+
+
+def _prompt(messages: list[Message]) -> list[Message]:
+    answering = False
+    for position, message in enumerate(messages):
+        if message["role"] == "assistant" and answering:
+            return messages[:position]
+        answering = answering or message["role"] in ("user", "tool")
+    return messages
+
+
+def _normalised(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _digest(value: Any) -> bytes:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()

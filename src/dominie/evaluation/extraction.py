@@ -8,7 +8,7 @@ import string
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from dominie.data.lists import listed
+from dominie.data.ecommerce_formats import listed
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.I)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

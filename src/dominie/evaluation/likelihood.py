@@ -1,4 +1,4 @@
-"""Multiple choice by likelihood: the option that the model holds most probable is its answer."""
+"""Scores without generation: multiple choice by likelihood, and agreement with a teacher."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any, Literal
 
 import torch
 
-from dominie.data.batches import collate
+from dominie.core.errors import InputError
+from dominie.data.batch import Batch, collate
 from dominie.data.conversations import Conversation
-from dominie.data.lists import listed
-from dominie.data.templates import Encoded, encode_all
-from dominie.errors import InputError
+from dominie.data.ecommerce_formats import listed
+from dominie.data.tokenization import Encoded, encode_all
 from dominie.evaluation.extraction import normalised
-from dominie.evaluation.grades import Score, scored
-from dominie.evaluation.questions import Question
-from dominie.evaluation.tracking import Track, untracked
+from dominie.evaluation.generative_task import Track, untracked
+from dominie.evaluation.results import Score, scored
+from dominie.evaluation.task import Question
 from dominie.losses.vocabulary import vocabulary_losses
 from dominie.models.head import decoder, output_head
+from dominie.teachers import LocalTeacher
 
 _LABEL = re.compile(r"\s*\(?([A-Za-z]|\d+)[).:]\s")
 
@@ -153,3 +154,55 @@ def _log_likelihoods(model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
     per_token = torch.stack([-losses.per_token.next_token.double(), torch.ones(len(hidden))], dim=1)
     row = supervised.nonzero()[:, 0]
     return per_token.new_zeros((len(rows), 2)).index_add_(0, row, per_token).cpu()
+
+
+def agreement(
+    model: Any,
+    teacher: Any,
+    questions: Sequence[Question],
+    *,
+    batch: int = 64,
+    track: Track = untracked,
+) -> Score:
+    """How often model and teacher hold the same next token most probable, where supervised.
+
+    `kl` is KL(teacher ‖ model) and `loss` the model's next-token loss, in nats per supervised
+    token. Tokens of one question are no independent facts: errors are clustered by question.
+
+    Args:
+        model: in evaluation mode.
+        teacher: a frozen model of the same tokens.
+        questions: in their tokenizer's ids.
+        batch: conversations per forward pass.
+        track: shows progress.
+    """
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i].encoded.input_ids))
+    starts = range(0, len(order), batch)
+    speaker = LocalTeacher(teacher)
+    sums = torch.zeros(len(questions), 4, dtype=torch.float64)
+    for start in track(starts, len(starts)):
+        members = order[start : start + batch]
+        rows = collate([(0, questions[i].encoded) for i in members])
+        sums[members] = _compared(model, speaker, rows.to(model.device)).cpu()
+    tokens, _, divergence, next_token = sums.sum(dim=0).tolist()
+    return scored(
+        sums[:, [1, 0]].tolist(),
+        "ratio",
+        questions=[question.prompt for question in questions],
+        groups=[question.group for question in questions],
+        extras={"kl": divergence / tokens, "loss": next_token / tokens} if tokens else {},
+    )
+
+
+@torch.no_grad()
+def _compared(model: Any, teacher: LocalTeacher, batch: Batch) -> torch.Tensor:
+    """[B, 4] supervised sums of each row: count, agreement, KL, next-token loss."""
+    supervised = batch.supervised
+    hidden = decoder(model)(**batch.model_inputs()).last_hidden_state[supervised]
+    target = teacher.signal(batch).parts[0].target
+    losses = vocabulary_losses(hidden, output_head(model), target, labels=batch.labels[supervised])
+    found = losses.per_token
+    columns = [hidden.new_ones(len(hidden)), found.agreement, found.divergence, found.next_token]
+    per_token = torch.stack([column.double() for column in columns if column is not None], dim=1)
+    row = supervised.nonzero()[:, 0]
+    return per_token.new_zeros((len(batch.labels), 4)).index_add_(0, row, per_token)

@@ -1,27 +1,19 @@
-"""What an answer is worth: one grader for each metric, from an answer in text to a `Grade`."""
+"""What an answer is worth: one function for each metric, from text to a `SampleScore`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
-from dominie.data.lists import listed
-from dominie.errors import InputError
-from dominie.evaluation.extraction import (
-    extracted,
-    label_of,
-    normalised,
-    pairs,
-    ranking,
-    spans,
-)
-from dominie.evaluation.grades import Grade, mean_grade
-from dominie.evaluation.overlap import rouge_l, token_f1
-from dominie.evaluation.rankings import hit, ndcg, recall
-from dominie.evaluation.scoring import UNGENERATED, Scoring
+from dominie.data.ecommerce_formats import listed
+from dominie.evaluation.extraction import extracted, label_of, normalised, pairs, ranking, spans
+from dominie.evaluation.results import SampleScore, mean_grade
+from dominie.evaluation.task import UNGENERATED, Scoring
+from dominie.evaluation.text_metrics import hit, ndcg, recall, rouge_l, token_f1
 
 #: From an answer (None where the output held none) and the row it answers to a grade.
-Grader = Callable[[str | None, Conversation], Grade]
+Grader = Callable[[str | None, Conversation], SampleScore]
 
 _F1 = ("attribute_f1", "span_f1", "binary_f1")
 
@@ -64,7 +56,7 @@ def _target(scoring: Scoring, row: Conversation) -> str:
     return row.answer if found is None else found
 
 
-def _exact_match(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+def _exact_match(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
     target, ignore = _target(scoring, row), scoring.ignore or ()
     if scoring.labels is not None:
         right = _right_label(scoring.labels, target, row)
@@ -75,7 +67,7 @@ def _exact_match(scoring: Scoring, answer: str | None, row: Conversation) -> Gra
     return mean_grade(float(normalised(answer, ignore) == normalised(target, ignore)))
 
 
-def _binary_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+def _binary_f1(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
     """An answer that is no label counts as the wrong one of the two."""
     labels = scoring.labels or []
     right = _right_label(labels, _target(scoring, row), row)
@@ -84,10 +76,10 @@ def _binary_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Grade
     positive = labels.index(scoring.positive or "")
     hits = (taken == positive and right == positive, taken == positive, right == positive)
     tp, guessed, wanted = (int(flag) for flag in hits)
-    return Grade(float(taken == right), (tp, guessed - tp, wanted - tp), chosen is not None)
+    return SampleScore(float(taken == right), (tp, guessed - tp, wanted - tp), chosen is not None)
 
 
-def _macro_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+def _macro_f1(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
     """An answer that is no label is missing from the right one and of no other."""
     labels = scoring.labels or []
     right = _right_label(labels, _target(scoring, row), row)
@@ -99,10 +91,10 @@ def _macro_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
         sums[3 * right + 2] = 1
         if chosen is not None:
             sums[3 * chosen + 1] = 1
-    return Grade(float(chosen == right), tuple(sums), chosen is not None)
+    return SampleScore(float(chosen == right), tuple(sums), chosen is not None)
 
 
-def _attribute_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+def _attribute_f1(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
     wanted = pairs(_target(scoring, row))
     if wanted is None:
         raise InputError(
@@ -117,24 +109,24 @@ def _attribute_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Gr
     return _set_grade(found or set(), wanted, valid=found is not None)
 
 
-def _span_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+def _span_f1(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
     wanted = spans(_target(scoring, row))
     return _set_grade(spans(answer or ""), wanted, valid=answer is not None)
 
 
-def _token_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+def _token_f1(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
     if answer is None:
         return mean_grade(0.0, valid=False)
     return mean_grade(token_f1(answer, _target(scoring, row)))
 
 
-def _rouge_l(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+def _rouge_l(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
     if answer is None:
         return mean_grade(0.0, valid=False)
     return mean_grade(rouge_l(answer, _target(scoring, row)))
 
 
-def _ranking(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
+def _ranking(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
     if scoring.metric == "ndcg":
         relevances = _relevances(scoring.reference or "", row)
         ranked = ranking(answer or "")
@@ -147,12 +139,12 @@ def _ranking(scoring: Scoring, answer: str | None, row: Conversation) -> Grade:
 
 def _set_grade(
     found: Collection[tuple[str, ...] | str], wanted: Collection[tuple[str, ...] | str], valid: bool
-) -> Grade:
+) -> SampleScore:
     """TP, FP and FN of a set; the answer by itself is worth its own F1."""
     tp = len(set(found) & set(wanted))
     fp, fn = len(found) - tp, len(wanted) - tp
     alone = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else float(valid)
-    return Grade(alone, (tp, fp, fn), valid)
+    return SampleScore(alone, (tp, fp, fn), valid)
 
 
 def _right_label(labels: Sequence[str], target: str, row: Conversation) -> int:
@@ -203,7 +195,7 @@ def _relevant(scoring: Scoring, row: Conversation) -> list[int]:
     return relevant
 
 
-_GRADERS: dict[str, Callable[[Scoring, str | None, Conversation], Grade]] = {
+_GRADERS: dict[str, Callable[[Scoring, str | None, Conversation], SampleScore]] = {
     "exact_match": _exact_match,
     "binary_f1": _binary_f1,
     "macro_f1": _macro_f1,

@@ -1,6 +1,7 @@
 """The losses: what a student is trained on."""
 
-from dominie.losses.attention import Projections, attention_divergence
+from dominie.losses.attention import attention_divergence
+from dominie.losses.attention_rows import Projections
 from dominie.losses.heads import Head
 from dominie.losses.targets import SparseTarget
 from dominie.losses.vocabulary import VocabularyLosses, prediction_divergence, vocabulary_losses

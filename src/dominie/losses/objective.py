@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dominie.losses.router import Conversations
-from dominie.losses.signal import Signal, Target, of_tokens
+from dominie.losses.router_losses import Conversations
+from dominie.losses.targets import Signal, Target, of_tokens
 from dominie.losses.terms import LossTerms, Prediction, Router
 from dominie.losses.tiles import sum_precision
 from dominie.losses.vocabulary import Head, vocabulary_losses

@@ -1,16 +1,15 @@
-"""What a prediction is compared with: a teacher's hidden states, or stored probabilities."""
+"""Distillation targets: a teacher's hidden states or stored probabilities, and its attention."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dominie.losses.heads import Head
+from dominie.losses.attention_rows import Projections
+from dominie.losses.heads import Head
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,3 +165,37 @@ def sparse_forward_kl(
     slope = log_s.exp().mul_((p.sum(-1) + tail)[:, None]).scatter_add_(1, ids, -p)
     slope -= log_others.sub_(log_rest[:, None]).exp_().mul_(tail[:, None])
     return value, slope
+
+
+Target = tuple[Tensor, Head] | SparseTarget
+
+
+def of_tokens(target: Target, index: Tensor | slice) -> Target:
+    """The same target on some of its supervised positions."""
+    if isinstance(target, SparseTarget):
+        return target[index]
+    hidden, head = target
+    return hidden[index], head
+
+
+@dataclass(frozen=True)
+class Part:
+    """One teacher's word on some rows of a batch.
+
+    Attributes:
+        rows: [R] indices of the batch rows it speaks about.
+        target: (hidden [n, D_t], head) or sparse probabilities, one entry for each supervised
+            position of those rows in row-major order; None where only attention was asked for.
+        attention: teacher layer → query and key after rotary embedding, batch dimension R.
+    """
+
+    rows: Tensor
+    target: Target | None
+    attention: Mapping[int, Projections] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """The parts of a batch that have a teacher; no row stands in two of them."""
+
+    parts: tuple[Part, ...] = ()

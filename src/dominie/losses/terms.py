@@ -67,7 +67,7 @@ class Attention:
 
     Attributes:
         weight: factor of the term.
-        layers: which layers are compared; see `dominie.models.mapping.map_layers`.
+        layers: which layers are compared; see `dominie.models.layer_mapping.map_layers`.
         backend: how it is computed; see `dominie.losses.attention_divergence`.
         row_fraction: share of the supervised rows compared at each step, drawn at random; the
             expected loss is that of all.
@@ -90,7 +90,7 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True)
 class Router:
-    """What keeps the router of a mixture of experts in order; see `dominie.losses.router`.
+    """What keeps the router of a mixture of experts in order; see `dominie.losses.router_losses`.
 
     Attributes:
         weight: factor of load balancing, 0.01 in Switch Transformers.

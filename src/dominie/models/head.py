@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dominie.errors import InputError
+from dominie.core.errors import InputError
 from dominie.losses.vocabulary import Head
 
 

@@ -1,4 +1,4 @@
-"""Models and tokenizers from folders, hub ids and the toy world; frozen, or ready to train."""
+"""Loads models and tokenizers from folders and hub ids: frozen, or ready to train."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dominie.errors import InputError, hub_error
-from dominie.models.experts_interface import follow_autocast
-from dominie.models.folders import base_and_adapter, check_model, tokenizer_place
-from dominie.models.offloading import offloaded
-from dominie.models.quantising import (
+from dominie.core.errors import InputError, hub_error
+from dominie.models.moe import follow_autocast
+from dominie.models.placement import (
     check_package,
+    offloaded,
     quantised,
+    sharded,
     under_adapters,
     warn_of_whole_experts,
 )
-from dominie.models.remote_code import OPTION, allowed, is_asked_for
-from dominie.models.sharding import sharded
-from dominie.models.spec import Model
+from dominie.models.spec import (
+    OPTION,
+    Model,
+    allowed,
+    base_and_adapter,
+    check_model,
+    is_asked_for,
+    tokenizer_place,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

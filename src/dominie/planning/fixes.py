@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dominie.planning.memory import Placement, Situation, Taught, needs_of, stage_memory
-from dominie.planning.shapes import shape_of
+from dominie.planning.memory import Placement, StageSetup, TeacherSetup, needs_of, stage_memory
+from dominie.planning.sizes import shape_of
 from dominie.training.settings import Lora
 
 #: An adapter's rank where one is proposed: peft's and QLoRA's habitual size.
@@ -30,7 +30,7 @@ class Change:
 
     words: str
     how: tuple[str, ...]
-    situation: Situation
+    situation: StageSetup
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Fix:
     peak: float
 
 
-_Step = Callable[[Situation], Change | None]
+_Step = Callable[[StageSetup], Change | None]
 
 
 @dataclass(frozen=True)
-class Workshop:
+class FixSearch:
     """Makes changes to one stage.
 
     Args:
@@ -59,7 +59,7 @@ class Workshop:
     places: Mapping[str, str] = field(default_factory=dict)
     caches: bool = False
 
-    def fix(self, situation: Situation, memory: float) -> Fix | None:
+    def fix(self, situation: StageSetup, memory: float) -> Fix | None:
         """The smallest change after which the stage needs no more than `memory` bytes."""
         for steps in self._plans():
             changed = situation
@@ -73,7 +73,7 @@ class Workshop:
                 return Fix(words, tuple(how for each in changes for how in each.how), peak)
         return None
 
-    def measures(self, situation: Situation) -> Iterator[tuple[Change, float]]:
+    def measures(self, situation: StageSetup) -> Iterator[tuple[Change, float]]:
         """Every single change that applies, with the bytes the stage then needs."""
         steps: list[_Step] = [self._checkpointing, self._micro_batch(1), self._lora]
         placements: tuple[Placement, ...] = ("8bit", "4bit", "sharded", "cpu", "cached")
@@ -105,7 +105,7 @@ class Workshop:
         yield (self._lora, *frugal, self._ranks(8))
 
     def _micro_batch(self, size: int) -> _Step:
-        def step(now: Situation) -> Change | None:
+        def step(now: StageSetup) -> Change | None:
             train = now.train
             micro_batch = train.conversations_per_forward(now.ranks)
             ahead = train.teacher_micro_batch or 0
@@ -123,7 +123,7 @@ class Workshop:
 
         return step
 
-    def _checkpointing(self, now: Situation) -> Change | None:
+    def _checkpointing(self, now: StageSetup) -> Change | None:
         if now.train.gradient_checkpointing:
             return None
         train = dataclasses.replace(now.train, gradient_checkpointing=True)
@@ -131,7 +131,7 @@ class Workshop:
         changed = dataclasses.replace(now, train=train)
         return Change("gradient checkpointing", (how,), changed)
 
-    def _lora(self, now: Situation) -> Change | None:
+    def _lora(self, now: StageSetup) -> Change | None:
         if now.train.lora is not None:
             return None
         train = dataclasses.replace(now.train, lora=_LORA)
@@ -141,7 +141,7 @@ class Workshop:
     def _placed(self, placement: Placement, *, known: bool) -> _Step:
         """Teachers held another way; `known` asks for ways that a recipe has a key for."""
 
-        def step(now: Situation) -> Change | None:
+        def step(now: StageSetup) -> Change | None:
             movable = [
                 t for t in now.teachers if t.placement in {"device", "sharded"} - {placement}
             ]
@@ -170,14 +170,14 @@ class Workshop:
 
         return step
 
-    def _offloaded(self, now: Situation) -> Change | None:
+    def _offloaded(self, now: StageSetup) -> Change | None:
         if now.on_cpu or now.offloaded or now.train.lora:
             return None
         changed = dataclasses.replace(now, offloaded=True)
         return Change("optimiser in the host's memory", (), changed)
 
     def _ranks(self, ranks: int) -> _Step:
-        def step(now: Situation) -> Change | None:
+        def step(now: StageSetup) -> Change | None:
             if now.on_cpu or ranks <= now.ranks or now.train.batch % ranks:
                 return None
             share = now.train.batch // ranks
@@ -199,14 +199,14 @@ class Workshop:
         return step
 
 
-def _possible(placement: Placement, teachers: Sequence[Taught], now: Situation) -> bool:
+def _possible(placement: Placement, teachers: Sequence[TeacherSetup], now: StageSetup) -> bool:
     """Whether teachers can be held so and it would save anything."""
     if placement == "cpu":
         return not now.on_cpu
     return now.ranks > 1 if placement == "sharded" else _quantisable(teachers)
 
 
-def _quantisable(teachers: Sequence[Taught]) -> bool:
+def _quantisable(teachers: Sequence[TeacherSetup]) -> bool:
     """Whether matrices that are rounded are most of them."""
     shapes = [shape_of(teacher.config) for teacher in teachers]
     return all(shape.quantisable > 0.5 * shape.parameters for shape in shapes)

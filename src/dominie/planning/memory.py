@@ -4,16 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from dominie.losses.tiles import rows_per_tile
+from dominie.models.moe import experts_of
 from dominie.models.spec import Placement as Placed
-from dominie.planning.routing import RouterLoss, router_loss_memory
-from dominie.planning.shapes import Shape, shape_of
+from dominie.planning.sizes import Shape, shape_of
 from dominie.planning.trace import Pass, Traced, traced
 from dominie.training.settings import TrainSettings
+
+
+class RouterLoss(NamedTuple):
+    """Bytes: kept for the backward pass, and held for a while beside that."""
+
+    kept: float = 0.0
+    working: float = 0.0
+
+
+def router_loss_memory(config: Any, tokens: int) -> RouterLoss:
+    """Of `dominie.losses.router_losses.router_loss` over the layers of a student, in fp32.
+
+    Args:
+        config: of the student.
+        tokens: of a micro-batch, padding and all.
+    """
+    experts = experts_of(config)
+    if experts is None:
+        return RouterLoss()
+    chosen = getattr(config, "num_experts_per_tok", 0) or 0
+    logits = tokens * experts * 4.0  # without padding; of these the log-sum-exp
+    softmax = 0.0 if chosen == experts else logits  # nothing to balance where all are chosen
+    one_hot = 0.0 if chosen == experts else tokens * chosen * experts * (8.0 + 4.0)
+    return RouterLoss(config.num_hidden_layers * (logits + softmax), one_hot)
+
 
 #: Those of a recipe, and an adapter over the student's base or that base.
 Placement = Placed | Literal["shared"]
@@ -31,7 +56,7 @@ CACHED_BYTES = 64 * 6 + 4
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherSetup:
     """A teacher of a stage.
 
     Attributes:
@@ -53,7 +78,7 @@ class Taught:
 
 
 @dataclass(frozen=True)
-class Situation:
+class StageSetup:
     """A stage as memory sees it; a fix is another situation of the same stage.
 
     Attributes:
@@ -74,7 +99,7 @@ class Situation:
 
     student: Any
     train: TrainSettings
-    teachers: tuple[Taught, ...] = ()
+    teachers: tuple[TeacherSetup, ...] = ()
     rows: int = 1
     length: int = 2048
     accumulates: bool = True
@@ -150,7 +175,7 @@ class Memory:
         return self.phases[self.peak_phase]
 
 
-def stage_memory(situation: Situation) -> Memory:
+def stage_memory(situation: StageSetup) -> Memory:
     """The memory of a rank in the phases of a step.
 
     A step is: the teachers' forward, the student's forward and the losses in it, the backward pass,
@@ -228,7 +253,7 @@ def stage_memory(situation: Situation) -> Memory:
     return Memory({n: {k: v for k, v in i.items() if v} for n, i in phases.items()}, run, host)
 
 
-def _process(situation: Situation) -> dict[str, float]:
+def _process(situation: StageSetup) -> dict[str, float]:
     """What a process on a CPU holds beside tensors."""
     held = [(situation.student, situation.run.dtype)]
     held += [(t.config, t.dtype) for t in situation.teachers if t.placement == "device"]
@@ -246,7 +271,7 @@ class _Teacher:
     alone: float = 0.0  # while it writes its cache, before the student is there
 
 
-def _teacher(teacher: Taught, situation: Situation) -> _Teacher:
+def _teacher(teacher: TeacherSetup, situation: StageSetup) -> _Teacher:
     """What a teacher holds while it speaks, and what is left when it has spoken."""
     shape, width = shape_of(teacher.config), BYTES[teacher.dtype]
     rows = situation.rows * situation.ahead
@@ -284,7 +309,7 @@ class _Head:
     states: float
 
 
-def _head(situation: Situation, shape: Shape) -> _Head:
+def _head(situation: StageSetup, shape: Shape) -> _Head:
     """The vocabulary losses: tiles of logits, gradients of states and head, both in fp32."""
     tokens = situation.rows * situation.length
     width = BYTES[situation.train.precision]
@@ -303,7 +328,7 @@ def _head(situation: Situation, shape: Shape) -> _Head:
     )
 
 
-def _attention_work(situation: Situation, shape: Shape) -> float:
+def _attention_work(situation: StageSetup, shape: Shape) -> float:
     """What the attention term holds in a layer's backward: fp32 gradients, aligned copies."""
     if not situation.attention:
         return 0.0
@@ -317,7 +342,7 @@ def _attention_work(situation: Situation, shape: Shape) -> float:
     return tokens * 4.0 * (own * (1 + copies) + theirs * copies)
 
 
-def needs_of(teachers: Sequence[Taught], placement: Placement) -> tuple[Taught, ...]:
+def needs_of(teachers: Sequence[TeacherSetup], placement: Placement) -> tuple[TeacherSetup, ...]:
     """The same teachers, held in another way."""
     return tuple(
         replace(t, placement=placement, captured=0 if placement == "cached" else t.captured)

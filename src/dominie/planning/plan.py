@@ -7,20 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dominie.devices import Device
-from dominie.errors import InputError
-from dominie.planning.configs import config_of
-from dominie.planning.fixes import Fix, Workshop
-from dominie.planning.flops import EFFICIENCY, Cost, stage_cost
-from dominie.planning.gpus import device_meant, device_named
-from dominie.planning.memory import BYTES, Memory, Placement, Situation, Taught, stage_memory
-from dominie.planning.shapes import Shape, shape_of
-from dominie.planning.sharing import adapter_over_base
-from dominie.planning.sizes import Size, Work, source_sizes, work_of
+from dominie.core.errors import InputError
+from dominie.core.hardware import Device, device_meant, device_named
+from dominie.planning.cost import EFFICIENCY, Cost, stage_cost
+from dominie.planning.fixes import Fix, FixSearch
+from dominie.planning.memory import BYTES, Memory, Placement, StageSetup, TeacherSetup, stage_memory
+from dominie.planning.sizes import (
+    Shape,
+    Size,
+    Work,
+    adapter_over_base,
+    config_of,
+    shape_of,
+    source_sizes,
+    work_of,
+)
 from dominie.planning.trace import Pass, traced
 from dominie.recipe import Recipe, Stage
-from dominie.recipe.check import stage_order
-from dominie.training.lessons import Lessons, layer_pairs
+from dominie.recipe.validate import stage_order
+from dominie.training.stage_sources import StageSource, layer_pairs
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class StagePlan:
     teachers: Mapping[str, Shape]
     machine: Machine
     weights: float
-    situation: Situation | None = None
+    situation: StageSetup | None = None
     memory: Memory | None = None
     activations: Mapping[str, float] = dataclasses.field(default_factory=dict)
     work: Work | None = None
@@ -229,7 +234,7 @@ def _trained(
     )
     if planned.fits:
         return planned
-    shop = Workshop(
+    shop = FixSearch(
         name,
         places={**dict.fromkeys(recipe.models, "models"), **dict.fromkeys(recipe.stages, "stages")},
         caches=all(not stage.loss_on(source).needs_live_teacher for source in stage.active),
@@ -244,7 +249,7 @@ def _trained(
 
 def _situation(
     recipe: Recipe, stage: Stage, on: Machine, sizes: Mapping[str, Size]
-) -> tuple[Situation, Work]:
+) -> tuple[StageSetup, Work]:
     train = stage.train
     micro_batch = train.conversations_per_forward(on.count)
     work = work_of(stage, sizes, micro_batch)
@@ -252,7 +257,7 @@ def _situation(
     names = [n for n in stage.models if n in {stage.teacher_on(s) for s in stage.active}]
     configs = {teacher: config_of(recipe, teacher) for teacher in names}
     lessons = [
-        Lessons(
+        StageSource(
             name=source,
             train=(),
             validation=(),
@@ -266,7 +271,7 @@ def _situation(
     compared = {x.teacher for x in lessons if x.terms.weighs("attention")}
     captured = len({teacher for _, teacher in pairs})
     teachers = tuple(
-        Taught(
+        TeacherSetup(
             teacher,
             config,
             _dtype_of(recipe, teacher),
@@ -276,7 +281,7 @@ def _situation(
         )
         for teacher, config in configs.items()
     )
-    situation = Situation(
+    situation = StageSetup(
         student=student,
         train=train,
         teachers=teachers,

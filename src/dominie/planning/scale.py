@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from dominie.planning.flops import Cost, stage_cost
-from dominie.planning.gpus import NETWORK
+from dominie.core.hardware import NETWORK
+from dominie.planning.cost import Cost, stage_cost
 from dominie.planning.memory import CACHED_BYTES, needs_of, stage_memory
 from dominie.planning.plan import Plan, StagePlan, machine, plan_recipe
 from dominie.recipe import Recipe

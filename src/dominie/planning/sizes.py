@@ -1,18 +1,133 @@
-"""How many conversations a stage reads and how long they are, from the data or from assumptions."""
+"""What a stage is planned from: model configurations, shared bases, and how much data there is."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from dominie.core.errors import hub_error
 from dominie.data.conversations import read_conversations
-from dominie.data.mixing import total_conversations
+from dominie.data.sampling import total_conversations
 from dominie.data.sources import Source
-from dominie.recipe import Recipe, Stage
+from dominie.models.flops import experts_of_a_token, products_of
+from dominie.models.moe import mixture_of
+from dominie.models.spec import Model, allowed, base_and_adapter
+from dominie.planning.trace import Pass, bare_model
+from dominie.recipe import Recipe, Stage, UpcycleStage
 from dominie.toyworld import is_toyworld, materialise
+
+#: In a wheel they lie beside the package's modules, in the source in `recipes/configs`.
+_SHIPPED = (Path(str(files("dominie"))) / "configs", Path(__file__).parents[3] / "recipes/configs")
+
+
+def config_of(recipe: Recipe, name: str) -> Any:
+    """The configuration of a model or of what a stage makes, its language part.
+
+    Raises:
+        InputError: no configuration can be reached.
+    """
+    while name in recipe.stages:
+        stage = recipe.stages[name]
+        dense = stage.models[0]
+        if isinstance(stage, UpcycleStage):
+            made = stage.upcycle
+            return mixture_of(config_of(recipe, dense), where=f"stages.{name}").configuration(
+                config_of(recipe, dense),
+                experts=made.experts,
+                experts_per_token=made.experts_per_token,
+            )
+        name = dense
+    return load_plan_config(recipe.model(name)).get_text_config()
+
+
+def load_plan_config(spec: Model) -> Any:
+    """A configuration from a folder, the hub's cache, those shipped here, else the hub.
+
+    Raises:
+        InputError: it is in none of these places.
+    """
+    from transformers import AutoConfig
+
+    if is_toyworld(spec.path):
+        return _toy_config(spec.path)
+    base, _ = base_and_adapter(spec)
+    options: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": allowed()}
+    places = [(base, {"local_files_only": True})]
+    if (shipped := shipped_config(base)) is not None and not Path(base).is_dir():
+        places.append((str(shipped), {}))
+    elif not Path(base).exists() and not base.startswith((".", "/", "~")):
+        places.append((base, {}))
+    for place, more in places:
+        try:
+            return AutoConfig.from_pretrained(place, **options, **more)
+        except Exception as error:
+            fault = error
+    raise hub_error(fault)(
+        "no configuration of this model can be reached",
+        where=spec.path,
+        expected="a folder with config.json, a model of the hub, or one of those shipped: "
+        + ", ".join(shipped_names()),
+        found=f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}",
+        do="put the model's config.json into a folder and name the folder as its path",
+    ) from fault
+
+
+def shipped_config(path: str) -> Path | None:
+    """The file of a configuration that comes with dominie, by the last two parts of a path."""
+    name = "--".join(Path(path).parts[-2:]) + ".json"
+    return next((folder / name for folder in _SHIPPED if (folder / name).is_file()), None)
+
+
+def shipped_names() -> list[str]:
+    """Models whose configuration comes with dominie."""
+    found = {path.stem.replace("--", "/") for folder in _SHIPPED for path in folder.glob("*.json")}
+    return sorted(found)
+
+
+def _toy_config(path: str) -> Any:
+    from dominie.toyworld.names import parsed
+    from dominie.toyworld.toy_models import toy_config
+
+    request = parsed(path)
+    return toy_config(request.thing, **request.size)
+
+
+def adapter_over_base(recipe: Recipe, stage: Stage, teacher: str) -> tuple[bool, str | None]:
+    """Whether a teacher's base is the one the student trains over, and its adapter's name.
+
+    `dominie.models.adapters.sharing` finds the same on disk. However many adapters lie over a
+    base, one of them over another perhaps, the base is held once. None is the
+    bare base, with what is merged into it.
+    """
+    lora = stage.train.lora
+    if lora is None:
+        return False, None
+    base, worn = _base_and_adapter(recipe, stage.student)
+    merged = worn if lora.merge else None  # an adapter that goes on being trained is not merged
+    place, adapter = _base_and_adapter(recipe, teacher)
+    if place != base:
+        return False, None
+    if adapter == merged:
+        return True, None
+    return (True, adapter) if adapter is not None and merged is None else (False, None)
+
+
+def _base_and_adapter(recipe: Recipe, name: str) -> tuple[str, str | None]:
+    if name not in recipe.stages:
+        return base_and_adapter(recipe.model(name))
+    made_by = recipe.trained.get(name)
+    if made_by is None or made_by.train.lora is None or made_by.train.lora.merge:
+        return name, None
+    return _base_and_adapter(recipe, made_by.student)[0], name
+
 
 #: Characters of a token, where there is no tokenizer at hand: about those of English text.
 CHARACTERS_PER_TOKEN = 4
@@ -138,4 +253,92 @@ def work_of(stage: Stage, sizes: Mapping[str, Size], micro_batch: int) -> Work:
         rows=rows,
         length=max(2, round(length)),
         known=all(sizes[name].known for name in shares),
+    )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Counts of a model.
+
+    Attributes:
+        parameters: all weights.
+        active: weights that a token passes through: of a mixture's experts those it is sent to.
+        multiplied: active weights that are factors of a product: no embedding table, no norm.
+        experts: weights of a mixture's experts, which are joined as they are loaded.
+        quantisable: weights of linear layers but the head, and of experts: what 8 or 4 bits hold.
+        in_layers: weights of all layers, without embeddings, last norm and head.
+        largest_layer: weights of the layer that has most.
+        vocabulary: rows of the head.
+        width: of a hidden state.
+        layers: of the model.
+        heads: of an attention layer.
+        key_heads: of its keys.
+        head_width: of a query.
+        tied: whether the head is the embedding table.
+    """
+
+    parameters: int
+    active: int
+    multiplied: int
+    experts: int
+    quantisable: int
+    in_layers: int
+    largest_layer: int
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    key_heads: int
+    head_width: int
+    tied: bool
+
+
+def shape_of(config: Any) -> Shape:
+    """The counts of a model of this configuration."""
+    return _shape(_Key(config))
+
+
+class _Key:
+    """A configuration, equal to one that is written the same."""
+
+    def __init__(self, config: Any) -> None:
+        self.config, self.text = config, config.to_json_string(use_diff=False)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.text == other.text
+
+
+@lru_cache(maxsize=64)
+def _shape(key: _Key) -> Shape:
+    config = key.config
+    model = bare_model(config, Pass(rows=1, length=2, dtype="bf16"))
+    parameters = sum(p.numel() for p in model.parameters())
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    chosen = experts_of_a_token(config)
+    active = parameters - round(experts * (1 - chosen))
+    head = model.get_output_embeddings().weight
+    table = model.get_input_embeddings().weight
+    tied = head is table
+    linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    layers = model.get_decoder().layers
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    heads = config.num_attention_heads
+    return Shape(
+        parameters=parameters,
+        active=active,
+        multiplied=round(products_of(model).weights),
+        experts=experts,
+        quantisable=sum(w.numel() for w in linear if w is not head) + experts,
+        in_layers=sum(sizes),
+        largest_layer=max(sizes),
+        vocabulary=head.shape[0],
+        width=head.shape[1],
+        layers=len(layers),
+        heads=heads,
+        key_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        tied=tied,
     )

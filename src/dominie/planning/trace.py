@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -20,12 +21,60 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dominie.models.experts_interface import follow_autocast
 from dominie.models.head import causal_lm
 from dominie.models.loading import DTYPES, with_lora
-from dominie.planning.heap import MAPPED_ALONE, Heap
-from dominie.planning.layers import with_layers
+from dominie.models.moe import follow_autocast
 from dominie.training.settings import Lora
+
+#: glibc maps larger pieces one by one, and returns them when they are freed. Its threshold begins
+#: lower and rises to this with the sizes that are freed (mallopt(3), M_MMAP_THRESHOLD).
+MAPPED_ALONE = 32 << 20
+
+#: By how much a hole has to be larger than a piece that is to begin at a multiple of 64 bytes, as
+#: PyTorch asks: where one piece was freed, one of the same size does not fit.
+ALIGNING = 96
+
+
+class Heap:
+    """A heap that gives out the smallest hole that is large enough, else what lies above.
+
+    That is what glibc does. Holes do not grow together here: what an aligned piece leaves at its
+    ends is given to small objects that live as long as the graph, and these lie between. So a layer
+    of many temporary tensors leaves many holes that none of the next layer's fits into.
+
+    Attributes:
+        top: bytes that it reaches.
+    """
+
+    def __init__(self) -> None:
+        self.top = 0
+        self._holes: list[tuple[int, int]] = []  # (size, start), smallest first
+
+    def take(self, size: int) -> int:
+        """Where a piece comes to lie."""
+        place = bisect_left(self._holes, (size + ALIGNING, -1))
+        if place == len(self._holes):
+            self.top += size
+            return self.top - size
+        length, start = self._holes.pop(place)
+        self.give(start + size, length - size)
+        return start
+
+    def give(self, start: int, size: int) -> None:
+        """Take a piece back."""
+        insort(self._holes, (size, start))
+
+
+def with_layers(config: Any, layers: int) -> Any:
+    """The configuration of the same model with fewer layers."""
+    cut = copy.deepcopy(config)
+    whole = config.num_hidden_layers
+    for key, value in vars(config).items():
+        if isinstance(value, list) and len(value) == whole:
+            setattr(cut, key, value[:layers])
+    cut.num_hidden_layers = layers
+    return cut
+
 
 #: Layers of the two models that are run in place of a deeper one.
 _SHORT = (2, 4)

@@ -1,9 +1,9 @@
 """A recipe: one YAML file that says everything about a run, as typed, strict objects."""
 
 from dominie.recipe.load import dump_recipe, load_recipe, recipe_of
-from dominie.recipe.only import only_models
+from dominie.recipe.resolve import only_models
 from dominie.recipe.schema import AnyBenchmark, Evaluation, Recipe, Task
-from dominie.recipe.stages import AnyStage, MergeStage, Mixed, Stage, UpcycleStage
+from dominie.recipe.stage_configs import AnyStage, MergeStage, Mixed, Stage, UpcycleStage
 
 __all__ = [
     "AnyBenchmark",

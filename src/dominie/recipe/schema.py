@@ -8,12 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Tag
 
 from dominie.data.sources import Source
-from dominie.evaluation.alpaca_eval import AlpacaEval
-from dominie.evaluation.judging.endpoint import Endpoint
-from dominie.evaluation.mt_bench import MtBench
-from dominie.evaluation.scoring import Scoring
+from dominie.evaluation.task import Scoring
+from dominie.generation.endpoint import Endpoint
+from dominie.judge.alpaca_eval import AlpacaEval
+from dominie.judge.mt_bench import MtBench
 from dominie.models.spec import Model, Placement
-from dominie.recipe.stages import STRICT, AnyStage, Stage
+from dominie.recipe.stage_configs import STRICT, AnyStage, Stage
 from dominie.training.settings import TrainSettings
 
 

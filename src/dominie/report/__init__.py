@@ -5,8 +5,8 @@ Reads files only; neither torch nor a model is needed to report on a run.
 
 from __future__ import annotations
 
-from dominie.report.comparison import compare_runs
-from dominie.report.comparison_page import comparison_table, write_comparison
+from dominie.report.compare import compare_runs
+from dominie.report.compare_page import comparison_table, write_comparison
 from dominie.report.page import write_report
 from dominie.report.terminal import results_table
 

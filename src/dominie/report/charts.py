@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
-from dominie.report.formats import figure
-from dominie.report.scales import Scale, linear_scale, value_scale
+from dominie.report.formatting import Scale, figure, linear_scale, value_scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""The curves of a stage: what was minimised, what was forgotten, how near the teachers it is."""
+"""The curves of a stage over its steps."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dominie.report.charts import Series, line_chart, swatch
-from dominie.report.formats import figure
+from dominie.report.formatting import figure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from markupsafe import Markup
 
-    from dominie.report.records import Stage
+    from dominie.core.run_records import Stage
 
 _COLOURS = 6
 

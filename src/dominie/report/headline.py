@@ -11,16 +11,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dominie.report.changes import Change, change, changes
-from dominie.report.formats import MINUS, THIN, listed, percent, rating, span
-from dominie.report.likeness import ability_of, candidates, likeness
-from dominie.report.records import RATED
-from dominie.report.sentences import Part, Sentence, joined
+from dominie.core.run_records import RATED
+from dominie.report.changes import Change, ability_of, candidates, change, changes, likeness
+from dominie.report.formatting import (
+    MINUS,
+    THIN,
+    Part,
+    Sentence,
+    joined,
+    listed,
+    percent,
+    rating,
+    span,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dominie.report.records import Run
+    from dominie.core.run_records import Run
 
 _KEPT = 0.9
 _MOST_TASKS = 3

@@ -16,18 +16,16 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from dominie import __version__
-from dominie.report import formats
-from dominie.report.changes import Change, change, changes
+from dominie.core.run_reader import read_run
+from dominie.core.run_records import RATED
+from dominie.report import formatting as formats
+from dominie.report.changes import Change, change, changes, telling_tasks
 from dominie.report.charts import interval_strip
+from dominie.report.compare import pareto_front
 from dominie.report.curves import run_curves
 from dominie.report.headline import findings
-from dominie.report.judged import judged_tasks
-from dominie.report.likeness import telling_tasks
-from dominie.report.pareto import pareto_front
-from dominie.report.plane import Mark, plane_chart
-from dominie.report.reading import read_run
-from dominie.report.records import RATED
-from dominie.report.samples import Selection, selection
+from dominie.report.scatter import Mark, plane_chart
+from dominie.report.sections import Selection, judged_tasks, selection
 from dominie.report.tables import (
     baseline_changes,
     data_table,
@@ -39,7 +37,7 @@ from dominie.report.tables import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from dominie.report.records import Run, Stage
+    from dominie.core.run_records import Run, Stage
 
 SIZE_LIMIT = 1_000_000
 """Bytes that a report must stay below."""

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
+from dominie.core.run_records import RATED
 from dominie.report.changes import Change, change
-from dominie.report.formats import DASH, figure, percent, rating, span
-from dominie.report.records import RATED
+from dominie.report.formatting import DASH, figure, percent, rating, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from dominie.report.records import Run, Score, Stage
+    from dominie.core.run_records import Run, Score, Stage
 
 SCORE = "score"
 _SAME = 1e-9

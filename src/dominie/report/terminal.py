@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dominie.report.formats import DASH, signed_points
+from dominie.core.run_reader import read_run
+from dominie.core.run_records import RATED
+from dominie.report.formatting import DASH, signed_points
 from dominie.report.headline import findings
-from dominie.report.reading import read_run
-from dominie.report.records import RATED
 from dominie.report.tables import SCORE, Cell, baseline_changes, results_grid
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.text import Text
 
+    from dominie.core.run_records import Run
     from dominie.report.changes import Change
-    from dominie.report.records import Run
-    from dominie.report.sentences import Sentence
+    from dominie.report.formatting import Sentence
 
 _STYLES = {"text": "", "model": "bold", "task": "italic"}
 _NAME = 28  # characters of a model's name

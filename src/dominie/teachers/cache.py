@@ -1,4 +1,4 @@
-"""A cache on disk: whose word it keeps, how it is coded, and the rows by key."""
+"""A teacher cache on disk: its identity, its manifest, and its rows by key."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dominie.core.errors import InputError, RunError
+from dominie.core.io import is_inside
 from dominie.data.shards import Entry, Shards, damaged_shards, shard_files
-from dominie.errors import InputError, RunError
-from dominie.files.manifests import is_inside
-from dominie.teachers.bits import Damaged
-from dominie.teachers.coding import FORMAT_VERSION, Coder, Decoded
-from dominie.teachers.schemes import SCHEMES, CacheSettings
-from dominie.teachers.vocabulary import Vocabulary, load_vocabulary
+from dominie.teachers.cache_codec import FORMAT_VERSION, Coder, Decoded, Vocabulary, load_vocabulary
+from dominie.teachers.cache_sampling import SCHEMES, CacheSettings
+from dominie.teachers.rice import Damaged
 
 MANIFEST = "manifest.json"
 _VOCABULARY = "vocabulary.npy"

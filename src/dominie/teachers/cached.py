@@ -1,4 +1,4 @@
-"""A teacher that is a cache: what a model once said about these very tokens."""
+"""A teacher that reads its targets from a cache."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dominie.data.batches import IGNORED, Batch, Row
-from dominie.losses.signal import Part, Signal
+from dominie.data.batch import IGNORED, Batch, Row
+from dominie.losses.targets import Part, Signal
 from dominie.losses.vocabulary import SparseTarget
 from dominie.teachers.cache import Cache
-from dominie.teachers.coding import Decoded
+from dominie.teachers.cache_codec import Decoded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

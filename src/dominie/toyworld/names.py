@@ -7,23 +7,88 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
-from dominie.errors import InputError
-from dominie.files.json_files import read_sealed, write_sealed
-from dominie.files.manifests import described, fault_in
-from dominie.toyworld.domain import DOMAIN
-from dominie.toyworld.families import GENERAL
-from dominie.toyworld.models import LAYERS, MODELS, WIDTH, save_model
-from dominie.toyworld.rows import drawn_rows, first_rows, with_noise
+from dominie.core.errors import InputError
+from dominie.core.io import described, fault_in, read_sealed, write_sealed
+from dominie.toyworld.families import DOMAIN, GENERAL
+from dominie.toyworld.toy_models import LAYERS, MODELS, WIDTH, save_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from dominie.toyworld.families import Family
+
+# So many draws without a new prompt mean that a family is exhausted.
+_PATIENCE = 1_000
+
+
+class Row(NamedTuple):
+    """One exchange and the skill family it practises."""
+
+    prompt: str
+    answer: str
+    family: str
+
+
+def drawn_rows(families: Mapping[str, Family], rng: Random) -> Iterator[Row]:
+    """Rows of all families in equal parts, until one of them has no new prompt left.
+
+    A longer file starts with all rows of a shorter one.
+    """
+    seen: set[str] = set()
+    while True:
+        name = rng.choice(tuple(families))
+        exchanges = (families[name](rng) for _ in range(_PATIENCE))
+        fresh = next((each for each in exchanges if each.prompt not in seen), None)
+        if fresh is None:
+            return
+        seen.add(fresh.prompt)
+        yield Row(*fresh, name)
+
+
+def with_noise(
+    rows: Iterator[Row],
+    families: Mapping[str, Family],
+    fraction: float,
+    key: str,
+) -> Iterator[Row]:
+    """The rows with a wrong answer in `fraction` of them: that of another question of the family.
+
+    Whether a row is hit, and by which answer, depends on `key` and its prompt alone; so the rows
+    that are wrong at a small fraction are also wrong, in the same way, at a larger one.
+    """
+    for row in rows:
+        rng = Random(f"{key}:{row.prompt}")
+        if rng.random() >= fraction:
+            yield row
+            continue
+        wrong = row.answer
+        while wrong == row.answer:
+            wrong = families[row.family](rng).answer
+        yield row._replace(answer=wrong)
+
+
+def first_rows(rows: Iterator[Row], count: int, where: str) -> list[Row]:
+    """The first `count` rows.
+
+    Raises:
+        InputError: the world has fewer different prompts than that.
+    """
+    found = list(islice(rows, count))
+    if len(found) < count:
+        raise InputError(
+            "the toy world has not that many different prompts",
+            where=where,
+            found=f"rows={count}",
+            do=f"ask for at most {len(found) // 100 * 100} rows",
+        )
+    return found
+
 
 SCHEME = "toyworld:"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from dominie.data.mixing import Mixing
-from dominie.errors import InputError
+from dominie.core.errors import InputError
+from dominie.data.sampling import Mixing
 
 #: TrainingArguments that dominie derives itself; setting them in a recipe would have two masters.
 DERIVED = {

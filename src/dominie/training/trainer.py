@@ -19,24 +19,19 @@ from transformers import (
     TrainingArguments,
 )
 
-from dominie.data.batches import Batch
-from dominie.data.mixing import Mix
-from dominie.errors import InputError, RunError
-from dominie.losses.signal import Signal
-from dominie.processes.ranks import decided_by_first
-from dominie.teachers import Ahead, Teacher
-from dominie.training.account import Account
-from dominie.training.broken_steps import SpikeWatch, broken_step, not_finite
-from dominie.training.checkpointed import CheckpointedTrainer
-from dominie.training.collapse import CollapseWatch
-from dominie.training.feed import Collator, MicroBatches, MixedRows, Places, only
-from dominie.training.learner import Lesson
-from dominie.training.memory import GiveBackFreedMemory
-from dominie.training.meter import Meter
-from dominie.training.records import Records
-from dominie.training.source_gradients import source_gradient_norms, sources_of
-from dominie.training.trackers import OneRunAStage, flat, keep_tensorboard, rewind_tensorboard
-from dominie.training.utilisation import Utilisation
+from dominie.core.errors import InputError, RunError
+from dominie.core.ranks import decided_by_first
+from dominie.data.batch import Batch
+from dominie.data.sampling import Mix
+from dominie.losses.targets import Signal
+from dominie.teachers import Teacher, TeacherPrefetch
+from dominie.training.arguments import OneRunAStage, flat, keep_tensorboard, rewind_tensorboard
+from dominie.training.checkpointed_trainer import CheckpointedTrainer
+from dominie.training.counters import Counters, FlopsMeter, GiveBackFreedMemory
+from dominie.training.dataloader import Collator, MicroBatches, MicroBatchSampler, MixedRows, only
+from dominie.training.loss_forward import DistillationInputs
+from dominie.training.loss_guard import ExpertCollapseWarning, SpikeGuard, broken_step, not_finite
+from dominie.training.metric_sums import MetricsLog, MetricSums, grad_norms_by_source, sources_of
 from dominie.training.validation import Validation
 
 
@@ -90,10 +85,10 @@ class DistillationTrainer(CheckpointedTrainer):
         mix: Mix,
         collator: Collator,
         teacher: Teacher | None,
-        meter: Meter,
+        meter: MetricSums,
         validation: Validation | None,
-        records: Records,
-        utilisation: Utilisation,
+        records: MetricsLog,
+        utilisation: FlopsMeter,
         epochs: float,
         micro_batches_ahead: int = 1,
         source_gradients: bool = False,
@@ -102,10 +97,10 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> None:
         self.mix, self.teacher, self.meter = mix, teacher, meter
         self.validation, self.records, self.epochs = validation, records, epochs
-        self.account = Account(utilisation)
-        self._ahead = Ahead(teacher, micro_batches_ahead) if teacher else None
-        self._spikes = SpikeWatch(max_spike)
-        self.collapse, self.copied = CollapseWatch(), [records.path]
+        self.account = Counters(utilisation)
+        self._ahead = TeacherPrefetch(teacher, micro_batches_ahead) if teacher else None
+        self._spikes = SpikeGuard(max_spike)
+        self.collapse, self.copied = ExpertCollapseWarning(), [records.path]
         if validation is None:
             args.eval_strategy = "no"
         super().__init__(
@@ -137,7 +132,7 @@ class DistillationTrainer(CheckpointedTrainer):
         """Step by step the micro-batches of the mix, split over the ranks."""
         loader: DataLoader[Any] = DataLoader(
             MicroBatches(self.train_dataset, self.mix, self.data_collator),
-            batch_sampler=Places(self.mix),
+            batch_sampler=MicroBatchSampler(self.mix),
             collate_fn=only,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
@@ -185,7 +180,9 @@ class DistillationTrainer(CheckpointedTrainer):
         """What the student's forward pass returns, taught by what the teachers have said of it."""
         try:
             signal = said() if said else None
-            outputs: dict[str, Any] = model(lesson=Lesson(batch, signal, measured=measured))
+            outputs: dict[str, Any] = model(
+                lesson=DistillationInputs(batch, signal, measured=measured)
+            )
         except (ValueError, RunError) as error:  # the losses refuse what the models came to
             raise self._broken_step("the loss cannot be computed", str(error)) from error
         return outputs
@@ -201,7 +198,7 @@ class DistillationTrainer(CheckpointedTrainer):
         if batches:
             model.train()
             scale = self.accelerator.num_processes / num_items_in_batch
-            norms = source_gradient_norms(
+            norms = grad_norms_by_source(
                 model,
                 batches,
                 sources_of(batches, len(self.meter.sources), self.accelerator),

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from dominie.data.batches import Batch, Row
+from dominie.data.batch import Batch, Row
 from dominie.teachers import Teacher
-from dominie.training.feed import Collator
-from dominie.training.learner import Lesson
-from dominie.training.meter import Meter
+from dominie.training.dataloader import Collator
+from dominie.training.loss_forward import DistillationInputs
+from dominie.training.metric_sums import MetricSums
 
 
 class Validation:
@@ -58,10 +58,10 @@ class Validation:
         for index, name in enumerate(self.sources):
             if not len(self.rows[index]):
                 continue
-            meter = Meter(self.sources)
+            meter = MetricSums(self.sources)
             for batch, counts in self._batches(index, accelerator):
                 signal = self.teacher.signal(batch) if self.teacher else None
-                outputs = model(lesson=Lesson(batch, signal))
+                outputs = model(lesson=DistillationInputs(batch, signal))
                 meter.add(
                     *((outputs["terms"], outputs["by_source"]) if counts else _nothing(outputs))
                 )
@@ -75,7 +75,7 @@ class Validation:
 
     def _batches(self, source: int, accelerator: Any) -> list[tuple[Batch, bool]]:
         conversations = [(source, row) for row in self.rows[source]]
-        shared = self.collator.shared_out(conversations, -(-len(conversations) // self.batch))
+        shared = self.collator.pack(conversations, -(-len(conversations) // self.batch))
         ranks, rank = accelerator.num_processes, accelerator.process_index
         rounds = -(-len(shared) // ranks)
         batches = []

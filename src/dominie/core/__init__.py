@@ -1,0 +1,1 @@
+"""What every part uses: errors, display, files, processes, and the reader of run folders."""

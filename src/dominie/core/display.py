@@ -1,0 +1,103 @@
+"""Progress: bars in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+
+#: Seconds between lines of progress where there is no terminal to draw a bar in.
+PLAIN_INTERVAL = 15.0
+
+Advance = Callable[[int, int | None, str], None]
+
+
+class Display:
+    """Says what happens. Everything goes to one console, stderr when stdout carries JSON.
+
+    Args:
+        console: where to write.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+
+    def line(self, text: str) -> None:
+        """One line, as it is."""
+        self.console.print(text, markup=False)
+
+    def done(self, name: str, text: str) -> None:
+        """One line about something that ended well."""
+        mark = "✓" if self.console.is_terminal else "done"
+        self.console.print(f"[green]{mark}[/green] [bold]{name}[/bold]", end=" ")
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Advance]:
+        """A bar with ETA; `advance(completed, total, note)` moves it."""
+        if not self.console.is_terminal:
+            yield _PlainProgress(self, title)
+            return
+        with self._bar() as bar:
+            task = bar.add_task(title, total=None, note="")
+
+            def advance(completed: int, total: int | None, note: str) -> None:
+                bar.update(task, completed=completed, total=total, note=note)
+
+            yield advance
+
+    def track(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
+        """The items, with progress."""
+        with self.progress(title) as advance:
+            for done, item in enumerate(items, start=1):
+                yield item
+                advance(done, total, "")
+
+    def _bar(self) -> Progress:
+        return Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+        )
+
+
+class _PlainProgress:
+    """A line now and then: rarely enough for a log file, often enough to see that it lives."""
+
+    def __init__(self, display: Display, title: str) -> None:
+        self.display, self.title = display, title
+        self.started = self.printed = time.monotonic()
+        self.first: int | None = None
+
+    def __call__(self, completed: int, total: int | None, note: str) -> None:
+        now = time.monotonic()
+        self.first = completed if self.first is None else self.first
+        if now - self.printed < PLAIN_INTERVAL:
+            return
+        self.printed = now
+        if total is None:
+            self.display.line(f"{self.title}: {completed:,}  {note}")
+            return
+        left = (total - completed) * (now - self.started) / max(completed - self.first, 1)
+        self.display.line(f"{self.title}: {completed}/{total}, about {left:.0f} s left  {note}")

@@ -1,0 +1,214 @@
+"""Files written whole or not at all, hashed, and held by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import psutil
+
+from dominie.core.errors import InputError
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file in one step: no interruption, and no power cut, leaves half of it."""
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_text(text, encoding="utf-8")
+    sync(scratch)
+    scratch.replace(path)
+
+
+_CHECKSUM = "checksum"
+
+
+def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = 1) -> None:
+    """Replace a file in one step: no interruption leaves half of it."""
+    replace_text(path, json.dumps(value, indent=indent))
+
+
+def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 1) -> None:
+    """`write_json` with a checksum of the rest as the last key."""
+    write_json(path, {**value, _CHECKSUM: _checksum(value)}, indent=indent)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote, without the checksum. A file from before there was one is taken.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no JSON object, or not as it was written.
+    """
+    value: Any = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    checksum = value.pop(_CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(value):
+        raise ValueError("not as it was written: its checksum is another")
+    return value
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    rest = json.loads(json.dumps({k: item for k, item in value.items() if k != _CHECKSUM}))
+    text = json.dumps(rest, sort_keys=True)  # as they are when they have been read
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def described(folder: Path, files: Iterable[Path] | None = None) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of files by their path in a folder; of all in it unless some are named."""
+    paths = sorted(folder.rglob("*") if files is None else files)
+    found = [path for path in paths if path.is_file()]
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
+        hashes = list(pool.map(sha256_of, found))
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256}
+        for path, sha256 in zip(found, hashes, strict=True)
+    }
+
+
+def fault_in(folder: Path, files: Mapping[str, Any], *, hashes: bool = True) -> str | None:
+    """What is wrong with a folder: a file missing, of another size or other content.
+
+    Args:
+        folder: that was described.
+        files: as `described` gives them.
+        hashes: whether contents are read, too.
+
+    Returns:
+        A phrase that names the file; None where all are as they were written.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: `files` is no description.
+    """
+    for name, each in files.items():
+        if not is_inside(name):
+            raise ValueError(f"{name} leads out of the folder")
+        try:
+            size = (folder / name).stat().st_size
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if size != each["size"]:
+            return f"{name} is {size} bytes of {each['size']}"
+    if not hashes:
+        return None
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda name: sha256_of(folder / name), files)
+        for (name, each), sha256 in zip(files.items(), found, strict=True):
+            if sha256 != each["sha256"]:
+                return f"{name} is not as it was written"
+    return None
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name that a file gives stays within the folder it is looked up in."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def held_alone(path: Path) -> Iterator[None]:
+    """Within, no other process holds the lock at `path`.
+
+    The system's lock ends with its process, however that ends. On a file system without locks the
+    owner that the file names counts for as long as it lives.
+
+    Raises:
+        InputError: another holds it; the message says which, and since when.
+        OSError: the file cannot be opened.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _taken(path, _owner(lock)) from None
+        except OSError:  # a file system without locks
+            owner = _owner(lock)
+            if owner and not _is_gone(owner):
+                raise _taken(path, owner) from None
+        _sign(lock, json.dumps(_own()))
+        yield
+        _sign(lock, "")
+    finally:
+        os.close(lock)
+
+
+def _own() -> dict[str, Any]:
+    """Who we are, so that nobody else can be taken for us once we are gone."""
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": psutil.Process().create_time(),
+        "since": time.time(),
+    }
+
+
+def _sign(lock: int, text: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk; the lock itself holds
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, text.encode(), 0)
+
+
+def _owner(lock: int) -> dict[str, Any]:
+    """Who signed, empty where nobody did or it cannot be read."""
+    try:
+        owner: Any = json.loads(os.pread(lock, 4096, 0))
+        numbers = {key: float(owner[key]) for key in ("pid", "started", "since")}
+        return {**numbers, "host": str(owner["host"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _is_gone(owner: dict[str, Any]) -> bool:
+    """Whether an owner is known to live no more; of another host that cannot be known."""
+    if owner["host"] != socket.gethostname():
+        return False
+    try:
+        started: float = psutil.Process(int(owner["pid"])).create_time()
+    except psutil.Error:
+        return True
+    return bool(abs(started - owner["started"]) > 1.0)  # another process has got its number
+
+
+def _taken(path: Path, owner: dict[str, Any]) -> InputError:
+    found = None
+    if owner:
+        age = max(time.time() - owner["since"], 0.0)
+        found = f"process {owner['pid']:.0f} on {owner['host']}, for {_duration(age)}"
+    return InputError(
+        "another dominie is at work in this folder",
+        where=str(path.parent),
+        found=found,
+        do="wait for it, or give this run another name: name=OTHER"
+        + ("" if not owner else f" (if it is no more, remove {path})"),
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,1 +1,0 @@
-"""Judges: models behind an endpoint that rate answers; no reply of theirs is paid for twice."""

@@ -1,0 +1,136 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, run on the loaded model."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dominie.core.errors import InputError, RunError
+from dominie.evaluation.results import Score, scored
+from dominie.evaluation.task import Harness
+
+
+def check_harness(settings: Harness, *, where: str) -> None:
+    """Refuse what could not run after everything has been trained.
+
+    Raises:
+        InputError: lm-eval is not installed, or a task or the folder of definitions is not known.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise InputError(
+            "metric lm_eval needs a package that is not installed",
+            where=where,
+            expected="lm-eval",
+            do="pip install 'dominie[lm-eval]'",
+        )
+    if settings.include is not None and not Path(settings.include).is_dir():
+        raise InputError(
+            "no such folder of task definitions",
+            where=f"{where}.lm_eval.include",
+            found=settings.include,
+        )
+    known = _manager(settings).all_tasks
+    for task in settings.tasks:
+        if task not in known:
+            raise InputError(
+                f"lm-eval knows no task {task!r}",
+                where=f"{where}.lm_eval.tasks",
+                do="list them with `lm-eval ls tasks`, or set include to a folder of definitions",
+            )
+
+
+def definitions_digest(settings: Harness) -> str:
+    """Hash of the files in the folder of definitions: a changed task is another task."""
+    total = hashlib.sha256()
+    if settings.include is not None:
+        for path in sorted(path for path in Path(settings.include).rglob("*") if path.is_file()):
+            total.update(path.name.encode())
+            total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def harness_score(
+    model: Any, tokenizer: Any, settings: Harness, *, batch: int = 64, limit: int | None = None
+) -> Score:
+    """The mean of one of the harness's figures over the documents of its tasks, by task.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        tokenizer: its tokenizer.
+        settings: which tasks and which figure.
+        batch: requests per forward pass.
+        limit: documents of each task; None is all.
+
+    Raises:
+        InputError: a task has no such figure for each document.
+        RunError: the harness failed, for want of a network perhaps.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    held = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, device=str(model.device))
+    try:
+        found = simple_evaluate(
+            model=held,
+            tasks=list(settings.tasks),
+            num_fewshot=settings.few_shot,
+            limit=limit,
+            apply_chat_template=settings.chat_template,
+            task_manager=_manager(settings),
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    except Exception as error:  # the harness and the loaders behind it raise whatever they please
+        raise RunError(
+            "lm-eval failed",
+            where=", ".join(settings.tasks),
+            found=f"{type(error).__name__}: {error}"[:300],
+            do="run with --debug; data sets that are not in the cache need a network",
+        ) from error
+    assert found is not None, "every rank is given the result"
+    samples = [
+        _sample(task, document, settings.figure)
+        for task, documents in found["samples"].items()
+        for document in documents
+    ]
+    return scored(
+        [(sample["score"], 1.0) for sample in samples],
+        "ratio",
+        questions=[f"{sample['group']} {sample.pop('document')}" for sample in samples],
+        groups=[sample["group"] for sample in samples],
+        samples=samples,
+    )
+
+
+def _sample(task: str, document: Mapping[str, Any], figure: str) -> dict[str, Any]:
+    value = document.get(figure)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        numbers = [key for key, value in document.items() if isinstance(value, (int, float))]
+        raise InputError(
+            f"task {task} has no figure {figure!r} from 0 to 1 for each document",
+            where="lm_eval.figure",
+            expected=f"one of {', '.join(sorted(set(numbers) - {'doc_id'}))}",
+        )
+    asked = document["arguments"]
+    first = next(iter(asked.values())) if isinstance(asked, Mapping) else asked[0]
+    prompt = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
+    return {
+        "prompt": str(prompt),
+        "target": str(document["target"]),
+        "output": str(document["filtered_resps"]),
+        "correct": float(value) >= 1.0,
+        "score": float(value),
+        "group": task,
+        "document": document["doc_id"],
+    }
+
+
+def _manager(settings: Harness) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=settings.include)

@@ -1,0 +1,243 @@
+"""A task of a recipe: how answers are scored, and its questions in one model's tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from dominie.core.errors import InputError
+from dominie.data.conversations import Conversation
+from dominie.data.tokenization import Encoded, encode_all, prompt_ids
+
+Metric = Literal[
+    "exact_match",
+    "choice",
+    "binary_f1",
+    "macro_f1",
+    "attribute_f1",
+    "span_f1",
+    "token_f1",
+    "rouge_l",
+    "ndcg",
+    "hit",
+    "recall",
+    "agreement",
+    "lm_eval",
+]
+#: Scored without a generated answer.
+UNGENERATED = ("choice", "agreement", "lm_eval")
+_RANKING = ("ndcg", "hit", "recall")
+_LABELLED = ("exact_match", "binary_f1", "macro_f1")
+
+Ignored = Literal["case", "punctuation", "articles"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harness:
+    """Tasks of EleutherAI's lm-evaluation-harness, run on the live model.
+
+    Attributes:
+        tasks: names of tasks, each a group of the result.
+        include: a folder of task definitions (YAML) beside those that come with lm-eval.
+        figure: which of the harness's figures is the score.
+        few_shot: worked examples before each question; None is what the task says.
+        chat_template: whether questions go through the model's chat template.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    tasks: list[str]
+    include: str | None = None
+    figure: str = "acc"
+    few_shot: int | None = None
+    chat_template: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("tasks must name at least one task of lm-eval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How the answers of a task count.
+
+    Attributes:
+        metric: what is measured; see docs/evaluation.md.
+        extract: a regular expression; its first group (or the whole match) is the answer. Applied
+            to the target too, where it matches. An output without a match is invalid.
+        ignore: what of the text does not matter to `exact_match`; white space never does.
+        labels: the answers there are; any other output is invalid.
+        positive: the label whose F1 `binary_f1` is.
+        options: the field of the data rows that lists the options of `choice`.
+        likelihood: of an option, `sum` over its tokens, or divided by its `tokens` or `bytes`.
+        k: how much of a ranking counts; None is all of it.
+        reference: the field of the data rows that says what is right in a ranking: relevances in
+            the order of the items for `ndcg`; the numbers (from 1) or letters of the relevant
+            items for `hit` and `recall`, which is otherwise read from the target.
+        lm_eval: what `metric: lm_eval` runs.
+    """
+
+    metric: Metric = "exact_match"
+    extract: str | None = None
+    ignore: list[Ignored] | None = None
+    labels: list[str] | None = None
+    positive: str | None = None
+    options: str = "options"
+    likelihood: Literal["sum", "tokens", "bytes"] = "sum"
+    k: int | None = None
+    reference: str | None = None
+    lm_eval: Harness | None = None
+
+    def __post_init__(self) -> None:
+        if self.extract is not None:
+            try:
+                re.compile(self.extract)
+            except re.error as error:
+                raise ValueError(f"extract is no regular expression: {error}") from None
+        if self.k is not None and self.k < 1:
+            raise ValueError(f"k must be at least 1, got {self.k}")
+        if self.metric == "ndcg" and self.reference is None:
+            raise ValueError("metric ndcg needs reference, the field that holds the relevances")
+        if self.metric == "macro_f1" and not self.labels:
+            raise ValueError("metric macro_f1 needs labels, the answers there are")
+        if self.metric == "binary_f1":
+            if self.labels is None or len(self.labels) != 2:
+                raise ValueError("metric binary_f1 needs two labels")
+            if self.positive not in self.labels:
+                raise ValueError("metric binary_f1 needs positive, one of its labels")
+        if (self.metric == "lm_eval") != (self.lm_eval is not None):
+            raise ValueError("metric lm_eval and the key lm_eval go together")
+        self._refuse_idle_keys()
+
+    def _refuse_idle_keys(self) -> None:
+        """A key that changes nothing is a misunderstanding."""
+        idle = {
+            "extract": self.extract is not None and self.metric in UNGENERATED,
+            "ignore": self.ignore is not None and self.metric != "exact_match",
+            "labels": self.labels is not None and self.metric not in _LABELLED,
+            "positive": self.positive is not None and self.metric != "binary_f1",
+            "options": self.options != "options" and self.metric != "choice",
+            "likelihood": self.likelihood != "sum" and self.metric != "choice",
+            "k": self.k is not None and self.metric not in _RANKING,
+            "reference": self.reference is not None and self.metric not in _RANKING,
+        }
+        for key, useless in idle.items():
+            if useless:
+                raise ValueError(f"{key} means nothing to metric {self.metric}")
+
+    @property
+    def measure(self) -> str:
+        """What the score is, in words for the head of a table."""
+        cut = f"@{self.k}" if self.k else ""
+        per = {"sum": "", "tokens": ", per token", "bytes": ", per byte"}[self.likelihood]
+        return {
+            "choice": f"most likely option{per}",
+            "binary_f1": f"F1 of {self.positive}",
+            "macro_f1": "macro F1",
+            "attribute_f1": "attribute F1",
+            "span_f1": "span F1",
+            "token_f1": "token F1",
+            "rouge_l": "ROUGE-L",
+            "ndcg": f"NDCG{cut}",
+            "hit": f"hit{cut}",
+            "recall": f"recall{cut}",
+            "lm_eval": f"lm-eval {self.lm_eval.figure if self.lm_eval else ''}",
+        }.get(self.metric, self.metric.replace("_", " "))
+
+
+METRICS: tuple[str, ...] = get_args(Metric)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A conversation whose last assistant turn is to be given.
+
+    Attributes:
+        prompt: what is asked, as text for a person.
+        target: the last assistant turn.
+        group: what its score is broken down by, None without one.
+        prompt_ids: tokens up to where the assistant begins to speak.
+        encoded: the whole conversation in tokens, with the supervised mask.
+        conversation: as it was read.
+    """
+
+    prompt: str
+    target: str
+    group: str | None
+    prompt_ids: list[int]
+    encoded: Encoded
+    conversation: Conversation
+
+    @property
+    def asked(self) -> list[dict[str, Any]]:
+        """The messages before the answer."""
+        return self.conversation.messages[: self.conversation.last_answer]
+
+    @property
+    def end_of_turn(self) -> int:
+        """The token that ends the answer."""
+        pairs = zip(self.encoded.input_ids, self.encoded.supervised, strict=True)
+        return [token for token, supervised in pairs if supervised][-1]
+
+
+def questions(
+    tokenizer: Any, conversations: Sequence[Conversation], *, by: str | None = None
+) -> list[Question]:
+    """Conversations as questions under a tokenizer's chat template.
+
+    Args:
+        tokenizer: with a chat template.
+        conversations: each with at least one message before its last assistant turn.
+        by: field of the data rows that names the group.
+
+    Raises:
+        InputError: a conversation that asks nothing, a template that fails, or no row with `by`.
+    """
+    check_group(conversations, by)
+    encoded = encode_all(tokenizer, conversations)
+    return [
+        _question(tokenizer, conversation, tokens, by)
+        for conversation, tokens in zip(conversations, encoded, strict=True)
+    ]
+
+
+def check_group(conversations: Sequence[Conversation], by: str | None) -> None:
+    """Refuse a field that no row has.
+
+    Raises:
+        InputError: names the fields there are.
+    """
+    if by is None or any(by in c.fields for c in conversations):
+        return
+    known = sorted({field for c in conversations for field in c.fields})
+    raise InputError(
+        f"no row has the field {by!r} that scores are to be broken down by",
+        where=conversations[0].where,
+        expected=f"one of {', '.join(known)}" if known else "rows with further fields",
+    )
+
+
+def _question(
+    tokenizer: Any, conversation: Conversation, encoded: Encoded, by: str | None
+) -> Question:
+    messages, last = conversation.messages, conversation.last_answer
+    if last == 0:
+        raise InputError("nothing is asked before the answer", where=conversation.where)
+    group = conversation.fields.get(by) if by is not None else None
+    return Question(
+        prompt=_shown(messages[:last]),
+        target=conversation.answer,
+        group=None if group is None else str(group),
+        prompt_ids=prompt_ids(
+            tokenizer, messages[:last], conversation.tools, where=conversation.where
+        ),
+        encoded=encoded,
+        conversation=conversation,
+    )
+
+
+def _shown(messages: Sequence[Mapping[str, Any]]) -> str:
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+    return "\n".join(f"{m['role']}: {m['content']}" for m in messages)

@@ -1,0 +1,1 @@
+"""Generates answers with local models and models behind endpoints."""

@@ -1,0 +1,1 @@
+"""Judged benchmarks: MT-Bench and AlpacaEval, their judges, files and statistics."""

@@ -1,0 +1,217 @@
+"""AlpacaEval's annotation files: who was preferred on each instruction, and what follows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from dominie.core.errors import InputError
+from dominie.judge.length_control import (
+    Gamed,
+    LengthControlled,
+    WinRate,
+    length_controlled,
+    longer_wins,
+    win_rate,
+    wins,
+)
+from dominie.judge.published_files import number_field, read_csv, read_objects
+
+_GAMED_COLUMNS = {"preference", "std_delta_len", "not_gamed_baseline"}
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How hard instructions are for models, as the authors of AlpacaEval publish it.
+
+    Attributes:
+        of: difficulty by an instruction's place in the evaluation set.
+        gamed: preferences of baselines that were told to game the length, None without them.
+    """
+
+    of: dict[int, float]
+    gamed: Gamed | None
+
+    @property
+    def label(self) -> str:
+        """What a figure made with it is called."""
+        return "upstream" if self.gamed is not None else "difficulty, not regularised"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What annotations come to. Fractions, not percent.
+
+    Attributes:
+        wins: the plain win rate.
+        controlled: at equal length; None where the outputs are not in the file.
+        control: how length was controlled for.
+        longer: share of decided pairs that the longer answer won.
+        length: mean characters of the model's answers.
+    """
+
+    wins: WinRate
+    controlled: LengthControlled | None
+    control: str
+    longer: float | None
+    length: float | None
+
+    def percent(self) -> dict[str, Any]:
+        """As `--json` prints it: rates in percent."""
+        rates = dataclasses.asdict(self.wins)
+        found: dict[str, Any] = {
+            "win_rate": 100 * rates["win_rate"],
+            "standard_error": 100 * rates["standard_error"],
+            "n": rates["n"],
+            "n_excluded": rates["excluded"],
+            "n_wins": rates["wins"],
+            "n_wins_base": rates["losses"],
+            "n_draws": rates["draws"],
+            "discrete_win_rate": 100 * rates["discrete_win_rate"],
+        }
+        if self.controlled is not None:
+            found |= {
+                "length_controlled_win_rate": 100 * self.controlled.win_rate,
+                "length_controlled_standard_error": 100 * self.controlled.standard_error,
+                "length_control": self.control,
+            }
+            if self.controlled.spread_error > 1e-12:
+                found["lc_standard_error"] = 100 * self.controlled.spread_error  # upstream's
+        if self.longer is not None:
+            found["longer_answer_wins"] = 100 * self.longer
+        if self.length is not None:
+            found["avg_length"] = self.length
+        return found
+
+
+def read_annotations(path: Path) -> list[dict[str, Any]]:
+    """The rows of an annotation file.
+
+    Raises:
+        InputError: it cannot be read, holds no preferences, or those of several models.
+    """
+    placed = read_objects(path, what="annotations")
+    for where, row in placed:
+        if "preference" not in row:
+            raise InputError(
+                "a row without a preference",
+                where=where,
+                expected="1 for the baseline, 2 for the model, or between; null for none",
+                found=f"keys {', '.join(row)}",
+            )
+    rows = [row for _, row in placed]
+    for side in ("generator_1", "generator_2"):
+        names = {str(row[side]) for row in rows if side in row}
+        if len(names) > 1:
+            raise InputError(
+                f"annotations of several models under {side}",
+                where=str(path),
+                found=", ".join(sorted(names)[:5]),
+                do="split the file: one model against one baseline",
+            )
+    return rows
+
+
+def read_difficulty(path: Path) -> Difficulty:
+    """The authors' `df_gamed.csv`, or their `instruction_difficulty.csv`.
+
+    The first holds what regularises the fit as well, the second the difficulties alone.
+
+    Raises:
+        InputError: it is neither.
+    """
+    rows = read_csv(path, what="instruction difficulty")
+    columns = set(rows[0][1])
+    index = "index" if "index" in columns else next(iter(rows[0][1]))
+    if "instruction_difficulty" not in columns:
+        raise InputError(
+            "no difficulty of instructions",
+            where=str(path),
+            expected="the columns index and instruction_difficulty",
+            found=", ".join(map(str, columns)),
+        )
+    of: dict[int, float] = {}
+    for where, row in rows:
+        of.setdefault(
+            int(number_field(row, index, where=where)),
+            number_field(row, "instruction_difficulty", where=where),
+        )
+    if not columns >= _GAMED_COLUMNS:
+        return Difficulty(of, None)
+    kept = [
+        (where, row)
+        for where, row in rows
+        if row["not_gamed_baseline"].strip().lower() not in ("true", "1")
+        and row["preference"].strip().lower() not in ("", "nan")
+    ]
+    preference, difference, difficulty = (
+        np.array([number_field(row, name, where=where) for where, row in kept])
+        for name in ("preference", "std_delta_len", "instruction_difficulty")
+    )
+    if len(kept) and not (preference.min() >= 0 and preference.max() <= 1):
+        raise InputError("preferences of gamed baselines are from 0 to 1", where=str(path))
+    return Difficulty(of, Gamed(preference, difference, difficulty))
+
+
+def summarise(
+    rows: Sequence[dict[str, Any]], difficulty: Difficulty | None = None, *, where: str
+) -> Summary:
+    """Win rate, plain and length-controlled, of rows in the evaluation set's order.
+
+    Args:
+        rows: with `preference`, and `output_1` and `output_2` for the lengths.
+        difficulty: None leaves it out of the model, which is then labelled so.
+        where: the file, for messages.
+
+    Raises:
+        InputError: no row has a preference, or an instruction has no difficulty.
+    """
+    preferences = [row["preference"] for row in rows]
+    rate = win_rate(preferences)
+    if rate is None:
+        raise InputError("no row has a preference from 1 to 2", where=where)
+    if not all(isinstance(row.get(f"output_{i}"), str) for row in rows for i in (1, 2)):
+        return Summary(rate, None, "the outputs are not in the file", None, None)
+    values = wins(preferences)
+    lengths = [(len(row["output_1"]), len(row["output_2"])) for row in rows]
+    controlled, label = _controlled(rows, values, lengths, difficulty, where)
+    return Summary(
+        wins=rate,
+        controlled=controlled,
+        control=label,
+        longer=longer_wins(lengths, values),
+        length=fmean(model for _, model in lengths),
+    )
+
+
+def _controlled(
+    rows: Sequence[dict[str, Any]],
+    values: Sequence[float | None],
+    lengths: Sequence[tuple[int, int]],
+    difficulty: Difficulty | None,
+    where: str,
+) -> tuple[LengthControlled, str]:
+    if rows[0].get("generator_1") is not None and (
+        rows[0]["generator_1"] == rows[0].get("generator_2")
+    ):
+        return LengthControlled(0.5, 0.0, 0.0, 0.0, 0.0), "the baseline against itself"
+    if difficulty is None:
+        return length_controlled(values, lengths), "no difficulty"
+    found = [difficulty.of.get(row.get("index", i)) for i, row in enumerate(rows)]
+    known = [value for value in found if value is not None]
+    if len(known) < len(found):
+        raise InputError(
+            "instructions without a difficulty",
+            where=where,
+            found=f"{len(found) - len(known)} of {len(found)}, row {found.index(None)} the first",
+            do="use the difficulty file of this evaluation set, or leave it out",
+        )
+    return length_controlled(
+        values, lengths, difficulty=known, gamed=difficulty.gamed
+    ), difficulty.label

@@ -1,0 +1,295 @@
+"""MT-Bench (arXiv 2306.05685): two turns, rated from 1 to 10, or compared with a baseline's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Any, ClassVar, Literal
+
+from dominie.evaluation.text_metrics import spearman
+from dominie.generation.calls import call_key
+from dominie.generation.endpoint import STRICT
+from dominie.generation.generator import Dialogue
+from dominie.judge.benchmark import (
+    Answers,
+    Judged,
+    grouped_figures,
+    interval_figures,
+    paired_items,
+    spread_out,
+)
+from dominie.judge.judge import Case, Judge, Verdict
+from dominie.judge.mt_bench_files import (
+    MtQuestion,
+    Prompts,
+    own_prompts,
+    read_answers,
+    read_prompts,
+    read_questions,
+)
+
+#: Sampling temperatures of upstream's generation, by category; others are sampled at 0.7.
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
+_OTHER_TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class MtBench:
+    """MT-Bench in a recipe.
+
+    Attributes:
+        kind: tells it from other benchmarks.
+        questions: upstream's `question.jsonl`.
+        judge: who rates.
+        references: upstream's reference answers for math, reasoning and coding: a file, or a folder
+            with one; whose answers they are does not matter.
+        prompts: upstream's `judge_prompts.jsonl`; None judges by our own words, and says so.
+        baseline: another model's answers in upstream's shape, to be compared with in both orders.
+        limit: the first questions only.
+        max_new_tokens: longest answer to a turn.
+        control_questions: how many questions the controls are judged on.
+        seed: of sampled answers.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    questions: str
+    judge: Judge
+    kind: Literal["mt_bench"] = "mt_bench"
+    references: str | None = None
+    prompts: str | None = None
+    baseline: str | None = None
+    limit: int | None = None
+    max_new_tokens: int = 1024
+    control_questions: int = 40
+    seed: int = 0
+
+    #: Settings that name files.
+    files: ClassVar[tuple[str, ...]] = ("questions", "references", "prompts", "baseline")
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "max_new_tokens", "control_questions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+class MtBenchExam:
+    """MT-Bench, its files read.
+
+    Args:
+        settings: of the recipe.
+
+    Raises:
+        InputError: a file is missing or malformed, or a question lacks its reference.
+    """
+
+    def __init__(self, settings: MtBench) -> None:
+        self.settings, self.judge = settings, settings.judge
+        self.max_new_tokens, self.seed = settings.max_new_tokens, settings.seed
+        self.questions: Sequence[MtQuestion] = read_questions(
+            settings.questions, settings.references
+        )[: settings.limit]
+        self.prompts: Prompts = (
+            read_prompts(settings.prompts) if settings.prompts else own_prompts()
+        )
+        self.baseline: Answers | None = None
+        if settings.baseline:
+            self.baseline = read_answers(settings.baseline, self.questions, what="baseline answers")
+
+    @cached_property
+    def dialogues(self) -> Sequence[Dialogue]:
+        """All questions, at the temperature of their category."""
+        return [
+            Dialogue(q.id, q.turns, TEMPERATURES.get(q.category, _OTHER_TEMPERATURE))
+            for q in self.questions
+        ]
+
+    @property
+    def sample(self) -> Sequence[Dialogue]:
+        """Questions of all categories."""
+        return spread_out(self.dialogues, self.settings.control_questions)
+
+    def line(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
+        """A line of upstream's `model_answer` files."""
+        return {
+            "question_id": dialogue.id,
+            "answer_id": call_key(model, dialogue.id, list(turns))[:22],
+            "model_id": model,
+            "choices": [{"index": 0, "turns": list(turns)}],
+            "tstamp": time.time(),
+        }
+
+    def turns(self, line: Mapping[str, Any]) -> Sequence[str]:
+        """The answers in such a line."""
+        found: Sequence[str] = line["choices"][0]["turns"]
+        return found
+
+    def cases(self, answers: Answers) -> list[Case]:
+        """A rating of each turn, then comparisons of each turn in both orders."""
+        rated = [self._rating(question, turn, answers) for question, turn in self._rounds(answers)]
+        if self.baseline is None:
+            return rated
+        compared = [
+            self._comparison(question, turn, *pair)
+            for question, turn in self._rounds(answers)
+            for pair in ((answers, self.baseline), (self.baseline, answers))
+        ]
+        return rated + compared
+
+    def judged(self, answers: Answers, verdicts: Sequence[Verdict], model: str) -> Judged:
+        """Mean rating, by category and turn; the win rate where there is a baseline."""
+        rounds = self._rounds(answers)
+        ratings = list(zip(rounds, verdicts[: len(rounds)], strict=True))
+        figures: dict[str, Any] = {"metric": "mt_bench", "prompt": self.prompts.origin}
+        figures |= _rating_figures(
+            [(q, turn, v.number) for (q, turn), v in ratings if v.number is not None], answers
+        )
+        lines = [self._judgment(q, t, v, answers, model) for (q, t), v in ratings]
+        files = {"judgments.jsonl": lines}
+        if self.baseline is not None:
+            won, files["comparisons.jsonl"] = self._won(rounds, verdicts[len(rounds) :], model)
+            figures |= won
+        rows = [self._row(question, answers, ratings) for question in self._asked(answers)]
+        scored = sum(v.value is not None for v in verdicts)
+        places = {question.id: i for i, question in enumerate(self.questions)}
+        items = paired_items(
+            [None if v.number is None else v.number / 10 for _, v in ratings],
+            [places[question.id] for (question, _), _ in ratings],
+        )
+        return Judged(figures, scored, len(verdicts), rows, files, items)
+
+    def _asked(self, answers: Answers) -> list[MtQuestion]:
+        return [question for question in self.questions if question.id in answers]
+
+    def _rounds(self, answers: Answers) -> list[tuple[MtQuestion, int]]:
+        """Every (question, turn), turns counted from 1."""
+        asked = self._asked(answers)
+        return [(q, turn) for q in asked for turn in range(1, len(q.turns) + 1)]
+
+    def _rating(self, question: MtQuestion, turn: int, answers: Answers) -> Case:
+        prompt = self.prompts.rating[question.needs_reference, turn]
+        said = answers[question.id]
+        shown = {"answer": said[0], "answer_1": said[0], "answer_2": said[turn - 1]}
+        messages = prompt.messages(question.trusted, shown)
+        return Case(prompt, messages, tuple(said[:turn]))
+
+    def _comparison(self, question: MtQuestion, turn: int, a: Answers, b: Answers) -> Case:
+        prompt = self.prompts.comparison[question.needs_reference, turn]
+        shown: dict[str, str] = {}
+        for side, answers in (("a", a), ("b", b)):
+            said = answers[question.id]
+            shown |= {
+                f"answer_{side}": said[0],
+                f"answer_{side}_1": said[0],
+                f"answer_{side}_2": said[turn - 1],
+            }
+        messages = prompt.messages(question.trusted, shown)
+        return Case(prompt, messages, (*a[question.id][:turn], *b[question.id][:turn]))
+
+    def _won(
+        self, rounds: Sequence[tuple[MtQuestion, int]], verdicts: Sequence[Verdict], model: str
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The win rate over both orders; as upstream, a verdict that flips with them is a tie."""
+        values, asked, flips, lines = [], [], 0, []
+        for i, (question, turn) in enumerate(rounds):
+            first, second = verdicts[2 * i], verdicts[2 * i + 1]
+            winners = [
+                {"A": "model_1", "B": "model_2", "C": "tie"}.get(str(first.value), "error"),
+                {"A": "model_2", "B": "model_1", "C": "tie"}.get(str(second.value), "error"),
+            ]
+            lines.append(
+                {
+                    "question_id": question.id,
+                    "model_1": model,
+                    "model_2": "baseline",
+                    "g1_winner": winners[0],
+                    "g2_winner": winners[1],
+                    "judge": [self.judge.model, self.prompts.origin],
+                    "g1_judgment": first.text,
+                    "g2_judgment": second.text,
+                    "turn": turn,
+                }
+            )
+            if "error" in winners:
+                continue
+            agreed = winners[0] == winners[1]
+            flips += not agreed
+            values.append({"model_1": 1.0, "model_2": 0.0}.get(winners[0], 0.5) if agreed else 0.5)
+            asked.append(question)
+        if not values:
+            return {}, lines
+        clusters = [question.id for question in asked]
+        found = interval_figures(values, clusters)
+        told = {
+            "win_rate": found["score"],
+            "win_rate_stderr": found["stderr"],
+            "win_rate_interval": found["interval"],
+            "win_rate_groups": grouped_figures(values, clusters, [q.category for q in asked]),
+            "order_flips": flips / len(values),
+        }
+        return told, lines
+
+    def _judgment(
+        self, question: MtQuestion, turn: int, verdict: Verdict, answers: Answers, model: str
+    ) -> dict[str, Any]:
+        """A line of upstream's `model_judgment` files, where -1 stands for no rating."""
+        case = self._rating(question, turn, answers)
+        return {
+            "question_id": question.id,
+            "model": model,
+            "judge": [self.judge.model, case.prompt.name],
+            "user_prompt": case.messages[-1]["content"],
+            "judgment": verdict.text,
+            "score": -1 if verdict.number is None else verdict.number,
+            "turn": turn,
+        }
+
+    def _row(
+        self,
+        question: MtQuestion,
+        answers: Answers,
+        ratings: Sequence[tuple[tuple[MtQuestion, int], Verdict]],
+    ) -> dict[str, Any]:
+        own = [v for (q, _), v in ratings if q.id == question.id]
+        return {
+            "prompt": "\n\n".join(question.turns),
+            "target": "\n\n".join(question.reference or ()),
+            "output": "\n\n".join(answers[question.id]),
+            "group": question.category,
+            "ratings": [v.number for v in own],
+            "verdict": "\n\n".join(v.text for v in own),
+        }
+
+
+def _rating_figures(
+    known: Sequence[tuple[MtQuestion, int, float]], answers: Answers
+) -> dict[str, Any]:
+    """What (question, turn, rating) come to, by category and turn; empty without any."""
+    if not known:
+        return {}
+    values = [number / 10 for _, _, number in known]
+    clusters = [question.id for question, _, _ in known]
+    figures = interval_figures(values, clusters)
+    by_turn: dict[str, list[float]] = {}
+    for _, turn, number in sorted(known, key=lambda one: one[1]):
+        by_turn.setdefault(str(turn), []).append(number)
+    lengths = [len(answers[question.id][turn - 1]) for question, turn, _ in known]
+    return {
+        **figures,
+        "rating": 10 * figures["score"],
+        "groups": grouped_figures(values, clusters, [q.category for q, _, _ in known]),
+        "turns": {turn: fmean(numbers) for turn, numbers in by_turn.items()},
+        "controls": {"length_only": {"correlation": spearman(lengths, values)}},
+    }

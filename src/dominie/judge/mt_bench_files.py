@@ -1,0 +1,220 @@
+"""The files of MT-Bench as its authors publish them: questions, references, answers, prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dominie.core.errors import InputError
+from dominie.judge.benchmark import Answers
+from dominie.judge.judge_prompts import Prompt, comparison_prompt, rating_prompt
+from dominie.judge.published_files import by_unique, read_objects, text_field
+
+#: Categories judged with a reference answer beside the model's.
+REFERENCED = {"math", "reasoning", "coding"}
+
+
+@dataclass(frozen=True)
+class MtQuestion:
+    """A question of one or two turns.
+
+    Attributes:
+        id: of the question.
+        category: what its score is broken down by.
+        turns: what the user says.
+        reference: right answers to the turns, where the category needs them.
+    """
+
+    id: int | str
+    category: str
+    turns: tuple[str, ...]
+    reference: tuple[str, ...] | None = None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it is judged against a reference."""
+        return self.category in REFERENCED
+
+    @property
+    def trusted(self) -> dict[str, str]:
+        """Fields of prompts that no judged model has written."""
+        fields = {"question": self.turns[0]}
+        fields |= {f"question_{i}": turn for i, turn in enumerate(self.turns, 1)}
+        return fields | {f"ref_answer_{i}": text for i, text in enumerate(self.reference or (), 1)}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts by (with a reference, turn).
+
+    Attributes:
+        rating: for one model's answers.
+        comparison: for two models'.
+        origin: whose words they are.
+    """
+
+    rating: Mapping[tuple[bool, int], Prompt]
+    comparison: Mapping[tuple[bool, int], Prompt]
+    origin: str
+
+
+def read_questions(path: str, references: str | None) -> list[MtQuestion]:
+    """The questions, with references where their category needs them.
+
+    Raises:
+        InputError: a file is missing or malformed, an id stands twice, or a reference is missing.
+    """
+    placed = [(w, _question(row, w)) for w, row in read_objects(Path(path), what="questions")]
+    questions = list(by_unique(placed, lambda q: q.id, what="question").values())
+    needing = [q for q in questions if q.needs_reference]
+    if not needing:
+        return questions
+    if references is None:
+        raise InputError(
+            "no reference answers",
+            where=path,
+            expected=f"references, as {needing[0].category} is judged against them",
+            do="set references: FILE, upstream's reference_answer/gpt-4.jsonl say",
+        )
+    known = read_answers(references, needing, what="reference answers")
+    return [
+        MtQuestion(q.id, q.category, q.turns, tuple(known[q.id])) if q.needs_reference else q
+        for q in questions
+    ]
+
+
+def read_answers(path: str, questions: Sequence[MtQuestion], *, what: str) -> Answers:
+    """Somebody's answers to these questions; whose does not matter.
+
+    Args:
+        path: a file in the shape of upstream's `model_answer`, or a folder with one such file.
+        questions: those that have to be answered.
+        what: what they are, for messages.
+
+    Raises:
+        InputError: a file is missing or malformed, or a question is not answered.
+    """
+    file = _only_file(Path(path), what)
+    placed = [(w, (_id(row, w), _turns(row, w))) for w, row in read_objects(file, what=what)]
+    found = dict(by_unique(placed, lambda answer: answer[0], what="id").values())
+    for question in questions:
+        if len(found.get(question.id, ())) < len(question.turns):
+            raise InputError(
+                f"question {question.id} has none of the {what}"
+                if question.id not in found
+                else f"question {question.id} has fewer {what} than turns",
+                where=str(file),
+                do="use the file that belongs to these questions",
+            )
+    return {question.id: found[question.id][: len(question.turns)] for question in questions}
+
+
+def read_prompts(path: str) -> Prompts:
+    """Upstream's `judge_prompts.jsonl`.
+
+    Raises:
+        InputError: one of the prompts is missing, or lacks a field.
+    """
+    placed = read_objects(Path(path), what="judge prompts")
+    rows = by_unique(placed, lambda row: row.get("name"), what="prompt")
+    endings = {1: "", 2: "-multi-turn"}
+
+    def prompt(name: str, verdict: Any, fields: Sequence[str]) -> Prompt:
+        if name not in rows:
+            raise InputError(
+                f"no prompt named {name!r}",
+                where=path,
+                found=", ".join(map(str, rows)),
+                do="use upstream's judge_prompts.jsonl, or leave prompts out for our own words",
+            )
+        row, where = rows[name], f"{path}, prompt {name}"
+        made = Prompt(
+            name,
+            text_field(row, "prompt_template", where=where),
+            text_field(row, "system_prompt", where=where),
+            verdict,
+        )
+        if missing := sorted(set(fields) - made.fields):
+            raise InputError(f"the prompt lacks {{{missing[0]}}}", where=where)
+        return made
+
+    rating, comparison = {}, {}
+    for reference in (False, True):
+        for turn, ending in endings.items():
+            single = f"single-{'math-' if reference else ''}v1{ending}"
+            rating[reference, turn] = prompt(single, "rating", _fields("answer", turn, reference))
+            pair = ("pair-math-v1" if reference else "pair-v2") + ending
+            fields = {*_fields("answer_a", turn, reference), *_fields("answer_b", turn, reference)}
+            comparison[reference, turn] = prompt(pair, "letter", sorted(fields))
+    return Prompts(rating, comparison, "upstream")
+
+
+def own_prompts() -> Prompts:
+    """Our own words."""
+    kinds = [(reference, turn) for reference in (False, True) for turn in (1, 2)]
+    return Prompts(
+        {(r, t): rating_prompt(reference=r, turns=t) for r, t in kinds},
+        {(r, t): comparison_prompt(reference=r, turns=t) for r, t in kinds},
+        "own",
+    )
+
+
+def _fields(answer: str, turn: int, reference: bool) -> list[str]:
+    if turn == 1:
+        return ["question", answer, *(["ref_answer_1"] if reference else [])]
+    names = ["question", answer, *(["ref_answer"] if reference else [])]
+    return [f"{name}_{i}" for name in names for i in (1, 2)]
+
+
+def _question(row: Mapping[str, Any], where: str) -> MtQuestion:
+    turns = row.get("turns")
+    if (
+        not isinstance(turns, list)
+        or len(turns) not in (1, 2)
+        or not all(isinstance(turn, str) and turn for turn in turns)
+    ):
+        raise InputError(
+            "no question", where=where, expected="turns: one or two texts", found=_brief(turns)
+        )
+    return MtQuestion(_id(row, where), text_field(row, "category", where=where), tuple(turns))
+
+
+def _id(row: Mapping[str, Any], where: str) -> int | str:
+    name = row.get("question_id")
+    if isinstance(name, bool) or not isinstance(name, int | str):
+        raise InputError("no question_id", where=where, found=_brief(name))
+    return name
+
+
+def _turns(row: Mapping[str, Any], where: str) -> list[str]:
+    try:
+        turns = row["choices"][0]["turns"]
+        if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns):
+            return turns
+    except (LookupError, TypeError):
+        turns = row.get("choices")
+    raise InputError(
+        "no answers", where=where, expected='choices: [{"turns": [TEXT, …]}]', found=_brief(turns)
+    )
+
+
+def _only_file(path: Path, what: str) -> Path:
+    if not path.is_dir():
+        return path
+    files = sorted(path.glob("*.jsonl"))
+    if len(files) == 1:
+        return files[0]
+    raise InputError(
+        f"which of these are the {what}?" if files else f"no {what} in this folder",
+        where=str(path),
+        expected="one .jsonl file",
+        found=", ".join(file.name for file in files) or "none",
+        do="name the file",
+    )
+
+
+def _brief(value: Any) -> str:
+    return json.dumps(value)[:80]

@@ -1,1 +1,0 @@
-"""Kernels for GPUs, each with a twin in plain torch that it is tested against."""

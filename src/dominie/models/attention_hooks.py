@@ -1,0 +1,267 @@
+"""Hooks into a model's attention: a registered function runs the stock kernel and calls back.
+
+transformers hands every attention call to a function looked up by name in `AttentionInterface`,
+and builds its masks by the same name in `AttentionMaskInterface`. For every stock implementation
+a second name is registered here, which runs the stock function and then shows query and key to
+the listeners of the attention module at hand. Listeners are bound to modules, never to a phase,
+so student and teacher may be of one class, or even one model.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.nn.functional import pad
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface, PreTrainedModel
+
+from dominie.core.errors import InputError
+from dominie.losses.attention_rows import Projections
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from torch import Tensor, nn
+
+# The stock implementations and the name that listens to each. A name with "flash" in it would
+# make transformers import a flash attention package.
+_NAMES = {
+    "eager": "dominie_over_eager",
+    "sdpa": "dominie_over_sdpa",
+    "flex_attention": "dominie_over_flex",
+    "flash_attention_2": "dominie_over_fa2",
+    "flash_attention_3": "dominie_over_fa3",
+    "flash_attention_4": "dominie_over_fa4",
+}
+_SOFTMAX_LAYERS = {"full_attention", "sliding_attention", "hybrid", "hybrid_sliding"}
+_NOT_SOFTMAX = {"doge": "its masks are learned and added to the scores"}
+_ALTERNATIVE = "set attention: 0, or map only layers of plain softmax attention (layers: […])"
+
+
+class Listener(Protocol):
+    """What is shown every attention call of the modules it listens to."""
+
+    def heard(self, layer: int, projections: Projections) -> None:
+        """Called after the stock attention of ``layer`` has run."""
+
+
+_listeners: WeakKeyDictionary[nn.Module, list[Listener]] = WeakKeyDictionary()
+
+
+def attach_hook(model: nn.Module, layers: Collection[int], listener: Listener) -> None:
+    """Show the attention calls of some layers of ``model`` to ``listener`` from now on.
+
+    Args:
+        model: a causal language model of transformers; adapters may be wrapped around it.
+        layers: numbers of the layers, from 0.
+        listener: told of every call.
+
+    Raises:
+        InputError: the model has no such layer, or its attention is not a plain causal softmax.
+    """
+    modules = _attention_modules(model)
+    for layer in layers:
+        _refuse_unsuitable(model, layer, modules.get(layer), len(modules))
+    for config in _configs(model, modules):
+        stock = config._attn_implementation or "eager"
+        if stock not in _NAMES and stock not in _NAMES.values():
+            raise InputError(
+                f"attention implementation {stock!r} cannot be listened to",
+                where=_name(model),
+                expected=", ".join(_NAMES),
+                do="load the model with attn_implementation: sdpa",
+            )
+        config._attn_implementation = _NAMES.get(stock, stock)
+    for layer in layers:
+        _listeners.setdefault(modules[layer], []).append(listener)
+
+
+def check_attention(config: Any, layers: Collection[int]) -> None:
+    """Refuse, before any weights are loaded, layers that `attach_hook` would refuse.
+
+    Args:
+        config: configuration of the language model.
+        layers: numbers of the layers that are to be compared.
+
+    Raises:
+        InputError: the model has no such layer, or its attention is not a plain causal softmax.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    modules = _attention_modules(model)
+    for layer in layers:
+        _refuse_unsuitable(model, layer, modules.get(layer), len(modules))
+
+
+def detach_hook(model: nn.Module, listener: Listener) -> None:
+    """Undo `attach_hook`; a model that nobody listens to any more has its stock attention back."""
+    modules = _attention_modules(model)
+    for module in modules.values():
+        if listener in _listeners.get(module, []):
+            _listeners[module].remove(listener)
+    if not any(_listeners.get(module) for module in modules.values()):
+        stock_of = {name: stock for stock, name in _NAMES.items()}
+        for config in _configs(model, modules):
+            name = config._attn_implementation
+            config._attn_implementation = stock_of.get(name, name)
+
+
+def hooks_of(model: nn.Module) -> list[Listener]:
+    """Everyone who listens to some layer of ``model``, once each."""
+    found: list[Listener] = []
+    for module in _attention_modules(model).values():
+        found += [each for each in _listeners.get(module, []) if each not in found]
+    return found
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _tell(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
+    """Show a call to the module's listeners."""
+    _refuse_unusual(module, kwargs)
+    scale = kwargs.get("scaling")
+    projections = Projections(
+        query,
+        key,
+        query.shape[-1] ** -0.5 if scale is None else float(scale),
+        kwargs.get("sliding_window", getattr(module, "sliding_window", None)),
+    )
+    for listener in tuple(_listeners[module]):
+        listener.heard(int(module.layer_idx), projections)  # type: ignore[arg-type]
+
+
+def _as_attended(projection: Tensor) -> Tensor:
+    """Query or key in the precision that the stock attention reads it in.
+
+    Under autocast rotary embedding leaves float32, which every stock kernel rounds first. Rounded
+    here, both share one tensor, and a fused kernel is spared float32, of which tensor cores take
+    three products for one.
+    """
+    device = projection.device.type
+    if projection.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return projection
+    return projection.to(torch.get_autocast_dtype(device))
+
+
+def _listening(stock: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The function that runs attention implementation ``stock``, then tells the listeners."""
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if stock == "eager":  # every model file has its own
+            function = sys.modules[type(module).__module__].eager_attention_forward
+        else:
+            function = ALL_ATTENTION_FUNCTIONS[stock]
+        query, key = _as_attended(query), _as_attended(key)
+        width = value.shape[-1]
+        if stock.startswith("flash"):  # one head size for all; models pad by the stock name alone
+            value = pad(value, (0, query.shape[-1] - width))
+        output, weights = function(module, query, key, value, attention_mask, **kwargs)
+        if _listeners.get(module):
+            _tell(module, query, key, kwargs)
+        return output[..., :width], weights
+
+    return attention
+
+
+for _stock, _listening_name in _NAMES.items():
+    AttentionInterface.register(_listening_name, _listening(_stock))
+    AttentionMaskInterface.register(_listening_name, ALL_MASK_ATTENTION_FUNCTIONS[_stock])
+
+
+def _decoder(model: nn.Module) -> nn.Module:
+    """The language model proper inside adapters, heads and multimodal wrappers."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            decoder: nn.Module = module.get_decoder()
+            return decoder
+    return model
+
+
+def _attention_modules(model: nn.Module) -> dict[int, nn.Module]:
+    """The self-attention module of every layer of the decoder that has one."""
+    modules: dict[int, nn.Module] = {}
+    for module in _decoder(model).modules():
+        layer = getattr(module, "layer_idx", None)
+        if isinstance(layer, int) and "Attention" in type(module).__name__:
+            modules.setdefault(layer, module)  # the outermost, where one wraps another
+    return modules
+
+
+def _configs(model: nn.Module, modules: dict[int, nn.Module]) -> list[Any]:
+    """The configurations that name the implementation: the layers' and, for masks, the model's."""
+    found = {}
+    for module in (*modules.values(), *model.modules()):
+        config = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation") and (
+            isinstance(module, PreTrainedModel) or module in modules.values()
+        ):
+            found[id(config)] = config
+    return list(found.values())
+
+
+def _refuse_unsuitable(model: nn.Module, layer: int, module: nn.Module | None, depth: int) -> None:
+    """Raise where the layer's attention is not a plain causal softmax, as far as can be told."""
+    config = getattr(module, "config", None) or getattr(_decoder(model), "config", None)
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[layer] if kinds and layer < len(kinds) else None
+    fault = None
+    if kind is not None and kind not in _SOFTMAX_LAYERS:
+        fault = f"{kind.replace('_', ' ')} is not a plain softmax over the keys before a row"
+    elif module is None:
+        fault = f"it has no attention layer {layer} ({depth} have attention)"
+    elif config is not None and config.model_type in _NOT_SOFTMAX:
+        fault = _NOT_SOFTMAX[config.model_type]
+    elif getattr(config, "attn_logit_softcapping", None) is not None:
+        fault = "soft-capped attention scores are not a plain softmax"
+    elif any("sink" in name for name, _ in module.named_parameters()):
+        fault = "attention with sinks is not a plain softmax over the keys"
+    elif getattr(config, "index_topk", None) is not None:
+        fault = "indexed (sparse) attention is not a plain softmax over the keys before a row"
+    elif getattr(module, "is_causal", True) is False:
+        fault = "its attention is not causal"
+    elif "ALL_ATTENTION_FUNCTIONS" not in vars(sys.modules[type(module).__module__]):
+        fault = "its attention does not go through transformers' AttentionInterface"
+    if fault:
+        raise InputError(
+            f"attention distillation cannot be used: {fault}",
+            where=f"{_name(model)}, layer {layer}",
+            do=_ALTERNATIVE,
+        )
+
+
+def _refuse_unusual(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Raise where a call asks for more than a plain causal softmax."""
+    for option, meaning in (
+        ("softcap", "soft-capped scores"),
+        ("s_aux", "attention sinks"),
+        ("position_bias", "a position bias"),
+    ):
+        if kwargs.get(option) is not None:
+            raise InputError(
+                f"attention distillation cannot be used with {meaning}",
+                where=f"{type(module).__name__}, layer {module.layer_idx}",
+                do=_ALTERNATIVE,
+            )
+    if kwargs.get("is_causal") is False:
+        raise InputError(
+            "attention distillation needs causal attention",
+            where=f"{type(module).__name__}, layer {module.layer_idx}",
+            do=_ALTERNATIVE,
+        )
+
+
+def _name(model: nn.Module) -> str:
+    """How the user knows a model: its path, else its class."""
+    path = getattr(getattr(model, "config", None), "_name_or_path", None)
+    return path or type(model).__name__

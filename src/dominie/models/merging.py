@@ -1,0 +1,75 @@
+"""Merges several models: sums their weights, a tensor at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dominie.core.errors import InputError
+from dominie.models.made import Merge
+from dominie.models.spec import Model
+from dominie.models.weights import Weights, copy_configuration, open_weights, write_weights
+
+
+def merge_models(merge: Merge, models: Mapping[str, Model], folder: Path) -> int:
+    """Write the merged model's weights and configuration.
+
+    Sums are taken in fp32 and written in the dtype of the first model; what is not floating point
+    is the first model's.
+
+    Args:
+        merge: which models, by which weights.
+        models: what its names stand for.
+        folder: an empty or missing folder.
+
+    Returns:
+        The parameters of the merged model.
+
+    Raises:
+        InputError: models whose tensors differ in name or shape, or that cannot be read.
+    """
+    coefficients = merge.coefficients()
+    first = merge.sources[0]
+    with contextlib.ExitStack() as stack:
+        opened = {name: stack.enter_context(open_weights(models[name])) for name in merge.sources}
+        for name in merge.sources[1:]:
+            _check_alike(opened[first], opened[name], where=name, first=first)
+        shapes = opened[first].shapes
+
+        def merged(name: str) -> Tensor:
+            if not shapes[name].is_floating_point():
+                return opened[first][name]
+            total = torch.zeros(shapes[name].shape, dtype=torch.float32)
+            for model, coefficient in coefficients.items():
+                if coefficient:
+                    total.add_(opened[model][name].float(), alpha=coefficient)
+            return total.to(shapes[name].dtype)
+
+        write_weights(folder, shapes, merged)
+        copy_configuration(opened[first].folder, folder)
+        return sum(shape.numel() for shape in shapes.values())
+
+
+def _check_alike(one: Weights, other: Weights, *, where: str, first: str) -> None:
+    """Refuse a sum of tensors that are not each other's."""
+    apart = one.shapes.keys() ^ other.shapes.keys()
+    apart |= {n for n in one.shapes.keys() - apart if one.shapes[n].shape != other.shapes[n].shape}
+    if not apart:
+        return
+    name = min(apart)
+    raise InputError(
+        "models of different shape cannot be merged",
+        where=where,
+        expected=f"{name} as in {first}: {_shape(one, name)}",
+        found=f"{_shape(other, name)}"
+        + (f"; {len(apart) - 1} more differ" if apart - {name} else ""),
+        do="merge models that were trained from one model",
+    )
+
+
+def _shape(weights: Weights, name: str) -> str:
+    return str(list(weights.shapes[name].shape)) if name in weights.shapes else "no such tensor"

@@ -1,0 +1,245 @@
+"""Mixtures of experts: families, routers while they run, and experts under autocast."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
+
+from dominie.core.errors import InputError
+from dominie.losses.router_losses import Routing
+from dominie.models.head import decoder, text_config
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+#: The three projections of a feed-forward layer, as dense families name them.
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The mixture of a family.
+
+    Attributes:
+        model_type: what transformers calls it.
+        architecture: its class with a language-modelling head.
+        block: name of a layer's experts and gate on disk.
+        projections: names of an expert's projections on disk, in the order of `PROJECTIONS`.
+        experts_key: what its configuration calls the number of experts.
+        own_width: whether its configuration calls an expert's width `moe_intermediate_size`.
+        shared: whether every layer has an expert beside the routed ones that sees every token.
+        cannot: settings of the dense family that it has no counterpart of, with the one value it
+            stands for.
+    """
+
+    model_type: str
+    architecture: str
+    block: str
+    projections: tuple[str, str, str]
+    experts_key: str
+    own_width: bool
+    shared: bool
+    cannot: Mapping[str, Any]
+
+    def shared_width(self, config: Any) -> int:
+        """Intermediate size of the shared expert: thin, since it begins by adding nothing."""
+        return max(8, int(config.intermediate_size) // 16) if self.shared else 0
+
+    def configuration(self, dense: Any, *, experts: int, experts_per_token: int) -> Any:
+        """The configuration of the mixture that a dense configuration becomes."""
+        from transformers import AutoConfig
+
+        blank = AutoConfig.for_model(self.model_type).to_dict()
+        own = {"model_type", "architectures", "transformers_version", "_name_or_path"}
+        kept = {key: value for key, value in dense.to_dict().items() if key in blank.keys() - own}
+        if (head_dim := getattr(dense, "head_dim", None)) is not None:
+            kept["head_dim"] = head_dim
+        chosen: dict[str, Any] = {
+            self.experts_key: experts,
+            "num_experts_per_tok": experts_per_token,
+        }
+        if self.own_width:
+            chosen |= {
+                "moe_intermediate_size": dense.intermediate_size,
+                "norm_topk_prob": True,
+                "decoder_sparse_step": 1,
+                "mlp_only_layers": [],
+            }
+        if self.shared:
+            chosen["shared_expert_intermediate_size"] = self.shared_width(dense)
+        config = AutoConfig.for_model(self.model_type, **{**kept, **chosen})
+        config.architectures = [self.architecture]
+        config.dtype = dense.dtype
+        return config
+
+
+_MIXTRAL = Mixture(
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    block="block_sparse_moe",
+    projections=("w1", "w3", "w2"),
+    experts_key="num_local_experts",
+    own_width=False,
+    shared=False,
+    cannot={"attention_bias": False, "mlp_bias": False},
+)
+_QWEN2_MOE = Mixture(
+    model_type="qwen2_moe",
+    architecture="Qwen2MoeForCausalLM",
+    block="mlp",
+    projections=PROJECTIONS,
+    experts_key="num_experts",
+    own_width=True,
+    shared=True,
+    cannot={},
+)
+_QWEN3_MOE = Mixture(
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    block="mlp",
+    projections=PROJECTIONS,
+    experts_key="num_experts",
+    own_width=True,
+    shared=False,
+    cannot={"use_sliding_window": False},
+)
+
+#: By the `model_type` of the dense family.
+MIXTURES = {"mistral": _MIXTRAL, "llama": _MIXTRAL, "qwen2": _QWEN2_MOE, "qwen3": _QWEN3_MOE}
+
+
+def mixture_of(dense: Any, *, where: str) -> Mixture:
+    """The mixture a dense model can become without computing anything else than it did.
+
+    Args:
+        dense: its configuration.
+        where: what the message names.
+
+    Raises:
+        InputError: there is none for the family, or for one of the model's settings.
+    """
+    mixture = MIXTURES.get(dense.model_type)
+    if mixture is None:
+        raise InputError(
+            "this architecture cannot be made a mixture of experts",
+            where=where,
+            expected=f"a dense model of one of {', '.join(MIXTURES)}",
+            found=f"{dense.model_type}",
+            do="start from the dense model, or train the mixture as it is"
+            if experts_of(dense)
+            else None,
+        )
+    for key, value in mixture.cannot.items():
+        found = getattr(dense, key, value)
+        if found != value:
+            raise InputError(
+                f"{mixture.architecture} has nothing that does what this model's {key} does",
+                where=where,
+                expected=f"{key}: {value}",
+                found=f"{key}: {found}",
+            )
+    return mixture
+
+
+def experts_of(config: Any) -> int | None:
+    """How many routed experts a model's layers have; None for a dense model."""
+    for key in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if (found := getattr(config, key, None)) and found > 1:
+            return int(found)
+    return None
+
+
+class Routers:
+    """The routers of a model, layer by layer.
+
+    Only what runs within `heard` is kept: under activation checkpointing a layer runs again in the
+    backward pass, which is not to count twice.
+
+    Args:
+        model: a causal language model of transformers; adapters may be wrapped around it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._heard: list[Routing] | None = None
+        self._per_token = getattr(text_config(model), "num_experts_per_tok", None) or 1
+        # What transformers itself would record, were the model asked for its router's logits.
+        recorded = getattr(decoder(model), "_can_record_outputs", None) or {}
+        gate = recorded.get("router_logits")
+        kind = getattr(gate, "target_class", None)
+        self._place = getattr(gate, "index", 0)
+        found = [m for m in decoder(model).modules() if kind is not None and isinstance(m, kind)]
+        self._hooks = [module.register_forward_hook(self._hear) for module in found]
+
+    def __bool__(self) -> bool:
+        """Whether the model has any."""
+        return bool(self._hooks)
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[list[Routing]]:
+        """What the routers decide within, in the order in which they run."""
+        self._heard = []
+        try:
+            yield self._heard
+        finally:
+            self._heard = None
+
+    def detach(self) -> None:
+        """Leave the model alone."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _hear(self, _: nn.Module, __: Any, output: Any) -> None:
+        if self._heard is None:
+            return
+        parts = output if isinstance(output, tuple) else (output,)
+        logits: Tensor = parts[self._place]
+        logits = logits.reshape(-1, logits.shape[-1])
+        chosen = next((part for part in parts if not part.is_floating_point()), None)
+        if chosen is None:
+            chosen = torch.topk(logits, self._per_token, dim=-1).indices
+        self._heard.append(Routing(logits, chosen.reshape(len(logits), -1)))
+
+
+_STOCK, _NAME = "grouped_mm", "dominie_grouped_mm"
+
+
+class _Rounded:
+    """A module as it is, but for its fp32 weights."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self._module = module
+        self._rounded = {
+            name: weight.to(dtype)
+            for name, weight in module.named_parameters(recurse=False)
+            if weight.dtype == torch.float32
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        rounded = self._rounded
+        return rounded[name] if name in rounded else getattr(self._module, name)
+
+
+def _experts(module: nn.Module, hidden: Tensor, *arguments: Tensor) -> Tensor:
+    device = hidden.device.type
+    seen: Any = module
+    if torch.is_autocast_enabled(device):
+        seen = _Rounded(module, torch.get_autocast_dtype(device))
+    output: Tensor = ALL_EXPERTS_FUNCTIONS[_STOCK](seen, hidden, *arguments)
+    return output
+
+
+ExpertsInterface.register(_NAME, _experts)
+
+
+def follow_autocast(model: Any) -> None:
+    """Have a mixture's experts follow autocast; a model without any is left as it is."""
+    if getattr(model.config, "_experts_implementation", None) == _STOCK and any(
+        ".experts" in name for name, _ in model.named_modules()
+    ):
+        model.set_experts_implementation(_NAME)

@@ -1,0 +1,177 @@
+"""Whether student and teacher have the same tokens; a teacher reordered to the student's ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dominie.core.errors import InputError
+from dominie.models.head import causal_lm
+
+
+def check_same_tokens(student: Any, teacher: Any, *, where: str) -> None:
+    """Refuse a teacher whose token ids mean something else; equal sizes prove nothing.
+
+    Ids that only one side knows (padding rows, extra special tokens at the end) are allowed.
+
+    Raises:
+        InputError: names an id and what each side takes it for.
+    """
+    _refuse_differing(
+        student,
+        teacher,
+        "student and teacher disagree on what token ids mean",
+        where=where,
+        whose="the student's",
+        do="choose a teacher with the student's tokenizer; where only the order differs, "
+        "map it: models: {NAME: {path: …, map_tokens: true}}",
+    )
+
+
+def check_one_tokenizer(first: Any, other: Any, *, where: str) -> None:
+    """Refuse to make one model of two whose token ids mean different things.
+
+    Raises:
+        InputError: names an id and what each model takes it for.
+    """
+    _refuse_differing(
+        first,
+        other,
+        "models of different tokenizers cannot be made one",
+        where=where,
+        whose="the first model's",
+        do="name models that were trained from one model",
+    )
+
+
+def differing_ids(one: Any, other: Any) -> list[int]:
+    """Ids that two tokenizers take for different tokens; those only one of them knows are none."""
+    ours, theirs = one.get_vocab(), other.get_vocab()
+    if ours == theirs:
+        return []
+    by_id = {index: token for token, index in theirs.items()}
+    return sorted(
+        index
+        for token, index in ours.items()
+        if by_id.get(index, token) != token or theirs.get(token, index) != index
+    )
+
+
+def check_context(config: Any, length: int, *, where: str, do: str | None = None) -> None:
+    """Refuse conversations longer than a model can place.
+
+    Args:
+        config: of the model's language part.
+        length: tokens of the longest conversation.
+        where: what the message names.
+        do: what it advises.
+
+    Raises:
+        InputError: `length` is beyond the model's positions.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise InputError(
+            "conversations are longer than the model's context",
+            where=where,
+            expected=f"at most {positions} tokens (max_position_embeddings)",
+            found=str(length),
+            do=do or f"set train.max_length={positions}",
+        )
+
+
+def check_vocabulary(config: Any, highest_id: int, *, where: str) -> None:
+    """Refuse tokens that a model has no embedding for.
+
+    Args:
+        config: of the model's language part.
+        highest_id: the highest token id in the data.
+        where: what the message names.
+
+    Raises:
+        InputError: the tokenizer knows more tokens than the model, and the data hold one of them.
+    """
+    if highest_id >= config.vocab_size:
+        raise InputError(
+            "the tokenizer knows tokens that the model does not",
+            where=where,
+            expected=f"token ids below {config.vocab_size} (vocab_size)",
+            found=f"id {highest_id} in the data",
+            do="use the model's own tokenizer, or resize the model's embeddings first",
+        )
+
+
+def _refuse_differing(one: Any, other: Any, what: str, *, where: str, whose: str, do: str) -> None:
+    """Name the first id that two tokenizers take for different tokens, if there is one."""
+    if differing := differing_ids(one, other):
+        index = differing[0]
+        raise InputError(
+            what,
+            where=where,
+            expected=f"id {index} to be {_token(one, index)}, as in {whose} tokenizer",
+            found=f"{_token(other, index)} ({len(differing)} ids differ)",
+            do=do,
+        )
+
+
+def _token(tokenizer: Any, index: int) -> str:
+    found = next((token for token, i in tokenizer.get_vocab().items() if i == index), None)
+    return "nothing" if found is None else repr(found)
+
+
+def token_map(student: Any, teacher: Any, *, size: int, where: str) -> Tensor:
+    """The teacher's id of every id of the student's, completed to a permutation.
+
+    Args:
+        student: tokenizer of the student.
+        teacher: tokenizer of the teacher.
+        size: rows of the teacher's embedding.
+        where: what the message names.
+
+    Returns:
+        int64 [size]; rows that neither tokenizer uses fill up in their order.
+
+    Raises:
+        InputError: one of the two has a token that the other lacks, or an id beyond `size`.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if alone := sorted(ours.keys() ^ theirs.keys()):
+        raise InputError(
+            "map_tokens needs the same tokens under other ids",
+            where=where,
+            found=f"{len(alone)} tokens that only one side has: {', '.join(map(repr, alone[:3]))}",
+            do="choose a teacher with the student's tokens",
+        )
+    if (highest := max(*ours.values(), *theirs.values())) >= size:
+        raise InputError(
+            "a token id lies beyond the teacher's embedding",
+            where=where,
+            expected=f"ids below {size}",
+            found=str(highest),
+        )
+    mapped = torch.full((size,), -1)
+    mapped[torch.tensor(list(ours.values()))] = torch.tensor([theirs[token] for token in ours])
+    unused = torch.ones(size, dtype=torch.bool)
+    unused[mapped[mapped >= 0]] = False
+    mapped[mapped < 0] = unused.nonzero().squeeze(1)
+    return mapped
+
+
+@torch.no_grad()
+def adopt_ids(model: torch.nn.Module, ids: Tensor) -> None:
+    """Reorder the rows of a frozen model's embedding and head: row i becomes row `ids[i]`.
+
+    Args:
+        model: a causal language model.
+        ids: permutation [rows of its embedding], see `token_map`.
+    """
+    inner = causal_lm(model)
+    embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
+    tied = head.weight is embedding.weight
+    embedding.weight.data = embedding.weight[ids.to(embedding.weight.device)]
+    if not tied:
+        head.weight.data = head.weight[ids.to(head.weight.device)]
+    if getattr(head, "bias", None) is not None:
+        head.bias.data = head.bias[ids.to(head.bias.device)]

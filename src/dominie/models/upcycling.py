@@ -1,0 +1,220 @@
+"""Makes a mixture of experts of a dense model, a tensor at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dominie.core.errors import InputError
+from dominie.models.loading import load_config
+from dominie.models.made import Upcycle
+from dominie.models.moe import PROJECTIONS, Mixture, mixture_of
+from dominie.models.router_init import NORM, drawn_gates
+from dominie.models.spec import Model
+from dominie.models.weights import Weights, open_weights, write_weights
+
+_FEED_FORWARD = re.compile(r"(?P<layer>.*layers\.(?P<number>\d+)\.)mlp\.(?P<kind>\w+)\.weight")
+_UNUSED = "rotary_emb.inv_freq"  # in old Llama checkpoints; computed since
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor of the mixture: what it will be, without storage, and how it is made."""
+
+    shape: Tensor
+    made: Callable[[], Tensor]
+
+
+def upcycle_model(
+    upcycle: Upcycle, models: Mapping[str, Model], folder: Path, *, rows: Sequence[Any] = ()
+) -> int:
+    """Write the mixture's weights and configuration.
+
+    Args:
+        upcycle: which models, and what tells their experts apart.
+        models: what its names stand for.
+        folder: an empty or missing folder.
+        rows: tokenised conversations of its source, for gates of hidden states.
+
+    Returns:
+        The parameters of the mixture.
+
+    Raises:
+        InputError: an architecture without a mixture, siblings of another shape, or models that
+            cannot be read.
+    """
+    config = load_config(models[upcycle.model])
+    mixture = mixture_of(config, where=upcycle.model)
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(open_weights(models[name])) for name in upcycle.sources]
+        _check_names(opened[0], config, where=upcycle.model)
+        for name, weights in zip(upcycle.siblings, opened[1:], strict=True):
+            _check_sibling(opened[0], weights, where=name, model=upcycle.model)
+        gates = drawn_gates(upcycle, config, opened[0], rows)
+        plan = planned_tensors(upcycle, config, opened, gates)
+        shapes = {name: tensor.shape for name, tensor in plan.items()}
+        write_weights(folder, shapes, lambda name: plan[name].made())
+        _write_configuration(mixture, config, upcycle, opened[0].folder, folder)
+    return sum(shape.numel() for shape in shapes.values())
+
+
+def planned_tensors(
+    upcycle: Upcycle, config: Any, opened: Sequence[Weights], gates: Mapping[int, Tensor]
+) -> dict[str, Planned]:
+    """Every tensor of the mixture by its name on disk; nothing is computed yet.
+
+    Args:
+        upcycle: the settings.
+        config: of the dense model.
+        opened: the dense model's tensors, then the siblings'.
+        gates: [experts, hidden] weights of the router by layer; a layer without gets zeros.
+    """
+    mixture, dense = mixture_of(config, where=upcycle.model), opened[0]
+    plan: dict[str, Planned] = {}
+    for name, shape in dense.shapes.items():
+        found = _FEED_FORWARD.fullmatch(name)
+        if name.endswith(_UNUSED):
+            continue
+        if found is None:
+            plan[name] = Planned(shape, partial(dense.__getitem__, name))
+            continue
+        block, kind = f"{found['layer']}{mixture.block}", found["kind"]
+        own_name = mixture.projections[PROJECTIONS.index(kind)]
+        for expert in range(upcycle.experts):
+            plan[f"{block}.experts.{expert}.{own_name}.weight"] = Planned(
+                shape, partial(_expert, upcycle, opened, expert, name, kind)
+            )
+        if kind == PROJECTIONS[0]:
+            gate = shape.new_empty((upcycle.experts, shape.shape[1]))
+            drawn = gates.get(int(found["number"]))
+            plan[f"{block}.gate.weight"] = Planned(gate, partial(_gate, gate, drawn))
+        if mixture.shared:
+            plan |= _shared(block, kind, shape, mixture.shared_width(config), upcycle.seed)
+    return plan
+
+
+def _expert(
+    upcycle: Upcycle, opened: Sequence[Weights], expert: int, name: str, kind: str
+) -> Tensor:
+    """A projection of an expert: that of the model whose turn it is, made to differ."""
+    weight, dtype = opened[expert % len(opened)][name], opened[0].shapes[name].dtype
+    if not (upcycle.noise or upcycle.reset):
+        return weight.to(dtype)
+    changed = weight.float()
+    if upcycle.reset:
+        changed = _reset(changed, kind, upcycle, expert, name)
+    if upcycle.noise:
+        changed = changed + upcycle.noise * weight.float().std() * _noise(
+            upcycle, expert, name, weight
+        )
+    return changed.to(dtype)
+
+
+def _noise(upcycle: Upcycle, expert: int, name: str, weight: Tensor) -> Tensor:
+    """Noise of unit deviation; that of all experts sums to zero.
+
+    Independent noises less their mean are that, and (1 − 1/N)^½ too small.
+    """
+    count = upcycle.experts
+    own, mean = torch.zeros(()), torch.zeros(weight.shape)
+    for other in range(count):
+        drawn = torch.randn(weight.shape, generator=_generator(upcycle.seed, name, other, "noise"))
+        mean.add_(drawn, alpha=1 / count)
+        own = drawn if other == expert else own
+    own -= mean
+    return own.mul_(math.sqrt(count / (count - 1)))
+
+
+def _reset(weight: Tensor, kind: str, upcycle: Upcycle, expert: int, name: str) -> Tensor:
+    """The weight with some of the intermediate dimension drawn anew, the same in all three."""
+    intermediate = 1 if kind == PROJECTIONS[2] else 0
+    width = weight.shape[intermediate]
+    layer = name.partition(".mlp.")[0]
+    order = torch.randperm(width, generator=_generator(upcycle.seed, layer, expert, "reset"))
+    lost = order[: round(upcycle.reset * width)]
+    if not len(lost):
+        return weight
+    old = weight.index_select(intermediate, lost)
+    drawn = torch.randn(old.shape, generator=_generator(upcycle.seed, name, expert, "reset"))
+    return weight.index_copy(intermediate, lost, old.mean() + old.std() * drawn)
+
+
+def _gate(shape: Tensor, drawn: Tensor | None) -> Tensor:
+    gate = torch.zeros(shape.shape) if drawn is None else drawn
+    return gate.to(shape.dtype)
+
+
+def _shared(block: str, kind: str, shape: Tensor, width: int, seed: int) -> dict[str, Planned]:
+    """A projection of the shared expert, whose output is zero: so is all of its last one."""
+    name = f"{block}.shared_expert.{kind}.weight"
+    size = shape.shape[1] if kind != PROJECTIONS[2] else shape.shape[0]
+    if kind == PROJECTIONS[2]:
+        narrow = shape.new_empty((size, width))
+        gate = shape.new_empty((1, size))
+        return {
+            name: Planned(narrow, partial(_gate, narrow, None)),
+            f"{block}.shared_expert_gate.weight": Planned(gate, partial(_gate, gate, None)),
+        }
+    narrow = shape.new_empty((width, size))
+
+    def drawn() -> Tensor:
+        noise = torch.randn(narrow.shape, generator=_generator(seed, name))
+        return noise.div_(math.sqrt(size)).to(narrow.dtype)
+
+    return {name: Planned(narrow, drawn)}
+
+
+def _generator(seed: int, *key: object) -> torch.Generator:
+    """Random numbers of their own for each tensor, in whichever order they are made."""
+    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _write_configuration(
+    mixture: Mixture, dense: Any, upcycle: Upcycle, source: Path, folder: Path
+) -> None:
+    mixture.configuration(
+        dense, experts=upcycle.experts, experts_per_token=upcycle.experts_per_token
+    ).save_pretrained(folder)
+    if (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
+
+
+def _check_names(weights: Weights, config: Any, *, where: str) -> None:
+    """Refuse a model whose layers are not where its family has them."""
+    for layer in range(config.num_hidden_layers):
+        prefix = f"model.layers.{layer}"
+        for name in (NORM.format(layer), *(f"{prefix}.mlp.{kind}.weight" for kind in PROJECTIONS)):
+            if name not in weights.shapes:
+                raise InputError(
+                    "the model's layers are not where its family has them",
+                    where=where,
+                    expected=name,
+                    found=", ".join(list(weights.shapes)[:2]),
+                    do="save it again with transformers' save_pretrained",
+                )
+
+
+def _check_sibling(model_weights: Weights, sibling: Weights, *, where: str, model: str) -> None:
+    """Refuse a sibling whose feed-forward layers would not fit in."""
+    for name, shape in model_weights.shapes.items():
+        found = sibling.shapes.get(name)
+        if _FEED_FORWARD.fullmatch(name) and (found is None or found.shape != shape.shape):
+            raise InputError(
+                "a sibling of another shape cannot lend experts",
+                where=where,
+                expected=f"{name} as in {model}: {list(shape.shape)}",
+                found="no such tensor" if found is None else str(list(found.shape)),
+                do="name models that were trained from one model",
+            )

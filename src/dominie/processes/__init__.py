@@ -1,1 +1,0 @@
-"""The processes of one run, and the cores they have."""

@@ -1,0 +1,277 @@
+"""Several runs side by side: models on two tasks, over seeds, and the Pareto front."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dominie.core.errors import InputError
+from dominie.core.run_reader import finite, mapping, read_object, read_run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dominie.core.run_records import Run, Score
+
+
+def pareto_front(places: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names on the front, from left to right.
+
+    Args:
+        places: two scores of each name, both better when higher. Names in one place share it.
+    """
+    kept = [
+        name
+        for name, place in places.items()
+        if not any(_beats(other, place) for other in places.values())
+    ]
+    return sorted(kept, key=lambda name: (places[name][0], -places[name][1]))
+
+
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether one is at least as good on both scores and better on one."""
+    return one[0] >= other[0] and one[1] >= other[1] and one != other
+
+
+#: Two-sided 95 % quantiles of Student's t, by degrees of freedom from 1; 1.96 beyond.
+_STUDENT_95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, and the ends of its 95 % interval where one is known."""
+
+    mean: float
+    ends: tuple[float, float] | None = None
+
+    @property
+    def half(self) -> float | None:
+        """Half of the interval's width."""
+        return None if self.ends is None else (self.ends[1] - self.ends[0]) / 2
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.ends is not None and not self.ends[0] <= 0.0 <= self.ends[1]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model on the plane of two tasks.
+
+    Attributes:
+        name: of the model, with the values it ran under where runs differ in them.
+        x: its score on the task across.
+        y: its score on the task upwards.
+        runs: how many runs it stands for.
+        on_front: whether no other model is at least as good on both tasks and better on one.
+        differences: x and y minus those of the model compared with, in the runs that have both.
+    """
+
+    name: str
+    x: Estimate
+    y: Estimate
+    runs: int
+    on_front: bool = False
+    differences: tuple[Estimate, Estimate] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What several runs came to.
+
+    Attributes:
+        tasks: the task across and the task upwards.
+        points: the models, in the order of the results.
+        against: the model that differences are to, None where none was asked for.
+        notes: what could not be read or was left out.
+    """
+
+    tasks: tuple[str, str]
+    points: Sequence[Point]
+    against: str | None
+    notes: Sequence[str]
+
+
+@dataclass
+class _Scores:
+    """Scores of one model by the run's place among its siblings: its seed, or its number."""
+
+    pairs: dict[str, tuple[Score, Score]] = field(default_factory=dict)
+
+
+def compare_runs(
+    paths: Sequence[Path], *, across: str | None, upwards: str | None, against: str | None
+) -> Comparison:
+    """Average models over runs, and find who is beaten by whom.
+
+    The interval of several runs is Student's, over runs; that of one run is over its questions.
+    Differences are paired: run by run of one seed.
+
+    Args:
+        paths: run folders.
+        across: task on the horizontal axis; None is the first of the results.
+        upwards: task on the vertical axis; None is the second.
+        against: a model to take differences to.
+
+    Raises:
+        InputError: a folder is no run, or a task or model is in none of them.
+    """
+    runs = [read_run(path) for path in paths]
+    notes = [f"{run.name}: {note}" for run in runs for note in run.notes if "evaluated" in note]
+    tasks = _tasks(runs, across, upwards)
+    grouped = _grouped(runs, tasks)
+    if not grouped:
+        raise InputError(
+            "no model of these runs was scored on both tasks",
+            where=", ".join(str(path) for path in paths),
+            expected=" and ".join(tasks),
+        )
+    notes += [
+        f"{run.name}: left out, none of its models was scored on both {tasks[0]} and {tasks[1]}."
+        for run in runs
+        if run.results and not any(set(tasks) <= set(scores) for scores in run.results.values())
+    ]
+    if against is not None and against not in grouped:
+        raise InputError(
+            "no such model to compare with",
+            where="--against",
+            found=against,
+            expected=", ".join(grouped),
+        )
+    plain = {name: _point(name, scores) for name, scores in grouped.items()}
+    edge = pareto_front({name: (point.x.mean, point.y.mean) for name, point in plain.items()})
+    points = [
+        Point(
+            name=name,
+            x=point.x,
+            y=point.y,
+            runs=point.runs,
+            on_front=name in edge,
+            differences=None
+            if against in (None, name)
+            else _differences(grouped[name], grouped[str(against)]),
+        )
+        for name, point in plain.items()
+    ]
+    return Comparison(tasks, points, against, notes)
+
+
+def _tasks(runs: Sequence[Run], across: str | None, upwards: str | None) -> tuple[str, str]:
+    known = list(dict.fromkeys(task for run in runs for task in run.tasks))
+    able = list(dict.fromkeys(task for run in runs for task in run.ability_tasks))
+    for asked in (across, upwards):
+        if asked is not None and asked not in known:
+            raise InputError(
+                "no such task in these runs",
+                where="--x, --y",
+                found=asked,
+                expected=", ".join(known),
+            )
+    left = [task for task in able if task not in (across, upwards)]
+    chosen = [
+        task if task is not None else (left.pop(0) if left else None) for task in (across, upwards)
+    ]
+    if None in chosen or chosen[0] == chosen[1]:
+        raise InputError(
+            "a plane needs two tasks",
+            where=", ".join(run.name for run in runs),
+            found=", ".join(known) or "no results",
+            do="run the recipe, or name two tasks with --x and --y",
+        )
+    return str(chosen[0]), str(chosen[1])
+
+
+def _grouped(runs: Sequence[Run], tasks: tuple[str, str]) -> dict[str, _Scores]:
+    """Scores by model and the values of its run, in the order of their first appearance.
+
+    Runs of one recipe that differ in nothing but the seed are siblings, over which models are
+    averaged. Of runs of several recipes a model is told by its run, unless it is the same in all.
+    """
+    records = [mapping(read_object(run.path / "sweep.json", [])) for run in runs]
+    values = [{k: str(v) for k, v in mapping(r.get("values")).items()} for r in records]
+    several = _of_several_recipes(runs, records)
+    grouped: dict[str, _Scores] = {}
+    for number, (run, record, own) in enumerate(zip(runs, records, values, strict=True)):
+        told = ", ".join(
+            f"{key.rpartition('.')[2]} {value}"
+            for key, value in own.items()
+            if any(other.get(key) != value for other in values)
+        )
+        seed = finite(record.get("seed"))
+        place = f"seed {seed:g}" if seed is not None else f"run {number}"
+        for model, scores in run.results.items():
+            if not all(task in scores for task in tasks):
+                continue
+            name = f"{model} ({told})" if told else model
+            if run in several:
+                if any(
+                    _place(other, model, tasks) != _place(run, model, tasks) for other in several
+                ):
+                    name = f"{model} ({run.name})"
+                elif name in grouped:
+                    continue
+            pairs = grouped.setdefault(name, _Scores()).pairs
+            key = place if place not in pairs else f"run {number}"
+            pairs[key] = (scores[tasks[0]], scores[tasks[1]])
+    return grouped
+
+
+def _of_several_recipes(runs: Sequence[Run], records: Sequence[Mapping[str, Any]]) -> list[Run]:
+    """The runs that no sweep made, where their recipes differ in more than name and seed."""
+    alone = [run for run, record in zip(runs, records, strict=True) if not record]
+    recipes = {re.sub(r"^\s*(name|seed):.*\n", "", run.recipe or "", flags=re.M) for run in alone}
+    return alone if len(recipes) > 1 else []
+
+
+def _place(run: Run, model: str, tasks: tuple[str, str]) -> tuple[float, ...]:
+    """The scores of a model, none where it is not in the run."""
+    scores = run.results.get(model, {})
+    return tuple(scores[task].score for task in tasks if task in scores)
+
+
+def _point(name: str, scores: _Scores) -> Point:
+    pairs = list(scores.pairs.values())
+    x, y = (
+        Estimate(pairs[0][axis].score, pairs[0][axis].ends)
+        if len(pairs) == 1
+        else estimate([pair[axis].score for pair in pairs])
+        for axis in (0, 1)
+    )
+    return Point(name, x, y, len(pairs))
+
+
+def _differences(mine: _Scores, theirs: _Scores) -> tuple[Estimate, Estimate] | None:
+    """Paired differences over the runs that have both models."""
+    shared = [place for place in mine.pairs if place in theirs.pairs]
+    if not shared:
+        return None
+    x, y = (
+        estimate([mine.pairs[p][axis].score - theirs.pairs[p][axis].score for p in shared])
+        for axis in (0, 1)
+    )
+    return x, y
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of independent values with Student's 95 % interval; none for a single value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Estimate(mean)
+    freedom = len(values) - 1
+    quantile = _STUDENT_95[freedom - 1] if freedom <= len(_STUDENT_95) else 1.96
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return Estimate(mean, (mean - half, mean + half))
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The Pareto front, from left to right."""
+    return sorted((point for point in points if point.on_front), key=lambda point: point.x.mean)

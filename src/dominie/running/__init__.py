@@ -1,1 +1,0 @@
-"""A recipe's run: its folder, what is known before it begins, its stages and its scores."""

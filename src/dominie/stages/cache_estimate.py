@@ -1,0 +1,155 @@
+"""What a teacher cache would cost and keep, estimated from a sample of its rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dominie.core.display import Display
+from dominie.stages.prepared import PreparedTraining
+from dominie.stages.run_folder import RunFolder
+from dominie.stages.teacher_caches import Plan, identity_of, speaker
+from dominie.teachers.cache_sampling import CacheSettings
+
+if TYPE_CHECKING:
+    from dominie.data.batch import Row
+    from dominie.teachers.cache_codec import Vocabulary
+
+_SAMPLED_ROWS = 32
+_COMPARED_TOKENS = 512
+
+
+def estimated(
+    folder: RunFolder, prepared: PreparedTraining, plan: Plan, display: Display
+) -> dict[str, Any]:
+    """Bytes, time and fidelity of a cache, and of its neighbours of other sizes.
+
+    Returns:
+        Figures for JSON; `choices` holds one record for each size.
+    """
+    from accelerate import PartialState
+
+    from dominie.teachers.cache_writer import batch_tokens, entries, in_batches, measured_vocabulary
+
+    identity = identity_of(folder, prepared, plan)
+    rows = list(plan.rows.values())
+    sample = rows[:: max(1, len(rows) // _SAMPLED_ROWS)][:_SAMPLED_ROWS]
+    model = speaker(folder, prepared, plan, PartialState().device)
+    tokens = sum(int(row.supervised[1:].sum()) for row in rows)
+    choices = []
+    with display.progress(f"{plan.stage}: {plan.teacher}, a sample") as advance:
+        settings_of_choices = neighbours(plan.settings)
+        for number, settings in enumerate(settings_of_choices):
+            vocabulary = measured_vocabulary(
+                model, sample, identity.vocabulary, settings, temperature=plan.temperature
+            )
+            started, written = time.monotonic(), []
+            for batch in in_batches(sample, range(len(sample)), batch_tokens(model)):
+                written += entries(model, batch, vocabulary, settings, temperature=plan.temperature)
+            seconds = time.monotonic() - started
+            seen = sum(entry.tokens for entry in written)
+            per_token = sum(len(entry.code) for entry in written) / seen
+            choices.append(
+                {
+                    **settings.identity,
+                    "chosen": settings == plan.settings,
+                    "bytes_per_token": round(per_token, 2),
+                    "bytes": round(per_token * tokens),
+                    "seconds": round(seconds / seen * tokens, 1),
+                    **_fidelity(model, sample, vocabulary, settings, plan.temperature),
+                }
+            )
+            advance(number + 1, len(settings_of_choices), "")
+    _tell(plan, len(rows), tokens, choices, display)
+    return {
+        "stage": plan.stage,
+        "teacher": plan.teacher,
+        "temperature": plan.temperature,
+        "conversations": len(rows),
+        "supervised_tokens": tokens,
+        "sampled_conversations": len(sample),
+        "choices": choices,
+    }
+
+
+def neighbours(settings: CacheSettings) -> list[CacheSettings]:
+    """Settings of about half the size, the settings, and of about double the size."""
+    replace = dataclasses.replace
+    match settings.scheme:
+        case "threshold":
+            larger = max(settings.threshold / 2, 1e-6)
+            smaller = min(settings.threshold * 2, 0.5)
+            others = [replace(settings, threshold=t) for t in (smaller, larger)]
+        case "sampled":
+            counts = (max(1, settings.samples // 2), settings.samples * 2)
+            others = [replace(settings, samples=count) for count in counts]
+        case "top":
+            counts = (max(1, settings.k_max // 2), settings.k_max * 2)
+            others = [replace(settings, k_max=count) for count in counts]
+    return [others[0], settings, others[1]]
+
+
+def _fidelity(
+    model: Any,
+    sample: Sequence[Row],
+    vocabulary: Vocabulary,
+    settings: CacheSettings,
+    temperature: float,
+) -> dict[str, float | None]:
+    """Means over some 512 tokens of the sample."""
+    import torch
+
+    from dominie.data.batch import collate
+    from dominie.teachers.cache_codec import Coder
+    from dominie.teachers.cache_writer import Fidelity, entries, fidelity, tiles_of_logits
+    from dominie.teachers.cached import target_of
+
+    sums: Counter[str] = Counter()
+    seen, coder = 0, Coder.of(vocabulary, settings)
+    for row in sample:
+        batch = collate([(0, row)]).to(model.device)
+        (entry,) = entries(model, [row], vocabulary, settings, temperature=temperature)
+        said = coder.decoded(entry.code, entry.key)
+        target, at = target_of([said], model.device, vocabulary.pool_shape), 0
+        with torch.no_grad():
+            for logits in tiles_of_logits(model, batch, len(coder.ids), temperature):
+                found = fidelity(target[at : at + len(logits)], logits)
+                at += len(logits)
+                for name, value in dataclasses.asdict(found).items():
+                    sums[name] += value * len(logits)
+                seen += len(logits)
+        if seen >= _COMPARED_TOKENS:
+            break
+    return Fidelity(**{name: value / seen for name, value in sums.items()}).as_dict()
+
+
+def _tell(
+    plan: Plan, rows: int, tokens: int, choices: Sequence[dict[str, Any]], display: Display
+) -> None:
+    display.line(
+        f"{plan.stage}, {plan.teacher}: {rows:,} conversations, {tokens:,} supervised tokens"
+    )
+    for choice in choices:
+        options = ", ".join(
+            f"{name} {choice[name]:g}"
+            for name in ("threshold", "samples", "top_p", "k_max")
+            if name in choice
+        )
+        display.line(
+            f"  {'→' if choice['chosen'] else ' '} {choice['scheme']}, {options}: "
+            f"{choice['bytes_per_token']:.1f} bytes per token, {_size(choice['bytes'])}, "
+            f"about {choice['seconds']:.0f} s; {choice['entries']:.0f} ids of a token, "
+            f"{choice['missing_mass']:.1%} of the mass on none of them, "
+            f"excess KL {choice['excess_kl']:.4f}, squared error {choice['squared_error']:.5f}"
+        )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

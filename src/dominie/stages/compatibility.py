@@ -1,0 +1,213 @@
+"""Whether a recipe's models, rows, experts and tasks go together, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dominie.core.errors import InputError
+from dominie.core.ranks import ranks
+from dominie.data.conversations import Conversation
+from dominie.data.sources import read_split
+from dominie.evaluation.likelihood import candidates
+from dominie.evaluation.lm_eval import check_harness
+from dominie.evaluation.metrics import check_rows
+from dominie.evaluation.task import UNGENERATED, check_group
+from dominie.judge.benchmark_registry import exam
+from dominie.models.attention_hooks import check_attention
+from dominie.models.loading import load_config
+from dominie.models.moe import experts_of, mixture_of
+from dominie.models.tokenizer_compat import check_context, check_same_tokens, check_vocabulary
+from dominie.recipe import Stage, Task, UpcycleStage
+from dominie.stages.prepared import PreparedTraining
+from dominie.stages.run_folder import ChatTokenizers, RunFolder
+from dominie.training.arguments import training_arguments
+from dominie.training.stage_sources import layer_pairs
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts of a layer, and how many of them each token is sent to."""
+
+    count: int
+    per_token: int
+
+
+def experts_in(folder: RunFolder, name: str) -> Experts | None:
+    """The experts of a model or of what a stage will make; None where it is dense."""
+    stages = folder.recipe.stages
+    while name in stages:
+        stage = stages[name]
+        if isinstance(stage, UpcycleStage):
+            return Experts(stage.upcycle.experts, stage.upcycle.experts_per_token)
+        name = stage.models[0]
+    config = load_config(folder.model(name))
+    count = experts_of(config)
+    per_token = getattr(config, "num_experts_per_tok", None) or 1
+    return None if count is None else Experts(count, per_token)
+
+
+def check_upcycle(folder: RunFolder, name: str) -> str | None:
+    """Refuse to make a mixture of what is none of the dense families.
+
+    Returns:
+        What should be said of a mixture that cannot learn to route, None where it can.
+
+    Raises:
+        InputError: an architecture without a mixture, or one already.
+    """
+    stage = folder.recipe.stages[name]
+    assert isinstance(stage, UpcycleStage)
+    settings, where = stage.upcycle, f"stages.{name}.upcycle"
+    for model in settings.sources:
+        if experts_in(folder, model) is not None:
+            raise InputError(
+                "this model is a mixture of experts already",
+                where=where,
+                found=model,
+                do="name the dense model it was made of, or train it as it is",
+            )
+    mixture_of(load_config(folder.model(folder.root(settings.model))), where=where)
+    if not settings.separates:
+        return (
+            f"{name}: nothing but rounding tells its experts apart. Equal experts behind a gate of "
+            "zeros get equal gradients, and the router none. Set gate, noise, reset or siblings"
+        )
+    if settings.experts_per_token == 1:
+        return (
+            f"{name}: the weight of a single chosen expert is always 1, so that no loss but the "
+            "router's own teaches its gate where to send a token"
+        )
+    return None
+
+
+def check_router(folder: RunFolder, name: str) -> str | None:
+    """Refuse a router term where there is no router.
+
+    Returns:
+        What should be said of a term that is left out, None where none is.
+
+    Raises:
+        InputError: the student is dense.
+    """
+    stage = folder.recipe.stages[name]
+    assert isinstance(stage, Stage)
+    terms = [stage.loss_on(source).router for source in stage.active]
+    if not any(term and (term.weight or term.z_weight) for term in terms):
+        return None
+    experts = experts_in(folder, stage.student)
+    if experts is None:
+        raise InputError(
+            "the loss has a router term and the student no router",
+            where=f"stages.{name}.loss.router",
+            expected="a student that is a mixture of experts",
+            found=f"{stage.student}, which is dense",
+            do="remove the term, or make a mixture of the student with an upcycle stage",
+        )
+    if experts.count == experts.per_token and any(term and term.weight for term in terms):
+        return (
+            f"{name}: each token goes to all {experts.count} experts, so that load balancing is "
+            "the same whatever the router does; it is left out"
+        )
+    return None
+
+
+def check_fit(folder: RunFolder, prepared: PreparedTraining) -> None:
+    """Refuse what rows, settings and configurations show not to go together."""
+    stage, where = prepared.stage, f"stages.{prepared.name}"
+    for name in stage.active:
+        if not len(prepared.sources[name].train):
+            raise InputError(
+                "a source is trained on that is held out whole",
+                where=f"{where}.data.{name}",
+                do=f"lower data.{name}.test_fraction or validation_fraction",
+            )
+    lessons = prepared.lessons
+    if stage.train.validation_decides and not any(
+        len(lesson.validation) for lesson in lessons if lesson.share
+    ):
+        raise InputError(
+            "there is nothing to tell the best model by",
+            where=f"{where}.train",
+            expected="a validation split of a source that is trained on, for keep and patience",
+            do=f"set data.{stage.active[0]}.validation_fraction",
+        )
+    # Transformers looks through them now, rather than when the stages before have been trained.
+    training_arguments(stage.train, folder.stage(prepared.name), steps=1, ranks=ranks())
+    stage.train.micro_batches_ahead(ranks())
+    configs = {model: load_config(folder.model(folder.root(model))) for model in stage.models}
+    highest = max(
+        max(s.train.highest_id, s.validation.highest_id) for s in prepared.sources.values()
+    )
+    for model, config in configs.items():
+        check_context(config, stage.train.max_length, where=f"{where}, model {model}")
+        check_vocabulary(config, highest, where=f"{where}, model {model}")
+    taught = [lesson for lesson in lessons if lesson.share]
+    try:
+        pairs, _ = layer_pairs(configs[stage.student], configs, taught)
+    except InputError as error:
+        raise error.within(where) from None
+    if pairs:
+        check_attention(configs[stage.student], {student for student, _ in pairs})
+        compared = {x.teacher for x in taught if x.teacher and x.terms.weighs("attention")}
+        for name in sorted(compared):
+            check_attention(configs[name], {teacher for _, teacher in pairs})
+
+
+def check_alike(folder: RunFolder, models: Sequence[str], *, where: str) -> None:
+    """Refuse to combine weights of models whose configurations show them to differ in shape."""
+    shape = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    seen = {}
+    for name in models:
+        config = load_config(folder.model(folder.root(name)))
+        seen[name] = {key: getattr(config, key, None) for key in shape}
+    first = next(iter(seen))
+    for name, found in seen.items():
+        apart = [key for key in shape if found[key] != seen[first][key]]
+        if apart:
+            raise InputError(
+                "models of different shape cannot be made one",
+                where=where,
+                expected=", ".join(f"{key} {seen[first][key]}" for key in apart)
+                + f" as in {first}",
+                found=", ".join(f"{key} {found[key]}" for key in apart) + f" in {name}",
+                do="name models that were trained from one model",
+            )
+
+
+def check_tasks(folder: RunFolder, tokenizers: ChatTokenizers) -> None:
+    """Refuse tasks that would fail after everything has been trained."""
+    evaluation = folder.recipe.evaluate
+    if evaluation is None:
+        return
+    for name in evaluation.models.values():
+        if name not in folder.recipe.stages:
+            load_config(folder.model(name))
+    for name, task in evaluation.tasks.items():
+        if task.lm_eval is not None:
+            check_harness(task.lm_eval, where=f"evaluate.tasks.{name}")
+        if task.source is not None:
+            _check_questions(task, read_split(folder.source(task.source), task.split))
+        if task.teacher is None:
+            continue
+        for model in evaluation.models.values():
+            check_same_tokens(
+                tokenizers.of(model),
+                tokenizers.of(task.teacher),
+                where=f"evaluate.tasks.{name}, model {model}, teacher {task.teacher}",
+            )
+    for name, endpoint in evaluation.endpoints.items():
+        endpoint.key(where=f"evaluate.endpoints.{name}")
+    for name, benchmark in evaluation.benchmarks.items():
+        exam(benchmark)
+        if not folder.replies(name).exists():
+            benchmark.judge.key(where=f"evaluate.benchmarks.{name}.judge")
+
+
+def _check_questions(task: Task, conversations: Sequence[Conversation]) -> None:
+    check_group(conversations, task.by)
+    if task.metric == "choice":
+        for conversation in conversations[: task.limit]:
+            candidates(conversation, task.options)
+    elif task.metric not in UNGENERATED:
+        check_rows(task, conversations[: task.limit])

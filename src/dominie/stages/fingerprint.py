@@ -1,0 +1,199 @@
+"""What a stage depends on, as a short hash, and key by key so that changes can be named."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dominie.models.spec import Model, rounded
+from dominie.recipe import Recipe
+from dominie.training.arguments import SHOWN
+
+#: Part of every fingerprint: raised when the same recipe would come to something else.
+FORMAT = 1
+
+#: Fields of TrainingArguments that change how a stage runs and not what comes of it.
+HARMLESS = frozenset(
+    {
+        *SHOWN,
+        "dataloader_num_workers",
+        "dataloader_persistent_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "log_level",
+        "log_level_replica",
+        "log_on_each_node",
+    }
+)
+
+#: Fields of `train` that change how a stage runs and not what comes of it.
+_UNTAUGHT = (
+    "log_every",
+    "checkpoint_every",
+    "source_gradients",
+    "max_spike",
+    "teacher_micro_batch",
+)
+
+_SMALL = 2**24  # bytes
+
+
+def digest(*parts: Any) -> str:
+    """16 hexadecimal digits of anything JSON can hold."""
+    text = json.dumps([FORMAT, *parts], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def training_parts(
+    recipe: Recipe, name: str, *, rows: Mapping[str, str], models: Mapping[str, str]
+) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """What the model of a stage that trains depends on: settings, student, sources.
+
+    Args:
+        recipe: the resolved recipe.
+        name: of the stage.
+        rows: digest of the training rows of each source the stage learns from.
+        models: fingerprint of each model the stage needs, by the recipe's name for it.
+    """
+    stage = recipe.trained[name]
+    train = dataclasses.asdict(stage.train)
+    for key in _UNTAUGHT:
+        train.pop(key)
+    train["arguments"] = {k: v for k, v in train["arguments"].items() if k not in HARMLESS}
+    if not stage.train.validation_decides:
+        for key in ("evaluate_every", "evaluate_rows"):
+            train.pop(key)  # then it changes what is seen, not what is learnt
+    sources = {}
+    for source in stage.active:
+        teacher = stage.teacher_on(source)
+        sources[source] = {
+            "share": stage.data[source].share,
+            "loss": dataclasses.asdict(stage.loss_on(source)),
+            "teacher": teacher and models[teacher],
+            "rows": rows[source],
+        }
+        if teacher in recipe.stages and (bits := rounded(recipe.placement(teacher))):
+            sources[source]["quantize"] = bits  # of other models their own fingerprint tells
+        if cache := stage.cache_on(source):
+            sources[source]["cache"] = cache.identity
+    return train, models[stage.student], sources
+
+
+def making_parts(
+    recipe: Recipe, name: str, models: Mapping[str, str], rows: str | None = None
+) -> tuple[Any, ...]:
+    """What a model depends on that a stage makes without training; names are only their order.
+
+    Args:
+        recipe: the resolved recipe.
+        name: of the stage.
+        models: fingerprint of each model it reads, by the recipe's name for it.
+        rows: digest of the conversations it reads, if any.
+    """
+    stage = recipe.stages[name]
+    numbered = stage.renamed(lambda model: str(stage.models.index(model)))
+    read = [models[model] for model in stage.models]
+    made = dataclasses.asdict(numbered)
+    del made["placement"]  # is for those that it teaches
+    return made, read, *([rows] if rows else [])
+
+
+def model_fingerprint(spec: Model) -> str:
+    """A model that no stage makes: by name on the hub, by what lies in a folder, wherever it is."""
+    identity = dataclasses.asdict(spec)
+    del identity["placement"]  # where weights lie changes nothing, unless they are rounded
+    identity["quantize"] = spec.bits
+    for key, path in (("path", spec.path), ("adapter", spec.adapter)):
+        if path and Path(path).is_dir():
+            files = sorted(
+                entry
+                for entry in Path(path).iterdir()
+                if entry.is_file() and entry.name != "README.md"  # its card changes nothing
+            )
+            identity[key] = [(file.name, *_identity(file)) for file in files]
+    return digest(identity)
+
+
+def _identity(file: Path) -> tuple[Any, ...]:
+    """The content of a small file; the size and time of a large one, which is slow to read."""
+    stat = file.stat()
+    if stat.st_size > _SMALL:
+        return stat.st_size, stat.st_mtime_ns
+    return (hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest(),)
+
+
+#: What stands behind a hash, for people.
+_HASHED = {
+    "rows": "other conversations, or another order of them",
+    "tokenizer": "another tokenizer or chat template",
+    "student": "another model, or other weights",
+    "teacher": "another model, or other weights",
+}
+_SHOWN = 6  # changes that are told; of a changed teacher or tokenizer follow many
+
+
+def training_dependencies(
+    train: Mapping[str, Any], student: str, sources: Mapping[str, Any], tokenizer: str
+) -> dict[str, Any]:
+    """Of a stage that trains: the parts of its fingerprint, and what its rows are made by."""
+    settings = dict(train)
+    settings |= settings.pop("arguments", {})
+    tree = {"train": settings, "student": student, "tokenizer": tokenizer, "data": sources}
+    return _flat(tree)
+
+
+def making_dependencies(
+    settings: Mapping[str, Any], models: Sequence[str], rows: str | None = None
+) -> dict[str, Any]:
+    """Of a stage that makes a model of others."""
+    read = {f"model {number}": model for number, model in enumerate(models, start=1)}
+    return _flat({**settings, **read, "rows": rows})
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the dependencies of two times, a phrase each; most telling first."""
+    apart = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if "tokenizer" in apart or "train.max_length" in apart:  # rows differ for their sake
+        apart = [key for key in apart if not key.endswith(".rows")]
+    told = [_told(key, before.get(key), now.get(key)) for key in apart]
+    more = len(told) - _SHOWN
+    return [*told[:_SHOWN], *([f"{more} more"] if more > 0 else [])]
+
+
+def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What runs a stage now that did not when it began, as far as that is known."""
+    was, current = _flat(before), _flat(now)
+    return [
+        f"{key.removeprefix('versions.')} {current[key]} (begun with {was[key]})"
+        for key in current
+        if key in was and was[key] != current[key]
+    ]
+
+
+def _told(key: str, before: Any, now: Any) -> str:
+    last = key.rpartition(".")[2]
+    if last in _HASHED and before is not None and now is not None:
+        return f"{key}: {_HASHED[last]}"
+    if last.startswith("model ") and before is not None and now is not None:
+        return f"{key}: {_HASHED['student']}"
+    return f"{key}: {_shown(before)} before, {_shown(now)} now"
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Leaves by dotted path; those that are None left out."""
+    if isinstance(value, Mapping):
+        flat: dict[str, Any] = {}
+        for key, item in value.items():
+            flat |= _flat(item, f"{path}.{key}" if path else str(key))
+        return flat
+    if value is None:
+        return {}
+    return {path: value if isinstance(value, str | int | float | bool) else str(value)}

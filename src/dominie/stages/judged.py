@@ -1,0 +1,245 @@
+"""Scores of judged benchmarks: MT-Bench and AlpacaEval, for a recipe's models or from a file."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dominie.core.display import Display
+from dominie.core.errors import InputError, RunError
+from dominie.core.io import write_json
+from dominie.generation.calls import Calls, Ledger
+from dominie.generation.generator import EndpointGenerator, Generator, LocalGenerator
+from dominie.judge.annotations import read_annotations, read_difficulty, summarise
+from dominie.judge.benchmark import AnswerFile, Answers, Benchmark, Judged
+from dominie.judge.benchmark_registry import exam
+from dominie.judge.controls import (
+    constant_controls,
+    control_warnings,
+    families,
+    judged_answers,
+    kinship_warning,
+)
+from dominie.models.loading import load_config
+from dominie.recipe import Evaluation
+from dominie.stages.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class LocalModels:
+    """Models in this process, by the recipe's name for them.
+
+    Attributes:
+        load: a model in evaluation mode and its tokenizer.
+        fingerprint: everything its answers depend on.
+    """
+
+    load: Callable[[str], tuple[Any, Any]]
+    fingerprint: Callable[[str], Sequence[str]]
+
+
+class JudgedScores:
+    """Has every model of a recipe answer its benchmarks, and a judge look at the answers.
+
+    Answers and replies are kept in `evaluation/`; nothing that is there is asked for again, and
+    what could not be scored is asked for again every time.
+
+    Args:
+        folder: of the run.
+        evaluation: what the recipe says of it.
+        models: in this process.
+        display: shows progress.
+    """
+
+    def __init__(
+        self, folder: RunFolder, evaluation: Evaluation, models: LocalModels, display: Display
+    ) -> None:
+        self.folder, self.evaluation = folder, evaluation
+        self._models, self.display = models, display
+        self._path = folder.path / "evaluation"
+        self._exams = {name: exam(b) for name, b in evaluation.benchmarks.items()}
+        self._calls = functools.cache(self._judge_calls)
+        self._controls = functools.cache(self._judged_controls)
+        self._refused: list[str] = []
+
+    def scores(self, name: str) -> dict[str, Any]:
+        """The results of a model or endpoint on all benchmarks; without those refused."""
+        found = {}
+        for benchmark in self._exams:
+            result = self._result(name, benchmark)
+            if result is not None:
+                found[benchmark] = result
+        return found
+
+    def check_headlines(self) -> None:
+        """Say which results are missing.
+
+        Raises:
+            RunError: fewer than 95 % of the verdicts on a model could be read.
+        """
+        if self._refused:
+            raise RunError(
+                "too few verdicts could be read for a figure",
+                where=f"{self._path}",
+                expected="at least 95 % of those asked for",
+                found="; ".join(self._refused),
+                do="run again, which asks for the missing ones alone, or choose another judge; "
+                "every reply is kept",
+            )
+
+    def _result(self, name: str, benchmark: str) -> dict[str, Any] | None:
+        paper, title = self._exams[benchmark], f"{name} on {benchmark}"
+        answers = self._answers(name, benchmark, paper)
+        with self.display.progress(f"{title}, judged") as advance:
+            judged = judged_answers(paper, answers, self._calls(benchmark), advance, model=name)
+        self._write(self._path / name, benchmark, judged)
+        if "score" not in judged.figures:
+            self._refused.append(f"{title}: {judged.scored} of {judged.total}")
+            self.display.line(f"{title}: no figure, {judged.scored} of {judged.total} scored")
+            return None
+        figures = judged.figures
+        figures["controls"] = {**self._controls(benchmark), **figures.get("controls", {})}
+        kinship = kinship_warning(paper.judge.model, self._lineage(name))
+        figures["warnings"] = [*([kinship] if kinship else []), *control_warnings(figures)]
+        self.display.done(title, _told(figures))
+        for warning in figures["warnings"]:
+            self.display.line(f"  warning: {warning}")
+        return figures
+
+    def _answers(self, name: str, benchmark: str, paper: Benchmark) -> Answers:
+        file = AnswerFile(
+            self._path / name / benchmark / "answers.jsonl",
+            line=lambda dialogue, turns: paper.line(dialogue, turns, name),
+            turns=paper.turns,
+        )
+        with self.display.progress(f"{name} answers {benchmark}") as advance:
+            return file.complete(paper.dialogues, self._speaker(name, paper), advance)
+
+    def _speaker(self, name: str, paper: Benchmark) -> Generator:
+        if name in self.evaluation.endpoints:
+            endpoint = self.evaluation.endpoints[name]
+            calls = Calls(
+                endpoint,
+                Ledger(self._path / name / "replies.jsonl"),
+                where=f"evaluate.endpoints.{name}",
+                say=self.display.line,
+            )
+            return EndpointGenerator(endpoint, calls, max_new_tokens=paper.max_new_tokens)
+        model = self.evaluation.models[name]
+        return LocalGenerator(
+            lambda: self._models.load(model),
+            self._models.fingerprint(model),
+            max_new_tokens=paper.max_new_tokens,
+            batch=self.evaluation.batch,
+            seed=paper.seed,
+        )
+
+    def _judge_calls(self, benchmark: str) -> Calls:
+        return Calls(
+            self._exams[benchmark].judge,
+            Ledger(self.folder.replies(benchmark)),
+            where=f"evaluate.benchmarks.{benchmark}.judge",
+            say=self.display.line,
+        )
+
+    def _judged_controls(self, benchmark: str) -> dict[str, Any]:
+        with self.display.progress(f"controls of {benchmark}") as advance:
+            return constant_controls(self._exams[benchmark], self._calls(benchmark), advance)
+
+    def _lineage(self, name: str) -> list[str]:
+        """What a model is, was made from and was taught by."""
+        if name in self.evaluation.endpoints:
+            return [self.evaluation.endpoints[name].model]
+        recipe, names = self.folder.recipe, []
+        waiting, seen = [self.evaluation.models[name]], set()
+        while waiting:
+            model = waiting.pop()
+            if model in seen:
+                continue
+            seen.add(model)
+            if model in recipe.stages:
+                waiting += recipe.stages[model].models
+            else:
+                path = recipe.model(model).path
+                names += [Path(path).name if Path(path).exists() else path, model]
+                if not any(families(name) for name in names[-2:]):
+                    names += self._architecture(model)
+        return names
+
+    def _architecture(self, model: str) -> list[str]:
+        """What a model without a telling name is built like."""
+        try:
+            return [f"{model}, built as {load_config(self.folder.model(model)).model_type},"]
+        except InputError:
+            return []
+
+    def _write(self, path: Path, benchmark: str, judged: Judged) -> None:
+        _write_lines(path / f"{benchmark}.jsonl", judged.rows)
+        write_json(path / f"{benchmark}.json", {"items": judged.items.as_dict()}, indent=None)
+        for name, rows in judged.files.items():
+            if name.endswith(".jsonl"):
+                _write_lines(path / benchmark / name, rows)
+            else:
+                text = json.dumps(rows, indent=1, ensure_ascii=False)
+                (path / benchmark / name).write_text(text, encoding="utf-8")
+
+
+def annotated_win_rates(path: Path, difficulty: Path | None, display: Display) -> dict[str, Any]:
+    """Win rates of an AlpacaEval annotation file, in percent, said in words as well.
+
+    Args:
+        path: annotations as upstream publishes them, a JSON array.
+        difficulty: upstream's `df_gamed.csv` or `instruction_difficulty.csv`.
+        display: where the words go.
+    """
+    rows = read_annotations(path)
+    known = None if difficulty is None else read_difficulty(difficulty)
+    summary = summarise(rows, known, where=str(path))
+    told = summary.percent()
+    names = {key: rows[0].get(key) for key in ("generator_2", "generator_1", "annotator")}
+    told |= {"model": names["generator_2"], "baseline": names["generator_1"]}
+    told["annotator"] = names["annotator"]
+    display.line(f"{told['model'] or path.name} against {told['baseline'] or 'the baseline'}")
+    display.line(
+        f"  win rate           {told['win_rate']:.2f} % ± {told['standard_error']:.2f} "
+        f"(n = {told['n']}; {told['n_wins']} won, {told['n_wins_base']} lost, "
+        f"{told['n_draws']} drawn; {told['n_excluded']} without a preference)"
+    )
+    if summary.controlled is not None:
+        display.line(
+            f"  at equal length    {told['length_controlled_win_rate']:.2f} % "
+            f"± {told['length_controlled_standard_error']:.2f} ({summary.control})"
+        )
+    if summary.longer is not None:
+        display.line(f"  the longer answer won {told['longer_answer_wins']:.1f} % of decided pairs")
+    return told
+
+
+def _told(figures: Mapping[str, Any]) -> str:
+    """A result in a line."""
+    low, high = (100 * end for end in figures["interval"])
+    if "rating" in figures:
+        told = f"{figures['rating']:.2f} of 10 ({low / 10:.2f} to {high / 10:.2f})"
+    else:
+        told = f"{100 * figures['score']:.1f} % ({low:.1f} to {high:.1f})"
+    if "length_controlled_win_rate" in figures:
+        rate = 100 * figures["length_controlled_win_rate"]
+        told += f", at equal length {rate:.1f} % ({figures['length_control']})"
+    elif "win_rate" in figures:
+        told += f", wins {100 * figures['win_rate']:.1f} % against the baseline"
+    controls = [
+        f"{name} {100 * found['score']:.0f} %"
+        for name, found in figures["controls"].items()
+        if "score" in found
+    ]
+    return f"{told}; controls: {', '.join(controls) or 'none'}; {figures['unscored']} unscored"
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,253 @@
+"""A run's folder: where things are, and the models and tokenizers that names stand for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dominie.core.display import Display
+from dominie.core.errors import InputError
+from dominie.core.io import fault_in, held_alone, read_sealed, write_sealed
+from dominie.core.ranks import is_first
+from dominie.data.sources import Source
+from dominie.data.tokenization import tokenizer_fingerprint
+from dominie.models.loading import load_tokenizer
+from dominie.models.spec import Model
+from dominie.models.tokenizer_compat import differing_ids
+from dominie.recipe import Recipe
+from dominie.toyworld import is_toyworld, materialise
+
+
+class RunFolder:
+    """`runs/<name>` and what the recipe's names stand for in it.
+
+    Args:
+        recipe: the resolved recipe.
+        runs: the folder of all runs.
+    """
+
+    def __init__(self, recipe: Recipe, runs: Path) -> None:
+        self.recipe, self.path = recipe, runs / recipe.name
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and hold it, so that no two runs write it at once.
+
+        Raises:
+            InputError: it cannot be written, or another process holds it.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                if is_first():  # the ranks of one run share its folder
+                    stack.enter_context(held_alone(self.path / ".lock"))
+            except OSError as error:
+                raise InputError(
+                    "the run's folder cannot be written",
+                    where=str(self.path),
+                    found=error.strerror,
+                    do="choose another place with --runs DIR",
+                ) from None
+            yield
+
+    def check_apart(self) -> None:
+        """Refuse to begin from a model that this very run would move out of its way.
+
+        Raises:
+            InputError: a student or teacher lies where one of the stages writes.
+        """
+        places = {name: self.stage(name).resolve() for name in self.recipe.stages}
+        for name, stage in self.recipe.stages.items():
+            for model in set(stage.models) - set(self.recipe.stages):
+                path = Path(self.recipe.model(model).path).resolve()
+                made = next((n for n, place in places.items() if place in path.parents), None)
+                if made is not None:
+                    raise InputError(
+                        "a model lies where this run writes its own",
+                        where=f"stages.{name}: {model}",
+                        found=f"the model of stage {made} of the run {self.recipe.name}",
+                        do=f"give the run another name, as in name={self.recipe.name}-2",
+                    )
+
+    @property
+    def rows(self) -> Path:
+        """Where tokenised conversations are kept."""
+        return self.path / "rows"
+
+    def replies(self, benchmark: str) -> Path:
+        """Where every reply of a benchmark's judge is kept as it came."""
+        return self.path / "evaluation" / f"{benchmark}.replies.jsonl"
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage."""
+        return self.path / name
+
+    def source(self, name: str) -> Source:
+        """A source, its toy data made if that is what it names."""
+        source = self.recipe.data[name]
+        return dataclasses.replace(source, path=self._made(source.path))
+
+    def model(self, name: str) -> Model:
+        """What a student or teacher named `name` is loaded from."""
+        if name in self.recipe.stages:
+            return Model(path=str(self.stage(name) / "model"))
+        spec = self.recipe.model(name)
+        return dataclasses.replace(spec, path=self._made(spec.path))
+
+    def teacher(self, name: str) -> Model:
+        """The same for a teacher, placed as the recipe says."""
+        placement = self.recipe.placement(name)
+        return dataclasses.replace(self.model(name), placement=placement)
+
+    def root(self, name: str) -> str:
+        """The model a chain of stages started from, whose tokenizer they all share."""
+        while name in self.recipe.stages:
+            name = self.recipe.stages[name].models[0]
+        return name
+
+    def _made(self, path: str) -> str:
+        if not is_toyworld(path):
+            return path
+        return str(materialise(path, self.path / "toyworld", seed=self.recipe.train.seed))
+
+    def trained_fingerprints(self) -> dict[str, str]:
+        """The fingerprint of every stage that has been trained, as its `stage.json` gives it."""
+        records = {name: read_stage(self.stage(name)) for name in self.recipe.stages}
+        return {name: r["fingerprint"] for name, r in records.items() if r.get("status") == "done"}
+
+
+def read_stage(path: Path) -> dict[str, Any]:
+    """`stage.json` of a stage's folder, empty where there is none.
+
+    Raises:
+        InputError: it is there and cannot be read.
+    """
+    file = path / "stage.json"
+    try:
+        record = read_sealed(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        record, found = {}, getattr(error, "strerror", None) or str(error)
+    else:
+        found = "no record of a stage"
+    if not {"fingerprint", "status"} <= record.keys():
+        raise InputError(
+            "stage.json cannot be read",
+            where=str(file),
+            found=found,
+            do=f"move {path} out of the way and run again; the stage is then trained anew",
+        )
+    return record
+
+
+def write_stage(path: Path, record: Mapping[str, Any]) -> None:
+    """Replace `stage.json` in one step."""
+    write_sealed(path / "stage.json", record)
+
+
+def check_whole(path: Path, record: Mapping[str, Any], display: Display) -> None:
+    """Refuse a model whose files are not those that were written; say so of metrics.
+
+    Raises:
+        InputError: names the file.
+    """
+    files = dict(record.get("files", {}))
+    metrics = {name: files.pop(name) for name in ("metrics.jsonl",) if name in files}
+    if (found := fault_in(path, files)) is not None:
+        raise InputError(
+            "the model of a finished stage is damaged",
+            where=str(path),
+            found=found,
+            do=f"put back a copy of the file; or move {path} away, and the stage is trained anew",
+        )
+    if (found := fault_in(path, metrics)) is not None:
+        display.line(f"{path}/{found}; the report shows what can be read of it")
+
+
+def set_aside(path: Path) -> Path:
+    """Move a stage's folder out of the way, so that no changed recipe costs what was trained."""
+    name = f"{path.name}-{read_stage(path).get('fingerprint', 'unknown')}"
+    kept = path.parent / ".replaced" / name
+    number = 1
+    while kept.exists():
+        number += 1
+        kept = kept.with_name(f"{name}-{number}")
+    kept.parent.mkdir(exist_ok=True)
+    path.rename(kept)
+    return kept
+
+
+class ChatTokenizers:
+    """Tokenizers by model name; stages have that of the model their chain of students began with.
+
+    A base model has no chat template. It is given the one its recipe names (`chat_template`), or
+    else that of the first model of the recipe with the same tokens, which is said once.
+
+    Args:
+        folder: of the run.
+        display: where a borrowed template is mentioned.
+    """
+
+    def __init__(self, folder: RunFolder, display: Display) -> None:
+        self.folder, self.display = folder, display
+        self._loaded: dict[str, Any] = {}
+        self._complete: dict[str, Any] = {}
+        self._fingerprints: dict[str, str] = {}
+
+    def of(self, name: str) -> Any:
+        """The tokenizer of a stage or model.
+
+        Raises:
+            InputError: it cannot be loaded, or no template can be found for it.
+        """
+        root = self.folder.root(name)
+        if root not in self._complete:
+            self._complete[root] = self._with_template(root)
+        return self._complete[root]
+
+    def fingerprint(self, name: str) -> str:
+        """Equal for tokenizers of the same tokens and the same template."""
+        root = self.folder.root(name)
+        if root not in self._fingerprints:
+            self._fingerprints[root] = tokenizer_fingerprint(self.of(root))
+        return self._fingerprints[root]
+
+    def _own(self, root: str) -> Any:
+        if root not in self._loaded:
+            self._loaded[root] = load_tokenizer(self.folder.model(root))
+        return self._loaded[root]
+
+    def _with_template(self, root: str) -> Any:
+        tokenizer = self._own(root)
+        given = self.folder.model(root).chat_template
+        if given is not None:
+            tokenizer.chat_template = _template_text(given)
+        elif tokenizer.chat_template is None:
+            tokenizer.chat_template = self._borrowed(root)
+        return tokenizer
+
+    def _borrowed(self, root: str) -> Any:
+        recipe = self.folder.recipe
+        named = [model for stage in recipe.stages.values() for model in stage.models]
+        for other in dict.fromkeys(self.folder.root(name) for name in named):
+            lender = self._own(other)
+            if lender.chat_template is not None and not differing_ids(self._own(root), lender):
+                self.display.line(f"{root} has no chat template; it is given that of {other}")
+                return lender.chat_template
+        raise InputError(
+            "the tokenizer has no chat template, and no model of the recipe has one to lend",
+            where=root,
+            expected="a template that says how a conversation becomes text",
+            do=f"set models: {{NAME: {{path: {root}, chat_template: FILE.jinja}}}}",
+        )
+
+
+def _template_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the chat template cannot be read", where=path, found=str(error)) from None

@@ -1,0 +1,278 @@
+"""Writes the teacher caches of a stage: each teacher runs once over the rows of its sources."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dominie.core.display import Advance, Display
+from dominie.core.errors import RunError
+from dominie.core.ranks import join
+from dominie.data.shards import ShardWriter, take_over
+from dominie.data.tokenization import tokenizer_fingerprint
+from dominie.models.loading import load_config
+from dominie.models.spec import base_and_adapter
+from dominie.models.weights import commit, weights_fingerprint
+from dominie.stages.prepared import PreparedTraining
+from dominie.stages.run_folder import RunFolder
+from dominie.teachers.cache_sampling import CacheSettings
+
+if TYPE_CHECKING:
+    from dominie.data.batch import Row
+    from dominie.teachers.cache import Cache, Identity
+
+REMEDY = "run `dominie cache` on the recipe: it computes what is missing or damaged, and no more"
+
+_VERSIONS = ("dominie", "torch", "transformers", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one teacher has to say in a stage.
+
+    Attributes:
+        stage: that needs it.
+        name: of the cache, by which the stage's lessons know it.
+        teacher: the recipe's name of it.
+        settings: how it is written down.
+        temperature: of the softmax.
+        rows: the conversations, training and validation, none twice, by key.
+    """
+
+    stage: str
+    name: str
+    teacher: str
+    settings: CacheSettings
+    temperature: float
+    rows: dict[bytes, Row]
+
+
+def plans_of(prepared: PreparedTraining) -> list[Plan]:
+    """The caches of a stage: its taught sources' rows, by who speaks about them."""
+    plans: dict[str, Plan] = {}
+    visited = _visited(prepared)
+    for lesson in prepared.lessons:
+        settings = prepared.stage.cache_on(lesson.name) if lesson.share else None
+        if settings is None or lesson.cache is None or lesson.teacher is None:
+            continue
+        prediction = lesson.terms.prediction
+        plan = plans.setdefault(
+            lesson.cache,
+            Plan(
+                stage=prepared.name,
+                name=lesson.cache,
+                teacher=lesson.teacher,
+                settings=settings,
+                temperature=prediction.temperature if prediction else 1.0,
+                rows={},
+            ),
+        )
+        train = lesson.train
+        chosen = [train[i] for i in visited[lesson.name]] if visited else train
+        _add(plan.rows, chosen)
+        _add(plan.rows, lesson.validation)
+    return list(plans.values())
+
+
+def identity_of(folder: RunFolder, prepared: PreparedTraining, plan: Plan) -> Identity:
+    """What a cache has to be to serve a plan. The teacher has to exist."""
+    from dominie.teachers.cache import Identity
+
+    spec = folder.teacher(plan.teacher)
+    vocabulary = min(load_config(spec).vocab_size, len(prepared.tokenizer))
+    return Identity(
+        teacher=plan.teacher,
+        revision=commit(base_and_adapter(spec)[0], spec.revision),
+        weights=weights_fingerprint(spec),
+        tokenizer=tokenizer_fingerprint(prepared.tokenizer),
+        vocabulary=vocabulary,
+        temperature=plan.temperature,
+        scheme=plan.settings.identity,
+    )
+
+
+def cache_folder(folder: RunFolder, plan: Plan, identity: Identity) -> Path:
+    """Where a cache lies: in the run's folder under its identity, or where the recipe says."""
+    teacher = re.sub(r"[^A-Za-z0-9._-]+", "-", plan.teacher).strip("-.")[-60:]
+    if plan.settings.folder is not None:
+        return Path(plan.settings.folder) / teacher
+    return folder.path / "cache" / f"{teacher}-{identity.digest}"
+
+
+def ready_plans(folder: RunFolder, prepared: PreparedTraining) -> tuple[list[Plan], list[str]]:
+    """The plans whose teachers exist, and the stages that have to be trained for the others."""
+    plans = plans_of(prepared)
+    trained = folder.trained_fingerprints()
+    later = {
+        plan.teacher
+        for plan in plans
+        if plan.teacher in folder.recipe.stages
+        and trained.get(plan.teacher) != prepared.teachers[plan.teacher]
+    }
+    return [plan for plan in plans if plan.teacher not in later], sorted(later)
+
+
+def record_of(plan: Plan, cache: Cache) -> dict[str, Any]:
+    """A cache in figures."""
+    rows = cache.rows
+    return {
+        "stage": plan.stage,
+        "teacher": plan.teacher,
+        "temperature": plan.temperature,
+        "folder": str(cache.folder),
+        "conversations": len(plan.rows),
+        "supervised_tokens": rows.tokens,
+        "bytes": rows.code_bytes,
+        "bytes_per_token": round(rows.code_bytes / max(rows.tokens, 1), 2),
+    }
+
+
+def filled_caches(
+    folder: RunFolder,
+    prepared: PreparedTraining,
+    display: Display,
+    plans: Sequence[Plan] | None = None,
+    *,
+    repair: bool = False,
+) -> dict[str, Cache]:
+    """The caches of a stage with every row it needs, computed where it was missing.
+
+    Several processes that `accelerate launch` started share the rows out among them.
+
+    Args:
+        folder: of the run.
+        prepared: the stage; its teachers exist.
+        display: where progress is shown.
+        plans: some of the stage's, None is all.
+        repair: whether to compute the rows of damaged shards again; else those are an error.
+
+    Raises:
+        InputError: a cache that is another's or damaged.
+        RunError: the rows cannot be written.
+        Interrupted: a signal came; what was computed is kept.
+    """
+    return {
+        plan.name: _filled(folder, prepared, plan, display, repair=repair)
+        for plan in (plans_of(prepared) if plans is None else plans)
+    }
+
+
+def _filled(
+    folder: RunFolder, prepared: PreparedTraining, plan: Plan, display: Display, *, repair: bool
+) -> Cache:
+    from dominie.teachers import cache as caches
+
+    state = join(cpu=bool(prepared.stage.train.arguments.get("use_cpu")))
+    identity = identity_of(folder, prepared, plan)
+    path = cache_folder(folder, plan, identity)
+    model: Any = None
+    if not caches.exists(path):
+        model = speaker(folder, prepared, plan, state.device)
+        _begin(path, identity, model, plan)
+    cache = caches.Cache(path, identity, remedy=REMEDY)
+    if repair and state.is_main_process:
+        for shard in cache.drop_damaged():
+            display.line(f"{shard}: damaged; its rows are computed again")
+    if saved := take_over(path, is_intact=cache.is_intact):
+        display.line(f"{path}: {saved:,} rows of an interrupted run are kept")
+    state.wait_for_everyone()
+    missing = [key for key in plan.rows if key not in cache.rows]
+    state.wait_for_everyone()  # every rank has to see the same rows missing
+    if missing:
+        model = model or speaker(folder, prepared, plan, state.device)
+        mine = missing[state.process_index :: state.num_processes]
+        with display.progress(f"{plan.stage}: {plan.teacher} speaks") as advance:
+            _write(model, [plan.rows[key] for key in mine], cache, plan, advance)
+        del model
+        state.wait_for_everyone()
+        cache.reread()
+        left = sum(key not in cache.rows for key in missing)
+        if left:
+            raise RunError(
+                "rows are still missing from the cache",
+                where=str(path),
+                found=f"{left:,} of {len(plan.rows):,}",
+                do="another process has failed; run the same command again",
+            )
+    rows = cache.rows
+    display.done(
+        plan.stage,
+        f"{plan.teacher} is cached: {len(plan.rows):,} conversations, {len(missing):,} of them "
+        f"new; {rows.code_bytes / max(rows.tokens, 1):.1f} bytes per supervised token",
+    )
+    return cache
+
+
+def _begin(path: Path, identity: Identity, model: Any, plan: Plan) -> None:
+    from dominie.teachers.cache import create
+    from dominie.teachers.cache_writer import measured_vocabulary
+
+    vocabulary = measured_vocabulary(
+        model,
+        list(plan.rows.values()),
+        identity.vocabulary,
+        plan.settings,
+        temperature=plan.temperature,
+    )
+    versions = {package: importlib.metadata.version(package) for package in _VERSIONS}
+    create(path, identity, vocabulary, versions)
+
+
+def speaker(folder: RunFolder, prepared: PreparedTraining, plan: Plan, device: Any) -> Any:
+    """The model that speaks, frozen, in the tokens of the student."""
+    from dominie.teachers.teacher import load_teacher
+
+    return load_teacher(folder.teacher(plan.teacher), tokenizer=prepared.tokenizer, device=device)
+
+
+def _write(model: Any, rows: Sequence[Row], cache: Cache, plan: Plan, advance: Advance) -> None:
+    """Append the rows of a cache, batch by batch; a signal ends it between two of them."""
+    from dominie.teachers.cache_writer import batch_tokens, entries, in_batches
+    from dominie.training.callbacks import SaveAndStop
+
+    done = tokens = 0
+    started = time.monotonic()
+    stop = SaveAndStop()
+    with stop.listening(), ShardWriter(cache.folder) as writer:
+        for batch in in_batches(rows, range(len(rows)), batch_tokens(model)):
+            written = entries(
+                model, batch, cache.vocabulary, plan.settings, temperature=plan.temperature
+            )
+            writer.add(written)
+            done += len(batch)
+            tokens += sum(entry.tokens for entry in written)
+            rate = tokens / max(time.monotonic() - started, 1e-9)
+            advance(done, len(rows), f"{rate:,.0f} supervised tokens/s")
+            if stop.signum is not None:
+                break
+    stop.check(where=f"stage {plan.stage}, {done:,} of {len(rows):,} conversations cached")
+
+
+def _add(rows: dict[bytes, Row], more: Sequence[Row]) -> None:
+    from dominie.teachers.cached import key_of_row
+
+    for row in more:
+        if row.supervised[1:].any():
+            rows.setdefault(key_of_row(row), row)
+
+
+def _visited(prepared: PreparedTraining) -> dict[str, list[int]] | None:
+    """The rows of each taught source that training will come by; None where it is all of them."""
+    from dominie.training.train_stage import schedule_of
+
+    settings = prepared.stage.train
+    taught = [lesson for lesson in prepared.lessons if lesson.share > 0]
+    course = schedule_of(taught, settings)
+    many = course.steps * settings.batch >= 2 * sum(course.sizes.values())
+    if many or settings.mixing == "micro_batches":  # whose order depends on the number of ranks
+        return None
+    seen: list[set[int]] = [set() for _ in taught]
+    for step in course.mix(settings, micro_batch=settings.batch):
+        for source, row in step:
+            seen[source].add(row)
+    return {lesson.name: sorted(rows) for lesson, rows in zip(taught, seen, strict=True)}

@@ -1,0 +1,285 @@
+"""Encodes a conversation's stored probabilities as bytes, and decodes them."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dominie.teachers.rice import BitReader, Damaged, by_magnitude, number, rice
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dominie.teachers.cache_sampling import CacheSettings, Chosen
+
+    Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Measured once, when a cache is begun, on its first rows; part of the cache from then on.
+
+    Attributes:
+        ids: [V] the commonest first, by the teacher's mean probability.
+        tails: [V] the mean probability of each id where it was no head.
+        pooled: share of the tails' mass whose ids, the rarest, are pooled.
+    """
+
+    ids: NDArray[np.int64]
+    tails: NDArray[np.float32]
+    pooled: float
+
+    @cached_property
+    def is_pooled(self) -> NDArray[np.bool_] | None:
+        """[V] whether an id is of the pool; None where there is none."""
+        mass = self.tails[self.ids[::-1]].cumsum(dtype=np.float64)  # the rarest first
+        count = int(np.searchsorted(mass, self.pooled * mass[-1])) if mass[-1] > 0 else 0
+        if count < 2:
+            return None
+        pool = np.zeros(len(self.ids), bool)
+        pool[self.ids[::-1][:count]] = True
+        return pool
+
+    @cached_property
+    def pool_shape(self) -> NDArray[np.float32] | None:
+        """[V] the teacher's average over the pool, a distribution."""
+        if self.is_pooled is None:
+            return None
+        shape = np.where(self.is_pooled, self.tails.astype(np.float64) + 1e-12, 0.0)
+        normalised: NDArray[np.float32] = (shape / shape.sum()).astype(np.float32)
+        return normalised
+
+    def save(self, path: Path) -> str:
+        """Write it, and return the checksum of what was written."""
+        with path.open("wb") as file:
+            np.save(file, np.stack([self.ids.astype(np.float64), self.tails.astype(np.float64)]))
+        return _checksum(path)
+
+
+def load_vocabulary(path: Path, size: int, pooled: float) -> Vocabulary:
+    """The inverse of `Vocabulary.save`.
+
+    Args:
+        path: named by the checksum of its content.
+        size: ids there have to be.
+        pooled: see `Vocabulary`.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    if _checksum(path) != path.name.partition(".")[0]:
+        raise ValueError("its checksum is another")
+    ids, tails = np.load(path, allow_pickle=False)
+    if not np.array_equal(np.sort(ids), np.arange(size)):
+        raise ValueError("not the ids of the vocabulary")
+    return Vocabulary(ids.astype(np.int64), tails.astype(np.float32), pooled)
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+FORMAT_VERSION = 1
+"""Raised when the same bytes come to mean something else."""
+
+_ENTROPY_STEPS = 16  # per nat
+_LEAST_MASS = 1e-7
+_NOTHING = 0  # the level of a mass that is none; of others, 1 and more
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Stored probabilities of N tokens, as lists of (token, slot, id, probability).
+
+    Attributes:
+        tokens: how many.
+        token: [E] index of the token that an entry belongs to.
+        slot: [E] its place among the entries of that token.
+        ids: [E] distinct within a token.
+        probabilities: [E].
+        tail: [N] mass of all other ids; None where the entries are samples of them as well.
+        entropy: [N] of the teacher, in nats; None where it was not stored.
+        pooled: [N] mass on the pool; None where the tail is one outcome.
+    """
+
+    tokens: int
+    token: Numbers
+    slot: Numbers
+    ids: Numbers
+    probabilities: NDArray[np.float64]
+    tail: NDArray[np.float64] | None
+    entropy: NDArray[np.float64] | None
+    pooled: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Coder:
+    """Bytes for one cache.
+
+    Attributes:
+        ids: [V] token ids, the commonest first.
+        levels: steps per nat of a stored probability.
+        bucket: whether a tail is one outcome; else it is in the samples.
+    """
+
+    ids: Numbers
+    levels: int
+    bucket: bool
+
+    def __post_init__(self) -> None:
+        ranks = np.empty_like(self.ids)
+        ranks[self.ids] = np.arange(len(self.ids))
+        object.__setattr__(self, "_ranks", ranks)
+
+    _ranks: Numbers = None  # type: ignore[assignment]
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, settings: CacheSettings) -> Coder:
+        """The coder of a cache."""
+        return cls(vocabulary.ids, settings.levels, settings.scheme == "top")
+
+    def encoded(self, chosen: Chosen, key: bytes) -> bytes:
+        """The bytes of a conversation's tokens, which `decoded` takes with the same key."""
+        heads, samples = chosen.heads, chosen.samples
+        head_order, head_gaps = self._gaps(chosen.head_ids, heads, distinct=True)
+        _, sample_gaps = self._gaps(chosen.sample_ids, samples, distinct=False)
+        levels = self._levels(chosen.head_probabilities[head_order])
+        lowest = int(levels.max()) if len(levels) else 0
+        entropy = np.rint(chosen.tail_entropy * _ENTROPY_STEPS).astype(np.int64)
+        body = b"".join(
+            (
+                number(len(chosen)),
+                rice(heads),
+                rice(samples),
+                rice(self._mass_levels(chosen.tail)),
+                rice(self._mass_levels(chosen.pooled)),
+                rice(entropy),
+                number(lowest),
+                rice(lowest - levels),  # most are near the lowest
+                by_magnitude(head_gaps),
+                by_magnitude(sample_gaps),
+            )
+        )
+        return struct.pack("<I", zlib.crc32(body, zlib.crc32(key))) + body
+
+    def decoded(self, data: bytes, key: bytes) -> Decoded:
+        """The stored probabilities.
+
+        Raises:
+            Damaged: these are not the bytes that were written under this key.
+        """
+        body = data[4:]
+        if len(data) < 4 or struct.unpack("<I", data[:4])[0] != zlib.crc32(body, zlib.crc32(key)):
+            raise Damaged("the checksum is another")
+        reader = BitReader(body)
+        count = reader.number()
+        if count > 8 * len(body) * 64:  # before memory is asked for
+            raise Damaged("more tokens than so many bytes can hold")
+        heads, samples, tail, pooled, entropy = (reader.rice(count) for _ in range(5))
+        lowest = reader.number()
+        levels = lowest - reader.rice(int(heads.sum()))
+        head_gaps = reader.by_magnitude(int(heads.sum()))
+        sample_gaps = reader.by_magnitude(int(samples.sum()))
+        if not reader.at_end:
+            raise Damaged("more bytes than were written")
+        return self._assembled(
+            heads,
+            self._ids(head_gaps, heads, distinct=True),
+            np.exp(-levels / self.levels),
+            samples,
+            self._ids(sample_gaps, samples, distinct=False),
+            self._masses(tail),
+            self._masses(pooled),
+            entropy / _ENTROPY_STEPS,
+        )
+
+    def _levels(self, probabilities: NDArray[np.float64]) -> Numbers:
+        logarithms = np.log(np.clip(probabilities, 1e-30, 1.0))
+        levels: Numbers = np.rint(-logarithms * self.levels).astype(np.int64)
+        return levels
+
+    def _mass_levels(self, masses: NDArray[np.float64]) -> Numbers:
+        levels: Numbers = np.where(masses > _LEAST_MASS, self._levels(masses) + 1, _NOTHING)
+        return levels
+
+    def _masses(self, levels: Numbers) -> NDArray[np.float64]:
+        masses: NDArray[np.float64] = np.exp(-(levels - 1) / self.levels)
+        return np.where(levels == _NOTHING, 0.0, masses)
+
+    def _gaps(self, ids: Numbers, counts: Numbers, *, distinct: bool) -> tuple[Numbers, Numbers]:
+        """The order that sorts ids by rank within their tokens, and the gaps in that order."""
+        ranks, token = self._ranks[ids], np.repeat(np.arange(len(counts)), counts)
+        order = np.lexsort((ranks, token))
+        ranks = ranks[order]
+        gaps = np.diff(ranks, prepend=0) - int(distinct)
+        first = _starts(counts)
+        gaps[first] = ranks[first]
+        return order, gaps
+
+    def _ids(self, gaps: Numbers, counts: Numbers, *, distinct: bool) -> Numbers:
+        """The inverse of `_gaps`."""
+        first = _starts(counts)
+        steps = gaps + int(distinct)
+        steps[first] = gaps[first]
+        reach = np.cumsum(steps)
+        ranks = reach - np.repeat(reach[first] - steps[first], counts[counts > 0])
+        if len(ranks) and ranks.max() >= len(self.ids):
+            raise Damaged("an id is none of the vocabulary's")
+        ids: Numbers = self.ids[ranks]
+        return ids
+
+    def _assembled(
+        self,
+        heads: Numbers,
+        head_ids: Numbers,
+        head_probabilities: NDArray[np.float64],
+        samples: Numbers,
+        sample_ids: Numbers,
+        tail: NDArray[np.float64],
+        pooled: NDArray[np.float64],
+        tail_entropy: NDArray[np.float64],
+    ) -> Decoded:
+        count = len(heads)
+        head_token = np.repeat(np.arange(count), heads)
+        whole = np.bincount(head_token, head_probabilities, count) + tail + pooled
+        scale = 1 / np.maximum(whole, 1e-30)
+        tail, pooled, p = tail * scale, pooled * scale, head_probabilities * scale[head_token]
+        if self.bucket:
+            slot = np.arange(len(head_token)) - np.repeat(np.cumsum(heads) - heads, heads)
+            return Decoded(count, head_token, slot, head_ids, p, tail, None, None)
+        # A token drawn twice weighs twice: equal ids stand together.
+        token = np.repeat(np.arange(count), samples)
+        new = np.ones(len(token), bool)
+        new[1:] = (np.diff(sample_ids) != 0) | (np.diff(token) != 0)
+        times = np.diff(np.append(np.flatnonzero(new), len(new)))
+        token, sample_ids = token[new], sample_ids[new]
+        weights = times * (tail / np.maximum(samples, 1))[token]
+        tokens = np.concatenate([head_token, token])
+        order = np.argsort(tokens, kind="stable")
+        tokens = tokens[order]
+        counts = np.bincount(tokens, minlength=count)
+        left = tail + pooled
+        entropy = left * tail_entropy - np.bincount(head_token, p * np.log(p), count)
+        entropy -= left * np.log(np.maximum(left, 1e-30))
+        return Decoded(
+            count,
+            tokens,
+            np.arange(len(tokens)) - np.repeat(np.cumsum(counts) - counts, counts),
+            np.concatenate([head_ids, sample_ids])[order],
+            np.concatenate([p, weights])[order],
+            None,
+            entropy,
+            pooled,
+        )
+
+
+def _starts(counts: Numbers) -> Numbers:
+    """Where the entries of each token that has any begin."""
+    return (np.cumsum(counts) - counts)[counts > 0]

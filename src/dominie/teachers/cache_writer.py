@@ -1,0 +1,218 @@
+"""Writes a model's predictions as the rows of a cache, and measures what is lost."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dominie.data.batch import Batch, Row, collate
+from dominie.data.shards import Entry
+from dominie.losses.targets import SparseTarget
+from dominie.losses.tiles import sum_precision
+from dominie.models.head import decoder, output_head
+from dominie.teachers.cache_codec import Coder, Vocabulary
+from dominie.teachers.cache_sampling import CacheSettings, choose, joined
+from dominie.teachers.cached import key_of_row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Elements of one tile of logits. Large enough for a fast product, small beside any model.
+_CPU_TILE_ELEMENTS = 1 << 21
+_CPU_BLOCK_ELEMENTS = 1 << 19
+_DEVICE_TILE_ELEMENTS = 1 << 26
+_CPU_BATCH_TOKENS = 2048
+_DEVICE_BATCH_TOKENS = 16384
+_CALIBRATION_TOKENS = 4096
+
+
+@torch.no_grad()
+def entries(
+    model: Any,
+    rows: Sequence[Row],
+    vocabulary: Vocabulary,
+    settings: CacheSettings,
+    *,
+    temperature: float,
+) -> list[Entry]:
+    """The rows of a cache for one batch of conversations, in their order.
+
+    Only supervised positions meet the head, a tile of them at a time.
+
+    Args:
+        model: the teacher.
+        rows: conversations with at least one supervised token each.
+        vocabulary: of the cache.
+        settings: what is stored.
+        temperature: of the softmax.
+    """
+    coder, keys = Coder.of(vocabulary, settings), [key_of_row(row) for row in rows]
+    pooled = vocabulary.is_pooled if settings.scheme == "threshold" else None
+    pool = None if pooled is None else torch.from_numpy(pooled).to(model.device)
+    batch = collate([(0, row) for row in rows]).to(model.device)
+    sizes = batch.supervised.sum(-1).cpu().numpy()
+    # Draws come from the conversation alone: written again, it is the same.
+    draws = torch.from_numpy(
+        np.concatenate(
+            [
+                settings.draws(int(size), _generator(key))
+                for key, size in zip(keys, sizes, strict=True)
+            ]
+        )
+    ).to(model.device)
+    parts, start = [], 0
+    for logits in tiles_of_logits(model, batch, len(coder.ids), temperature):
+        for block in torch.split(logits, _block_rows(logits)):
+            stop = start + len(block)
+            parts.append(choose(block, settings, draws[start:stop].to(block.dtype), pool))
+            start = stop
+    chosen = joined(parts).split(sizes)
+    return [
+        Entry(key, len(said), coder.encoded(said, key))
+        for key, said in zip(keys, chosen, strict=True)
+    ]
+
+
+def _block_rows(logits: Tensor) -> int:
+    """Of so few tokens that on a CPU the passes over them find them in cache."""
+    if logits.device.type != "cpu":
+        return max(1, len(logits))
+    return max(1, _CPU_BLOCK_ELEMENTS // logits.shape[1])
+
+
+def tiles_of_logits(
+    model: Any, batch: Batch, vocabulary: int, temperature: float
+) -> Iterator[Tensor]:
+    """[n, V] logits of the supervised positions over the temperature, a tile after the other.
+
+    Every tile is written into the same memory. Ids from `vocabulary` on are padding of the head
+    and are left out.
+    """
+    hidden = decoder(model)(**batch.model_inputs()).last_hidden_state[batch.supervised]
+    head = output_head(model).constant()
+    precision = sum_precision(head.weight.dtype)
+    elements = _CPU_TILE_ELEMENTS if hidden.device.type == "cpu" else _DEVICE_TILE_ELEMENTS
+    step = max(16, elements // head.vocabulary_size)
+    room = hidden.new_empty((min(step, len(hidden)), head.vocabulary_size), dtype=precision)
+    for start in range(0, len(hidden), step):
+        states = hidden[start : start + step]
+        logits = room[: len(states)]
+        head.write_logits(states.to(head.weight.dtype), out=logits)
+        if head.softcap is not None:
+            logits.div_(head.softcap).tanh_().mul_(head.softcap)
+        yield logits[:, :vocabulary].div_(temperature)
+
+
+def in_batches(rows: Sequence[Row], order: Sequence[int], tokens: int) -> Iterator[list[Row]]:
+    """Conversations of like length together, so many tokens at most with their padding.
+
+    The longest come first: what does not fit into memory shows at once.
+    """
+    lengths = {index: len(rows[index].input_ids) for index in order}
+    batch: list[Row] = []
+    longest = 0
+    for index in sorted(order, key=lambda i: (-lengths[i], i)):
+        longest = max(longest, lengths[index])
+        if batch and longest * (len(batch) + 1) > tokens:
+            yield batch
+            batch, longest = [], lengths[index]
+        batch.append(rows[index])
+    if batch:
+        yield batch
+
+
+def batch_tokens(model: Any) -> int:
+    """Tokens, padding included, in a forward pass of a teacher that writes its cache."""
+    return _CPU_BATCH_TOKENS if model.device.type == "cpu" else _DEVICE_BATCH_TOKENS
+
+
+@torch.no_grad()
+def measured_vocabulary(
+    model: Any, rows: Sequence[Row], size: int, settings: CacheSettings, *, temperature: float
+) -> Vocabulary:
+    """Mean probabilities over some 4,096 tokens of these rows."""
+    total, tails = (torch.zeros(size, dtype=torch.float64) for _ in range(2))
+    seen = 0
+    for batch in in_batches(rows, range(min(len(rows), 64)), batch_tokens(model)):
+        for logits in tiles_of_logits(
+            model, collate([(0, row) for row in batch]).to(model.device), size, temperature
+        ):
+            p = logits.softmax(-1)
+            total += p.sum(0).double().cpu()
+            tails += p.masked_fill_(p >= settings.threshold, 0.0).sum(0).double().cpu()
+            seen += len(logits)
+        if seen >= _CALIBRATION_TOKENS:
+            break
+    ids = total.argsort(descending=True, stable=True).numpy()
+    return Vocabulary(ids, (tails / max(seen, 1)).float().numpy(), settings.pooled)
+
+
+def _generator(key: bytes) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([zlib.crc32(key), *key]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """Means over tokens; p is the teacher's distribution, q the stored one, in nats.
+
+    Attributes:
+        entries: ids stored of a token.
+        missing_mass: of p, on ids that are not stored.
+        excess_kl: KL(q ‖ p), with the tail as one outcome where it is stored so. What samples have
+            of it is noise, which averages out over tokens; what a tail's shape was is not in it.
+        uniform_kl: KL(p ‖ q) with the tail spread evenly over the ids that are not stored;
+            infinite where nothing stands for them, as with samples.
+        squared_error: Σ (q − p)², the tail spread so. The noise that samples add to a gradient.
+        teacher_entropy: of p.
+    """
+
+    entries: float
+    missing_mass: float
+    excess_kl: float
+    uniform_kl: float
+    squared_error: float
+    teacher_entropy: float
+
+    def as_dict(self) -> dict[str, float | None]:
+        """The figures as JSON has them: an infinite one is null."""
+        return {
+            name: round(value, 6) if math.isfinite(value) else None
+            for name, value in asdict(self).items()
+        }
+
+
+@torch.no_grad()
+def fidelity(target: SparseTarget, logits: Tensor) -> Fidelity:
+    """Compares a stored target with logits [N, V] over the temperature it was stored at."""
+    log_p = logits.double().log_softmax(-1)
+    p = log_p.exp()
+    stored, tail = target.outcomes(torch.float64)
+    used = target.ids >= 0
+    q = torch.zeros_like(p).scatter_add_(1, target.ids.long().clamp_min(0), stored)
+    is_stored = torch.zeros_like(p).scatter_add_(1, target.ids.long().clamp_min(0), used.double())
+    if target.pool is not None:
+        shape, mass = target.pool
+        q[:, : len(shape)] += mass.double()[:, None] * shape.double()
+        is_stored[:, : len(shape)] += shape > 0
+    absent = is_stored == 0
+    missing = (p * absent).sum(-1)
+    excess = (torch.xlogy(q, q) - q * log_p).sum(-1)
+    if tail is not None:
+        excess += torch.xlogy(tail, tail) - torch.xlogy(tail, missing.clamp_min(1e-300))
+        q = q + absent * (tail / absent.sum(-1).clamp_min(1))[:, None]
+    entropy = -(p * log_p).sum(-1)
+    return Fidelity(
+        entries=float(used.sum(-1).double().mean()),
+        missing_mass=float(missing.mean()),
+        excess_kl=float(excess.mean()),
+        uniform_kl=float((-entropy - torch.xlogy(p, q).sum(-1)).mean()),
+        squared_error=float((q - p).square().sum(-1).mean()),
+        teacher_entropy=float(entropy.mean()),
+    )

@@ -1,0 +1,200 @@
+"""Counts what a stage uses: tokens, positions, FLOPs, time and memory."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import TrainerCallback
+
+from dominie.core.hardware import gpu_of_this_machine
+from dominie.data.batch import IGNORED
+from dominie.models.flops import Load, Products
+
+#: Steps between two givings back: one costs milliseconds, and a hundred steps can keep a gigabyte.
+EVERY = 10
+
+
+class GiveBackFreedMemory(TrainerCallback):
+    """Every few steps, returns to the system what the C library keeps of freed tensors.
+
+    Batches differ in length, so tensors of ever new sizes are made and freed among longer-lived
+    ones, and glibc keeps the holes. A process that trains 3.5M parameters and needs 0.7 GB stood at
+    2 GB after 60 steps, and was still growing; with this it stays below 0.9 GB at no cost in time.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Give back after every `EVERY`-th step."""
+        if state.global_step % EVERY == 0:
+            give_back_freed_memory()
+
+
+def give_back_freed_memory() -> None:
+    """Return freed memory to the system, where the C library is glibc; elsewhere do nothing."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        found = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # no glibc
+        return None
+    found.argtypes, found.restype = [ctypes.c_size_t], ctypes.c_int
+    return found
+
+
+def held_memory() -> int:
+    """Bytes that this process holds where it computes: the most so far, on a GPU."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return int(psutil.Process().memory_info().rss)
+
+
+class FlopsMeter:
+    """Counts what batches make the student and its teachers compute.
+
+    The student's forward and backward pass and the forward pass of each source's teacher; nothing
+    for a teacher that speaks from a cache, for what checkpointing computes again, or for comparing.
+
+    Args:
+        student: its products.
+        teachers: by source index those of its teacher, None where no model runs.
+        peak: operations a second of one process's device, None where that is not known.
+    """
+
+    def __init__(
+        self, student: Products, teachers: Sequence[Products | None], *, peak: float | None
+    ) -> None:
+        self.student, self.teachers, self.peak = student, list(teachers), peak
+        models = [student, *(teacher for teacher in teachers if teacher)]
+        self.windows = list(dict.fromkeys(window for model in models for window in model.attended))
+
+    def loads(self, batch: Mapping[str, Any]) -> Tensor:
+        """[sources, 2 + windows] tokens, supervised tokens, and keys seen, by source."""
+        real = batch["source_ids"] >= 0
+        seen = batch["position_ids"][real] + 1
+        columns = [torch.ones_like(seen), (batch["labels"][real] != IGNORED).long()]
+        columns += [seen if w is None else seen.clamp(max=w) for w in self.windows]
+        sums: Tensor = seen.new_zeros(len(self.teachers), len(columns))
+        return sums.index_add_(0, batch["source_ids"][real], torch.stack(columns, dim=1))
+
+    def flops(self, loads: Tensor) -> float:
+        """Operations that these loads come to."""
+        found = self.student.training(self._load(loads.sum(0)))
+        for teacher, sums in zip(self.teachers, loads, strict=True):
+            found += teacher.forward(self._load(sums)) if teacher else 0.0
+        return found
+
+    def _load(self, sums: Tensor) -> Load:
+        tokens, supervised, *keys = sums.tolist()
+        return Load(tokens, supervised, dict(zip(self.windows, keys, strict=True)))
+
+    def told(self, flops: float, seconds: float, processes: int) -> dict[str, float]:
+        """For a line of metrics: the rate of all processes, and `mfu` where the peak is known."""
+        rate = flops / max(seconds, 1e-9)
+        told = {"flops_per_second": float(f"{rate:.4g}")}
+        if self.peak is not None:
+            told["mfu"] = round(rate / (self.peak * processes), 4)
+        return told
+
+
+def peak_flops(precision: str) -> float | None:
+    """Of this machine's GPU in the precision of a run; None where the table does not know it."""
+    gpu = gpu_of_this_machine()
+    return gpu.flops(precision) if gpu else None
+
+
+logger = logging.getLogger(__name__)
+
+
+class Counters:
+    """Kept by every process alike, of what all of them spend.
+
+    Args:
+        utilisation: counts the products of batches.
+
+    Attributes:
+        supervised_tokens: that the stage has learnt, those before an interruption included.
+        steps_without_tokens: steps in which there were none.
+    """
+
+    def __init__(self, utilisation: FlopsMeter) -> None:
+        self.utilisation = utilisation
+        self.supervised_tokens = self.steps_without_tokens = 0
+        self._told_tokens, self._told_at = 0, 0.0
+        self._earlier, self._started = 0.0, time.monotonic()
+        self._begin_line()
+
+    def _begin_line(self) -> None:
+        self._real_tokens, self._positions, self._flops = 0, 0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds this stage has trained, those before an interruption included."""
+        return self._earlier + time.monotonic() - self._started
+
+    def go_on(self, line: Mapping[str, Any]) -> None:
+        """Take up what the last line before an interruption told, if there was one."""
+        self.supervised_tokens = self._told_tokens = int(line.get("tokens", 0))
+        self.steps_without_tokens = int(line.get("steps_without_tokens", 0))
+        self._earlier = self._told_at = float(line.get("seconds", 0.0))
+        self._started = time.monotonic()
+
+    def add(
+        self, batches: Sequence[Mapping[str, Any]], accelerator: Accelerator, *, step: int
+    ) -> Tensor:
+        """Count the micro-batches of a step; its supervised tokens over all ranks, a scalar."""
+        loads = torch.stack([self.utilisation.loads(batch) for batch in batches]).sum(0)
+        positions = loads.new_tensor([sum(batch["labels"].numel() for batch in batches)])
+        counts = torch.cat([positions, loads.flatten()]).to(accelerator.device)
+        counts = accelerator.reduce(counts, reduction="sum")
+        loads = counts[1:].view_as(loads)
+        supervised: Tensor = loads[:, 1].sum()
+        self.supervised_tokens += int(supervised)
+        self._real_tokens += int(loads[:, 0].sum())
+        self._positions += int(counts[0])
+        self._flops += self.utilisation.flops(loads)
+        if not supervised:
+            self._count_empty(step)
+        return supervised
+
+    def _count_empty(self, step: int) -> None:
+        self.steps_without_tokens += 1
+        if self.steps_without_tokens == 1:
+            logger.warning(
+                "step %d has no supervised token; it adds nothing (such steps are counted in "
+                "metrics.jsonl)",
+                step,
+            )
+
+    def line(self, processes: int) -> dict[str, Any]:
+        """What a line of `metrics.jsonl` says of it; the next one begins here."""
+        now = self.seconds
+        passed = max(now - self._told_at, 1e-9)
+        told = {
+            "tokens": self.supervised_tokens,
+            "tokens_per_second": (self.supervised_tokens - self._told_tokens) / passed,
+            "seconds": round(now, 3),
+            "throughput": {
+                "tokens_per_second": self._real_tokens / passed,
+                "real_tokens": round(self._real_tokens / max(self._positions, 1), 4),
+                **self.utilisation.told(self._flops, passed, processes),
+                "memory_gb": round(held_memory() / 1e9, 3),
+            },
+        }
+        if self.steps_without_tokens:
+            told["steps_without_tokens"] = self.steps_without_tokens
+        self._told_tokens, self._told_at = self.supervised_tokens, now
+        self._begin_line()
+        return told

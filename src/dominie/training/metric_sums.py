@@ -1,0 +1,231 @@
+"""Sums of metrics over supervised tokens, gradient norms by source, and `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from dominie.data.batch import IGNORED, Batch
+from dominie.losses.objective import COLUMNS
+from dominie.losses.terms import TERMS
+
+
+class MetricSums:
+    """Accumulates what `Losses` reports, on the device, without waiting for it.
+
+    Args:
+        sources: names of the sources by index.
+        terms: the terms to take in; None takes all.
+    """
+
+    def __init__(self, sources: Sequence[str], terms: Collection[str] | None = None) -> None:
+        self.sources, self.terms = list(sources), terms
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._terms: dict[str, Tensor] = {}
+        self._by_source: Tensor | None = None
+        self._valued_tokens: dict[str, Tensor] = {}
+        self._routing: Tensor | None = None
+
+    def add(
+        self, terms: Mapping[str, Tensor], by_source: Tensor, routing: Tensor | None = None
+    ) -> None:
+        """Take in one forward pass. An absent term was not measured; it does not count as zero."""
+        if routing is not None:
+            summed = self._routing
+            self._routing = routing.clone() if summed is None else summed + routing
+        tokens = by_source[:, 0].sum()
+        for name, value in terms.items():
+            if self.terms is not None and name not in self.terms:
+                continue
+            self._terms[name] = self._terms[name] + value if name in self._terms else value.clone()
+            seen = self._valued_tokens.get(name)
+            self._valued_tokens[name] = tokens if seen is None else seen + tokens
+        summed = self._by_source
+        self._by_source = by_source.clone() if summed is None else summed + by_source
+
+    def means(self, reduce: Any = None) -> dict[str, Any]:
+        """Means in nats per supervised token: `{"terms": {name: …}, "sources": {name: {…}}}`.
+
+        Of a mixture of experts also `"router"`, layer by layer: `load`, each expert's share of the
+        routing weight, and `entropy`, the mean over tokens in nats.
+
+        Args:
+            reduce: sums a tensor over ranks; None on one rank.
+        """
+        if self._by_source is None:
+            return {"terms": {}, "sources": {}}
+        reduce = reduce or (lambda tensor: tensor)
+        by_source = reduce(self._by_source).double().cpu()
+        terms = self._term_means(reduce)
+        means = {"terms": terms, "sources": self._source_means(by_source)}
+        if self._routing is None:
+            return means
+        sums = reduce(self._routing).double().cpu()
+        per_token = sums / sums[:, :-1].sum(-1, keepdim=True).clamp(min=1)
+        rounded = [[round(value, 4) for value in layer] for layer in per_token.tolist()]
+        router = {"load": [r[:-1] for r in rounded], "entropy": [r[-1] for r in rounded]}
+        return {**means, "router": router}
+
+    def _term_means(self, reduce: Any) -> dict[str, float]:
+        """Means of the terms in one reduction, of those that only some ranks have measured, too."""
+        assert self._by_source is not None, "checked by `means`"
+        measured = self._terms if self.terms is None else self.terms
+        names = [name for name in TERMS if name in measured]  # in one order on all ranks
+        if not names:
+            return {}
+        nothing = self._by_source.new_zeros((), dtype=torch.float64)
+        sums = [
+            torch.stack([self._terms[name].double(), self._valued_tokens[name].double()])
+            if name in self._terms
+            else torch.stack([nothing, nothing])
+            for name in names
+        ]
+        reduced = zip(names, reduce(torch.stack(sums)).tolist(), strict=True)
+        return {name: total / tokens for name, (total, tokens) in reduced if tokens}
+
+    def _source_means(self, by_source: Tensor) -> dict[str, dict[str, float]]:
+        means = {}
+        for name, sums in zip(self.sources, by_source.tolist(), strict=True):
+            row = dict(zip(COLUMNS, sums, strict=True))
+            if not row["tokens"]:
+                continue
+            mean: dict[str, float] = {
+                "tokens": int(row["tokens"]),
+                "next_token": row["next_token"] / row["tokens"],
+            }
+            if row["taught"]:
+                mean["divergence"] = row["divergence"] / row["taught"]
+            if row["measured"]:
+                for column in ("agreement", "teacher_entropy"):
+                    mean[column] = row[column] / row["measured"]
+            means[name] = mean
+        return means
+
+
+def grad_norms_by_source(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    sources: Collection[int],
+    *,
+    loss_of: Callable[[Batch], Tensor],
+    accelerator: Any,
+) -> dict[int, float]:
+    """Norm of each source's part of the gradient of an optimiser step; the parts sum to the whole.
+
+    Each part is a pass over the step's batches in which the other sources are not supervised. All
+    begin from the random state that the step itself is about to begin from, so that they see its
+    dropout, and leave that state as it was.
+
+    Args:
+        model: the student as it is trained, without gradients; it is left without.
+        batches: the micro-batches of the step on this rank.
+        sources: indices of the sources to measure, the same on every rank.
+        loss_of: a batch's part of the step's loss.
+        accelerator: accelerate's, which knows when ranks share gradients.
+
+    Returns:
+        Norm by source index, over all ranks.
+    """
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    norms = {}
+    for source in sources:
+        with torch.random.fork_rng(devices=devices):
+            for number, batch in enumerate(batches, start=1):
+                last = number == len(batches)
+                with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                    loss_of(_supervised_by(batch, source)).backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm: Any = get_total_norm(gradients)
+        norms[source] = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        model.zero_grad()
+    return norms
+
+
+def sources_of(batches: Sequence[Batch], count: int, accelerator: Any) -> list[int]:
+    """The sources, of `count`, that any rank has supervised tokens of in these batches."""
+    tokens = torch.zeros(count, dtype=torch.long, device=accelerator.device)
+    for batch in batches:
+        present = batch.source_ids[batch.supervised]
+        tokens += torch.bincount(present, minlength=count).to(tokens.device)
+    total: Tensor = accelerator.reduce(tokens, reduction="sum")
+    return total.nonzero().flatten().tolist()
+
+
+def _supervised_by(batch: Batch, source: int) -> Batch:
+    """The batch with the tokens of one source alone to learn from."""
+    labels = batch.labels.masked_fill(batch.source_ids != source, IGNORED)
+    return dataclasses.replace(batch, labels=labels)
+
+
+class MetricsLog:
+    """A JSON-lines file of metrics.
+
+    Args:
+        path: the file; made when the first line comes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def rewind(self, step: int, copy: Path | None = None) -> dict[str, Any]:
+        """Drop lines after `step`, and a last line that was cut off in the writing.
+
+        Args:
+            step: the last that counts.
+            copy: of the lines as they were then, which is believed rather than the file.
+
+        Returns:
+            The last training line that is left, empty without one.
+        """
+        source = copy if copy is not None and copy.exists() else self.path
+        if not source.exists():
+            return {}
+        kept = [
+            line
+            for line in source.read_text(encoding="utf-8", errors="replace").splitlines()
+            if _step(line, step + 1) <= step
+        ]
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        scratch.replace(self.path)
+        return next(
+            (record for line in reversed(kept) if "terms" in (record := json.loads(line))), {}
+        )
+
+    def token_shares(self) -> dict[str, float]:
+        """Each source's fraction of the supervised tokens trained on so far."""
+        tokens: dict[str, int] = {}
+        for record in self.read():
+            for source, means in record.get("sources", {}).items():
+                tokens[source] = tokens.get(source, 0) + means["tokens"]
+        total = max(sum(tokens.values()), 1)
+        return {source: round(count / total, 6) for source, count in tokens.items()}
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every line."""
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+
+def _step(line: str, when_broken: int) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return when_broken

@@ -1,0 +1,111 @@
+"""Sources as a stage sees them: rows, share, loss and teacher; and the layer pairs of the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from dominie.core.errors import InputError
+from dominie.data.batch import Row
+from dominie.losses.terms import Attention, LossTerms, NextToken
+from dominie.models.adapters import Mind
+from dominie.models.layer_mapping import check_heads, map_layers
+from dominie.teachers import LocalTeacher, MindTeacher, RoutedTeacher, Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSource:
+    """A source as a stage sees it.
+
+    Attributes:
+        name: of the source.
+        train: tokenised conversations to learn from.
+        validation: held-out conversations to watch.
+        share: fraction of the stage's conversations; 0 for a source that is only watched.
+        terms: the loss on it.
+        teacher: name of its teacher, None where the loss needs none.
+        cache: name of the cache that speaks in its teacher's place, None where it speaks itself.
+    """
+
+    name: str
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    share: float
+    terms: LossTerms = field(default_factory=lambda: LossTerms(next_token=NextToken()))
+    teacher: str | None = None
+    cache: str | None = None
+
+    @property
+    def speaker(self) -> str | None:
+        """Who is asked about this source: a cache or a teacher, by name; None is nobody."""
+        return self.cache or self.teacher
+
+
+def layer_pairs(
+    student: Any, teachers: Mapping[str, Any], lessons: Sequence[StageSource]
+) -> tuple[list[tuple[int, int]], Attention]:
+    """(student layer, teacher layer) pairs of the attention term, none without one; its options.
+
+    Args:
+        student: configuration of the student's language part.
+        teachers: configurations of the teachers', by name.
+        lessons: what is taught.
+
+    Raises:
+        InputError: layers or heads that do not map, or sources that ask for different mappings.
+    """
+    found: dict[tuple[tuple[tuple[int, int], ...], Attention], str] = {}
+    for lesson in lessons:
+        term = lesson.terms.attention
+        if term is None or not lesson.terms.weighs("attention") or lesson.teacher is None:
+            continue
+        teacher = teachers[lesson.teacher]
+        check_heads(student.num_attention_heads, teacher.num_attention_heads)
+        mapped = map_layers(term.layers, student.num_hidden_layers, teacher.num_hidden_layers)
+        options = replace(
+            term, weight=1.0, layers="all"
+        )  # weights differ by source, layers are mapped
+        found.setdefault((tuple(mapped), options), lesson.name)
+    if len(found) > 1:
+        raise InputError(
+            "sources of one stage compare attention differently",
+            where="loss.attention",
+            expected="one mapping of layers, one backend and the same fractions in a stage",
+            found=f"different ones on {', '.join(found.values())}",
+            do="give the attention term of every source the same options but for its weight",
+        )
+    for pairs, options in found:
+        return list(pairs), options
+    return [], Attention()
+
+
+def routed_teacher(
+    teachers: Mapping[str, nn.Module | Mind],
+    lessons: Sequence[StageSource],
+    pairs: Sequence[tuple[int, int]],
+    caches: Mapping[str, Teacher],
+) -> RoutedTeacher | None:
+    """The teachers of all sources behind one door; None where no source is taught.
+
+    Args:
+        teachers: models that are in memory, by name.
+        lessons: what is taught.
+        pairs: (student layer, teacher layer) of the attention term.
+        caches: teachers that need no model, by name.
+    """
+    if not teachers and not caches:
+        return None
+    compared = {
+        lesson.teacher
+        for lesson in lessons
+        if lesson.share > 0 and lesson.terms.weighs("attention")
+    }
+    layers = sorted({teacher_layer for _, teacher_layer in pairs})
+    models: dict[str, Teacher] = {}
+    for name, model in teachers.items():
+        kind: Any = MindTeacher if isinstance(model, Mind) else LocalTeacher
+        models[name] = kind(model, attention_layers=layers if name in compared else ())
+    return RoutedTeacher({**models, **caches}, [lesson.speaker for lesson in lessons])

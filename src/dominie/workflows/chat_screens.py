@@ -1,0 +1,106 @@
+"""Where a chat is shown: columns in a terminal for several models, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+Say = Callable[[str], None]
+
+
+def typed_lines(console: Console, prompt: str = "> ") -> Iterator[str]:
+    """What a person types, or what is piped in, line by line."""
+    if not (sys.stdin.isatty() and console.is_terminal):
+        yield from sys.stdin
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - editing and history
+    while True:
+        try:
+            yield console.input(prompt)
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+
+
+class Screen(ABC):
+    """Where answers appear as they are generated."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def line(self, text: str) -> None:
+        """A line of our own."""
+        self.console.print(text, markup=False, style="dim")
+
+    @abstractmethod
+    def answers(self, names: Sequence[str]) -> contextlib.AbstractContextManager[Sequence[Say]]:
+        """Within, a function for each name that takes its answer piece by piece."""
+
+
+class PlainScreen(Screen):
+    """Answers as lines, each after the name of who says it where there are several."""
+
+    @contextlib.contextmanager
+    def answers(self, names: Sequence[str]) -> Iterator[Sequence[Say]]:
+        """Answers one after the other, each as it comes."""
+        begun: list[str] = []
+
+        def say(name: str) -> Say:
+            def piece(text: str) -> None:
+                if name not in begun:
+                    self._end(begun)
+                    begun.append(name)
+                    if len(names) > 1:
+                        self.console.print(f"{name}: ", end="", markup=False, style="bold")
+                self.console.print(text, end="", markup=False)
+
+            return piece
+
+        try:
+            yield [say(name) for name in names]
+        finally:
+            self._end(begun)
+
+    def _end(self, begun: Sequence[str]) -> None:
+        if begun:
+            self.console.print()
+
+
+class Columns(Screen):
+    """Answers side by side, a column for each model."""
+
+    @contextlib.contextmanager
+    def answers(self, names: Sequence[str]) -> Iterator[Sequence[Say]]:
+        """Columns that grow as answers come."""
+        said = [Text() for _ in names]
+
+        def table() -> Table:
+            drawn = Table(expand=True, show_edge=False, pad_edge=False)
+            for name in names:
+                drawn.add_column(Text(name), ratio=1, overflow="fold")
+            drawn.add_row(*said)
+            return drawn
+
+        with Live(console=self.console, get_renderable=table, refresh_per_second=8) as live:
+
+            def say(cell: Text) -> Say:
+                def piece(text: str) -> None:
+                    cell.append(text)
+                    live.refresh()
+
+                return piece
+
+            yield [say(cell) for cell in said]
+
+
+def screen(console: Console, *, several: bool) -> Screen:
+    """What suits the console."""
+    return Columns(console) if several and console.is_terminal else PlainScreen(console)

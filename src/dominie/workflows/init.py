@@ -1,0 +1,216 @@
+"""`dominie init`: a folder to start from, with a commented recipe and data that it runs on."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dominie.core.errors import InputError
+from dominie.toyworld import materialise
+
+HEAD = """\
+# {purpose}
+#
+#     dominie check recipe.yaml     reads every model, template and row; trains nothing
+#     dominie run recipe.yaml       trains, scores, and writes runs/{name}/report.html
+#
+# It runs as it stands, on tiny models and the example data beside it. Then put your own models and
+# data at the arrows (<-); everything else can stay as it is, or be set when you know why.
+name: {name}
+"""
+
+MODELS = """
+models:                       # a folder, or organisation/model on the hub
+  small: {path: "toyworld:student"}     # <- who learns: mistralai/Mistral-7B-v0.1, say
+"""
+
+TEACHER_MODEL = """\
+  large: {path: "toyworld:teacher"}     # <- who teaches; it has to have the student's tokens
+"""
+
+DATA = """
+data:                         # JSONL, JSON, Parquet or a datasets id; see docs/data.md for layouts
+"""
+
+SOURCES = {
+    "general": """\
+  general: {path: general.jsonl, validation_fraction: 0.1, test_fraction: 0.1}   # <- instructions
+""",
+    "domain": """\
+  domain: {path: domain.jsonl, validation_fraction: 0.1, test_fraction: 0.1}     # <- your domain
+""",
+}
+
+TRAIN = """
+train:                        # for every stage that does not say otherwise
+  learning_rate: 2e-3         # <- 2e-5 for a model of 7B
+  steps: 200                  # <- or epochs: 2
+  batch: 32                   # conversations a step, over all GPUs and accumulated micro-batches
+  max_length: 64              # <- 2048: tokens of the longest conversation
+  # precision: bf16           # <- on a GPU
+  # gradient_checkpointing: true
+  # lora: {r: 64, alpha: 128} # where the whole student does not fit
+
+stages:
+"""
+
+#: By the name of the stage.
+STAGES = {
+    "taught": """\
+  taught:                     # <- remove, and say teacher: large; the toy teacher knows nothing yet
+    student: large
+    data: {general: 1.0}
+    loss: {next_token: 1.0}
+    train: {steps: 300}
+""",
+    "pair": """\
+  pair:                       # the student as a mixture of two experts, not trained yet
+    upcycle: {model: small, experts: 2, experts_per_token: 2}
+""",
+    "distill": """\
+  distill:                    # KD: the student follows the teacher's predictions and attention
+    student: STUDENT
+    teacher: taught
+    data: {general: 1.0}
+    loss: {prediction: 1.0, attention: 1.0}
+""",
+    "expert": """\
+  expert:                     # tuned on the domain alone: it learns the domain and forgets the rest
+    student: STUDENT
+    data: {domain: 1.0}
+    loss: {next_token: 1.0}
+""",
+    "align": """\
+  align:                      # DAE: the domain from the expert, all else from the student as it was
+    student: STUDENT
+    data:
+      domain: {share: 0.1, teacher: expert}
+      general: {share: 0.9, teacher: STUDENT}
+    loss: {prediction: 1.0}
+""",
+}
+
+EVALUATE = """
+evaluate:
+  models: {MODELS}
+  tasks:                      # the held-out conversations; see docs/evaluation.md for other metrics
+"""
+
+TASKS = {
+    "general": "    general: {source: general, metric: exact_match}\n",
+    "domain": "    domain: {source: domain, metric: exact_match}\n",
+}
+
+
+#: Rows of each example file.
+ROWS = 600
+
+
+@dataclass(frozen=True)
+class Template:
+    """A first recipe: what it is for, its sources, its stages, and from whom KD or DAE starts."""
+
+    purpose: str
+    sources: tuple[str, ...]
+    stages: tuple[str, ...]
+    starts_from: str = "small"
+
+
+TEMPLATES: Mapping[str, Template] = {
+    "kd": Template(
+        "Knowledge distillation: a small model learns from a large one.",
+        ("general",),
+        ("taught", "distill"),
+    ),
+    "kd-dae": Template(
+        "The whole method: distillation, then a domain without forgetting (KD, expert, DAE).",
+        ("general", "domain"),
+        ("taught", "distill", "expert", "align"),
+    ),
+    "dae": Template(
+        "Domain Alignment from Expert: your model learns a domain and forgets nothing.",
+        ("general", "domain"),
+        ("expert", "align"),
+    ),
+    "2x7b": Template(
+        "The whole method, its student a mixture of two experts.",
+        ("general", "domain"),
+        ("taught", "pair", "distill", "expert", "align"),
+        starts_from="pair",
+    ),
+}
+
+
+def start(folder: Path, template: str) -> list[Path]:
+    """Write `recipe.yaml` and its example data into a folder.
+
+    Args:
+        folder: made if it is not there.
+        template: a name of `TEMPLATES`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: no such template, a file that is already there, or a folder that cannot be
+            written.
+    """
+    if template not in TEMPLATES:
+        raise InputError(
+            "no such template",
+            where="--template",
+            expected=f"one of {', '.join(TEMPLATES)}",
+            found=template,
+        )
+    wanted = TEMPLATES[template]
+    recipe = folder / "recipe.yaml"
+    data = {source: folder / f"{source}.jsonl" for source in wanted.sources}
+    for path in (recipe, *data.values()):
+        if path.exists():
+            raise InputError(
+                "there is a file already, and it is not overwritten",
+                where=str(path),
+                do="name another folder, or move the file away",
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".starting-", dir=folder) as scratch:
+            for source, path in data.items():
+                materialise(f"toyworld:{source}?rows={ROWS}", Path(scratch)).rename(path)
+        recipe.write_text(recipe_text(wanted, name=_run_name(folder)), encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            "the folder cannot be written", where=str(folder), found=error.strerror
+        ) from None
+    return [recipe, *data.values()]
+
+
+def recipe_text(template: Template, *, name: str) -> str:
+    """The YAML of a template."""
+    with_teacher = "taught" in template.stages
+    student = "distill" if "distill" in template.stages else template.starts_from
+    models = dict.fromkeys([template.starts_from, *template.stages])
+    told = ", ".join(f"{name}: {name}" for name in models)
+    stages = (
+        STAGES[stage].replace("STUDENT", template.starts_from if stage == "distill" else student)
+        for stage in template.stages
+    )
+    parts = (
+        [HEAD.format(purpose=template.purpose, name=name), MODELS],
+        [TEACHER_MODEL] if with_teacher else [],
+        [DATA, *(SOURCES[source] for source in template.sources), TRAIN],
+        ["\n".join(stages)],
+        [EVALUATE.replace("MODELS", told)],
+        [TASKS[source] for source in template.sources],
+    )
+    return "".join(itertools.chain(*parts))
+
+
+def _run_name(folder: Path) -> str:
+    """A run's name after the folder's, where that can be one."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")
+    return name or "first"

@@ -1,0 +1,328 @@
+"""Judged benchmarks through the command line: local models, endpoints, kills, and bad recipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import pytest
+from fault_server import Answer, said, shown_answers
+
+from dominie import cli
+from dominie.generation.client import read_reply
+from dominie.toyworld.toy_models import save_model
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+CATEGORIES = [
+    "writing",
+    "roleplay",
+    "reasoning",
+    "math",
+    "coding",
+    "extraction",
+    "stem",
+    "humanities",
+]
+
+
+def write_lines(path: Path, rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_recipe(path: Path, tree) -> Path:
+    with path.open("w") as file:
+        json.dump(tree, file)  # which is YAML, in this order
+    return path
+
+
+def mt_bench_files(folder: Path, count: int) -> dict[str, str]:
+    """Questions and references in upstream's shape."""
+    questions = [
+        {
+            "question_id": 81 + i,
+            "category": CATEGORIES[i % len(CATEGORIES)],
+            "turns": [f"copy red {i}", f"copy blue {i}"],
+        }
+        for i in range(count)
+    ]
+    write_lines(folder / "question.jsonl", questions)
+    references = [
+        {"question_id": q["question_id"], "choices": [{"index": 0, "turns": ["red", "blue"]}]}
+        for q in questions
+    ]
+    write_lines(folder / "reference.jsonl", references)
+    return {"questions": "question.jsonl", "references": "reference.jsonl"}
+
+
+def start(recipe: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dominie", "evaluate", str(recipe), *more]
+    return subprocess.Popen(
+        command,
+        cwd=recipe.parent,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def finish(monkeypatch, capsys):
+    """Evaluates a recipe in this process, which is quicker to start."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(recipe: Path, *more: str, status: int = 0) -> tuple[str, str]:
+        monkeypatch.chdir(recipe.parent)
+        monkeypatch.setattr(sys, "argv", ["dominie", "evaluate", str(recipe), *more])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert left.value.code == status, out + err
+        assert "Traceback" not in out + err
+        return out, err
+
+    yield run
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+def grade(asked) -> Answer:
+    """A judge that likes long answers and echoes what it reads, or a model that answers."""
+    answers = shown_answers(asked.text)
+    if not answers:
+        return said(f"an answer to {asked.body['messages'][-1]['content']}")
+    return said(f"{answers[-1]} Grade: [[{min(10, 1 + len(answers[-1]) // 8)}]] {answers[-1]}")
+
+
+def run_folder(recipe: Path) -> Path:
+    return recipe.parent / "runs" / recipe.stem
+
+
+def faulty(asked) -> Answer:
+    """Every other request goes wrong at first; only a judge that talks nonsense is paid for it."""
+    kind = zlib.crc32(asked.text.encode()) % 12
+    rarely = zlib.crc32(asked.text.encode()[::-1]) % 8 == 0  # a time-out takes its time
+    if asked.before == 0 and kind < 5 and (kind != 2 or rarely):
+        hanging = Answer(body="late", hang=11.0)
+        cut = Answer(body=grade(asked).body, cut=True)
+        return [Answer(429, "", {"retry-after": "0.01"}), Answer(500), hanging, cut, Answer(503)][
+            kind
+        ]
+    if asked.before == 0 and kind == 5 and shown_answers(asked.text):
+        return Answer(**{**said("Grade: [[99]]").__dict__, "hang": 0.01})
+    return Answer(**{**grade(asked).__dict__, "hang": 0.02})
+
+
+@pytest.mark.full
+def test_80_questions_killed_twice_no_call_paid_twice_and_none_lost(serve, tmp_path, finish):
+    server = serve(faulty)
+    there = {"endpoint": server.url, "concurrency": 8, "backoff": 0.01, "timeout": 10.0}
+    recipe = write_recipe(
+        tmp_path / "mt.yaml",
+        {
+            "evaluate": {
+                "endpoints": {"it": {**there, "model": "answers"}},
+                "benchmarks": {
+                    "mt": {**mt_bench_files(tmp_path, 80), "judge": {**there, "model": "judges"}}
+                },
+            }
+        },
+    )
+    # Once amid the answers, once amid the verdicts.
+    for after in (60, 230):
+        process = start(recipe)
+        while sum(server.paid.values()) < after and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 143, err
+        assert "interrupted by SIGTERM" in err
+    finish(recipe)
+    run = run_folder(recipe)
+    result = json.loads((run / "results.json").read_text())["it"]["mt"]
+    assert result["n"] == 80
+    assert result["unscored"] == 0
+    assert set(result["groups"]) == set(CATEGORIES)
+    answered = whole_replies(run / "evaluation" / "it" / "replies.jsonl")
+    judged = whole_replies(run / "evaluation" / "mt.replies.jsonl")
+    assert len(answered) == 160
+    assert len(answered) + len(judged) == sum(server.paid.values())  # none lost
+    useful = [text for text in answered + judged if "[[99]]" not in text]
+    assert len(useful) == len(server.paid)  # and not one of them twice
+    assert len(useful) < len(answered + judged), "nonsense was paid for, once, and asked again"
+    assert sum(server.asked.values()) > 1.2 * len(useful), "most faults were met"
+    lines = (run / "evaluation" / "it" / "mt" / "answers.jsonl").read_text().splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert [a["question_id"] for a in answers] == list(range(81, 161))
+    expected = ["an answer to copy red 3", "an answer to copy blue 3"]
+    assert answers[3]["choices"][0]["turns"] == expected
+    paid = dict(server.paid)
+    finish(recipe)
+    assert dict(server.paid) == paid
+
+
+def whole_replies(ledger: Path) -> list[str]:
+    """What was said, by every record of a whole reply."""
+    records = [json.loads(line) for line in ledger.read_text().splitlines()]
+    replies = [read_reply(r["body"]) for r in records if r["status"] == 200]
+    return [reply.text for reply in replies if reply is not None]
+
+
+@pytest.mark.parametrize("gateway", [pytest.param(False, marks=pytest.mark.full), True])
+def test_a_kill_without_warning_costs_at_most_what_was_under_way(serve, tmp_path, finish, gateway):
+    def slower_and_slower(asked):
+        hang = 0.02 if sum(server.paid.values()) < 20 else 0.9
+        return Answer(**{**grade(asked).__dict__, "hang": hang})
+
+    server = serve(slower_and_slower)
+    if gateway:
+        server.remembered = set()
+    there = {"endpoint": server.url, "concurrency": 3, "backoff": 0.01}
+    recipe = write_recipe(
+        tmp_path / "mt.yaml",
+        {
+            "evaluate": {
+                "endpoints": {"it": {**there, "model": "answers"}},
+                "benchmarks": {
+                    "mt": {
+                        **mt_bench_files(tmp_path, 20),
+                        "judge": {**there, "model": "judges"},
+                        "control_questions": 2,
+                    }
+                },
+            }
+        },
+    )
+    process = start(recipe)
+    while sum(server.paid.values()) < 20 and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.3)  # those under way take longer
+    process.kill()
+    process.communicate()
+    server.behave = grade
+    ledger = run_folder(recipe) / "evaluation" / "it" / "replies.jsonl"
+    with ledger.open("ab") as file:
+        file.write(b'{"key": "torn')
+    finish(recipe)
+    twice = [count for count in server.paid.values() if count > 1]
+    assert len(twice) <= (0 if gateway else 3)
+    assert max(server.paid.values()) <= 2
+    assert max(server.asked.values()) == 2, "something was under way"
+    for line in ledger.read_text().splitlines():
+        json.loads(line)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / "m"
+    save_model("student", folder, seed=0)
+    return folder
+
+
+def local_recipe(folder: Path, toy: Path, url: str, **judge) -> Path:
+    baseline = [
+        {"instruction": f"copy {i}", "output": "green " * 4, "generator": "g", "dataset": "d"}
+        for i in range(8)
+    ]
+    (folder / "base.json").write_text(json.dumps(baseline))
+    judge = {"endpoint": url, "model": "judges", "backoff": 0.01, **judge}
+    common = {"judge": judge, "max_new_tokens": 6, "control_questions": 3}
+    return write_recipe(
+        folder / "local.yaml",
+        {
+            "evaluate": {
+                "models": {"toy": str(toy)},
+                "benchmarks": {
+                    "mt": {**mt_bench_files(folder, 8), **common},
+                    "alpaca": {
+                        "kind": "alpaca_eval",
+                        "version": 1,
+                        "baseline": "base.json",
+                        **common,
+                    },
+                },
+            }
+        },
+    )
+
+
+def both(asked) -> Answer:
+    """Rates, or prefers the longer."""
+    answers = shown_answers(asked.text)
+    if "answer A" in asked.text:
+        return said(f"[[{'A' if len(answers[0]) > len(answers[1]) else 'B'}]]")
+    return grade(asked)
+
+
+def test_a_local_model_on_both_benchmarks(serve, tmp_path, toy, finish):
+    server = serve(both)
+    recipe = local_recipe(tmp_path, toy, server.url)
+    out, _ = finish(recipe)
+    run = run_folder(recipe)
+    results = json.loads((run / "results.json").read_text())["toy"]
+    assert list(results) == ["mt", "alpaca"]
+    for result in results.values():
+        assert 0 <= result["interval"][0] <= result["score"] <= result["interval"][1] <= 1
+        assert {"empty", "constant", "length_only"} <= set(result["controls"])
+        assert result["controls"]["constant"]["n"] == 3
+        assert result["unscored"] == 0
+    assert results["alpaca"]["controls"]["length_only"]["longer_answer_wins"] == 1.0
+    assert results["alpaca"]["controls"]["empty"]["score"] == 0.0
+    assert any("longer answer won" in warning for warning in results["alpaca"]["warnings"])
+    assert "longer answer won" in out
+    assert (run / "report.html").exists()
+    # A second time nothing is loaded, generated or asked.
+    asked = sum(server.asked.values())
+    answers = (run / "evaluation" / "toy" / "mt" / "answers.jsonl").read_bytes()
+    finish(recipe)
+    assert sum(server.asked.values()) == asked
+    assert (run / "evaluation" / "toy" / "mt" / "answers.jsonl").read_bytes() == answers
+    again = json.loads((run / "results.json").read_text())["toy"]
+    assert again == results
+
+
+def test_a_headline_needs_95_percent(serve, tmp_path, toy, finish):
+    server = serve(lambda a: both(a) if "red 3" not in a.text else said("I would rather not."))
+    recipe = local_recipe(tmp_path, toy, server.url)
+    _, err = finish(recipe, status=1)
+    assert "too few verdicts" in err
+    assert "toy on mt: 14 of 16" in err
+    run = run_folder(recipe)
+    results = json.loads((run / "results.json").read_text())["toy"]
+    assert list(results) == ["alpaca"]
+    server.behave = both
+    before = dict(server.asked)
+    unscored = {key for key in before if "red 3" in key}
+    assert len(unscored) == 2  # the two turns of that question
+    assert all(before[key] >= 3 for key in unscored)  # tried thrice
+    finish(recipe)
+    assert {key for key, n in before.items() if server.asked[key] > n} == unscored
+    assert list(json.loads((run / "results.json").read_text())["toy"]) == ["mt", "alpaca"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("evaluate.benchmarks.mt.judge.budget.calls=0", "buys nothing"),
+        ("evaluate.benchmarks.mt.kind=mt_bank", "mt_bench, alpaca_eval"),
+        ("evaluate.benchmarks.mt.qestions=x", "did you mean questions"),
+        ("evaluate.benchmarks.mt.judge.modl=x", "did you mean model"),
+        ("evaluate.benchmarks.mt.judge.endpoint=here", "http://localhost:8000/v1"),
+        ("evaluate.benchmarks.mt.questions=nowhere.jsonl", "no such file of questions"),
+        ("evaluate.benchmarks.mt.judge.key_env=NOT_SET_ANYWHERE", "export NOT_SET_ANYWHERE"),
+        ("evaluate.endpoints.toy={endpoint: 'http://h/v1', model: m}", "of a model and of an endp"),
+        ("evaluate.benchmarks.mt.judge.concurrency=many", "a whole number"),
+    ],
+)
+def test_bad_recipes_are_one_message(tmp_path, toy, override, words, finish):
+    recipe = local_recipe(tmp_path, toy, "http://127.0.0.1:9/v1")
+    _, err = finish(recipe, override, status=2)
+    assert err.count("error: ") == 1
+    assert words in err

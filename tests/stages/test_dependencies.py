@@ -1,0 +1,115 @@
+"""What has changed is told by name, the cause rather than what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from dominie.core.display import Display
+from dominie.recipe import load_recipe
+from dominie.stages.fingerprint import changes, making_dependencies, moved, training_dependencies
+from dominie.stages.prepare import prepare_stages
+from dominie.stages.run_folder import RunFolder
+from dominie.toyworld.toy_models import save_model
+
+TRAIN = {"learning_rate": 1e-3, "max_length": 64, "lora": None, "arguments": {"warmup_steps": 3}}
+SOURCES = {"d": {"share": 1.0, "loss": {"next_token": {"weight": 1.0}}, "rows": "r1"}}
+
+
+def depends(
+    train: dict | None = None, tokenizer: str = "t1", rows: str = "r1", student: str = "s1"
+):
+    sources = {"d": {**SOURCES["d"], "rows": rows}}
+    return training_dependencies({**TRAIN, **(train or {})}, student, sources, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        ({}, []),
+        ({"train": {"learning_rate": 2e-3}}, ["train.learning_rate: 0.001 before, 0.002 now"]),
+        ({"train": {"arguments": {}}}, ["train.warmup_steps: 3 before, nothing now"]),
+        ({"train": {"lora": {"r": 4}}}, ["train.lora.r: nothing before, 4 now"]),
+        ({"rows": "r2"}, ["data.d.rows: other conversations, or another order of them"]),
+        (
+            {"rows": "r2", "tokenizer": "t2"},
+            ["tokenizer: another tokenizer or chat template"],
+        ),
+        (
+            {"rows": "r2", "train": {"max_length": 32}},
+            ["train.max_length: 64 before, 32 now"],
+        ),
+        ({"student": "s2"}, ["student: another model, or other weights"]),
+    ],
+)
+def test_the_cause_is_told(now, told):
+    before = json.loads(json.dumps(depends()))  # as stage.json gives it back
+    assert changes(before, depends(**now)) == told
+
+
+def test_many_changes_are_counted():
+    many = {f"key{n}": n for n in range(9)}
+    told = changes(depends(), depends(train=many))
+    assert len(told) == 7
+    assert told[-1] == "3 more"
+
+
+def test_what_a_merge_reads_is_told():
+    before = making_dependencies({"merge": {"method": "linear"}}, ["a", "b"])
+    now = making_dependencies({"merge": {"method": "linear"}}, ["a", "c"])
+    assert changes(before, now) == ["model 2: another model, or other weights"]
+
+
+def test_what_runs_it_is_told_where_it_is_known():
+    now = {"ranks": 2, "versions": {"torch": "2.13", "new": "1"}}
+    before = {"ranks": 1, "versions": {"torch": "2.12"}, "status": "running"}
+    assert moved(before, now) == ["ranks 2 (begun with 1)", "torch 2.13 (begun with 2.12)"]
+    assert moved({}, now) == []
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"copy {n}"},
+                {"role": "assistant", "content": "red"},
+            ]
+        }
+        for n in range(40)
+    ]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_model("student", tmp_path / "m", seed=0)
+    (tmp_path / "r.yaml").write_text(
+        "data: {d: {path: d.jsonl, validation_fraction: 0.3}}\n"
+        "train: {steps: 2, batch: 4, max_length: 64}\n"
+        "stages: {s: {student: m, data: {d: 1.0}, loss: {next_token: 1.0}}}\n"
+    )
+    return tmp_path / "r.yaml"
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_rows_that_choose_the_model_count_as_those_it_learns(recipe, tmp_path, keep):
+    """The answer of a held-out prompt is another: the prompt stays in its split."""
+
+    def fingerprint() -> tuple[str, str]:
+        folder = RunFolder(load_recipe(recipe, [f"train.keep={keep}"]), tmp_path / "runs")
+        (prepared,) = prepare_stages(folder, Display())
+        rows = prepared.sources["d"]  # type: ignore[attr-defined]
+        return prepared.fingerprint, rows.train.digest
+
+    before = fingerprint()
+    from dominie.data.sources import read_split
+
+    source = RunFolder(load_recipe(recipe), tmp_path / "runs").source("d")
+    held_out = read_split(dataclasses.replace(source), "validation")[0].messages[0]["content"]
+    lines = (tmp_path / "d.jsonl").read_text().splitlines()
+    changed = [x.replace('"red"', '"blue"') if f'"{held_out}"' in x else x for x in lines]
+    assert changed != lines
+    (tmp_path / "d.jsonl").write_text("\n".join(changed) + "\n")
+    after = fingerprint()
+    assert after[1] == before[1], "what is learnt is the same"
+    assert (after[0] == before[0]) == (keep == "last")

@@ -1,0 +1,196 @@
+"""Model cards: what they say, what they keep to themselves, and when they are written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from dominie.models.export import prepare_export
+from dominie.models.spec import Model
+from dominie.recipe import load_recipe
+from dominie.stages.fingerprint import model_fingerprint
+from dominie.stages.run_folder import RunFolder, write_stage
+from dominie.toyworld.toy_models import word_tokenizer
+from dominie.workflows.lineage import lineage, warnings
+from dominie.workflows.model_card import write_cards
+
+RECIPE = """
+name: shop
+models:
+  local: {path: base}
+  big: {path: org/big-teacher}
+data:
+  general: {path: org/chats}
+  domain: {path: rows.jsonl}
+train: {steps: 2, batch: 4, max_length: 64}
+stages:
+  distill:
+    {student: local, teacher: big, data: {general: 1.0}, loss: {prediction: 1.0, attention: 2.0}}
+  expert: {student: distill, data: {domain: 1.0}, loss: {next_token: 1.0}}
+  align:
+    student: distill
+    data: {domain: {share: 0.1, teacher: expert}, general: {share: 0.9, teacher: distill}}
+    loss: {prediction: 1.0}
+  merged: {merge: {models: {distill: 0.5, expert: 0.5}}}
+evaluate:
+  models: {before: distill, after: align}
+  tasks: {t: {source: domain, split: validation}}
+"""
+SCORE = {"score": 0.25, "stderr": 0.1, "n": 20, "interval": [0.1, 0.4], "metric": "exact_match"}
+RESULTS = {"before": {"t": {**SCORE, "score": 0.125}}, "after": {"t": SCORE}}
+RECORD = {
+    "status": "done",
+    "fingerprint": "f",
+    "steps": 1234,
+    "supervised_tokens": 56789,
+    "seconds": 9.0,
+    "data": {"domain": {"read": 4321, "train": 4000, "share": 0.1, "token_share": 0.2}},
+    "final": {"evaluation": {"domain": {"loss": 0.5, "divergence": 0.25, "tokens": 77}}},
+    "versions": {"dominie": "0.1.0"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A run whose stages are all done, on a base of its own licence."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
+    (tmp_path / "rows.jsonl").write_text("")
+    text = RECIPE.replace("path: rows.jsonl", "path: rows.jsonl, validation_fraction: 0.1")
+    (tmp_path / "shop.yaml").write_text(text)
+    made = RunFolder(load_recipe(tmp_path / "shop.yaml"), tmp_path / "runs")
+    for name in made.recipe.stages:
+        (made.stage(name) / "model").mkdir(parents=True)
+        (made.stage(name) / "model" / "config.json").write_text("{}")
+        write_stage(made.stage(name), {"name": name, **RECORD})
+    return made
+
+
+def card(folder: RunFolder, name: str) -> Path:
+    return folder.stage(name) / "model" / "README.md"
+
+
+def test_a_card_tells_lineage_data_losses_and_figures(folder):
+    (folder.path / "results.json").write_text(json.dumps(RESULTS))
+    assert len(write_cards(folder, scored=True)) == 4
+    loaded = ModelCard.load(card(folder, "align"))
+    told = loaded.data.to_dict()
+    assert told["license"] == "mit"
+    assert "base_model" not in told  # a folder is nothing that the hub could link to
+    assert told["datasets"] == ["org/chats"]
+    assert told["library_name"] == "transformers"
+    assert "domain-alignment-from-expert" in told["tags"]
+    (result,) = loaded.data.eval_results
+    assert (result.metric_type, result.metric_value) == ("exact_match", 0.25)
+    assert result.dataset_name == "domain validation"
+    text = loaded.text
+    assert "| t | exact_match | 25.0 (10.0 to 40.0) | 20 | 12.5 (10.0 to 40.0) |" in text
+    assert "| distill | base | general (1) | org/big-teacher | 1 prediction + 2 attention |" in text
+    assert "| align | distill | domain (0.1) | expert | 1 prediction |" in text
+    assert "| domain | 4,321 |" in text
+    assert "1,234 optimiser steps over 56,789 supervised tokens" in text
+    assert "| domain | 0.500 |  | 0.250 |  | 77 |" in text
+    assert "dominie 0.1.0" in text
+    assert "The licence of the teacher org/big-teacher could not be read" in text
+
+
+def test_nothing_of_this_machine_gets_out_and_the_recipe_is_one(folder, tmp_path):
+    write_cards(folder, scored=True)
+    for name in folder.recipe.stages:
+        assert str(tmp_path) not in card(folder, name).read_text()
+    inside = card(folder, "align").read_text().split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "again.yaml").write_text(inside)
+    again = load_recipe(tmp_path / "again.yaml")
+    assert list(again.stages) == ["distill", "expert", "align"]
+    assert again.stages["align"].teacher_on("domain") == "expert"
+
+
+def test_a_hub_student_is_the_base_model(folder, tmp_path):
+    text = (tmp_path / "shop.yaml").read_text().replace("{path: base}", "{path: org/small}")
+    (tmp_path / "shop.yaml").write_text(text)
+    hub = RunFolder(load_recipe(tmp_path / "shop.yaml"), tmp_path / "runs")
+    (hub.stage("align") / "model" / "adapter_config.json").write_text("{}")
+    write_cards(hub, scored=True)
+    relations = {}
+    for name in ("distill", "merged", "align"):
+        told = ModelCard.load(card(hub, name)).data.to_dict()
+        assert told["base_model"] == "org/small"
+        assert "license" not in told
+        relations[name] = (told["base_model_relation"], told["library_name"])
+    assert relations == {
+        "distill": ("finetune", "transformers"),
+        "merged": ("merge", "transformers"),
+        "align": ("adapter", "peft"),
+    }
+    assert "The licence of org/small" in card(hub, "align").read_text()
+
+
+def test_figures_come_when_models_are_scored_and_never_of_an_earlier_model(folder):
+    (folder.path / "results.json").write_text(json.dumps(RESULTS))
+    assert len(write_cards(folder, scored=False)) == 4
+    assert "not been evaluated" in card(folder, "align").read_text()
+    assert write_cards(folder, scored=False) == []
+    write_cards(folder, scored=True)
+    assert "25.0 (10.0 to 40.0)" in card(folder, "align").read_text()
+    assert "not been evaluated" in card(folder, "expert").read_text()
+
+
+def test_a_card_that_was_taken_over_stays_and_a_form_is_filled_in(folder):
+    card(folder, "align").write_text("mine")
+    card(folder, "expert").write_text("# peft\n[More Information Needed]\n")
+    write_stage(folder.stage("distill"), {**RECORD, "status": "running"})
+    written = write_cards(folder, scored=True)
+    assert written == [card(folder, "expert"), card(folder, "merged")]
+    assert card(folder, "align").read_text() == "mine"
+
+
+def test_warnings_where_licences_restrict():
+    assert warnings("mit", {"a": "apache-2.0", "b": "MIT"}, "s") == []
+    told = warnings(None, {"a": "llama3.1", "b": None}, "s")
+    assert ["licence of s" in told[0], "`llama3.1`" in told[1], "b could not" in told[2]] == [
+        True,
+        True,
+        True,
+    ]
+
+
+def test_a_merge_begins_as_what_its_models_began_as(folder):
+    found = lineage(folder.recipe, "merged")
+    assert found.stages == ("distill", "expert", "merged")
+    assert (found.students, found.teachers) == (("local",), ("big",))
+
+
+def test_a_card_changes_no_fingerprint(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    before = model_fingerprint(Model(path=str(tmp_path)))
+    (tmp_path / "README.md").write_text("a card")
+    assert model_fingerprint(Model(path=str(tmp_path))) == before
+    (tmp_path / "config.json").write_text("{ }")
+    assert model_fingerprint(Model(path=str(tmp_path))) != before
+
+
+def test_a_model_stops_where_its_template_ends_an_answer(tmp_path):
+    tokenizer = word_tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    for config, settings, expected in (
+        ({"use_cache": False, "eos_token_id": 7}, {}, [7, end]),
+        ({}, {"eos_token_id": [8, 9], "temperature": 0.5}, [8, 9, end]),
+        ({}, {"eos_token_id": end}, end),
+        (None, None, end),  # an adapter
+    ):
+        for name, value in (("config.json", config), ("generation_config.json", settings)):
+            (tmp_path / name).unlink(missing_ok=True)
+            if value:
+                (tmp_path / name).write_text(json.dumps(value))
+        prepare_export(tmp_path, tokenizer)
+        made = json.loads((tmp_path / "generation_config.json").read_text())
+        assert made["eos_token_id"] == expected
+        assert made["pad_token_id"] == tokenizer.pad_token_id
+        assert made.get("temperature") == (settings or {}).get("temperature")
+        if config:
+            assert json.loads((tmp_path / "config.json").read_text())["use_cache"] is True
