@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
+from dominie.core.json_values import finite, mapping, numbers, numbers_by_name, sequence, text
 from dominie.core.run_records import (
     JUDGED,
     Difference,
@@ -76,49 +77,6 @@ def place(path: Path) -> str:
     if "evaluation" in parts:
         return "/".join(parts[parts.index("evaluation") :])
     return path.name if path.name == "results.json" else "/".join(parts[-2:])
-
-
-def mapping(value: object) -> dict[str, Any]:
-    """The value where it is an object, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def sequence(value: object) -> list[Any]:
-    """The value where it is a list, else an empty one."""
-    return value if isinstance(value, list) else []
-
-
-def text(value: object) -> str | None:
-    """The value where it is a string."""
-    return value if isinstance(value, str) else None
-
-
-def number(value: object) -> float | None:
-    """The value where it is a number (no boolean), with NaN for one that is not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        converted = float(value)
-    except OverflowError:
-        return math.nan
-    return converted if math.isfinite(converted) else math.nan
-
-
-def finite(value: object) -> float | None:
-    """The value where it is a finite number."""
-    converted = number(value)
-    return None if converted is None or math.isnan(converted) else converted
-
-
-def numbers(value: object) -> dict[str, float]:
-    """The entries of an object that are numbers."""
-    pairs = ((key, number(entry)) for key, entry in mapping(value).items())
-    return {key: converted for key, converted in pairs if converted is not None}
-
-
-def numbers_by_name(value: object) -> dict[str, dict[str, float]]:
-    """The objects inside an object, each with its numbers."""
-    return {name: numbers(entry) for name, entry in mapping(value).items()}
 
 
 _SCORE_KEYS = {"score", "stderr", "n", "metric", "groups"}

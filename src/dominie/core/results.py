@@ -1,0 +1,211 @@
+"""The result of a model on a task, its confidence interval, and whether a difference is noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dominie.core.json_values import finite, mapping, numbers, sequence, text
+
+RATED = "mt_bench"
+"""The metric of ratings from 1 to 10, kept as tenths."""
+JUDGED = (RATED, "alpaca_eval")
+"""Metrics that a judge decides."""
+
+NORMAL_95 = 1.959964
+"""Half-width, in standard errors, of a 95 % interval of the normal distribution."""
+
+_OWN_KEYS = {"score", "stderr", "n", "metric", "groups"}
+_JUDGED_EXTRAS = {"length_controlled_win_rate"}  # of a judge's many figures, those for a table
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its confidence interval.
+
+    Attributes:
+        estimate: of all items: a score from 0 to 1, or a difference of two.
+        low: lower end of the confidence interval.
+        high: its upper end.
+        stderr: standard error of the estimate, None if not known.
+        n: independent clusters it rests on, None if not known.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    stderr: float | None = None
+    n: int | None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The lower and the upper end."""
+        return self.low, self.high
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the interval of a difference contains 0, so that neither side is better."""
+        return self.low <= 0.0 <= self.high
+
+    def overlaps(self, other: Interval) -> bool:
+        """Return whether the two intervals share a point."""
+        return self.low <= other.high and other.low <= self.high
+
+    def __neg__(self) -> Interval:
+        """Return the interval of the difference taken the other way round."""
+        return Interval(-self.estimate, -self.high, -self.low, self.stderr, self.n)
+
+    @classmethod
+    def from_ends(cls, estimate: object, ends: object) -> Interval | None:
+        """Return an interval read from JSON; None unless all are finite numbers in order."""
+        value, found = finite(estimate), [finite(end) for end in sequence(ends)]
+        if value is None or len(found) != 2 or found[0] is None or found[1] is None:
+            return None
+        return cls(value, found[0], found[1]) if found[0] <= found[1] else None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The result of one model on one task, or on one group of its rows.
+
+    Attributes:
+        score: from 0 to 1.
+        stderr: its standard error, None if not known.
+        n: items it was measured on, None if not known.
+        metric: what was measured, by its name in the recipe.
+        by: the same by group of rows.
+        extras: further figures of the task: `kl` and `loss` in nats per token, `invalid` a rate.
+        interval: the 95 % confidence interval as measured, None if not known.
+        measure: what was measured, in words for the head of a table.
+        controls: of a judged benchmark, what answers of no worth score with the same judge.
+        warnings: what a person should know before believing it.
+    """
+
+    score: float
+    stderr: float | None = None
+    n: int | None = None
+    metric: str = ""
+    by: Mapping[str, TaskResult] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    interval: Interval | None = None
+    measure: str = ""
+    controls: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_interval(cls, found: Interval, n: int | None = None, **more: Any) -> TaskResult:
+        """Return the result of an estimate.
+
+        Args:
+            found: the score with its interval.
+            n: items it was measured on; None is the interval's own number.
+            **more: further attributes.
+        """
+        n = found.n if n is None else n
+        return cls(found.estimate, found.stderr, n, interval=found, **more)
+
+    @classmethod
+    def from_dict(cls, record: object) -> TaskResult | None:
+        """Return a result read from `results.json`, whoever wrote it; None without a finite score.
+
+        What is of another type than expected is left out. Of the extras finite numbers are kept,
+        and of a judged benchmark's only those that a table shows; of controls their scores.
+        """
+        given = mapping(record)
+        score, stderr, n = (finite(given.get(key)) for key in ("score", "stderr", "n"))
+        if score is None:
+            return None
+        metric = text(given.get("metric")) or ""
+        by = {name: cls.from_dict(group) for name, group in mapping(given.get("groups")).items()}
+        controls = {
+            name: finite(found["score"] if isinstance(found, dict) and "score" in found else found)
+            for name, found in mapping(given.get("controls")).items()
+        }
+        return cls(
+            score,
+            None if stderr is None else abs(stderr),
+            None if n is None else int(n),
+            metric,
+            by={name: group for name, group in by.items() if group is not None},
+            extras={
+                key: value
+                for key, value in numbers(given).items()
+                if (key in _JUDGED_EXTRAS if metric in JUDGED else key not in _OWN_KEYS)
+                and math.isfinite(value)
+            },
+            interval=Interval.from_ends(score, given.get("interval")),
+            measure=text(given.get("measure")) or "",
+            controls={name: value for name, value in controls.items() if value is not None},
+            warnings=tuple(w for w in sequence(given.get("warnings")) if isinstance(w, str)),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as `results.json` holds it; what is not known is left out."""
+        known = {
+            "score": self.score,
+            "stderr": self.stderr,
+            "n": self.n,
+            "interval": None if self.interval is None else list(self.interval.ends),
+        }
+        record: dict[str, Any] = {key: value for key, value in known.items() if value is not None}
+        record |= self.extras
+        more = {
+            "groups": {name: group.as_dict() for name, group in self.by.items()},
+            "metric": self.metric,
+            "measure": self.measure,
+            "controls": dict(self.controls),
+            "warnings": list(self.warnings),
+        }
+        return record | {key: value for key, value in more.items() if value}
+
+    @property
+    def invalid(self) -> float:
+        """The rate of outputs of another form than the one asked for, 0 if that cannot be."""
+        return float(self.extras.get("invalid", 0.0))
+
+    @property
+    def interval95(self) -> Interval | None:
+        """The 95 % interval: as measured, else that of the normal distribution.
+
+        With no failure (or no success) among n rows the normal interval has no width, which claims
+        too much; the rule of three, 3/n, takes its place.
+        """
+        if self.interval is not None:
+            return self.interval
+        score = self.score
+        if self.n and not self.stderr and score in (0.0, 1.0):
+            unseen = min(1.0, 3.0 / self.n)
+            return Interval(score, *((0.0, unseen) if score == 0 else (1.0 - unseen, 1.0)))
+        if self.stderr is None:
+            return None
+        half = NORMAL_95 * self.stderr
+        return Interval(score, score - half, score + half, self.stderr)
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The ends of `interval95`."""
+        found = self.interval95
+        return None if found is None else found.ends
+
+
+def within_noise(
+    one: TaskResult, other: TaskResult, difference: Interval | None = None
+) -> bool | None:
+    """Return whether the difference between two results cannot be believed.
+
+    Args:
+        one: of a model on a task.
+        other: of another model on the same task.
+        difference: of their scores on the same questions (`paired_differences`), if known. It
+            decides; else whether the 95 % intervals overlap, which errs on the side of claiming
+            too little.
+
+    Returns:
+        None if neither is known.
+    """
+    if difference is not None:
+        return difference.within_noise
+    mine, theirs = one.interval95, other.interval95
+    return None if mine is None or theirs is None else mine.overlaps(theirs)
