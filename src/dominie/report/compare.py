@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
-from dominie.core.run_reader import finite, mapping, read_object, read_run
+from dominie.core.json_values import finite, mapping
+from dominie.core.run_reader import read_object, read_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
