@@ -18,8 +18,8 @@ def main(engine: str, recipe: str, runs: str, *overrides: str) -> None:
     from rich.console import Console
 
     from dominie.core.display import Display
+    from dominie.core.distributed import is_main_process
     from dominie.core.launch import accelerate_environment
-    from dominie.core.ranks import is_first
     from dominie.recipe import load_recipe
     from dominie.workflows.pipeline import run_recipe
 
@@ -32,7 +32,7 @@ def main(engine: str, recipe: str, runs: str, *overrides: str) -> None:
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         found = ("gloo", DistributedType.MULTI_XPU)
         PartialState._prepare_backend = lambda *_, **__: found
-    display = Display(Console(quiet=not is_first()))
+    display = Display(Console(quiet=not is_main_process()))
     run_recipe(load_recipe(Path(recipe), overrides), Path(runs), display)
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from dominie.core.errors import InputError
-from dominie.core.io import held_alone
+from dominie.core.io import exclusive_lock
 
 
 def own() -> dict[str, object]:
@@ -39,14 +39,14 @@ def no_locks(monkeypatch):
 
 def test_the_owner_is_named_and_signs_off(tmp_path):
     lock = tmp_path / ".lock"
-    with held_alone(lock):
-        with pytest.raises(InputError) as refused, held_alone(lock):
+    with exclusive_lock(lock):
+        with pytest.raises(InputError) as refused, exclusive_lock(lock):
             pass
         said = str(refused.value)
         assert f"process {os.getpid()} on {socket.gethostname()}, for 0 s" in said
         assert "another dominie is at work" in said
     assert lock.read_text() == ""
-    with held_alone(lock):
+    with exclusive_lock(lock):
         pass
 
 
@@ -54,7 +54,7 @@ def test_what_a_killed_process_left_is_taken_over(tmp_path):
     lock = tmp_path / ".lock"
     mine = own()
     lock.write_text(json.dumps(mine))
-    with held_alone(lock):  # signed by a process that lives, and held by none
+    with exclusive_lock(lock):  # signed by a process that lives, and held by none
         assert json.loads(lock.read_text())["since"] > mine["since"]
 
 
@@ -71,10 +71,10 @@ def test_without_locks_the_owner_counts_while_it_lives(no_locks, tmp_path, chang
     lock = tmp_path / ".lock"
     lock.write_text(json.dumps(own() | changed))
     if not taken:
-        with held_alone(lock):
+        with exclusive_lock(lock):
             pass
         return
-    with pytest.raises(InputError) as refused, held_alone(lock):
+    with pytest.raises(InputError) as refused, exclusive_lock(lock):
         pass
     assert "for 120 min" in str(refused.value) or "for 2.0 h" in str(refused.value)
     assert f"remove {lock}" in str(refused.value)
@@ -83,15 +83,15 @@ def test_without_locks_the_owner_counts_while_it_lives(no_locks, tmp_path, chang
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1}'])
 def test_an_owner_that_cannot_be_read_owns_nothing(no_locks, tmp_path, text):
     (tmp_path / ".lock").write_text(text)
-    with held_alone(tmp_path / ".lock"):
+    with exclusive_lock(tmp_path / ".lock"):
         pass
 
 
 def test_children_do_not_inherit_it(tmp_path):
-    with held_alone(tmp_path / ".lock"):
+    with exclusive_lock(tmp_path / ".lock"):
         child = subprocess.Popen(["sleep", "30"])
     try:
-        with held_alone(tmp_path / ".lock"):
+        with exclusive_lock(tmp_path / ".lock"):
             pass
     finally:
         child.kill()

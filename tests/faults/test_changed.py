@@ -100,13 +100,15 @@ def test_what_changes_no_result_goes_on(nursery, state, undisturbed, tmp_path):
 
 
 def test_other_ranks_and_versions_are_told(nursery, state, undisturbed, tmp_path):
-    from dominie.core.io import read_sealed, write_sealed
+    from dominie.core.io import read_checksummed, write_checksummed
 
     work = copied(state("training"), tmp_path / "work")
     file = work / "runs" / "tiny" / "second" / "stage.json"
-    record = read_sealed(file)
+    record = read_checksummed(file)
     assert json.loads(file.read_text())["checksum"]
-    write_sealed(file, record | {"ranks": 2, "versions": {**record["versions"], "torch": "2.0"}})
+    write_checksummed(
+        file, record | {"ranks": 2, "versions": {**record["versions"], "torch": "2.0"}}
+    )
     ended = nursery.run(work)
     assert "goes on with ranks 1 (begun with 2), torch " in ended.said
     assert not wrong(ended, work / "runs" / "tiny", undisturbed.outcome)

@@ -21,8 +21,8 @@ from dominie.cli.app import (
 )
 from dominie.cli.help import examples
 from dominie.cli.output import conclude, only_json, shown_on
+from dominie.core.distributed import is_main_process, world_size
 from dominie.core.launch import ENGINES, launch, without_options
-from dominie.core.ranks import is_first, ranks
 
 PANEL = "Before anything is spent"
 
@@ -190,7 +190,7 @@ def run(
     What is done already is skipped, what was cut off goes on from its last checkpoint. A changed
     recipe runs only the stages that depend on the change.
     """
-    if nproc > 1 and ranks() == 1:
+    if nproc > 1 and world_size() == 1:
         arguments = without_options(sys.argv[1:], "--nproc", "--engine")
         raise typer.Exit(launch(arguments, nproc, engine=engine))
     display = shown_on(as_json)
@@ -201,7 +201,7 @@ def run(
         loaded = load_recipe(recipe, overrides or ())
         if only:
             loaded = only_models(loaded, only.split(","))
-        speaks = is_first()
+        speaks = is_main_process()
         folder = run_recipe(loaded, runs, display, reuse=reuse)
     if speaks:
         conclude(folder, display, as_json, stages=loaded.stages)

@@ -12,9 +12,9 @@ from typing import NoReturn
 
 from dominie.cli.app import app
 from dominie.cli.completion import whole_words
+from dominie.core.distributed import EXIT_PEER_LOST, claim_error_message, is_peer_loss, world_size
 from dominie.core.errors import DominieError
 from dominie.core.launch import end_with_launcher
-from dominie.core.ranks import EXIT_PEER_LOST, is_loss_of_another, ranks, speaks_for_all
 
 
 class _Stopped(BaseException):
@@ -44,7 +44,7 @@ def main() -> None:
         name = signal.Signals(stopped.signum).name
         _fail(f"interrupted by {name}; what was done is kept", 128 + stopped.signum, debug)
     except DominieError as error:
-        if is_loss_of_another(error):
+        if is_peer_loss(error):
             _end_with_another(debug)
         _fail(str(error), error.exit_status, debug)
     except BrokenPipeError:  # whoever read our output has gone
@@ -55,7 +55,7 @@ def main() -> None:
             show()
             _hint_at_override(error)
             sys.exit(2)
-        if is_loss_of_another(error):
+        if is_peer_loss(error):
             _end_with_another(debug)
         _fail(_unforeseen(error), 1, debug)
     sys.exit(status if isinstance(status, int) else 0)
@@ -91,7 +91,7 @@ def _hint_at_override(error: Exception) -> None:
 def _fail(message: str, status: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    if speaks_for_all():
+    if claim_error_message():
         print(f"error: {message}", file=sys.stderr)
     _exit(status)
 
@@ -105,7 +105,7 @@ def _end_with_another(debug: bool) -> NoReturn:
 
 def _exit(status: int) -> NoReturn:
     """End, at once where there are others: a collective that is under way holds the exit up."""
-    if ranks() > 1:
+    if world_size() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

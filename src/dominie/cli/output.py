@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dominie.core.ranks import is_first
+from dominie.core.distributed import is_main_process
 
 if TYPE_CHECKING:
     from dominie.core.display import Display
@@ -47,7 +47,9 @@ def shown_on(as_json: bool) -> Display:
 
     with only_json(as_json):
         _quiet_libraries()
-    return Display(Console(stderr=as_json, highlight=False, soft_wrap=True, quiet=not is_first()))
+    return Display(
+        Console(stderr=as_json, highlight=False, soft_wrap=True, quiet=not is_main_process())
+    )
 
 
 def _quiet_libraries() -> None:
@@ -67,7 +69,7 @@ def _quiet_libraries() -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    if not is_first():
+    if not is_main_process():
         logging.getLogger("dominie").setLevel(logging.ERROR)  # what the first process says, too
     transformers.logging.disable_progress_bar()
 

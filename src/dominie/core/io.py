@@ -1,4 +1,4 @@
-"""Files written whole or not at all, hashed, and held by one process at a time."""
+"""Atomic writes, checksums, manifests of folders, and lock files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import psutil
 from dominie.core.errors import InputError
 
 
-def sync(path: Path) -> None:
-    """Wait until a file's content, or the names in a folder, are on the disk."""
+def fsync(path: Path) -> None:
+    """Flush a file's content, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -28,11 +28,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Replace a file in one step: no interruption, and no power cut, leaves half of it."""
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file's text atomically: after a crash it is the old or the new text."""
     scratch = path.with_name(f".{path.name}")
     scratch.write_text(text, encoding="utf-8")
-    sync(scratch)
+    fsync(scratch)
     scratch.replace(path)
 
 
@@ -40,21 +40,21 @@ _CHECKSUM = "checksum"
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = 1) -> None:
-    """Replace a file in one step: no interruption leaves half of it."""
-    replace_text(path, json.dumps(value, indent=indent))
+    """Write a JSON object with `write_atomic`."""
+    write_atomic(path, json.dumps(value, indent=indent))
 
 
-def write_sealed(path: Path, value: Mapping[str, Any], *, indent: int | None = 1) -> None:
-    """`write_json` with a checksum of the rest as the last key."""
+def write_checksummed(path: Path, value: Mapping[str, Any], *, indent: int | None = 1) -> None:
+    """Write a JSON object whose last key is a checksum of the others."""
     write_json(path, {**value, _CHECKSUM: _checksum(value)}, indent=indent)
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote, without the checksum. A file from before there was one is taken.
+def read_checksummed(path: Path) -> dict[str, Any]:
+    """Read what `write_checksummed` wrote, without the checksum; older files have none.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no JSON object, or not as it was written.
+        ValueError: it is no JSON object, or its checksum differs.
     """
     value: Any = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
@@ -67,35 +67,35 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def _checksum(value: Mapping[str, Any]) -> str:
     rest = json.loads(json.dumps({k: item for k, item in value.items() if k != _CHECKSUM}))
-    text = json.dumps(rest, sort_keys=True)  # as they are when they have been read
+    text = json.dumps(rest, sort_keys=True)  # of the values as JSON reads them back
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def described(folder: Path, files: Iterable[Path] | None = None) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of files by their path in a folder; of all in it unless some are named."""
+def file_manifest(folder: Path, files: Iterable[Path] | None = None) -> dict[str, dict[str, Any]]:
+    """Return `{path: {size, sha256}}` of the files of a folder, or of those given."""
     paths = sorted(folder.rglob("*") if files is None else files)
     found = [path for path in paths if path.is_file()]
-    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
-        hashes = list(pool.map(sha256_of, found))
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        hashes = list(pool.map(file_sha256, found))
     return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256}
         for path, sha256 in zip(found, hashes, strict=True)
     }
 
 
-def fault_in(folder: Path, files: Mapping[str, Any], *, hashes: bool = True) -> str | None:
-    """What is wrong with a folder: a file missing, of another size or other content.
+def manifest_error(folder: Path, files: Mapping[str, Any], *, hashes: bool = True) -> str | None:
+    """Compare a folder with its manifest, and describe the first file that differs.
 
     Args:
-        folder: that was described.
-        files: as `described` gives them.
-        hashes: whether contents are read, too.
+        folder: what the manifest's paths are relative to.
+        files: the manifest, as `file_manifest` returns it.
+        hashes: read and hash the contents, too; else existence and size are compared.
 
     Returns:
-        A phrase that names the file; None where all are as they were written.
+        A phrase that names the file; None if none differs.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: `files` is no description.
+        ValueError, KeyError, TypeError, AttributeError: `files` is no manifest.
     """
     for name, each in files.items():
         if not is_inside(name):
@@ -109,7 +109,7 @@ def fault_in(folder: Path, files: Mapping[str, Any], *, hashes: bool = True) -> 
     if not hashes:
         return None
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda name: sha256_of(folder / name), files)
+        found = pool.map(lambda name: file_sha256(folder / name), files)
         for (name, each), sha256 in zip(files.items(), found, strict=True):
             if sha256 != each["sha256"]:
                 return f"{name} is not as it was written"
@@ -117,19 +117,19 @@ def fault_in(folder: Path, files: Mapping[str, Any], *, hashes: bool = True) -> 
 
 
 def is_inside(name: str) -> bool:
-    """Whether a name that a file gives stays within the folder it is looked up in."""
+    """Return whether a relative path, read from a file, stays within its folder."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
-def held_alone(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path) -> Iterator[None]:
     """Within, no other process holds the lock at `path`.
 
     The system's lock ends with its process, however that ends. On a file system without locks the

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from dominie.core.distributed import ERROR_SHOWN, EXIT_PEER_LOST
 from dominie.core.errors import InputError
 from dominie.core.hardware import cores
-from dominie.core.ranks import ERROR_SHOWN, EXIT_PEER_LOST
 
 ENGINES = ("ddp", "fsdp2", "zero3")
 

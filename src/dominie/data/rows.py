@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError, RunError
-from dominie.core.io import described, fault_in, read_sealed, write_sealed
+from dominie.core.io import file_manifest, manifest_error, read_checksummed, write_checksummed
 from dominie.data.conversations import read_conversations
 from dominie.data.sources import (
     DIGEST_BYTES,
@@ -151,7 +151,7 @@ def prepare(
 
 
 def _opened(folder: Path) -> PreparedSource:
-    record = read_sealed(folder / "prepared.json")
+    record = read_checksummed(folder / "prepared.json")
     rows = {split: Rows(folder / f"{split}.arrow", record["digests"][split]) for split in SPLITS}
     return PreparedSource(**rows, summary=Summary(**record["summary"]))
 
@@ -161,7 +161,7 @@ def _is_intact(folder: Path) -> bool:
     if not folder.exists():
         return False
     try:
-        whole = fault_in(folder, read_sealed(folder / "prepared.json")["files"]) is None
+        whole = manifest_error(folder, read_checksummed(folder / "prepared.json")["files"]) is None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
@@ -207,7 +207,7 @@ def _make(
         if not writers["train"].rows and source.held_out_fraction < 1:
             raise _nothing_left(source, summary, max_length)
         record = {"summary": dataclasses.asdict(summary), "digests": digests}
-        write_sealed(made / "prepared.json", record | {"files": described(made)})
+        write_checksummed(made / "prepared.json", record | {"files": file_manifest(made)})
         _appear(made, folder)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from dominie.core.errors import InputError, RunError
-from dominie.core.io import sync
+from dominie.core.io import fsync
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -252,7 +252,7 @@ class _OpenShard:
         os.fsync(self._file.fileno())
         self.path.rename(self.path.with_name(_name(self.path)))
         self._file.close()
-        sync(self.path.parent)
+        fsync(self.path.parent)
 
 
 def take_over(

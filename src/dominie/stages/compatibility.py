@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dominie.core.distributed import world_size
 from dominie.core.errors import InputError
-from dominie.core.ranks import ranks
 from dominie.data.conversations import Conversation
 from dominie.data.sources import read_split
 from dominie.evaluation.likelihood import candidates
@@ -133,8 +133,8 @@ def check_fit(folder: RunFolder, prepared: PreparedTraining) -> None:
             do=f"set data.{stage.active[0]}.validation_fraction",
         )
     # Transformers looks through them now, rather than when the stages before have been trained.
-    training_arguments(stage.train, folder.stage(prepared.name), steps=1, ranks=ranks())
-    stage.train.micro_batches_ahead(ranks())
+    training_arguments(stage.train, folder.stage(prepared.name), steps=1, ranks=world_size())
+    stage.train.micro_batches_ahead(world_size())
     configs = {model: load_config(folder.model(folder.root(model))) for model in stage.models}
     highest = max(
         max(s.train.highest_id, s.validation.highest_id) for s in prepared.sources.values()

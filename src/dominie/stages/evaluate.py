@@ -13,7 +13,14 @@ import torch
 
 from dominie.core.display import Display
 from dominie.core.errors import InputError
-from dominie.core.io import described, fault_in, read_sealed, replace_text, write_json, write_sealed
+from dominie.core.io import (
+    file_manifest,
+    manifest_error,
+    read_checksummed,
+    write_atomic,
+    write_checksummed,
+    write_json,
+)
 from dominie.data.conversations import Conversation
 from dominie.data.sources import conversation_digest, read_split
 from dominie.evaluation.generative_task import graded, outputs_of
@@ -124,11 +131,11 @@ class Evaluator:
                 result = {**score.as_dict(), "metric": task.metric, "measure": task.measure}
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 lines = "".join(json.dumps(sample) + "\n" for sample in score.samples)
-                replace_text(kept.with_suffix(".jsonl"), lines)
+                write_atomic(kept.with_suffix(".jsonl"), lines)
                 items = score.items and score.items.as_dict()
                 record = {"fingerprint": fingerprint, "result": result, "items": items}
-                record["samples"] = described(kept.parent, [kept.with_suffix(".jsonl")])
-                write_sealed(kept, record, indent=None)
+                record["samples"] = file_manifest(kept.parent, [kept.with_suffix(".jsonl")])
+                write_checksummed(kept, record, indent=None)
                 fresh.append(task_name)
             scores[task_name] = result
         told = ", ".join(f"{task} {_told(scores[task])}" for task in scores)
@@ -236,7 +243,7 @@ def _told(result: Mapping[str, Any]) -> str:
 def _kept_items(path: Path) -> Items | None:
     """What a kept score was computed from, None where it did not say."""
     try:
-        return Items(**read_sealed(path)["items"])
+        return Items(**read_checksummed(path)["items"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -244,8 +251,8 @@ def _kept_items(path: Path) -> Items | None:
 def _kept_result(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """What was scored before and still holds; None where nothing does, or it cannot be read."""
     try:
-        kept = read_sealed(path)
-        whole = fault_in(path.parent, kept.get("samples", {})) is None
+        kept = read_checksummed(path)
+        whole = manifest_error(path.parent, kept.get("samples", {})) is None
         if whole and kept["fingerprint"] == fingerprint and 0 <= kept["result"]["score"] <= 1:
             result: dict[str, Any] = kept["result"]
             return result

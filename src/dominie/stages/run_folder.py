@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.display import Display
+from dominie.core.distributed import is_main_process
 from dominie.core.errors import InputError
-from dominie.core.io import fault_in, held_alone, read_sealed, write_sealed
-from dominie.core.ranks import is_first
+from dominie.core.io import exclusive_lock, manifest_error, read_checksummed, write_checksummed
 from dominie.data.sources import Source
 from dominie.data.tokenization import tokenizer_fingerprint
 from dominie.models.loading import load_tokenizer
@@ -42,8 +42,8 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                if is_first():  # the ranks of one run share its folder
-                    stack.enter_context(held_alone(self.path / ".lock"))
+                if is_main_process():  # the ranks of one run share its folder
+                    stack.enter_context(exclusive_lock(self.path / ".lock"))
             except OSError as error:
                 raise InputError(
                     "the run's folder cannot be written",
@@ -127,7 +127,7 @@ def read_stage(path: Path) -> dict[str, Any]:
     """
     file = path / "stage.json"
     try:
-        record = read_sealed(file)
+        record = read_checksummed(file)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -146,7 +146,7 @@ def read_stage(path: Path) -> dict[str, Any]:
 
 def write_stage(path: Path, record: Mapping[str, Any]) -> None:
     """Replace `stage.json` in one step."""
-    write_sealed(path / "stage.json", record)
+    write_checksummed(path / "stage.json", record)
 
 
 def check_whole(path: Path, record: Mapping[str, Any], display: Display) -> None:
@@ -157,14 +157,14 @@ def check_whole(path: Path, record: Mapping[str, Any], display: Display) -> None
     """
     files = dict(record.get("files", {}))
     metrics = {name: files.pop(name) for name in ("metrics.jsonl",) if name in files}
-    if (found := fault_in(path, files)) is not None:
+    if (found := manifest_error(path, files)) is not None:
         raise InputError(
             "the model of a finished stage is damaged",
             where=str(path),
             found=found,
             do=f"put back a copy of the file; or move {path} away, and the stage is trained anew",
         )
-    if (found := fault_in(path, metrics)) is not None:
+    if (found := manifest_error(path, metrics)) is not None:
         display.line(f"{path}/{found}; the report shows what can be read of it")
 
 

@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.display import Display
+from dominie.core.distributed import (
+    broadcast_from_main,
+    init_distributed,
+    is_main_process,
+    main_process_first,
+    world_size,
+)
 from dominie.core.errors import InputError
 from dominie.core.hardware import use_free_cores
-from dominie.core.io import described, replace_text
-from dominie.core.ranks import decided_by_first, first_before_others, is_first, join, ranks
+from dominie.core.io import file_manifest, write_atomic
 from dominie.models.spec import is_model
 from dominie.recipe import MergeStage, Stage, dump_recipe
 from dominie.stages.fingerprint import changes, moved
@@ -95,14 +101,14 @@ def run_stages(folder: RunFolder, display: Display, *, reuse: bool = False) -> d
     Returns:
         The fingerprint of every stage.
     """
-    if ranks() > 1:
-        join(cpu=bool(folder.recipe.train.arguments.get("use_cpu")))
-    with first_before_others():
+    if world_size() > 1:
+        init_distributed(cpu=bool(folder.recipe.train.arguments.get("use_cpu")))
+    with main_process_first():
         prepared = prepare_stages(folder, display)
-        if is_first():
-            replace_text(folder.path / "recipe.yaml", dump_recipe(folder.recipe))
-    decided_by_first(lambda: _check_begun(folder, prepared))  # before any other is trained
-    reuse = reuse and ranks() == 1  # they would wait for each other
+        if is_main_process():
+            write_atomic(folder.path / "recipe.yaml", dump_recipe(folder.recipe))
+    broadcast_from_main(lambda: _check_begun(folder, prepared))  # before any other is trained
+    reuse = reuse and world_size() == 1  # they would wait for each other
     for stage in prepared:
         if not reuse:
             run_stage(folder, stage, display)
@@ -116,7 +122,7 @@ def run_stages(folder: RunFolder, display: Display, *, reuse: bool = False) -> d
 def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
     """Make a stage's model, or say why it need not be."""
     name, path = prepared.name, folder.stage(prepared.name)
-    earlier = decided_by_first(lambda: _to_go_on_from(folder, prepared, display))
+    earlier = broadcast_from_main(lambda: _to_go_on_from(folder, prepared, display))
     if earlier is None:
         return
     record: dict[str, Any] = {
@@ -132,9 +138,9 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
         threads = use_free_cores(earlier.get("threads"))
         record |= _train(folder, prepared, record | {"threads": threads}, display)
     else:
-        record |= decided_by_first(lambda: _make(folder, prepared, record))
+        record |= broadcast_from_main(lambda: _make(folder, prepared, record))
     record |= {"status": "done"}
-    if is_first():
+    if is_main_process():
         write_stage(path, record | {"files": _written(path)})
         _drop_checkpoints(path)  # not before the stage is known to be done: they are all there is
     display.done(name, _told(record))
@@ -196,13 +202,13 @@ def _changed(record: Mapping[str, Any], prepared: Prepared) -> list[str]:
 
 def _surroundings() -> dict[str, Any]:
     """What a stage is run by and does not depend on."""
-    return {"ranks": ranks(), "versions": _versions()}
+    return {"ranks": world_size(), "versions": _versions()}
 
 
 def _written(path: Path) -> dict[str, dict[str, Any]]:
     """What a finished stage consists of; its model's card is rewritten, and edited by people."""
     parts = [part for part in (path / "model").rglob("*") if part.name != "README.md"]
-    return described(path, [*parts, path / "metrics.jsonl"])
+    return file_manifest(path, [*parts, path / "metrics.jsonl"])
 
 
 def _drop_checkpoints(path: Path) -> None:
@@ -247,7 +253,7 @@ def _train(
     stage, path = prepared.stage, folder.stage(prepared.name)
     lessons = prepared.lessons
     record["teachers"] = {source: stage.teacher_on(source) for source in stage.active}
-    if is_first():
+    if is_main_process():
         write_stage(path, record | {"data": {}})
     live = {lesson.teacher for lesson in lessons if lesson.cache is None}
     teachers = {name: folder.teacher(name) for name in stage.models if name in live}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.display import Advance, Display
+from dominie.core.distributed import init_distributed
 from dominie.core.errors import RunError
-from dominie.core.ranks import join
 from dominie.data.shards import ShardWriter, take_over
 from dominie.data.tokenization import tokenizer_fingerprint
 from dominie.models.loading import load_config
@@ -167,7 +167,7 @@ def _filled(
 ) -> Cache:
     from dominie.teachers import cache as caches
 
-    state = join(cpu=bool(prepared.stage.train.arguments.get("use_cpu")))
+    state = init_distributed(cpu=bool(prepared.stage.train.arguments.get("use_cpu")))
     identity = identity_of(folder, prepared, plan)
     path = cache_folder(folder, plan, identity)
     model: Any = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from dominie.core.ranks import in_turn
+from dominie.core.distributed import one_process_at_a_time
 from dominie.data.batch import Batch
 from dominie.losses.targets import Part, Signal
 from dominie.models.adapters import Mind
@@ -106,7 +106,7 @@ def load_teacher(
             tokens cannot be mapped.
     """
     alone = mesh is None or spec.held != "sharded"
-    with contextlib.nullcontext() if alone else in_turn():  # each loads it whole
+    with contextlib.nullcontext() if alone else one_process_at_a_time():  # each loads it whole
         model = load_frozen(spec, device=device, mesh=mesh)
     check_head(model, where=spec.path)
     if spec.map_tokens:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
 from dominie.core.errors import InputError
-from dominie.core.io import described, fault_in, read_sealed, write_sealed
+from dominie.core.io import file_manifest, manifest_error, read_checksummed, write_checksummed
 from dominie.toyworld.families import DOMAIN, GENERAL
 from dominie.toyworld.toy_models import LAYERS, MODELS, WIDTH, save_model
 
@@ -204,7 +204,7 @@ def materialise(name: str, folder: Path, *, seed: int = 0) -> Path:
             save_model(request.thing, made, seed, **request.size)
         files = sorted(made.rglob("*")) if made.is_dir() else [made]
         sealed = Path(scratch) / manifest.name
-        write_sealed(sealed, {"files": described(made.parent, files)})
+        write_checksummed(sealed, {"files": file_manifest(made.parent, files)})
         sealed.replace(manifest)  # of whoever makes it: the bytes are the same
         try:
             made.replace(target)
@@ -220,7 +220,7 @@ def _is_whole(manifest: Path) -> bool:
     if not manifest.exists():
         return True
     try:
-        return fault_in(manifest.parent, read_sealed(manifest)["files"]) is None
+        return manifest_error(manifest.parent, read_checksummed(manifest)["files"]) is None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

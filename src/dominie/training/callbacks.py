@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from dominie.core.distributed import all_reduce_max
 from dominie.core.errors import DominieError
-from dominie.core.ranks import largest_of_all
 from dominie.training.counters import held_memory
 
 #: Seconds within which a signal is the one before: SLURM sends it to a launcher and to its ranks,
@@ -68,7 +68,7 @@ class SaveAndStop(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for a checkpoint and the end, on all processes at the same step."""
-        self.signum = largest_of_all(self.signum or 0) or None
+        self.signum = all_reduce_max(self.signum or 0) or None
         if self.signum is not None:
             control.should_save = control.should_training_stop = True
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dominie.core.errors import DominieError, RunError
-from dominie.core.io import described, fault_in, sync
+from dominie.core.io import file_manifest, fsync, manifest_error
 
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -29,10 +29,10 @@ def publish(scratch: Path, folder: Path) -> None:
     """
     for path in sorted(scratch.rglob("*")):
         if path.is_file():
-            sync(path)
+            fsync(path)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
-    sync(folder.parent)
+    fsync(folder.parent)
 
 
 @contextlib.contextmanager
@@ -58,7 +58,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 def seal(folder: Path) -> None:
     """Write down what the checkpoint consists of, so that a reader can tell whether it is whole."""
-    text = json.dumps({"files": described(folder)}, indent=1)
+    text = json.dumps({"files": file_manifest(folder)}, indent=1)
     (folder / _MANIFEST).write_text(text, encoding="utf-8")
 
 
@@ -75,7 +75,7 @@ def fault(folder: Path, *, hashes: bool = True) -> str | None:
     try:
         text = (folder / _MANIFEST).read_text(encoding="utf-8")
         files: dict[str, Any] = json.loads(text)["files"]
-        return fault_in(folder, files, hashes=hashes)
+        return manifest_error(folder, files, hashes=hashes)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
+from dominie.core.distributed import broadcast_from_main, init_distributed, world_mesh
 from dominie.core.errors import RunError
-from dominie.core.ranks import decided_by_first, join, mesh_of_all
 from dominie.data.sampling import Mix, total_conversations
 from dominie.losses.objective import Objective
 from dominie.losses.terms import TERMS
@@ -85,7 +85,7 @@ def train_stage(
     taught = [lesson for lesson in lessons if lesson.share > 0]
     course = schedule_of(taught, settings)
     arguments = training_arguments(
-        settings, folder / "checkpoints", steps=course.steps, ranks=join().num_processes
+        settings, folder / "checkpoints", steps=course.steps, ranks=init_distributed().num_processes
     )
     load_whole_models()
     model = load_student(
@@ -99,7 +99,7 @@ def train_stage(
     counts = [p.numel() for p in model.parameters()], [p.numel() for p in _trainable(model)]
     shared = shared_minds(student, teachers, settings).adapters
     pack = any(spec.held == "sharded" for spec in teachers.values())
-    mesh = mesh_of_all() if pack else None
+    mesh = world_mesh() if pack else None
     teacher_models = {
         name: Mind(model, shared[name])
         if name in shared
@@ -120,7 +120,7 @@ def train_stage(
         callbacks=[stop, *callbacks],
     )
     with trained as trainer, stop.listening():
-        trainer.resume(decided_by_first(lambda: _verified_checkpoint(folder / "checkpoints")))
+        trainer.resume(broadcast_from_main(lambda: _verified_checkpoint(folder / "checkpoints")))
     stop.check(where=f"stage {folder.name}, step {trainer.state.global_step}")
     result = Trained(
         steps=trainer.state.global_step,
@@ -293,7 +293,7 @@ def _trainer(
         records=records,
         utilisation=utilisation,
         epochs=course.epochs,
-        micro_batches_ahead=settings.micro_batches_ahead(join().num_processes),
+        micro_batches_ahead=settings.micro_batches_ahead(init_distributed().num_processes),
         source_gradients=settings.source_gradients,
         max_spike=settings.max_spike,
         callbacks=[*early, *callbacks],

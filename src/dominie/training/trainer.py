@@ -19,8 +19,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from dominie.core.distributed import broadcast_from_main
 from dominie.core.errors import InputError, RunError
-from dominie.core.ranks import decided_by_first
 from dominie.data.batch import Batch
 from dominie.data.sampling import Mix
 from dominie.losses.targets import Signal
@@ -328,7 +328,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self.drop_half_written()
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         lines = checkpoint and checkpoint / self.records.path.name
-        last = decided_by_first(lambda: self.records.rewind(step, lines))
+        last = broadcast_from_main(lambda: self.records.rewind(step, lines))
         self.account.go_on(last)
         if self.is_world_process_zero():
             rewind_tensorboard(self.callback_handler.callbacks, step)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dominie.core.io import replace_text
+from dominie.core.io import write_atomic
 from dominie.losses.terms import TERMS, LossTerms
 from dominie.models.spec import is_model
 from dominie.recipe import Recipe, Stage, UpcycleStage, dump_recipe
@@ -347,7 +347,7 @@ def write_cards(folder: RunFolder, *, scored: bool) -> list[Path]:
         card = model / "README.md"
         found = card.read_text(encoding="utf-8") if card.is_file() else _FORM
         if _FORM in found or (scored and _OURS in found):
-            replace_text(card, _card(folder, name, _results(folder, name) if scored else _UNSCORED))
+            write_atomic(card, _card(folder, name, _results(folder, name) if scored else _UNSCORED))
             written.append(card)
     return written
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.display import Display
+from dominie.core.distributed import destroy_distributed, is_main_process
 from dominie.core.errors import InputError
-from dominie.core.ranks import is_first, leave
 from dominie.recipe import Recipe
 from dominie.report import write_report
 from dominie.stages.cache_estimate import estimated
@@ -36,7 +36,7 @@ def run_recipe(
     """
     display = display or Display()
     folder = RunFolder(recipe, runs)
-    first = is_first()  # judges are paid once, files written by one
+    first = is_main_process()  # judges are paid once, files written by one
     folder.check_apart()
     with folder.held():
         try:
@@ -44,7 +44,7 @@ def run_recipe(
         finally:
             if first:  # of what was made before an interruption, too
                 write_cards(folder, scored=False)
-        leave()
+        destroy_distributed()
         if first:
             evaluate(folder, fingerprints, display)
             write_cards(folder, scored=True)

@@ -1,0 +1,164 @@
+"""Ranks of a run: main process, broadcasts and reductions, errors after the loss of a peer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+    from torch.distributed.device_mesh import DeviceMesh
+
+T = TypeVar("T")
+
+#: Slow ranks of a long job may be hours behind; the launcher notices those that are dead.
+COLLECTIVE_TIMEOUT = timedelta(days=30)
+
+#: Exit status of a process that ended because it lost another one.
+EXIT_PEER_LOST = 70
+
+#: Environment variable: the file that exists once a rank has printed the error of the run.
+ERROR_SHOWN = "DOMINIE_ERROR_SHOWN"
+
+
+def rank() -> int:
+    """Return the rank of this process, as a launcher sets it; 0 without one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return the number of processes, as a launcher sets it; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Return whether this is rank 0, which alone prints and writes what is written once."""
+    return rank() == 0
+
+
+def init_distributed(*, cpu: bool = False) -> PartialState:
+    """Initialise the process group, on the first call, and return accelerate's state.
+
+    Args:
+        cpu: train on the CPU although there is an accelerator.
+    """
+    import torch
+    from accelerate import PartialState
+
+    # Without a GPU, accelerate ignores the other processes unless `cpu` is set.
+    return PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=COLLECTIVE_TIMEOUT)
+
+
+def destroy_distributed() -> None:
+    """Destroy the process group, and make this process look like a single one to libraries."""
+    if world_size() == 1:
+        return
+    from accelerate.state import AcceleratorState
+
+    init_distributed().destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    engines = [name for name in os.environ if name.startswith("ACCELERATE_USE_")]
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *engines):
+        os.environ.pop(name, None)  # a library that finds them would wait for the other ranks
+
+
+def broadcast_from_main(compute: Callable[[], T]) -> T:
+    """Call a function on the main process only, and return its result on every process.
+
+    Args:
+        compute: returns an object that can be pickled; may write files.
+    """
+    if world_size() == 1:
+        return compute()
+    from accelerate.utils import broadcast_object_list
+
+    state = init_distributed()
+    found = [compute() if state.is_main_process else None]
+    broadcast_object_list(found)
+    return found[0]  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def main_process_first() -> Iterator[None]:
+    """Run the block on the main process, then on the others, which find what it has written."""
+    if world_size() == 1:
+        yield
+        return
+    with init_distributed().main_process_first():
+        yield
+
+
+@contextlib.contextmanager
+def one_process_at_a_time() -> Iterator[None]:
+    """Run the block on one process of each machine at a time."""
+    if world_size() == 1:
+        yield
+        return
+    state = init_distributed()
+    local_rank = state.local_process_index
+    for current in range(all_reduce_max(local_rank) + 1):
+        if current == local_rank:
+            yield
+        state.wait_for_everyone()
+
+
+def world_mesh() -> DeviceMesh | None:
+    """Return the one-dimensional mesh of all processes; None if there is one process."""
+    if world_size() == 1:
+        return None
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(init_distributed().device.type, (world_size(),))
+
+
+def all_reduce_max(value: int) -> int:
+    """Return the largest value of all processes, on every process."""
+    if world_size() == 1:
+        return value
+    import torch
+
+    tensor = torch.tensor(value, device=init_distributed().device)
+    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+    return int(tensor)
+
+
+def claim_error_message() -> bool:
+    """Return whether this process prints the error of the run: the first that asks does."""
+    marker = _error_marker()
+    if marker is None:
+        return True
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    except OSError:
+        pass  # printing twice is better than not at all
+    return True
+
+
+def _error_marker() -> Path | None:
+    """Return the file that exists once an error has been printed on this machine."""
+    if own := os.environ.get(ERROR_SHOWN):
+        return Path(own)
+    if world_size() > 1 and (elastic := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+        return (
+            Path(elastic).parents[1] / "dominie-error-shown"
+        )  # beside the folders of torchrun's ranks
+    return None
+
+
+def is_peer_loss(error: BaseException) -> bool:
+    """Return whether an error only reports that another process is gone."""
+    if world_size() == 1:
+        return False
+    lost = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL")
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, RuntimeError) and any(text in str(chain) for text in lost):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
