@@ -73,7 +73,7 @@ CURES = {
     "transformers refuses the settings": "change what it names under `train`",
 }
 
-_BEFORE = """# Every error, its cause and its cure
+_BEFORE = """# Error messages
 
 `python docs/error_reference.py --write` made this page of the messages in the source. A message
 says where it went wrong, what was expected, what was found and what to do, in that order:

@@ -1,4 +1,4 @@
-"""Prints one line for each source file, from its docstring; `--write` puts them into README.md."""
+"""Prints one line for each source file; `--write` updates README.md's map and docs/files.md."""
 
 from __future__ import annotations
 
@@ -7,28 +7,46 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
 START, END = "<!-- map -->", "<!-- /map -->"
+HEAD = """# Source files
+
+One line for each file, from its docstring; [README](../README.md#the-map) has one for each package.
+[CONTRIBUTING](../CONTRIBUTING.md) says which package may import which. `make pages` writes this.
+"""
 
 
-def file_map() -> str:
-    """The files of the package by folder, each with the first sentence of its docstring."""
-    package = ROOT / "src" / "dominie"
-    lines = []
-    for folder in [package, *sorted(p for p in package.rglob("*") if (p / "__init__.py").exists())]:
-        files = sorted(folder.glob("*.py"), key=lambda p: (p.name != "__init__.py", p.name))
-        shown = [path for path in files if _purpose(path)]
-        name = folder.relative_to(ROOT / "src").as_posix()
-        lines.append(f"{name}/")
-        width = max((len(path.name) for path in shown), default=0)
-        lines += [f"  {path.name:<{width}}  {_purpose(path)}" for path in shown]
-    return "\n".join(lines)
+def packages() -> list[Path]:
+    """The folders of the package, its root first."""
+    root = SOURCE / "dominie"
+    return [root, *sorted(path.parent for path in root.glob("*/**/__init__.py"))]
+
+
+def package_map() -> str:
+    """The packages, each with the first sentence of its docstring."""
+    shown = {f"{path.relative_to(SOURCE).as_posix()}/": path for path in packages()[1:]}
+    width = max(map(len, shown))
+    return "\n".join(f"{name:<{width}}  {_purpose(p / '__init__.py')}" for name, p in shown.items())
 
 
 def readme_with_map(text: str) -> str:
     """README.md with the map of today."""
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
-    return f"{before}{START}\n```\n{file_map()}\n```\n{END}{after}"
+    return f"{before}{START}\n```\n{package_map()}\n```\n{END}{after}"
+
+
+def files_page() -> str:
+    """docs/files.md: every file of every package, each with its purpose."""
+    parts = [HEAD]
+    for folder in packages():
+        files = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
+        rows = [f"| `{path.name}` | {_purpose(path)} |" for path in files]
+        title = (
+            f"## {folder.relative_to(SOURCE).as_posix()}\n\n{_purpose(folder / '__init__.py')}\n"
+        )
+        parts.append("\n".join([title, "| file | purpose |", "|---|---|", *rows, ""]))
+    return "\n".join(parts)
 
 
 def _purpose(path: Path) -> str:
@@ -40,5 +58,6 @@ if __name__ == "__main__":
     if "--write" in sys.argv:
         readme = ROOT / "README.md"
         readme.write_text(readme_with_map(readme.read_text(encoding="utf-8")), encoding="utf-8")
+        (ROOT / "docs" / "files.md").write_text(files_page(), encoding="utf-8")
     else:
-        print(file_map())
+        print(package_map())

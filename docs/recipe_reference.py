@@ -17,7 +17,7 @@ from dominie.training.settings import DERIVED, TrainSettings
 
 PAGE = Path(__file__).parent / "recipe.md"
 
-_BEFORE = """# Every key of a recipe
+_BEFORE = """# Recipe reference
 
 `python docs/recipe_reference.py --write` made this page of the objects that a recipe is read into,
 so what stands here is what is accepted: a key that is not here is refused, with the nearest one

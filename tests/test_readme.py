@@ -14,14 +14,16 @@ from dominie.recipe import load_recipe
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_map_of_files_is_today_s():
+def test_the_map_of_packages_and_the_list_of_files_are_today_s():
     spec = importlib.util.spec_from_file_location("file_map", ROOT / "docs" / "file_map.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert module.readme_with_map(readme) == readme, "run: python docs/file_map.py --write"
+    assert module.readme_with_map(readme) == readme, "run: make pages"
+    files = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
+    assert module.files_page() == files, "run: make pages"
 
 
 def test_the_example_recipe_is_valid(tmp_path: Path):

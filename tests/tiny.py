@@ -26,7 +26,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
-    "qwen3_moe": {"head_dim": 8, "moe_intermediate_size": 24, "num_experts": 4},
+    "qwen3_moe": {
+        "head_dim": 8,
+        "moe_intermediate_size": 24,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "gemma2": {"head_dim": 8},
 }
 

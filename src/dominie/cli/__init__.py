@@ -1,4 +1,4 @@
-"""The verbs of the command line. Nothing heavy is imported until one of them runs."""
+"""The command line: its commands and options, what they print, exit statuses."""
 
 from dominie.cli import commands as before
 from dominie.cli import commands as running

@@ -1,1 +1,1 @@
-"""Conversations: read, split, tokenised once, mixed and laid out as batches."""
+"""Conversations: read, split, rendered, tokenised once, mixed and packed into batches. Knows no model."""

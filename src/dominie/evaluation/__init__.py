@@ -1,1 +1,1 @@
-"""Scores models: answers, comparisons with a teacher, and honest uncertainty."""
+"""Tasks, metrics and statistics: scores models by their answers or by likelihood."""

@@ -1,1 +1,1 @@
-"""Generates answers with local models and models behind endpoints."""
+"""Generates answers with local models and with models behind endpoints."""

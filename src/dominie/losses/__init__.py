@@ -1,4 +1,4 @@
-"""The losses: what a student is trained on."""
+"""The losses of a student, without logits and without attention maps. Knows torch only."""
 
 from dominie.losses.attention import attention_divergence
 from dominie.losses.attention_rows import Projections

@@ -1,1 +1,1 @@
-"""Models: loaded and checked, their heads and their attention made accessible."""
+"""Models: loaded, placed, adapted, merged, exported; their heads and attention made accessible."""

@@ -1,1 +1,1 @@
-"""Plan before spending: what a recipe's stages need in parameters, memory, time and money."""
+"""Plans a recipe before it runs: parameters, memory, time and money of its stages."""

@@ -1,4 +1,4 @@
-"""A recipe: one YAML file that says everything about a run, as typed, strict objects."""
+"""A recipe: one YAML file that describes a run, as typed, strict objects."""
 
 from dominie.recipe.load import dump_recipe, load_recipe, recipe_of
 from dominie.recipe.resolve import only_models

@@ -1,6 +1,6 @@
-"""Run folders as something to look at: one HTML page, and a table for the terminal.
+"""The report of a run: one HTML page, and tables for the terminal. Reads files only.
 
-Reads files only; neither torch nor a model is needed to report on a run.
+Neither torch nor a model is needed to report on a run.
 """
 
 from __future__ import annotations

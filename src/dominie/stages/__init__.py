@@ -1,1 +1,1 @@
-"""The stages of a recipe: how each kind is prepared and run, and how models are evaluated."""
+"""The stages of a recipe, one file a kind; runs them in order, fills caches, evaluates models."""

@@ -1,4 +1,4 @@
-"""Teachers turn a batch into a signal: one forward pass a row, by the teacher of its source."""
+"""Teachers turn a batch into distillation targets: local, sharing the student's base, or cached."""
 
 from dominie.losses.targets import Part, Signal
 from dominie.teachers.routed import RoutedTeacher, TeacherPrefetch

@@ -1,1 +1,1 @@
-"""Trains: the one trainer on transformers.Trainer, its settings, metrics and checkpoints."""
+"""The one trainer, on transformers.Trainer: settings, batches, loss, metrics, checkpoints."""
