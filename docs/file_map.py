@@ -42,10 +42,9 @@ def files_page() -> str:
     for folder in packages():
         files = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
         rows = [f"| `{path.name}` | {_purpose(path)} |" for path in files]
-        title = (
-            f"## {folder.relative_to(SOURCE).as_posix()}\n\n{_purpose(folder / '__init__.py')}\n"
-        )
-        parts.append("\n".join([title, "| file | purpose |", "|---|---|", *rows, ""]))
+        name, purpose = folder.relative_to(SOURCE).as_posix(), _purpose(folder / "__init__.py")
+        head = [f"## {name}", "", purpose, "", "| file | purpose |", "|---|---|"]
+        parts.append("\n".join([*head, *rows, ""]))
     return "\n".join(parts)
 
 

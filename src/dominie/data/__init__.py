@@ -1,1 +1,1 @@
-"""Conversations: read, split, rendered, tokenised once, mixed and packed into batches. Knows no model."""
+"""Conversations: read, split, rendered, tokenised, mixed, packed into batches. Knows no model."""
