@@ -50,5 +50,12 @@ def name_of(path: Path) -> str:
 
 
 def imported(path: Path) -> list[str]:
+    """The modules that a file imports; of a package, those of which it imports names."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
+    found = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
+    return [
+        module
+        for node in found
+        for module in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+        if not (PACKAGE.parent / node.module.replace(".", "/")).is_dir() or module != node.module
+    ]

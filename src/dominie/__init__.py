@@ -1,8 +1,12 @@
 """dominie: train small language models from large ones, align them to a domain, forget nothing."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
+from dominie.deprecated import OldModules
+
 __version__ = "0.1.0"
+sys.meta_path.append(OldModules())  # after all others: only names that nobody else finds
 
 if TYPE_CHECKING:
     from dominie.api import Run, check, evaluate, plan, run

@@ -187,7 +187,7 @@ def test_flash_attention_gets_one_head_size(monkeypatch) -> None:
         model.config._attn_implementation = "flash_attention_2"
         kept = TeacherAttention(model, LAYERS)
         found = model(input_ids=ids, use_cache=False).logits
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)  # two kernels in fp32
     assert seen == [24, 24, 24, 24]
     assert kept.take()[0].query.shape == (2, 4, 11, 24)
     kept.detach()
