@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 #: Old module: the module that has its names now.
 MOVED = {
@@ -33,7 +33,7 @@ class OldModules:
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """A module of ours, if the name is an old path."""
-        return ModuleSpec(fullname, self) if fullname in MOVED else None
+        return ModuleSpec(fullname, cast("Any", self)) if fullname in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Python makes the module."""
