@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import psutil
+from filelock import FileLock, SoftFileLock, Timeout
 
 from dominie.core.errors import InputError
 
@@ -130,80 +130,46 @@ def file_sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Within, no other process holds the lock at `path`.
+    """Hold the lock file at `path` in the block; it is free again when its process has ended.
 
-    The system's lock ends with its process, however that ends. On a file system without locks the
-    owner that the file names counts for as long as it lives.
+    On a file system without `flock` a second file names the owner, and counts until it is removed
+    or the owner has ended on this machine.
 
     Raises:
-        InputError: another holds it; the message says which, and since when.
+        InputError: another process holds it; the message names the process and the time.
         OSError: the file cannot be opened.
     """
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    owner = path
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _taken(path, _owner(lock)) from None
-        except OSError:  # a file system without locks
-            owner = _owner(lock)
-            if owner and not _is_gone(owner):
-                raise _taken(path, owner) from None
-        _sign(lock, json.dumps(_own()))
+            lock = FileLock(path, fallback_to_soft=False).acquire(blocking=False)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            owner = path.with_name(f"{path.name}.owner")
+            lock = SoftFileLock(owner).acquire(blocking=False)  # writes process and host
+    except Timeout:
+        raise _locked(owner) from None
+    with lock:
+        if owner == path:
+            with contextlib.suppress(OSError):  # a full disk; the lock itself holds
+                path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", encoding="utf-8")
         yield
-        _sign(lock, "")
-    finally:
-        os.close(lock)
 
 
-def _own() -> dict[str, Any]:
-    """Who we are, so that nobody else can be taken for us once we are gone."""
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "started": psutil.Process().create_time(),
-        "since": time.time(),
-    }
-
-
-def _sign(lock: int, text: str) -> None:
-    with contextlib.suppress(OSError):  # a full disk; the lock itself holds
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, text.encode(), 0)
-
-
-def _owner(lock: int) -> dict[str, Any]:
-    """Who signed, empty where nobody did or it cannot be read."""
-    try:
-        owner: Any = json.loads(os.pread(lock, 4096, 0))
-        numbers = {key: float(owner[key]) for key in ("pid", "started", "since")}
-        return {**numbers, "host": str(owner["host"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _is_gone(owner: dict[str, Any]) -> bool:
-    """Whether an owner is known to live no more; of another host that cannot be known."""
-    if owner["host"] != socket.gethostname():
-        return False
-    try:
-        started: float = psutil.Process(int(owner["pid"])).create_time()
-    except psutil.Error:
-        return True
-    return bool(abs(started - owner["started"]) > 1.0)  # another process has got its number
-
-
-def _taken(path: Path, owner: dict[str, Any]) -> InputError:
+def _locked(path: Path) -> InputError:
+    """Return the error that names the owner of a lock: process and host, the file's two lines."""
     found = None
-    if owner:
-        age = max(time.time() - owner["since"], 0.0)
-        found = f"process {owner['pid']:.0f} on {owner['host']}, for {_duration(age)}"
+    with contextlib.suppress(OSError, ValueError):
+        pid, host, *_ = path.read_text(encoding="utf-8").split("\n")
+        age = max(time.time() - path.stat().st_mtime, 0.0)
+        found = f"process {int(pid)} on {host}, for {_duration(age)}"
     return InputError(
         "another dominie is at work in this folder",
         where=str(path.parent),
         found=found,
         do="wait for it, or give this run another name: name=OTHER"
-        + ("" if not owner else f" (if it is no more, remove {path})"),
+        + ("" if found is None else f" (if it has ended, remove {path})"),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
 import os
 import shutil
@@ -12,6 +11,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from dominie.core.display import Display
 from dominie.core.distributed import (
@@ -41,9 +42,9 @@ def turn(runs: Path, fingerprint: str) -> Iterator[None]:
     """Within, no other run of these makes the stage of this fingerprint: the others wait for it."""
     locks = runs / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with (locks / fingerprint).open("a") as lock:
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process; some file systems have none
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            stack.enter_context(FileLock(locks / fingerprint, fallback_to_soft=False))
         yield
 
 
