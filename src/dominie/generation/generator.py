@@ -18,6 +18,7 @@ from dominie.generation.calls import Advance, Ask, Calls, call_key
 from dominie.generation.client import read_reply
 from dominie.generation.endpoint import Endpoint
 from dominie.models.head import text_config
+from dominie.models.info import info_of
 
 _GREEDY = 1e-4  # temperatures below are zero
 
@@ -204,7 +205,7 @@ class LocalGenerator:
     ) -> list[str]:
         """One reply to each history; an empty one where it fills the model's whole context."""
         prompts = [prompt_ids(tokenizer, history) for history in histories]
-        context = getattr(text_config(model), "max_position_embeddings", None) or 2**31
+        context = info_of(text_config(model)).context or 2**31
         by_room: dict[int, list[int]] = defaultdict(list)
         for i, prompt in enumerate(prompts):
             by_room[min(self.max_new_tokens, context - len(prompt))].append(i)

@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from dominie.core.errors import InputError
 from dominie.losses.attention_rows import Projections
+from dominie.models.info import ModelInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -79,18 +80,20 @@ def attach_hook(model: nn.Module, layers: Collection[int], listener: Listener) -
         _listeners.setdefault(modules[layer], []).append(listener)
 
 
-def check_attention(config: Any, layers: Collection[int]) -> None:
+def check_attention(model_info: ModelInfo, layers: Collection[int]) -> None:
     """Refuse, before any weights are loaded, layers that `attach_hook` would refuse.
 
     Args:
-        config: configuration of the language model.
+        model_info: what is known of the model.
         layers: numbers of the layers that are to be compared.
 
     Raises:
-        InputError: the model has no such layer, or its attention is not a plain causal softmax.
+        InputError: the model has no such layer, its attention is not a plain causal softmax, or
+            neither can be known.
     """
     from transformers import AutoModelForCausalLM
 
+    config = model_info.need("config", use="comparing attention")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     modules = _attention_modules(model)

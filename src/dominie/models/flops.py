@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from dominie.models.head import causal_lm, text_config
-from dominie.models.moe import experts_of
+from dominie.models.info import experts_of
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterfac
 from dominie.core.errors import InputError
 from dominie.losses.router_losses import Routing
 from dominie.models.head import decoder, text_config
+from dominie.models.info import ModelInfo, experts_of, info_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -147,12 +148,17 @@ def mixture_of(dense: Any, *, where: str) -> Mixture:
     return mixture
 
 
-def experts_of(config: Any) -> int | None:
-    """How many routed experts a model's layers have; None for a dense model."""
-    for key in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if (found := getattr(config, key, None)) and found > 1:
-            return int(found)
-    return None
+def upcycled_info(dense: ModelInfo, *, experts: int, experts_per_token: int) -> ModelInfo:
+    """Describe the mixture that a dense model becomes.
+
+    Raises:
+        InputError: there is none for its family or settings, or these are not known.
+    """
+    config = dense.need("config", use="making a mixture of experts")
+    mixture = mixture_of(config, where=dense.name)
+    return info_of(
+        mixture.configuration(config, experts=experts, experts_per_token=experts_per_token)
+    )
 
 
 class Routers:
@@ -167,7 +173,7 @@ class Routers:
 
     def __init__(self, model: nn.Module) -> None:
         self._heard: list[Routing] | None = None
-        self._per_token = getattr(text_config(model), "num_experts_per_tok", None) or 1
+        self._per_token = info_of(text_config(model)).experts_per_token or 1
         # What transformers itself would record, were the model asked for its router's logits.
         recorded = getattr(decoder(model), "_can_record_outputs", None) or {}
         gate = recorded.get("router_logits")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dominie.core.errors import InputError
 from dominie.models.head import causal_lm
+from dominie.models.info import ModelInfo
 
 
 def check_same_tokens(student: Any, teacher: Any, *, where: str) -> None:
@@ -59,11 +60,11 @@ def differing_ids(one: Any, other: Any) -> list[int]:
     )
 
 
-def check_context(config: Any, length: int, *, where: str, do: str | None = None) -> None:
-    """Refuse conversations longer than a model can place.
+def check_context(model: ModelInfo, length: int, *, where: str, do: str | None = None) -> None:
+    """Refuse conversations longer than a model can place, if it is known how long they may be.
 
     Args:
-        config: of the model's language part.
+        model: that reads them.
         length: tokens of the longest conversation.
         where: what the message names.
         do: what it advises.
@@ -71,7 +72,7 @@ def check_context(config: Any, length: int, *, where: str, do: str | None = None
     Raises:
         InputError: `length` is beyond the model's positions.
     """
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = model.context
     if positions is not None and length > positions:
         raise InputError(
             "conversations are longer than the model's context",
@@ -82,22 +83,22 @@ def check_context(config: Any, length: int, *, where: str, do: str | None = None
         )
 
 
-def check_vocabulary(config: Any, highest_id: int, *, where: str) -> None:
-    """Refuse tokens that a model has no embedding for.
+def check_vocabulary(model: ModelInfo, highest_id: int, *, where: str) -> None:
+    """Refuse tokens that a model has no embedding for, if it is known how many it has.
 
     Args:
-        config: of the model's language part.
+        model: that reads them.
         highest_id: the highest token id in the data.
         where: what the message names.
 
     Raises:
         InputError: the tokenizer knows more tokens than the model, and the data hold one of them.
     """
-    if highest_id >= config.vocab_size:
+    if model.vocabulary is not None and highest_id >= model.vocabulary:
         raise InputError(
             "the tokenizer knows tokens that the model does not",
             where=where,
-            expected=f"token ids below {config.vocab_size} (vocab_size)",
+            expected=f"token ids below {model.vocabulary} (vocab_size)",
             found=f"id {highest_id} in the data",
             do="use the model's own tokenizer, or resize the model's embeddings first",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -167,6 +168,7 @@ def _local_folder(spec: Model) -> Path:
 
 _PIECE = 2**20
 _PIECES = 64
+_SMALL = 2**24  # bytes
 
 
 def weights_fingerprint(spec: Model) -> str:
@@ -187,6 +189,33 @@ def weights_fingerprint(spec: Model) -> str:
             identity[part] = _contents(path, spec.revision)
     text = json.dumps(identity, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def model_identity(spec: Model) -> dict[str, Any]:
+    """Name a model for a fingerprint: by its hub id, or by what lies in its folder, wherever it is.
+
+    Where weights are placed changes nothing, unless they are rounded.
+    """
+    identity = dataclasses.asdict(spec)
+    del identity["placement"]
+    identity["quantize"] = spec.bits
+    for key, path in (("path", spec.path), ("adapter", spec.adapter)):
+        if path and Path(path).is_dir():
+            files = sorted(
+                entry
+                for entry in Path(path).iterdir()
+                if entry.is_file() and entry.name != "README.md"  # its card changes nothing
+            )
+            identity[key] = [(file.name, *_file_identity(file)) for file in files]
+    return identity
+
+
+def _file_identity(file: Path) -> tuple[Any, ...]:
+    """The content of a small file; the size and time of a large one, which is slow to read."""
+    stat = file.stat()
+    if stat.st_size > _SMALL:
+        return stat.st_size, stat.st_mtime_ns
+    return (hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest(),)
 
 
 def commit(path: str, revision: str | None) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from dominie.losses.tiles import rows_per_tile
-from dominie.models.moe import experts_of
+from dominie.models.info import experts_of
 from dominie.models.spec import Placement as Placed
 from dominie.planning.sizes import Shape, shape_of
 from dominie.planning.trace import Pass, Traced, traced

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Discriminator, Tag
 
 from dominie.losses.terms import LossTerms
+from dominie.models.info import ModelInfo
 from dominie.models.made import Merge, Upcycle
 from dominie.models.spec import Placement
 from dominie.teachers.cache_sampling import CacheSettings
@@ -113,6 +114,19 @@ class Stage:
                 names[f"data.{source}.teacher"] = mixed.teacher
         return names
 
+    def model_info(self, name: str, of: Callable[[str], ModelInfo]) -> ModelInfo:
+        """Describe the model that it makes; `of` describes those that it reads.
+
+        Args:
+            name: of the stage.
+            of: from a model's name.
+        """
+        student, lora = of(self.student), self.train.lora
+        made = _of_stage(name, student, dtype=self.train.precision)
+        if lora is None or lora.merge:
+            return made
+        return dataclasses.replace(made, base=student.base, adapter=name)
+
     def renamed(self, of: Callable[[str], str]) -> Stage:
         """The stage with every model's name replaced."""
         return dataclasses.replace(
@@ -151,6 +165,10 @@ class MergeStage:
         names = {f"merge.models.{name}": name for name in self.merge.models}
         return {"merge.base": self.merge.base, **names} if self.merge.base else names
 
+    def model_info(self, name: str, of: Callable[[str], ModelInfo]) -> ModelInfo:
+        """Describe the model that it makes; `of` describes those that it reads."""
+        return _of_stage(name, of(self.models[0]))
+
     def renamed(self, of: Callable[[str], str]) -> MergeStage:
         """The stage with every model's name replaced."""
         merge = dataclasses.replace(
@@ -186,11 +204,28 @@ class UpcycleStage:
         siblings = {f"upcycle.siblings.{i}": name for i, name in enumerate(self.upcycle.siblings)}
         return {"upcycle.model": self.upcycle.model, **siblings}
 
+    def model_info(self, name: str, of: Callable[[str], ModelInfo]) -> ModelInfo:
+        """Describe the mixture that it makes; `of` describes the models that it reads."""
+        from dominie.models.moe import upcycled_info
+
+        settings, dense = self.upcycle, of(self.upcycle.model)
+        mixture = upcycled_info(
+            dense, experts=settings.experts, experts_per_token=settings.experts_per_token
+        )
+        return _of_stage(name, mixture, dtype=dense.dtype)
+
     def renamed(self, of: Callable[[str], str]) -> UpcycleStage:
         """The stage with every model's name replaced."""
         model, *siblings = map(of, self.upcycle.sources)
         upcycle = dataclasses.replace(self.upcycle, model=model, siblings=siblings)
         return dataclasses.replace(self, upcycle=upcycle)
+
+
+def _of_stage(name: str, info: ModelInfo, **changed: Any) -> ModelInfo:
+    """The same facts of a model that a stage will write whole."""
+    return dataclasses.replace(
+        info, name=name, origin="stage", spec=None, base=name, adapter=None, **changed
+    )
 
 
 #: Kinds of stage, by the key that only they have; without one of these keys a stage trains.

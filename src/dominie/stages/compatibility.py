@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from dominie.core.distributed import world_size
 from dominie.core.errors import InputError
@@ -15,36 +14,13 @@ from dominie.evaluation.metrics import check_rows
 from dominie.evaluation.task import UNGENERATED, check_group
 from dominie.judge.benchmark_registry import exam
 from dominie.models.attention_hooks import check_attention
-from dominie.models.loading import load_config
-from dominie.models.moe import experts_of, mixture_of
+from dominie.models.moe import mixture_of
 from dominie.models.tokenizer_compat import check_context, check_same_tokens, check_vocabulary
 from dominie.recipe import Stage, Task, UpcycleStage
 from dominie.stages.prepared import PreparedTraining
 from dominie.stages.run_folder import ChatTokenizers, RunFolder
 from dominie.training.arguments import training_arguments
 from dominie.training.stage_sources import layer_pairs
-
-
-@dataclass(frozen=True)
-class Experts:
-    """The experts of a layer, and how many of them each token is sent to."""
-
-    count: int
-    per_token: int
-
-
-def experts_in(folder: RunFolder, name: str) -> Experts | None:
-    """The experts of a model or of what a stage will make; None where it is dense."""
-    stages = folder.recipe.stages
-    while name in stages:
-        stage = stages[name]
-        if isinstance(stage, UpcycleStage):
-            return Experts(stage.upcycle.experts, stage.upcycle.experts_per_token)
-        name = stage.models[0]
-    config = load_config(folder.model(name))
-    count = experts_of(config)
-    per_token = getattr(config, "num_experts_per_tok", None) or 1
-    return None if count is None else Experts(count, per_token)
 
 
 def check_upcycle(folder: RunFolder, name: str) -> str | None:
@@ -60,14 +36,15 @@ def check_upcycle(folder: RunFolder, name: str) -> str | None:
     assert isinstance(stage, UpcycleStage)
     settings, where = stage.upcycle, f"stages.{name}.upcycle"
     for model in settings.sources:
-        if experts_in(folder, model) is not None:
+        if folder.info(model).experts is not None:
             raise InputError(
                 "this model is a mixture of experts already",
                 where=where,
                 found=model,
                 do="name the dense model it was made of, or train it as it is",
             )
-    mixture_of(load_config(folder.model(folder.root(settings.model))), where=where)
+    dense = folder.info(settings.model).need("config", use="making a mixture of experts")
+    mixture_of(dense, where=where)
     if not settings.separates:
         return (
             f"{name}: nothing but rounding tells its experts apart. Equal experts behind a gate of "
@@ -95,8 +72,8 @@ def check_router(folder: RunFolder, name: str) -> str | None:
     terms = [stage.loss_on(source).router for source in stage.active]
     if not any(term and (term.weight or term.z_weight) for term in terms):
         return None
-    experts = experts_in(folder, stage.student)
-    if experts is None:
+    student = folder.info(stage.student)
+    if student.experts is None:
         raise InputError(
             "the loss has a router term and the student no router",
             where=f"stages.{name}.loss.router",
@@ -104,9 +81,9 @@ def check_router(folder: RunFolder, name: str) -> str | None:
             found=f"{stage.student}, which is dense",
             do="remove the term, or make a mixture of the student with an upcycle stage",
         )
-    if experts.count == experts.per_token and any(term and term.weight for term in terms):
+    if student.experts == student.experts_per_token and any(term and term.weight for term in terms):
         return (
-            f"{name}: each token goes to all {experts.count} experts, so that load balancing is "
+            f"{name}: each token goes to all {student.experts} experts, so that load balancing is "
             "the same whatever the router does; it is left out"
         )
     return None
@@ -135,32 +112,32 @@ def check_fit(folder: RunFolder, prepared: PreparedTraining) -> None:
     # Transformers looks through them now, rather than when the stages before have been trained.
     training_arguments(stage.train, folder.stage(prepared.name), steps=1, ranks=world_size())
     stage.train.micro_batches_ahead(world_size())
-    configs = {model: load_config(folder.model(folder.root(model))) for model in stage.models}
+    models = {name: folder.info(name) for name in stage.models}
     highest = max(
         max(s.train.highest_id, s.validation.highest_id) for s in prepared.sources.values()
     )
-    for model, config in configs.items():
-        check_context(config, stage.train.max_length, where=f"{where}, model {model}")
-        check_vocabulary(config, highest, where=f"{where}, model {model}")
+    for name, model in models.items():
+        check_context(model, stage.train.max_length, where=f"{where}, model {name}")
+        check_vocabulary(model, highest, where=f"{where}, model {name}")
     taught = [lesson for lesson in lessons if lesson.share]
     try:
-        pairs, _ = layer_pairs(configs[stage.student], configs, taught)
+        pairs, _ = layer_pairs(models[stage.student], models, taught)
     except InputError as error:
         raise error.within(where) from None
     if pairs:
-        check_attention(configs[stage.student], {student for student, _ in pairs})
+        check_attention(models[stage.student], {student for student, _ in pairs})
         compared = {x.teacher for x in taught if x.teacher and x.terms.weighs("attention")}
         for name in sorted(compared):
-            check_attention(configs[name], {teacher for _, teacher in pairs})
+            check_attention(models[name], {teacher for _, teacher in pairs})
 
 
 def check_alike(folder: RunFolder, models: Sequence[str], *, where: str) -> None:
     """Refuse to combine weights of models whose configurations show them to differ in shape."""
-    shape = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    shape = ("family", "hidden_size", "layers", "heads", "vocabulary")
     seen = {}
     for name in models:
-        config = load_config(folder.model(folder.root(name)))
-        seen[name] = {key: getattr(config, key, None) for key in shape}
+        info = folder.info(name)
+        seen[name] = {key: info.need(key, use="combining weights") for key in shape}
     first = next(iter(seen))
     for name, found in seen.items():
         apart = [key for key in shape if found[key] != seen[first][key]]
@@ -182,7 +159,7 @@ def check_tasks(folder: RunFolder, tokenizers: ChatTokenizers) -> None:
         return
     for name in evaluation.models.values():
         if name not in folder.recipe.stages:
-            load_config(folder.model(name))
+            folder.info(name)
     for name, task in evaluation.tasks.items():
         if task.lm_eval is not None:
             check_harness(task.lm_eval, where=f"evaluate.tasks.{name}")

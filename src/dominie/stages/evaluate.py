@@ -29,6 +29,7 @@ from dominie.evaluation.lm_eval import definitions_digest, harness_score
 from dominie.evaluation.results import Items, Score, compared
 from dominie.evaluation.task import Question, questions
 from dominie.models.head import check_head, text_config
+from dominie.models.info import ModelInfo, info_of
 from dominie.models.loading import load_frozen
 from dominie.models.tokenizer_compat import check_context, check_same_tokens, check_vocabulary
 from dominie.recipe import Evaluation, Task
@@ -150,7 +151,7 @@ class Evaluator:
         if task.lm_eval is not None:
             return harness_score(model, tokenizer, task.lm_eval, batch=batch, limit=task.limit)
         asked = self._questions(task, name, tokenizer)
-        _check_questions(text_config(model), asked, where=title)
+        _check_questions(info_of(text_config(model)), asked, where=title)
         if task.metric == "choice":
             check_head(model, where=name)
             return choice(
@@ -178,7 +179,9 @@ class Evaluator:
         assert task.teacher is not None, "checked by Task"
         teacher, theirs = self._load(task.teacher)
         check_same_tokens(tokenizer, theirs, where=f"{title}, teacher {task.teacher}")
-        _check_questions(text_config(teacher), asked, where=f"{title}, teacher {task.teacher}")
+        _check_questions(
+            info_of(text_config(teacher)), asked, where=f"{title}, teacher {task.teacher}"
+        )
         check_head(model, where=name)
         check_head(teacher, where=task.teacher)
         return agreement(model, teacher, asked, batch=batch, track=track)
@@ -223,13 +226,13 @@ class Evaluator:
         return self._fingerprints[name]
 
 
-def _check_questions(config: Any, asked: Sequence[Question], *, where: str) -> None:
+def _check_questions(info: ModelInfo, asked: Sequence[Question], *, where: str) -> None:
     """Refuse questions that a model cannot place or has no embedding for."""
     ids = [question.encoded.input_ids for question in asked]
     check_context(
-        config, max(map(len, ids)), where=where, do="take the longest rows out of the split"
+        info, max(map(len, ids)), where=where, do="take the longest rows out of the split"
     )
-    check_vocabulary(config, max(map(max, ids)), where=where)
+    check_vocabulary(info, max(map(max, ids)), where=where)
 
 
 def _told(result: Mapping[str, Any]) -> str:

@@ -6,10 +6,10 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dominie.models.spec import Model, rounded
+from dominie.models.weights import model_identity
 from dominie.recipe import Recipe
 from dominie.training.arguments import SHOWN
 
@@ -38,8 +38,6 @@ _UNTAUGHT = (
     "max_spike",
     "teacher_micro_batch",
 )
-
-_SMALL = 2**24  # bytes
 
 
 def digest(*parts: Any) -> str:
@@ -104,26 +102,7 @@ def making_parts(
 
 def model_fingerprint(spec: Model) -> str:
     """A model that no stage makes: by name on the hub, by what lies in a folder, wherever it is."""
-    identity = dataclasses.asdict(spec)
-    del identity["placement"]  # where weights lie changes nothing, unless they are rounded
-    identity["quantize"] = spec.bits
-    for key, path in (("path", spec.path), ("adapter", spec.adapter)):
-        if path and Path(path).is_dir():
-            files = sorted(
-                entry
-                for entry in Path(path).iterdir()
-                if entry.is_file() and entry.name != "README.md"  # its card changes nothing
-            )
-            identity[key] = [(file.name, *_identity(file)) for file in files]
-    return digest(identity)
-
-
-def _identity(file: Path) -> tuple[Any, ...]:
-    """The content of a small file; the size and time of a large one, which is slow to read."""
-    stat = file.stat()
-    if stat.st_size > _SMALL:
-        return stat.st_size, stat.st_mtime_ns
-    return (hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest(),)
+    return digest(model_identity(spec))
 
 
 #: What stands behind a hash, for people.

@@ -24,7 +24,6 @@ from dominie.judge.controls import (
     judged_answers,
     kinship_warning,
 )
-from dominie.models.loading import load_config
 from dominie.recipe import Evaluation
 from dominie.stages.run_folder import RunFolder
 
@@ -173,7 +172,7 @@ class JudgedScores:
     def _architecture(self, model: str) -> list[str]:
         """What a model without a telling name is built like."""
         try:
-            return [f"{model}, built as {load_config(self.folder.model(model)).model_type},"]
+            return [f"{model}, built as {self.folder.info(model).family},"]
         except InputError:
             return []
 

@@ -7,7 +7,6 @@ from typing import Any
 from dominie.core.display import Display
 from dominie.data.rows import PreparedSource, prepare
 from dominie.data.store import Rows
-from dominie.models.loading import load_config
 from dominie.models.tokenizer_compat import (
     check_context,
     check_one_tokenizer,
@@ -28,7 +27,6 @@ from dominie.stages.fingerprint import (
     digest,
     making_dependencies,
     making_parts,
-    model_fingerprint,
     training_dependencies,
     training_parts,
 )
@@ -68,7 +66,8 @@ class _Preparing:
         self._check_tokens(name, stage)
         for model in stage.models:
             if model not in self.folder.recipe.stages:
-                self._fingerprints.setdefault(model, model_fingerprint(self.folder.model(model)))
+                identity = self.folder.info(model).identity()
+                self._fingerprints.setdefault(model, digest(identity))
         prepared = (
             self._training(name, stage) if isinstance(stage, Stage) else self._making(name, stage)
         )
@@ -82,7 +81,7 @@ class _Preparing:
             if not isinstance(stage, Stage):
                 check_one_tokenizer(tokenizer, self.tokenizers.of(other), where=where)
             elif spec.map_tokens:
-                size = load_config(spec).vocab_size
+                size = self.folder.info(other).need("vocabulary", use="mapping tokens")
                 token_map(tokenizer, self.tokenizers.of(other), size=size, where=where)
             else:
                 check_same_tokens(tokenizer, self.tokenizers.of(other), where=where)
@@ -138,10 +137,10 @@ class _Preparing:
         length = self.folder.recipe.train.max_length
         made = self._rows_of(self.tokenizers.of(name), self.tokenizers.fingerprint(name), length)
         rows = made[source].train
-        config = load_config(self.folder.model(self.folder.root(name)))
+        model = self.folder.info(name)
         where = f"stages.{name}.upcycle.source"
-        check_context(config, length, where=where)
-        check_vocabulary(config, rows.highest_id, where=where)
+        check_context(model, length, where=where)
+        check_vocabulary(model, rows.highest_id, where=where)
         return rows
 
 

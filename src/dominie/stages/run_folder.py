@@ -14,7 +14,7 @@ from dominie.core.errors import InputError
 from dominie.core.io import exclusive_lock, manifest_error, read_checksummed, write_checksummed
 from dominie.data.sources import Source
 from dominie.data.tokenization import tokenizer_fingerprint
-from dominie.models.loading import load_tokenizer
+from dominie.models.info import ModelInfo, describe
 from dominie.models.spec import Model
 from dominie.models.tokenizer_compat import differing_ids
 from dominie.recipe import Recipe
@@ -31,6 +31,7 @@ class RunFolder:
 
     def __init__(self, recipe: Recipe, runs: Path) -> None:
         self.recipe, self.path = recipe, runs / recipe.name
+        self._info: dict[str, ModelInfo] = {}
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -96,6 +97,21 @@ class RunFolder:
             return Model(path=str(self.stage(name) / "model"))
         spec = self.recipe.model(name)
         return dataclasses.replace(spec, path=self._made(spec.path))
+
+    def info(self, name: str) -> ModelInfo:
+        """Describe a model, or what a stage will make, before it is made.
+
+        Raises:
+            InputError: its configuration cannot be read.
+        """
+        if name not in self._info:
+            stage = self.recipe.stages.get(name)
+            self._info[name] = (
+                describe(self.model(name), name=name)
+                if stage is None
+                else stage.model_info(name, self.info)
+            )
+        return self._info[name]
 
     def teacher(self, name: str) -> Model:
         """The same for a teacher, placed as the recipe says."""
@@ -218,7 +234,7 @@ class ChatTokenizers:
 
     def _own(self, root: str) -> Any:
         if root not in self._loaded:
-            self._loaded[root] = load_tokenizer(self.folder.model(root))
+            self._loaded[root] = self.folder.info(root).tokenizer()
         return self._loaded[root]
 
     def _with_template(self, root: str) -> Any:

@@ -15,7 +15,6 @@ from dominie.core.distributed import init_distributed
 from dominie.core.errors import RunError
 from dominie.data.shards import ShardWriter, take_over
 from dominie.data.tokenization import tokenizer_fingerprint
-from dominie.models.loading import load_config
 from dominie.models.spec import base_and_adapter
 from dominie.models.weights import commit, weights_fingerprint
 from dominie.stages.prepared import PreparedTraining
@@ -84,7 +83,8 @@ def identity_of(folder: RunFolder, prepared: PreparedTraining, plan: Plan) -> Id
     from dominie.teachers.cache import Identity
 
     spec = folder.teacher(plan.teacher)
-    vocabulary = min(load_config(spec).vocab_size, len(prepared.tokenizer))
+    known = folder.info(plan.teacher).need("vocabulary", use="a teacher cache")
+    vocabulary = min(known, len(prepared.tokenizer))
     return Identity(
         teacher=plan.teacher,
         revision=commit(base_and_adapter(spec)[0], spec.revision),

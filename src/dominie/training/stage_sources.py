@@ -12,6 +12,7 @@ from dominie.core.errors import InputError
 from dominie.data.batch import Row
 from dominie.losses.terms import Attention, LossTerms, NextToken
 from dominie.models.adapters import Mind
+from dominie.models.info import ModelInfo
 from dominie.models.layer_mapping import check_heads, map_layers
 from dominie.teachers import LocalTeacher, MindTeacher, RoutedTeacher, Teacher
 
@@ -45,13 +46,13 @@ class StageSource:
 
 
 def layer_pairs(
-    student: Any, teachers: Mapping[str, Any], lessons: Sequence[StageSource]
+    student: ModelInfo, teachers: Mapping[str, ModelInfo], lessons: Sequence[StageSource]
 ) -> tuple[list[tuple[int, int]], Attention]:
     """(student layer, teacher layer) pairs of the attention term, none without one; its options.
 
     Args:
-        student: configuration of the student's language part.
-        teachers: configurations of the teachers', by name.
+        student: what is known of the student.
+        teachers: what is known of the teachers, by name.
         lessons: what is taught.
 
     Raises:
@@ -62,9 +63,10 @@ def layer_pairs(
         term = lesson.terms.attention
         if term is None or not lesson.terms.weighs("attention") or lesson.teacher is None:
             continue
-        teacher = teachers[lesson.teacher]
-        check_heads(student.num_attention_heads, teacher.num_attention_heads)
-        mapped = map_layers(term.layers, student.num_hidden_layers, teacher.num_hidden_layers)
+        models = student, teachers[lesson.teacher]
+        check_heads(*(model.need("heads", use="comparing attention") for model in models))
+        depths = [model.need("layers", use="comparing attention") for model in models]
+        mapped = map_layers(term.layers, *depths)
         options = replace(
             term, weight=1.0, layers="all"
         )  # weights differ by source, layers are mapped

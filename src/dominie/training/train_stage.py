@@ -22,6 +22,7 @@ from dominie.models.adapters import Mind, Sharing, merged, sharing
 from dominie.models.export import prepare_export
 from dominie.models.flops import Products, products_of
 from dominie.models.head import check_head, text_config
+from dominie.models.info import info_of
 from dominie.models.loading import DTYPES, load_student
 from dominie.models.spec import Model
 from dominie.teachers import Teacher
@@ -220,10 +221,10 @@ def trainer_of(
     """
     taught = [lesson for lesson in lessons if lesson.share > 0]
     configs = {
-        name: text_config(member.model if isinstance(member, Mind) else member)
+        name: info_of(text_config(member.model if isinstance(member, Mind) else member))
         for name, member in teacher_models.items()
     }
-    pairs, options = layer_pairs(text_config(model), configs, taught)
+    pairs, options = layer_pairs(info_of(text_config(model)), configs, taught)
     objective = Objective([lesson.terms for lesson in lessons])
     records = MetricsLog(folder / "metrics.jsonl")
     products = {

@@ -19,6 +19,7 @@ from dominie.core.run_records import no_such_run
 from dominie.data.tokenization import ends_of_turn, prompt_ids
 from dominie.generation.generator import configured_stops
 from dominie.models.head import text_config
+from dominie.models.info import info_of
 from dominie.models.loading import load_frozen, load_tokenizer
 from dominie.models.spec import Model, is_model
 from dominie.recipe import Recipe, load_recipe
@@ -237,7 +238,7 @@ class Talk:
         padding = tokenizer.pad_token_id  # named, since `generate` would warn where it is not
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         prompt = prompt_ids(tokenizer, asked)
-        context = getattr(text_config(model), "max_position_embeddings", None) or 2**31
+        context = info_of(text_config(model)).context or 2**31
         room = min(self.settings.max_new_tokens, context - len(prompt))
         if room < 1:
             return False

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from dominie.core.errors import OutOfReach
 from dominie.data.sources import content_fingerprint
-from dominie.models.loading import load_config, load_tokenizer
 from dominie.recipe import AnyStage, Evaluation, Recipe, Stage, UpcycleStage
 from dominie.recipe.validate import stage_order
 from dominie.stages.run_folder import RunFolder
@@ -54,9 +53,9 @@ def hidden_parts(folder: RunFolder) -> Hidden:
     for name in named_models(recipe):
         try:
             spec = folder.model(name)
-            load_config(spec)
+            folder.info(name)
             if spec.chat_template is None:
-                templates[name] = load_tokenizer(spec).chat_template is not None
+                templates[name] = folder.info(name).tokenizer().chat_template is not None
             else:
                 templates[name] = True
         except OutOfReach as error:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from dominie.core.errors import InputError
+from dominie.models.info import ModelInfo
 from dominie.models.tokenizer_compat import (
     check_context,
     check_same_tokens,
@@ -64,18 +63,19 @@ def test_maps_of_equal_size_may_differ(student, teacher, ids):
 
 
 def test_conversations_end_within_the_context():
-    config = SimpleNamespace(max_position_embeddings=32)
-    check_context(config, 32, where="here")
-    check_context(SimpleNamespace(), 10**9, where="a model without positions")
+    short = ModelInfo(name="short", origin="local", context=32)
+    check_context(short, 32, where="here")
+    check_context(ModelInfo(name="served", origin="server"), 10**9, where="not known")
     with pytest.raises(InputError, match=r"(?s)at most 32.*33.*train.max_length=32"):
-        check_context(config, 33, where="here")
+        check_context(short, 33, where="here")
     with pytest.raises(InputError, match="shorter rows"):
-        check_context(config, 33, where="here", do="shorter rows")
+        check_context(short, 33, where="here", do="shorter rows")
 
 
 def test_tokens_need_an_embedding():
-    config = SimpleNamespace(vocab_size=100)
-    check_vocabulary(config, 99, where="here")
-    check_vocabulary(config, -1, where="no rows")
+    known = ModelInfo(name="known", origin="local", vocabulary=100)
+    check_vocabulary(ModelInfo(name="served", origin="server"), 10**6, where="not known")
+    check_vocabulary(known, 99, where="here")
+    check_vocabulary(known, -1, where="no rows")
     with pytest.raises(InputError, match=r"(?s)below 100.*id 100 in the data"):
-        check_vocabulary(config, 100, where="here")
+        check_vocabulary(known, 100, where="here")
