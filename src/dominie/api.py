@@ -6,13 +6,13 @@ imports nothing heavy.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
+from dominie.core.run_reader import read_metrics, read_results
 from dominie.recipe import Recipe, load_recipe, only_models, recipe_of
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ class Run:
     @property
     def results(self) -> dict[str, dict[str, dict[str, Any]]]:
         """`{model: {task: {score, stderr, n, interval, …}}}`; empty where nothing was scored."""
-        path = self.folder / "results.json"
-        found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        return found
+        return read_results(self.folder)
 
     @property
     def report(self) -> Path:
@@ -47,7 +45,7 @@ class Run:
     @property
     def stages(self) -> list[str]:
         """The stages that are done, in dependency order."""
-        from dominie.core.run_reader import read_run
+        from dominie.core.run_records import read_run
 
         return [stage.name for stage in read_run(self.folder).stages.values() if stage.done]
 
@@ -68,9 +66,7 @@ class Run:
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """The lines of a stage's `metrics.jsonl`."""
-        path = self.folder / stage / "metrics.jsonl"
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        return read_metrics(self.folder / stage)
 
     def load(self, stage: str) -> tuple[Any, Any]:
         """A stage's model, in evaluation mode, and its tokenizer."""

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_folders import quickstart
 
-from dominie.core.run_reader import read_run
-from dominie.core.run_records import Difference, Run, Score, Stage
+from dominie.core.results import Interval, TaskResult
+from dominie.core.run_records import Run, Stage, read_run
 from dominie.report.formatting import THIN, plain
 from dominie.report.headline import findings
 
@@ -18,7 +18,7 @@ def made_run(results, stages=()):
         name="r",
         path=Path("r"),
         results={
-            model: {task: Score(*score, metric="exact_match") for task, score in tasks.items()}
+            model: {task: TaskResult(*score, metric="exact_match") for task, score in tasks.items()}
             for model, tasks in results.items()
         },
         stages={
@@ -135,10 +135,10 @@ def test_a_difference_on_the_same_questions_decides():
     assert "within noise" in headline(results, (("b", "a", {}),))
     run = replace(
         made_run(results, (("b", "a", {}),)),
-        differences={"t": {("a", "b"): Difference(-0.04, -0.06, -0.02)}},
+        differences={"t": {("a", "b"): Interval(-0.04, -0.06, -0.02)}},
     )
     assert plain(findings(run).headline) == "b gains 4.0 points in t over a."
-    unsure = {"t": {("b", "a"): Difference(0.30, -0.01, 0.61)}}
+    unsure = {"t": {("b", "a"): Interval(0.30, -0.01, 0.61)}}
     run = replace(made_run({"a": {"t": (0.2, 0.01)}, "b": {"t": (0.5, 0.01)}}), differences=unsure)
     assert run.within_noise("t", "a", "b")
 
@@ -156,7 +156,7 @@ def test_where_nothing_is_solved_likeness_has_the_word():
     stages = (("distill", "base", {"s": "teacher"}), ("align", "distill", {"s": "distill"}))
     run = made_run({name: {"answers": (0.0, 0.0)} for name in ("base", "distill", "align")}, stages)
     for name, agreed, kl in (("base", 0.05, 5.2), ("distill", 0.40, 2.31), ("align", 0.41, 2.3)):
-        run.results[name]["general"] = Score(
+        run.results[name]["general"] = TaskResult(
             agreed, 0.01, 400, "agreement", extras={"kl": kl, "loss": 4.0}
         )
     found = findings(run)
@@ -165,13 +165,13 @@ def test_where_nothing_is_solved_likeness_has_the_word():
         "(KL 2.30 nats, within noise of distill)."
     )
     assert [plain(each) for each in found.support] == ["No model solved anything in answers yet."]
-    run.results["base"]["answers"] = Score(0.1, 0.02, 40, "exact_match")
+    run.results["base"]["answers"] = TaskResult(0.1, 0.02, 40, "exact_match")
     assert "agrees" not in plain(findings(run).headline)
 
 
 def test_a_run_of_likeness_alone_has_a_headline():
     run = made_run({"a": {}, "b": {}})
-    run.results["a"]["like"] = Score(0.7, 0.01, 50, "agreement")
+    run.results["a"]["like"] = TaskResult(0.7, 0.01, 50, "agreement")
     assert plain(findings(run).headline).replace(THIN, " ") == (
         "a agrees with the teacher on 70.0 % of the tokens of like."
     )
@@ -179,7 +179,7 @@ def test_a_run_of_likeness_alone_has_a_headline():
 
 def test_agreement_is_no_ability():
     run = made_run({"a": {"t": (0.5, 0.01)}, "b": {"t": (0.4, 0.01)}})
-    run.results["b"]["like"] = Score(1.0, metric="agreement")
+    run.results["b"]["like"] = TaskResult(1.0, metric="agreement")
     assert run.ability_tasks == ("t",)
     assert findings(run).model == "a"
 

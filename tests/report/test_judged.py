@@ -2,7 +2,7 @@ from xml.etree import ElementTree
 
 from run_folders import CATEGORIES, JUDGED, entry, judged, write_json
 
-from dominie.core.run_reader import read_run
+from dominie.core.run_records import read_run
 from dominie.report.bars import Bar, BarGroup, Spokes, bar_chart, radar_chart
 from dominie.report.sections import judged_tasks
 

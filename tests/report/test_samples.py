@@ -1,4 +1,4 @@
-from dominie.core.run_records import Sample
+from dominie.core.run_reader import Sample
 from dominie.report.sections import selection
 
 

@@ -1,7 +1,7 @@
 import pytest
 from run_folders import entry, quickstart, write_json
 
-from dominie.core.run_reader import read_run
+from dominie.core.run_records import read_run
 from dominie.report.tables import (
     baseline_changes,
     data_table,
@@ -124,7 +124,7 @@ def test_families_are_rows_and_models_are_columns(tmp_path):
     assert [column.label for column in table.columns] == list(run.results)
     rows = dict(table.rows)
     assert list(rows) == ["copy", "sort", "extract", "convert", "facts", "sums", "write"]
-    expected = run.results["expert"]["general"].groups["sums"].score
+    expected = run.results["expert"]["general"].by["sums"].score
     assert rows["sums"][4].value == expected
     assert group_table(run, "nothing") is None
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from dominie.core.run_records import found_run, runs_in
+from dominie.core.run_reader import found_run, read_results, runs_in
 
 #: What may stand on a command line without quotes.
 _PLAIN = re.compile(r"[\w.+/-]+")
@@ -228,7 +228,7 @@ def _results(ctx: typer.Context) -> Iterator[dict[str, Any]]:
     for word in ctx.params.get("wanted") or ctx.args:
         for path in (Path(word), _runs_folder(ctx) / word):
             if (path / "results.json").is_file():
-                yield json.loads((path / "results.json").read_text("utf-8"))
+                yield read_results(path, [])
                 break
 
 

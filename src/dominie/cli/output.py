@@ -12,11 +12,12 @@ import sys
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from dominie.core.distributed import is_main_process
+from dominie.core.run_reader import read_results
 
 if TYPE_CHECKING:
     from dominie.core.display import Display
@@ -100,9 +101,7 @@ def conclude(folder: Path, display: Display, as_json: bool, *, stages: Collectio
     from dominie.report import results_table
 
     if as_json:
-        results = folder / "results.json"
-        found: Any = json.loads(results.read_text()) if results.exists() else {}
-        typer.echo(json.dumps({"run": str(folder), "results": found}))
+        typer.echo(json.dumps({"run": str(folder), "results": read_results(folder)}))
         return
     if (folder / "results.json").exists():
         display.console.print(results_table(folder))
@@ -122,7 +121,7 @@ def conclude(folder: Path, display: Display, as_json: bool, *, stages: Collectio
 
 def finished_stages(folder: Path) -> dict[str, str]:
     """The stages of a run that are done, in dependency order, each with its size in words."""
-    from dominie.core.run_reader import read_run
+    from dominie.core.run_records import read_run
     from dominie.report.formatting import size
 
     return {

@@ -78,7 +78,7 @@ def report(
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Write a run's report again from what lies in its folder."""
-    from dominie.core.run_records import found_run
+    from dominie.core.run_reader import found_run
     from dominie.report import write_report
 
     typer.echo(write_report(found_run(run, runs)))
@@ -124,7 +124,7 @@ def compare(
     """Draw the models of several runs on the plane of two tasks, with their Pareto front."""
     from rich.console import Console
 
-    from dominie.core.run_records import found_run
+    from dominie.core.run_reader import found_run
     from dominie.report import compare_runs, comparison_table, write_comparison
 
     found = [found_run(run, runs) for run in wanted]

@@ -59,6 +59,15 @@ def read_checksummed(path: Path) -> dict[str, Any]:
     value: Any = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
+    return verify_checksum(value)
+
+
+def verify_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the object that `write_checksummed` was given, from what it wrote.
+
+    Raises:
+        ValueError: the object is not as it was written.
+    """
     checksum = value.pop(_CHECKSUM, None)
     if checksum is not None and checksum != _checksum(value):
         raise ValueError("not as it was written: its checksum is another")

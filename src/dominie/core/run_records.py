@@ -1,171 +1,27 @@
-"""A run as plain data, and which folders are runs."""
+"""A run as plain data, read tolerantly from its folder."""
 
 from __future__ import annotations
 
-import difflib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
+from dominie.core.json_values import finite, mapping, numbers, numbers_by_name, sequence, text
+from dominie.core.results import JUDGED, RATED, Interval, TaskResult, within_noise
+from dominie.core.run_reader import (
+    Sample,
+    read_metrics,
+    read_object,
+    read_recipe,
+    read_results,
+    read_samples,
+    read_stage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
-
-#: What a run writes and a recipe's folder has not.
-_TRACES = (".lock", "results.json", "*/stage.json", "*/metrics.jsonl")
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder is a run's, be it under way; that of a recipe is none."""
-    return any(True for trace in _TRACES for _ in path.glob(trace))
-
-
-def runs_in(runs: Path) -> list[str]:
-    """The names of the runs in their folder."""
-    return sorted(path.name for path in runs.glob("*") if path.is_dir() and is_run(path))
-
-
-def found_run(word: Path, runs: Path) -> Path:
-    """The run that is meant by its folder, or by its name in the folder of all runs.
-
-    Where neither is a run, a folder of this name is returned, for its reader to tell what it lacks.
-
-    Raises:
-        InputError: there is no such folder, or it holds a recipe that has not been run.
-    """
-    there = [path for path in (word, runs / word) if path.is_dir()]
-    run = next((path for path in there if is_run(path)), None)
-    if run is not None:
-        return run
-    if not there:
-        raise no_such_run(str(word), word, runs)
-    if (there[0] / "recipe.yaml").is_file():
-        raise InputError(
-            "this is a recipe's folder, and not a run",
-            where=str(there[0]),
-            expected="a folder that `dominie run` made, runs/NAME, or its NAME",
-            do=f"`dominie run {there[0]}` makes a run of it",
-        )
-    return there[0]
-
-
-def no_such_run(word: str, place: Path, runs: Path) -> InputError:
-    """What to say of a run that is not there.
-
-    Args:
-        word: as it was typed.
-        place: the folder it names.
-        runs: the folder of all runs.
-    """
-    there = runs_in(runs)
-    near = difflib.get_close_matches(place.name, there, n=1, cutoff=0.5)
-    return InputError(
-        "there is no such run folder",
-        where=word,
-        expected=f"a folder, or one of {', '.join(there)} in {runs}" if there else "a run's folder",
-        found=f"nothing at {place} or {runs / place}",
-        do=f"did you mean {runs / near[0]}?" if near else "name one as runs/NAME",
-    )
-
-
-RATED = "mt_bench"
-"""The metric of ratings from 1 to 10, kept as tenths."""
-JUDGED = (RATED, "alpaca_eval")
-"""Metrics that a judge decides."""
-
-NORMAL_95 = 1.959964
-"""Half-width, in standard errors, of a 95 % interval of the normal distribution."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """One figure of one model on one task.
-
-    Args:
-        score: from 0 to 1.
-        stderr: its standard error, None where not known.
-        n: the number of rows it was measured on, None where not known.
-        metric: what was measured, `exact_match` say.
-        groups: the same by family of rows.
-        extras: further figures of the task, `kl` (nats per token) or `agreement` say.
-        interval: where it lies with 95 % confidence, None where not known.
-        measure: what was measured, in words.
-        controls: what answers of no worth score with the same judge, by their name.
-        warnings: what a person should know before believing it.
-    """
-
-    score: float
-    stderr: float | None = None
-    n: int | None = None
-    metric: str = ""
-    groups: Mapping[str, Score] = field(default_factory=dict)
-    extras: Mapping[str, float] = field(default_factory=dict)
-    interval: tuple[float, float] | None = None
-    measure: str = ""
-    controls: Mapping[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def ends(self) -> tuple[float, float] | None:
-        """The ends of the 95 % interval: as measured, else of the normal distribution.
-
-        With no failure (or no success) among n rows the normal interval has no width, which claims
-        too much; the rule of three, 3/n, takes its place.
-        """
-        if self.interval is not None:
-            return self.interval
-        if self.n and not self.stderr and self.score in (0.0, 1.0):
-            unseen = min(1.0, 3.0 / self.n)
-            return (0.0, unseen) if self.score == 0 else (1.0 - unseen, 1.0)
-        if self.stderr is None:
-            return None
-        half = NORMAL_95 * self.stderr
-        return self.score - half, self.score + half
-
-    def overlaps(self, other: Score) -> bool | None:
-        """Whether the two 95 % intervals meet; None where one of them is not known."""
-        mine, theirs = self.ends, other.ends
-        if mine is None or theirs is None:
-            return None
-        return mine[0] <= theirs[1] and theirs[0] <= mine[1]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much higher one model scored than another on the same questions, with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def within_noise(self) -> bool:
-        """Whether the interval of the difference holds 0."""
-        return self.low <= 0.0 <= self.high
-
-    def __neg__(self) -> Difference:
-        return Difference(-self.value, -self.high, -self.low)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One row of a task as one model answered it.
-
-    Args:
-        score: what the answer was worth, from 0 to 1; None where there is no verdict on it.
-        verdict: what a judge wrote about it.
-        invalid: whether the answer was of another form than was asked for.
-    """
-
-    prompt: str
-    target: str
-    output: str
-    score: float | None
-    group: str | None = None
-    verdict: str | None = None
-    invalid: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,7 +36,7 @@ class TrainLine:
 
 @dataclass(frozen=True)
 class EvaluationLine:
-    """What evaluation while training measured at one step, by source."""
+    """What validation measured at one step of the training, by source."""
 
     step: float
     sources: Mapping[str, Mapping[str, float]]
@@ -188,12 +44,23 @@ class EvaluationLine:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: what `stage.json` says of it, and its `metrics.jsonl`."""
+    """One stage of any kind: its `stage.json`, its `metrics.jsonl` and the data it made.
+
+    Attributes:
+        kind: as `stage.json` has it: `train`, `merge`, or any other.
+        description: one line that describes what the stage does, empty if there is none.
+        models: that it was made from, where it has no student.
+        teachers: by source.
+        data: counts by source.
+        made: of a stage that makes data: the size in bytes of each file of its folder `data/`.
+    """
 
     name: str
     status: str = "unfinished"
     kind: str = "train"
+    description: str = ""
     student: str | None = None
+    models: tuple[str, ...] = ()
     teachers: Mapping[str, str | None] = field(default_factory=dict)
     steps: float | None = None
     supervised_tokens: float | None = None
@@ -201,6 +68,7 @@ class Stage:
     parameters: float | None = None
     trainable_parameters: float | None = None
     data: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    made: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     train: tuple[TrainLine, ...] = ()
     evaluations: tuple[EvaluationLine, ...] = ()
@@ -215,78 +83,257 @@ class Stage:
         """The teachers, each once, in the order of the sources."""
         return tuple(dict.fromkeys(name for name in self.teachers.values() if name))
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The models and stages it was made from."""
+        return tuple(filter(None, (self.student, *self.models, *self.teacher_names, *self.data)))
+
 
 @dataclass(frozen=True)
 class Run:
     """A run folder.
 
-    Args:
-        results: model → task → score, in the order of `results.json`.
+    Attributes:
+        results: model → task → result, in the order of `results.json`.
         stages: by name, students after the stages that made them.
         samples: task → model → the rows of its evaluation.
         notes: what was missing or could not be read, as sentences for people.
-        differences: task → (model, other) → how they differ on the same questions.
+        differences: task → (model, other) → the difference on the same questions.
         baseline: the model that the others are compared with.
     """
 
     name: str
     path: Path
-    results: Mapping[str, Mapping[str, Score]]
+    results: Mapping[str, Mapping[str, TaskResult]]
     stages: Mapping[str, Stage]
     samples: Mapping[str, Mapping[str, tuple[Sample, ...]]]
     recipe: str | None
     notes: tuple[str, ...]
-    differences: Mapping[str, Mapping[tuple[str, str], Difference]] = field(default_factory=dict)
+    differences: Mapping[str, Mapping[tuple[str, str], Interval]] = field(default_factory=dict)
     baseline: str | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Every task that some model was measured on, in the order of `results.json`."""
-        return tuple(dict.fromkeys(task for scores in self.results.values() for task in scores))
+        return tuple(dict.fromkeys(task for results in self.results.values() for task in results))
 
     @property
     def ability_tasks(self) -> tuple[str, ...]:
         """The tasks that measure what a model can do, not how like another model it is."""
         return tuple(task for task in self.tasks if self.metric(task) != "agreement")
 
-    def metric(self, task: str) -> str:
-        """The metric of a task, empty where no result names it."""
-        named = (scores[task].metric for scores in self.results.values() if task in scores)
-        return next((metric for metric in named if metric), "")
-
-    def measure(self, task: str) -> str:
-        """What a task measured, in words: as the results say, else the metric's name."""
-        named = (scores[task].measure for scores in self.results.values() if task in scores)
-        words = {RATED: "rating", "alpaca_eval": "win rate"}
-        metric = self.metric(task)
-        told = next((measure for measure in named if measure), "")
-        return told or words.get(metric, metric.replace("_", " "))
-
     @property
     def judged_tasks(self) -> tuple[str, ...]:
         """The tasks whose answers a judge rated."""
         return tuple(task for task in self.tasks if self.metric(task) in JUDGED)
 
-    def difference(self, task: str, model: str, other: str) -> Difference | None:
-        """By how much a model differs from another on the same questions, where that is known."""
+    def metric(self, task: str) -> str:
+        """The metric of a task, empty if no result names it."""
+        named = (results[task].metric for results in self.results.values() if task in results)
+        return next(filter(None, named), "")
+
+    def rated(self, task: str) -> bool:
+        """Whether the scores of a task are ratings from 1 to 10."""
+        return self.metric(task) == RATED
+
+    def measure(self, task: str) -> str:
+        """What a task measured, in words: as the results have it, else the metric's name."""
+        named = (results[task].measure for results in self.results.values() if task in results)
+        metric = self.metric(task)
+        words = {RATED: "rating", "alpaca_eval": "win rate"}
+        return next(filter(None, named), words.get(metric, metric.replace("_", " ")))
+
+    def difference(self, task: str, model: str, other: str) -> Interval | None:
+        """By how much a model differs from another on the same questions, if that is known."""
         known = self.differences.get(task, {})
         if (model, other) in known:
             return known[model, other]
         return -known[other, model] if (other, model) in known else None
 
     def within_noise(self, task: str, model: str, other: str) -> bool | None:
-        """Whether two scores cannot be told apart.
-
-        Differences on the same questions decide where they are known, else whether the intervals
-        overlap, which errs on the side of claiming too little. None where neither is known.
-        """
-        difference = self.difference(task, model, other)
-        if difference is not None:
-            return difference.within_noise
-        return self.results[model][task].overlaps(self.results[other][task])
+        """Whether the difference of two models is noise; None if no interval is known."""
+        one, two = self.results[model][task], self.results[other][task]
+        return within_noise(one, two, self.difference(task, model, other))
 
     def parent(self, model: str) -> str | None:
         """The evaluated model from which this one was trained, if both were evaluated."""
         stage = self.stages.get(model)
         student = stage.student if stage else None
         return student if student != model and student in self.results else None
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder: whatever can be read is read, whatever cannot becomes a note.
+
+    Raises:
+        InputError: the folder is missing, or holds nothing that a run writes.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(
+            "there is no such run folder",
+            where=str(path),
+            expected="a folder that `dominie run` made, runs/NAME",
+            do="look in runs/, or run the recipe first",
+        )
+    notes: list[str] = []
+    results = _results(path, notes)
+    stages = _in_dependency_order(_stages(path, notes), list(results))
+    recipe = read_recipe(path / "recipe.yaml", notes)
+    if not results and not stages and recipe is None:
+        raise InputError(
+            "this folder is not a run",
+            where=str(path),
+            expected="recipe.yaml, results.json, or folders of stages",
+            do="name the folder of one run, runs/NAME",
+        )
+    samples = _samples(path / "evaluation", results, notes)
+    compared = read_object(path / "evaluation" / "comparisons.json", notes)
+    baseline = text(compared.get("baseline"))
+    return Run(
+        path.resolve().name,
+        path,
+        results,
+        stages,
+        samples,
+        recipe,
+        tuple(notes),
+        _differences(mapping(compared.get("differences"))),
+        baseline if baseline in results else None,
+    )
+
+
+def _results(run: Path, notes: list[str]) -> dict[str, dict[str, TaskResult]]:
+    if not (run / "results.json").is_file():
+        notes.append("Nothing has been evaluated yet: there is no results.json.")
+    found: dict[str, dict[str, TaskResult]] = {}
+    for model, tasks in read_results(run, notes).items():
+        if not tasks:
+            notes.append(f"results.json holds no score of {model}.")
+        for task, entry in tasks.items():
+            if (result := TaskResult.from_dict(entry)) is None:
+                notes.append(f"results.json holds no finite score of {model} on {task}.")
+            else:
+                found.setdefault(model, {})[task] = result
+    return found
+
+
+def _differences(tasks: Mapping[str, Any]) -> dict[str, dict[tuple[str, str], Interval]]:
+    """By task how models differ from each other on the same questions."""
+    found: dict[str, dict[tuple[str, str], Interval]] = {}
+    for task, by_model in tasks.items():
+        for model, others in mapping(by_model).items():
+            for other, entry in mapping(others).items():
+                given = mapping(entry)
+                difference = Interval.from_ends(given.get("difference"), given.get("interval"))
+                if difference is not None:
+                    found.setdefault(task, {})[model, other] = difference
+    return found
+
+
+def _stages(run: Path, notes: list[str]) -> dict[str, Stage]:
+    """Every folder with a `stage.json` or a `metrics.jsonl`, by its name."""
+    folders = sorted(child for child in run.iterdir() if child.is_dir())
+    return {
+        folder.name: _stage(folder, notes)
+        for folder in folders
+        if folder.name != "evaluation"
+        and not folder.name.startswith(".")  # half made, or set aside
+        and any((folder / name).is_file() for name in ("stage.json", "metrics.jsonl"))
+    }
+
+
+def _stage(folder: Path, notes: list[str]) -> Stage:
+    record = read_stage(folder, notes)
+    if record.get("status") != "done":
+        notes.append(f"Stage {folder.name} has not finished; what it logged so far is shown.")
+    train, evaluations = _metrics(folder, notes)
+    so_far = train[-1].values if train else {}
+    kind = text(record.get("kind")) or "train"
+    models = tuple(filter(None, map(text, sequence(record.get("models")))))
+    of_models = f"{kind} of {' and '.join(models)}" if models else ""
+    return Stage(
+        name=folder.name,
+        status=text(record.get("status")) or "unfinished",
+        kind=kind,
+        description=text(record.get("description")) or of_models,
+        student=text(record.get("student")),
+        models=models,
+        teachers={
+            source: text(teacher) for source, teacher in mapping(record.get("teachers")).items()
+        },
+        steps=finite(record.get("steps", so_far.get("step"))),
+        supervised_tokens=finite(record.get("supervised_tokens", so_far.get("tokens"))),
+        seconds=finite(record.get("seconds", so_far.get("seconds"))),
+        parameters=finite(record.get("parameters")),
+        trainable_parameters=finite(record.get("trainable_parameters")),
+        data=numbers_by_name(record.get("data")),
+        made={
+            file.name: file.stat().st_size
+            for file in sorted((folder / "data").glob("*"))
+            if file.is_file() and not file.name.startswith(".")
+        },
+        versions={
+            package: str(version) for package, version in mapping(record.get("versions")).items()
+        },
+        train=train,
+        evaluations=evaluations,
+    )
+
+
+def _metrics(
+    folder: Path, notes: list[str]
+) -> tuple[tuple[TrainLine, ...], tuple[EvaluationLine, ...]]:
+    """The two kinds of line of a `metrics.jsonl`, by step.
+
+    A stage that was interrupted and resumed logs some steps twice; the later line is the one whose
+    weights were kept.
+    """
+    train: dict[float, TrainLine] = {}
+    evaluations: dict[float, EvaluationLine] = {}
+    for line in read_metrics(folder, notes):
+        step = finite(line.get("step"))
+        if step is None:
+            continue
+        if "evaluation" in line:
+            evaluations[step] = EvaluationLine(step, numbers_by_name(line["evaluation"]))
+        else:
+            by_source = numbers_by_name(line.get("sources"))
+            train[step] = TrainLine(step, numbers(line), numbers(line.get("terms")), by_source)
+    unfit = sum(not math.isfinite(line.values.get("loss", 0.0)) for line in train.values())
+    if unfit:
+        notes.append(
+            f"The loss of stage {folder.name} was not finite at {unfit:,} logged "
+            f"step{'s' if unfit > 1 else ''}; the curve has a gap there."
+        )
+    return (
+        tuple(train[step] for step in sorted(train)),
+        tuple(evaluations[step] for step in sorted(evaluations)),
+    )
+
+
+def _samples(
+    folder: Path, results: Mapping[str, Mapping[str, TaskResult]], notes: list[str]
+) -> dict[str, dict[str, tuple[Sample, ...]]]:
+    samples: dict[str, dict[str, tuple[Sample, ...]]] = {}
+    for model, tasks in results.items():
+        for task in tasks:
+            if rows := read_samples(folder / model / f"{task}.jsonl", notes):
+                samples.setdefault(task, {})[model] = rows
+    return samples
+
+
+def _in_dependency_order(stages: dict[str, Stage], models: list[str]) -> dict[str, Stage]:
+    """Stages after those that they need, otherwise in the order of the results."""
+    ordered: dict[str, Stage] = {}
+
+    def add(name: str, above: frozenset[str]) -> None:
+        if name in ordered or name in above or name not in stages:
+            return
+        for needed in stages[name].needs:
+            add(needed, above | {name})
+        ordered[name] = stages[name]
+
+    for name in (*models, *stages):
+        add(name, frozenset())
+    return ordered

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from dominie.core.run_records import RATED
+from dominie.core.results import RATED, within_noise
 from dominie.report.formatting import THIN, Part, Sentence, figure, joined, percent, points
 
 if TYPE_CHECKING:
-    from dominie.core.run_records import Difference, Run, Score
+    from dominie.core.results import Interval, TaskResult
+    from dominie.core.run_records import Run
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Change:
     """
 
     task: str
-    before: Score
-    after: Score
-    paired: Difference | None = None
+    before: TaskResult
+    after: TaskResult
+    paired: Interval | None = None
 
     @property
     def difference(self) -> float:
@@ -37,10 +38,8 @@ class Change:
         The interval of the difference on the same questions decides, else whether the two
         intervals overlap, which errs on the side of claiming too little.
         """
-        if self.paired is not None:
-            return self.paired.within_noise
-        overlap = self.after.overlaps(self.before)
-        return self.difference == 0 if overlap is None else overlap
+        noise = within_noise(self.after, self.before, self.paired)
+        return self.difference == 0 if noise is None else noise
 
     @property
     def rated(self) -> bool:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
 from dominie.core.json_values import finite, mapping
-from dominie.core.run_reader import read_object, read_run
+from dominie.core.run_reader import read_object
+from dominie.core.run_records import read_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dominie.core.run_records import Run, Score
+    from dominie.core.results import TaskResult
+    from dominie.core.run_records import Run
 
 
 def pareto_front(places: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -106,7 +108,7 @@ class Comparison:
 class _Scores:
     """Scores of one model by the run's place among its siblings: its seed, or its number."""
 
-    pairs: dict[str, tuple[Score, Score]] = field(default_factory=dict)
+    pairs: dict[str, tuple[TaskResult, TaskResult]] = field(default_factory=dict)
 
 
 def compare_runs(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dominie.core.run_records import RATED
+from dominie.core.results import RATED
 from dominie.report.changes import Change, ability_of, candidates, change, changes, likeness
 from dominie.report.formatting import (
     MINUS,

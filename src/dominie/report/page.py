@@ -16,8 +16,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from dominie import __version__
-from dominie.core.run_reader import read_run
-from dominie.core.run_records import RATED
+from dominie.core.results import RATED
+from dominie.core.run_records import read_run
 from dominie.report import formatting as formats
 from dominie.report.changes import Change, change, changes, telling_tasks
 from dominie.report.charts import interval_strip

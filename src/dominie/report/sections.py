@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dominie.core.run_records import RATED
+from dominie.core.results import RATED
 from dominie.report.bars import Bar, BarGroup, Spokes, bar_chart, radar_chart
 from dominie.report.charts import swatch
 from dominie.report.curves import Key
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from dominie.core.run_records import Run, Sample, Score
+    from dominie.core.results import TaskResult
+    from dominie.core.run_reader import Sample
+    from dominie.core.run_records import Run
 
 _MOST_POLYGONS = 6
 _CONTROLLED = "length_controlled_win_rate"
@@ -67,12 +69,12 @@ def _judged(run: Run, task: str, chosen: str | None) -> JudgedTask:
     ]
     ticks = _TENTHS if rated else _PERCENT
     bars = bar_chart(f"{run.measure(task)} in {task}", groups, ticks=ticks, half=not rated)
-    categories = list(dict.fromkeys(name for score in scores.values() for name in score.groups))
+    categories = list(dict.fromkeys(name for score in scores.values() for name in score.by))
     drawn = _drawn(scores, chosen) if rated else []
     spokes = [
         Spokes(
             model,
-            {name: group.score for name, group in scores[model].groups.items()},
+            {name: group.score for name, group in scores[model].by.items()},
             f"c{index}",
             chosen=model == chosen,
         )
@@ -95,7 +97,7 @@ def _judged(run: Run, task: str, chosen: str | None) -> JudgedTask:
     )
 
 
-def _bars(score: Score, rated: bool) -> tuple[Bar, ...]:
+def _bars(score: TaskResult, rated: bool) -> tuple[Bar, ...]:
     bars = [Bar(score.score, _written(score.score, rated), score.ends)]
     if _CONTROLLED in score.extras:
         value = score.extras[_CONTROLLED]
@@ -103,7 +105,7 @@ def _bars(score: Score, rated: bool) -> tuple[Bar, ...]:
     return tuple(bars)
 
 
-def _controls(scores: Mapping[str, Score]) -> dict[str, float]:
+def _controls(scores: Mapping[str, TaskResult]) -> dict[str, float]:
     """Controls are the same for all models of a task; the first that names one counts."""
     found: dict[str, float] = {}
     for score in scores.values():
@@ -112,7 +114,7 @@ def _controls(scores: Mapping[str, Score]) -> dict[str, float]:
     return found
 
 
-def _drawn(scores: Mapping[str, Score], chosen: str | None) -> list[str]:
+def _drawn(scores: Mapping[str, TaskResult], chosen: str | None) -> list[str]:
     """As many models as can be told apart on a radar: the one in the headline, then the best."""
     ranked = sorted(scores, key=lambda model: (model != chosen, -scores[model].score))
     kept = set(ranked[:_MOST_POLYGONS])

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from dominie.core.run_records import RATED
+from dominie.core.results import RATED
 from dominie.report.changes import Change, change
 from dominie.report.formatting import DASH, figure, percent, rating, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from dominie.core.run_records import Run, Score, Stage
+    from dominie.core.results import TaskResult
+    from dominie.core.run_records import Run, Stage
 
 SCORE = "score"
 _SAME = 1e-9
@@ -104,7 +105,7 @@ def results_grid(run: Run) -> Table:
 def group_table(run: Run, task: str) -> Table | None:
     """Families of a task × models; None where no model was measured by family."""
     models = [model for model, scores in run.results.items() if task in scores]
-    by_model = {model: run.results[model][task].groups for model in models}
+    by_model = {model: run.results[model][task].by for model in models}
     groups = dict.fromkeys(group for scores in by_model.values() for group in scores)
     if not groups:
         return None
@@ -230,7 +231,7 @@ def _column_cells(run: Run, column: Column) -> dict[str, Cell]:
     return cells
 
 
-def _extra_cells(key: str, scores: Mapping[str, Score | None]) -> dict[str, Cell]:
+def _extra_cells(key: str, scores: Mapping[str, TaskResult | None]) -> dict[str, Cell]:
     """Further figures; the reference itself (agreement 1, KL 0) competes with nobody."""
     values = {model: score.extras.get(key) if score else None for model, score in scores.items()}
     likeness = key == "agreement"
@@ -252,7 +253,7 @@ def _extra_cells(key: str, scores: Mapping[str, Score | None]) -> dict[str, Cell
 
 
 def _score_cell(
-    score: Score | None,
+    score: TaskResult | None,
     common_n: int | None,
     mark: Literal["", "best", "tied"] = "",
     *,
@@ -267,7 +268,7 @@ def _score_cell(
     return Cell(written(score.score), score.score, ends, interval, n, mark)
 
 
-def _common_n(scores: Iterable[Score]) -> int | None:
+def _common_n(scores: Iterable[TaskResult]) -> int | None:
     counts = {score.n for score in scores}
     return counts.pop() if len(counts) == 1 else None
 

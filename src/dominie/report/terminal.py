@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dominie.core.run_reader import read_run
-from dominie.core.run_records import RATED
+from dominie.core.results import RATED
+from dominie.core.run_records import read_run
 from dominie.report.formatting import DASH, signed_points
 from dominie.report.headline import findings
 from dominie.report.tables import SCORE, Cell, baseline_changes, results_grid
@@ -146,7 +146,7 @@ def _difference(step: Change | None) -> Text:
     ends = f"({low} to {high})"
     if step.within_noise:
         return Text(f"within noise {ends}", "dim")
-    return Text.assemble(signed_points(step.paired.value, rated=step.rated), " ", (ends, "dim"))
+    return Text.assemble(signed_points(step.paired.estimate, rated=step.rated), " ", (ends, "dim"))
 
 
 def _written(cell: Cell) -> Text:

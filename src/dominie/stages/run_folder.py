@@ -11,7 +11,8 @@ from typing import Any
 from dominie.core.display import Display
 from dominie.core.distributed import is_main_process
 from dominie.core.errors import InputError
-from dominie.core.io import exclusive_lock, manifest_error, read_checksummed, write_checksummed
+from dominie.core.io import exclusive_lock, manifest_error, write_checksummed
+from dominie.core.run_reader import read_stage
 from dominie.data.sources import Source
 from dominie.data.tokenization import tokenizer_fingerprint
 from dominie.models.info import ModelInfo, describe
@@ -133,31 +134,6 @@ class RunFolder:
         """The fingerprint of every stage that has been trained, as its `stage.json` gives it."""
         records = {name: read_stage(self.stage(name)) for name in self.recipe.stages}
         return {name: r["fingerprint"] for name, r in records.items() if r.get("status") == "done"}
-
-
-def read_stage(path: Path) -> dict[str, Any]:
-    """`stage.json` of a stage's folder, empty where there is none.
-
-    Raises:
-        InputError: it is there and cannot be read.
-    """
-    file = path / "stage.json"
-    try:
-        record = read_checksummed(file)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        record, found = {}, getattr(error, "strerror", None) or str(error)
-    else:
-        found = "no record of a stage"
-    if not {"fingerprint", "status"} <= record.keys():
-        raise InputError(
-            "stage.json cannot be read",
-            where=str(file),
-            found=found,
-            do=f"move {path} out of the way and run again; the stage is then trained anew",
-        )
-    return record
 
 
 def write_stage(path: Path, record: Mapping[str, Any]) -> None:

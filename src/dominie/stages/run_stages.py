@@ -25,12 +25,13 @@ from dominie.core.distributed import (
 from dominie.core.errors import InputError
 from dominie.core.hardware import use_free_cores
 from dominie.core.io import file_manifest, write_atomic
+from dominie.core.run_reader import read_stage
 from dominie.models.spec import is_model
 from dominie.recipe import MergeStage, Stage, dump_recipe
 from dominie.stages.fingerprint import changes, moved
 from dominie.stages.prepare import prepare_stages
 from dominie.stages.prepared import Prepared, PreparedTraining, PreparedUpcycle
-from dominie.stages.run_folder import RunFolder, check_whole, read_stage, set_aside, write_stage
+from dominie.stages.run_folder import RunFolder, check_whole, set_aside, write_stage
 from dominie.stages.teacher_caches import filled_caches
 from dominie.training.checkpoints import by_step, publish, writing
 

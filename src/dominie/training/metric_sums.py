@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from dominie.core.run_reader import read_lines
 from dominie.data.batch import IGNORED, Batch
 from dominie.losses.objective import COLUMNS
 from dominie.losses.terms import TERMS
@@ -219,9 +220,7 @@ class MetricsLog:
 
     def read(self) -> list[dict[str, Any]]:
         """Every line."""
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        return list(read_lines(self.path))
 
 
 def _step(line: str, when_broken: int) -> int:

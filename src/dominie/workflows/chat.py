@@ -15,7 +15,7 @@ from transformers import TextStreamer
 
 from dominie.core.display import Display
 from dominie.core.errors import InputError
-from dominie.core.run_records import no_such_run
+from dominie.core.run_reader import is_run, no_such_run
 from dominie.data.tokenization import ends_of_turn, prompt_ids
 from dominie.generation.generator import configured_stops
 from dominie.models.head import text_config
@@ -113,7 +113,7 @@ def _named(word: str, runs: Path) -> list[_Named]:
 
 def _is_run(path: Path) -> bool:
     """Whether a folder is a run's; that of a recipe has no stages in it."""
-    return (path / "recipe.yaml").is_file() and any(path.glob("*/stage.json"))
+    return (path / "recipe.yaml").is_file() and is_run(path)
 
 
 def _last(recipe: Recipe) -> str:

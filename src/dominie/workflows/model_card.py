@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dominie.core.io import write_atomic
+from dominie.core.run_reader import read_results, read_stage
 from dominie.losses.terms import TERMS, LossTerms
 from dominie.models.spec import is_model
 from dominie.recipe import Recipe, Stage, UpcycleStage, dump_recipe
-from dominie.stages.run_folder import RunFolder, read_stage
+from dominie.stages.run_folder import RunFolder
 from dominie.toyworld import is_toyworld
 from dominie.workflows import model_card as text
 from dominie.workflows.lineage import (
@@ -399,10 +399,7 @@ def _is_toy(recipe: Recipe, model: str) -> bool:
 def _results(folder: RunFolder, name: str) -> _Results:
     """The scores of a stage's model, the baseline's name and its scores."""
     evaluation = folder.recipe.evaluate
-    try:
-        found = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return _UNSCORED
+    found = read_results(folder.path)
     if evaluation is None:
         return _UNSCORED
     called = next((n for n, model in evaluation.models.items() if model == name), None)

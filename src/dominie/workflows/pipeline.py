@@ -8,13 +8,14 @@ from typing import Any
 from dominie.core.display import Display
 from dominie.core.distributed import destroy_distributed, is_main_process
 from dominie.core.errors import InputError
+from dominie.core.run_reader import read_stage
 from dominie.recipe import Recipe
 from dominie.report import write_report
 from dominie.stages.cache_estimate import estimated
 from dominie.stages.evaluate import evaluate
 from dominie.stages.prepare import prepare_stages
 from dominie.stages.prepared import PreparedTraining
-from dominie.stages.run_folder import RunFolder, check_whole, read_stage
+from dominie.stages.run_folder import RunFolder, check_whole
 from dominie.stages.run_stages import run_stages
 from dominie.stages.teacher_caches import filled_caches, ready_plans, record_of
 from dominie.workflows.model_card import write_cards

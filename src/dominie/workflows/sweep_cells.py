@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.errors import InputError
+from dominie.core.run_reader import read_results, read_stage
 from dominie.recipe import Recipe, dump_recipe, load_recipe, only_models
-from dominie.stages.run_folder import read_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,13 +208,9 @@ class Row:
 def rows_of(cell: Cell, folder: Path) -> list[Row]:
     """Everything a finished run scored, with what each model's own stage cost."""
     recipe, run = cell.loaded(), folder / cell.name
-    try:
-        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []  # nothing is evaluated
     return [
         Row(cell=cell, model=model, task=task, result=result, **_cost(recipe, run, model))
-        for model, tasks in results.items()
+        for model, tasks in read_results(run).items()
         for task, result in tasks.items()
     ]
 

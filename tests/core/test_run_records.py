@@ -5,8 +5,7 @@ import pytest
 from run_folders import SCORES, STAGES, entry, judged, quickstart, write_json, write_lines
 
 from dominie.core.errors import InputError
-from dominie.core.run_reader import read_run
-from dominie.core.run_records import Score
+from dominie.core.run_records import read_run
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def test_a_whole_run_is_read_without_a_note(tmp_path):
     assert run.stages["align"].teachers == {"domain": "expert", "general": "distill"}
     assert len(run.stages["teacher"].train) == 150
     assert len(run.samples["domain"]["align"]) == 300
-    assert run.results["align"]["general"].groups["sums"].n == 50
+    assert run.results["align"]["general"].by["sums"].n == 50
     assert set(run.results["align"]["agreement"].extras) == {"kl", "loss"}
 
 
@@ -145,14 +144,6 @@ def test_many_rows_are_read_in_part(run, monkeypatch):
     assert any("evaluation/a/t.jsonl only the first 3" in note for note in contents.notes)
 
 
-def test_no_failure_among_n_rows_still_leaves_doubt():
-    assert Score(1.0, 0.0, 300).ends == (pytest.approx(0.99), 1.0)
-    assert Score(0.0, 0.0, 2).ends == (0.0, 1.0)
-    assert Score(0.5, 0.02, 300).ends == pytest.approx((0.4608, 0.5392), abs=1e-4)
-    assert Score(0.5).ends is None
-    assert Score(0.5, 0.02, 300, interval=(0.3, 0.6)).ends == (0.3, 0.6), "as measured"
-
-
 def test_comparisons_are_read_both_ways(tmp_path):
     run = read_run(judged(tmp_path))
     assert run.baseline == "sft"
@@ -161,7 +152,7 @@ def test_comparisons_are_read_both_ways(tmp_path):
     )
     assert forth is not None
     assert back is not None
-    assert (back.value, back.low, back.high) == (-forth.value, -forth.high, -forth.low)
+    assert (back.estimate, *back.ends) == (-forth.estimate, -forth.high, -forth.low)
     assert run.difference("general", "sft", "nobody") is None
     assert run.judged_tasks == ("mt-bench", "alpaca-eval")
     score = run.results["align"]["mt-bench"]
@@ -208,12 +199,6 @@ def test_what_an_answer_was_worth(run, row, worth):
     write_json(run / "results.json", {"a": {"t": entry(0.5)}})
     write_lines(run / "evaluation" / "a" / "t.jsonl", [{"prompt": "p", **row}])
     assert read_run(run).samples["t"]["a"][0].score == worth
-
-
-def test_intervals_overlap_when_they_meet():
-    assert Score(0.50, 0.02).overlaps(Score(0.57, 0.02))
-    assert not Score(0.50, 0.02).overlaps(Score(0.60, 0.02))
-    assert Score(0.50, 0.02).overlaps(Score(0.57)) is None
 
 
 def test_recipes_are_shown_as_they_are(tmp_path):
