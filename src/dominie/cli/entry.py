@@ -12,9 +12,9 @@ from typing import NoReturn
 
 from dominie.cli.app import app
 from dominie.cli.completion import whole_words
-from dominie.core.distributed import EXIT_PEER_LOST, claim_error_message, is_peer_loss, world_size
+from dominie.core.distributed import EXIT_PEER_LOST, is_peer_loss, report_error, world_size
 from dominie.core.errors import DominieError
-from dominie.core.launch import end_with_launcher
+from dominie.core.launch import stop_with_launcher
 
 
 class _Stopped(BaseException):
@@ -36,7 +36,7 @@ def main() -> None:
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGINT, signal.SIGTERM):  # while a stage trains, it listens itself
             signal.signal(signum, _stop)
-        end_with_launcher()
+        stop_with_launcher()
     try:
         with whole_words():
             status = app(prog_name="dominie", standalone_mode=False)
@@ -91,8 +91,7 @@ def _hint_at_override(error: Exception) -> None:
 def _fail(message: str, status: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    if claim_error_message():
-        print(f"error: {message}", file=sys.stderr)
+    report_error(message, status)
     _exit(status)
 
 

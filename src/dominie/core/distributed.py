@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -21,8 +24,8 @@ COLLECTIVE_TIMEOUT = timedelta(days=30)
 #: Exit status of a process that ended because it lost another one.
 EXIT_PEER_LOST = 70
 
-#: Environment variable: the file that exists once a rank has printed the error of the run.
-ERROR_SHOWN = "DOMINIE_ERROR_SHOWN"
+#: Environment variable of ranks: the process number of the `dominie run --nproc` above them.
+LAUNCHER = "DOMINIE_LAUNCHER"
 
 
 def rank() -> int:
@@ -126,29 +129,32 @@ def all_reduce_max(value: int) -> int:
     return int(tensor)
 
 
-def claim_error_message() -> bool:
-    """Return whether this process prints the error of the run: the first that asks does."""
-    marker = _error_marker()
-    if marker is None:
-        return True
+def report_error(message: str, status: int) -> None:
+    """Print the error that ends this process, once for all ranks of this machine.
+
+    The launcher of `dominie run --nproc` prints the error of the rank that failed first; it gets
+    message and exit status in the file that torch's elastic agent reads. Any other launcher leaves
+    it to the ranks: the first prints.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file is not None and os.environ.get(LAUNCHER) == str(os.getppid()):
+        report = {"message": message, "timestamp": time.time(), "status": status}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps(report), encoding="utf-8")
+            return
+    if file is None or world_size() == 1 or _is_first_to_create(Path(file).parents[1]):
+        print(f"error: {message}", file=sys.stderr)
+
+
+def _is_first_to_create(folder: Path) -> bool:
+    """Return whether no other rank has created the marker of a printed error in this folder."""
     try:
-        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+        (folder / "dominie-error-shown").touch(exist_ok=False)
     except FileExistsError:
         return False
     except OSError:
         pass  # printing twice is better than not at all
     return True
-
-
-def _error_marker() -> Path | None:
-    """Return the file that exists once an error has been printed on this machine."""
-    if own := os.environ.get(ERROR_SHOWN):
-        return Path(own)
-    if world_size() > 1 and (elastic := os.environ.get("TORCHELASTIC_ERROR_FILE")):
-        return (
-            Path(elastic).parents[1] / "dominie-error-shown"
-        )  # beside the folders of torchrun's ranks
-    return None
 
 
 def is_peer_loss(error: BaseException) -> bool:

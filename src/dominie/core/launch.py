@@ -1,79 +1,136 @@
-"""Starts the processes of a run on this machine, passes signals on, and ends them together."""
+"""Starts one process a rank on this machine with torch's elastic agent, and prints one error."""
 
 from __future__ import annotations
 
-import contextlib
+import json
+import logging
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from dominie.core.distributed import ERROR_SHOWN, EXIT_PEER_LOST
+from dominie.core.distributed import EXIT_PEER_LOST, LAUNCHER
 from dominie.core.errors import InputError
 from dominie.core.hardware import cores
 
 ENGINES = ("ddp", "fsdp2", "zero3")
 
-#: Seconds that processes have to end by themselves after the first has failed or was stopped.
-GRACE = 15.0
-
-#: The end of a pipe that closes when the launcher is gone, however it went.
-_LAUNCHER = "DOMINIE_LAUNCHER"
+#: Seconds that ranks have to save and stop after a signal: as long as they take. torch before 2.12
+#: does not read it, and gives them 30.
+_SHUTDOWN_TIMEOUT = 7 * 24 * 3600
 
 
 def launch(arguments: Sequence[str], processes: int, *, engine: str = "ddp") -> int:
-    """Run `dominie` once a process, and wait for all of them.
+    """Run a command of `dominie` on several processes of this machine.
 
     Args:
         arguments: of the command line.
-        processes: how many; with GPUs, each has its own.
+        processes: how many; with GPUs, one process for each.
         engine: `ddp`, `fsdp2`, `zero3`, or the file of an accelerate configuration.
 
     Returns:
-        The exit status: the first that was not 0.
+        The exit status: that of the first process that failed.
 
     Raises:
         InputError: this machine cannot run them so.
     """
-    import torch.distributed as dist
-
     _check(processes, engine)
-    # Held here, on a port that the system chose: one chosen beforehand could be taken by then.
-    store = dist.TCPStore(  # type: ignore[attr-defined]
-        "127.0.0.1", 0, is_master=True, wait_for_workers=False
-    )
+    os.environ.update(accelerate_environment(engine, processes))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
+    return run_ranks([sys.executable, "-m", "dominie", *arguments], processes)
+
+
+def run_ranks(command: Sequence[str], processes: int) -> int:
+    """Run a command once for each rank, pass signals on, and print the first error.
+
+    Returns:
+        The exit status: that of the first process that failed, 128 and the signal's number after
+        a signal.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, launch_agent
+
+    os.environ[LAUNCHER] = str(os.getpid())
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_TIMEOUT))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    logging.disable(logging.CRITICAL)  # the agent's own account of what went wrong
     with tempfile.TemporaryDirectory(prefix="dominie-") as scratch:
-        told = Path(scratch) / "told"
-        base = {
-            **os.environ,
-            **accelerate_environment(engine, processes),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(processes))),
-            "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": str(True),
-            ERROR_SHOWN: str(told),
-        }
-        with started([sys.executable, "-m", "dominie", *arguments], base, processes) as workers:
-            codes = waited_for(workers)
-        first = _first_to_fail(codes)
-        if first is not None and not told.exists():
-            print(f"error: {_unsaid(first, codes)}", file=sys.stderr)
-    if first is None:
-        return 0
-    return codes[first] if codes[first] > 0 else 128 - codes[first]
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id="dominie",
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",  # the system chooses the port
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=scratch),
+            signals_to_handle="SIGINT,SIGTERM",
+        )
+        try:
+            launch_agent(config, command[0], list(command[1:]))
+        except ChildFailedError as error:
+            # In the order in which they ended; one that lost another rank is not the cause.
+            failures = sorted(error.failures.values(), key=lambda f: f.exitcode == EXIT_PEER_LOST)
+            rank, code = failures[0].local_rank, failures[0].exitcode
+            report = failures[0].error_file_data
+            if "status" not in report:
+                report = {
+                    "message": _unexplained(rank, processes, code),
+                    "status": code if code > 0 else 128 - code,
+                }
+        except SignalException as error:
+            reports = _reports(Path(scratch).rglob("error.json"))
+            text = f"interrupted by {error.sigval.name}; what was done is kept"
+            report = reports[0] if reports else {"message": text, "status": 128 + error.sigval}
+        else:
+            return 0
+        finally:
+            logging.disable(logging.NOTSET)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    print(f"error: {report['message']}", file=sys.stderr)
+    return int(report["status"])
+
+
+def _reports(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return what ranks have written with `report_error`, the first first."""
+    reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return sorted(reports, key=lambda report: float(report["timestamp"]))
+
+
+def _unexplained(rank: int, processes: int, code: int) -> str:
+    """Return the message for a process that failed without one."""
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    return (
+        f"process {rank} of {processes} {how}, and the others with it\n"
+        "  do        look whether memory ran out (train.micro_batch, train.max_length); the same "
+        "command goes on from the last checkpoint"
+    )
+
+
+def stop_with_launcher() -> None:
+    """Make this rank save and stop, as SIGTERM does, when its launcher has ended."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == launcher:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def accelerate_environment(engine: str, processes: int) -> dict[str, str]:
-    """What `accelerate launch --config_file` would set for an engine or a configuration's file.
+    """Return the variables that `accelerate launch --config_file` sets for an engine or a file.
 
     Raises:
         InputError: the file cannot be read.
@@ -87,12 +144,12 @@ def accelerate_environment(engine: str, processes: int) -> dict[str, str]:
     try:
         options = ["--config_file", str(path), "--num_processes", str(processes), "dominie"]
         args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(options))
-        args.main_process_port = 0  # of a port that is not used here
+        args.main_process_port = 0  # which is not used
         if args.use_deepspeed:
             args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-            _, made = prepare_deepspeed_cmd_env(args)
+            _, variables = prepare_deepspeed_cmd_env(args)
         else:
-            made = prepare_multi_gpu_env(args)
+            variables = prepare_multi_gpu_env(args)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             "accelerate cannot use the configuration",
@@ -102,11 +159,11 @@ def accelerate_environment(engine: str, processes: int) -> dict[str, str]:
             f"{', '.join(ENGINES)}",
         ) from None
     kept = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
-    return {name: value for name, value in made.items() if name.startswith(kept)}
+    return {name: value for name, value in variables.items() if name.startswith(kept)}
 
 
 def configuration(engine: str) -> Path:
-    """The accelerate configuration of an engine: one that ships, or a file."""
+    """Return the accelerate configuration of an engine: one that ships, or a file."""
     if engine not in ENGINES:
         return Path(engine)
     package = Path(__file__).parents[1]
@@ -136,99 +193,18 @@ def _check(processes: int, engine: str) -> None:
         raise InputError(
             "weights are sharded over GPUs, and this machine has none",
             where=f"--engine {engine}",
-            do="leave --engine out: each process then holds a copy; DeepSpeed shards on CPUs where "
+            do="leave --engine out: each process then holds a copy; DeepSpeed shards on CPUs if "
             "the environment variable DS_ACCELERATOR is cpu",
         )
 
 
-def _threads(processes: int) -> int:
-    return max(1, cores() // processes)
-
-
-@contextlib.contextmanager
-def started(
-    command: Sequence[str], base: Mapping[str, str], processes: int
-) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """The processes, in groups of their own so that a terminal's Ctrl-C reaches them but once."""
-    reading, writing = os.pipe()  # only this process holds the writing end
-    workers: list[subprocess.Popen[bytes]] = []
-
-    def pass_on(signum: int, _: FrameType | None) -> None:
-        for worker in workers:
-            with contextlib.suppress(ProcessLookupError):
-                worker.send_signal(signum)
-
-    before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in range(processes):
-            own = {"RANK": str(number), "LOCAL_RANK": str(number), _LAUNCHER: str(reading)}
-            environment = {**base, **own}
-            workers.append(
-                subprocess.Popen(command, env=environment, pass_fds=[reading], process_group=0)
-            )
-        yield workers
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-        for descriptor in (reading, writing):
-            os.close(descriptor)
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def waited_for(workers: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Exit statuses; after the first failure, the others have a while before they are killed."""
-    deadline = float("inf")
-    while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
-        if deadline == float("inf") and any(worker.poll() for worker in workers):
-            deadline = time.monotonic() + GRACE
-        time.sleep(0.05)
-    left = {worker.pid for worker in workers if worker.poll() is None}
-    for worker in workers:
-        worker.kill()
-    # One that did not end by itself is not what failed.
-    return [0 if worker.pid in left else worker.wait() for worker in workers]
-
-
-def _first_to_fail(codes: Sequence[int]) -> int | None:
-    """The process whose end made the others end: one that a signal ended, one that knows why."""
-    failed = [number for number, code in enumerate(codes) if code]
-    return min(failed, key=lambda n: (codes[n] > 0, codes[n] == EXIT_PEER_LOST), default=None)
-
-
-def _unsaid(number: int, codes: Sequence[int]) -> str:
-    """What is known of a process that failed without a word."""
-    code = codes[number]
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-    return (
-        f"process {number} of {len(codes)} {how}, and the others with it\n"
-        "  do        look whether memory ran out (train.micro_batch, train.max_length); the same "
-        "command goes on from the last checkpoint"
-    )
-
-
-def end_with_launcher() -> None:
-    """Have this process stop, and save, when the launcher that started it is gone."""
-    descriptor = os.environ.pop(_LAUNCHER, None)
-    if descriptor is None:
-        return
-
-    def wait() -> None:
-        with contextlib.suppress(OSError):
-            os.read(int(descriptor), 1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def without_options(arguments: Sequence[str], *options: str) -> list[str]:
-    """A command line without some options and their values."""
-    left: list[str] = []
-    items: Any = iter(arguments)
+    """Return a command line without some options and their values."""
+    kept: list[str] = []
+    items = iter(arguments)
     for item in items:
         if item in options:
             next(items, None)
         elif not item.startswith(tuple(f"{option}=" for option in options)):
-            left.append(item)
-    return left
+            kept.append(item)
+    return kept

@@ -1,4 +1,4 @@
-"""Whole runs with sharded weights, on two CPU processes, come to what one process comes to."""
+"""Whole runs with sharded weights, on two CPU processes, give the weights of one process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dominie.core.display import Display
 from dominie.recipe import load_recipe
 from dominie.workflows.pipeline import run_recipe
 
-RECIPE = Path(__file__).parent / "recipes" / "ranks.yaml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "ranks.yaml"
 WORKER = Path(__file__).parent / "sharded_run.py"
 
 
-#: Teachers shared out beside the student, each reading two of its micro-batches at once.
+#: Teachers sharded like the student, each reading two of its micro-batches at once.
 TEACHERS = (
     "stages.teacher.placement=sharded",
     "stages.distill.placement=sharded",
@@ -61,7 +61,7 @@ def check_same_weights(run: Path, other: Path) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 @pytest.mark.parametrize("overrides", [(), TEACHERS])
-def test_zero3_does_so_too_and_says_nothing_of_its_own(alone, tmp_path, overrides):
+def test_zero3_does_so_too_and_prints_nothing_of_its_own(alone, tmp_path, overrides):
     zero3(tmp_path, *overrides)
     check_same_weights(tmp_path / "runs" / "ranks", alone)
 
@@ -84,7 +84,7 @@ def zero3(tmp_path: Path, *overrides: str) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
-def test_adapters_are_merged_into_weights_that_were_cut_up(run_ranks, tmp_path, engine):
+def test_adapters_are_merged_into_sharded_weights(run_ranks, tmp_path, engine):
     if engine == "zero3" and find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
     adapters = "train.lora={r: 4, target_modules: [q_proj, v_proj]}"

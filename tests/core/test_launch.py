@@ -1,4 +1,4 @@
-"""Several processes of one run come to what one comes to, and end together."""
+"""A run of several processes gives the results of one process, and they end together."""
 
 from __future__ import annotations
 
@@ -23,14 +23,12 @@ from dominie.core.launch import (
     ENGINES,
     accelerate_environment,
     launch,
-    started,
-    waited_for,
     without_options,
 )
 from dominie.recipe import load_recipe
 from dominie.workflows.pipeline import run_recipe
 
-RECIPE = Path(__file__).parent / "recipes" / "ranks.yaml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "ranks.yaml"
 STAGES = ("teacher", "distill", "align")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -66,7 +64,7 @@ def lines(run: Path, stage: str) -> list[dict]:
 
 
 def untimed(value: object, name: str = "") -> dict[str, float]:
-    """The numbers of a record by path, clock times apart."""
+    """The numbers of a record by path, without clock times."""
     if isinstance(value, dict | list):
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         parts = [untimed(each, f"{name}.{key}") for key, each in pairs]
@@ -137,24 +135,24 @@ def test_a_process_that_is_killed_ends_all_of_them_with_one_message(of_one, tmp_
     ranks = wait_for(run / "align" / "checkpoints" / "checkpoint-1", process)
     time.sleep(0.5)  # it may be the last file of a step that they are about to end together
     next(rank for rank in ranks if rank.environ()["RANK"] == "1").kill()
-    _, said = process.communicate(timeout=100)
+    _, printed = process.communicate(timeout=100)
     assert process.returncode == 137
-    assert said.count("error:") == 1
-    assert "process 1 of 2 was ended by SIGKILL" in said
-    assert "Traceback" not in said
+    assert printed.count("error:") == 1
+    assert "process 1 of 2 was ended by SIGKILL" in printed
+    assert "Traceback" not in printed
     assert not any(rank.is_running() for rank in ranks)
 
 
-def cut_off_and_gone_on_with(run: Path, cwd: Path, first: int, then: int) -> None:
-    """Ended by SIGTERM after the first of the four steps of `distill`, and run to the end."""
+def interrupt_and_resume(run: Path, cwd: Path, first: int, then: int) -> None:
+    """End a run by SIGTERM after the first of the four steps of `distill`, and resume it."""
     ways = {1: (), 2: ("--nproc", 2)}
     process = running(cwd, *ways[first])
     wait_for(run / "distill" / "checkpoints" / "checkpoint-1", process)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=100)
-    assert process.returncode == 143, said
-    assert said.count("error:") == 1
-    assert "interrupted by SIGTERM; everything so far is saved" in said
+    _, printed = process.communicate(timeout=100)
+    assert process.returncode == 143, printed
+    assert printed.count("error:") == 1
+    assert "interrupted by SIGTERM; everything so far is saved" in printed
     assert json.loads((run / "distill" / "stage.json").read_text())["status"] == "running"
     done = dominie(*ways[then], cwd=cwd)
     assert done.returncode == 0, done.stderr
@@ -164,7 +162,7 @@ def cut_off_and_gone_on_with(run: Path, cwd: Path, first: int, then: int) -> Non
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(of_one, tmp_path, first, then):
     run = copy_of(of_one, tmp_path, without="distill")
-    cut_off_and_gone_on_with(run, tmp_path, first, then)
+    interrupt_and_resume(run, tmp_path, first, then)
     for stage in ("distill", "align"):
         check_same_weights(run, of_one, stage, atol=2e-5)
         steps = [line["step"] for line in lines(run, stage) if "terms" in line]
@@ -175,7 +173,7 @@ def test_a_run_goes_on_with_another_number_of_processes(of_one, tmp_path, first,
 def test_two_processes_that_were_cut_off_end_in_the_same_bits(of_two, tmp_path):
     whole, _ = of_two
     run = copy_of(whole, tmp_path, without="distill")
-    cut_off_and_gone_on_with(run, tmp_path, 2, 2)
+    interrupt_and_resume(run, tmp_path, 2, 2)
     for stage in ("distill", "align"):
         check_same_weights(run, whole, stage, atol=0.0)
 
@@ -206,8 +204,8 @@ def test_other_launchers_run_it_too(of_one, tmp_path, launcher):
     full = [sys.executable, "-m", *launcher, "-m", "dominie", "run", str(RECIPE)]
     done = subprocess.run(full, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said = [line.split()[:2] for line in done.stdout.splitlines()]
-    assert said.count(["done", "align"]) == 1
+    printed = [line.split()[:2] for line in done.stdout.splitlines()]
+    assert printed.count(["done", "align"]) == 1
     check_same_weights(run, of_one, "align", atol=2e-5)
     wrong = [*full, "train.batch=7", "train.micro_batch=null"]
     done = subprocess.run(wrong, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
@@ -215,7 +213,7 @@ def test_other_launchers_run_it_too(of_one, tmp_path, launcher):
 
 
 @pytest.mark.full
-def test_an_error_of_every_process_is_told_once(tmp_path):
+def test_an_error_of_every_process_is_printed_once(tmp_path):
     done = dominie("--nproc", 2, "train.batch=7", "train.micro_batch=null", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1
@@ -241,29 +239,99 @@ def test_a_loss_that_jumps_stops_all_processes_at_the_step_that_stops_one(tmp_pa
     assert len(one["conversations"]) == 8
 
 
-def test_the_others_end_with_one_that_fails(monkeypatch):
-    monkeypatch.setattr("dominie.core.launch.GRACE", 0.2)
-    code = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(2)\ntime.sleep(60)"
-    for program, codes in ((code, [0, 2]), ("pass", [0, 0])):  # who was killed is not what failed
-        with started([sys.executable, "-c", program], os.environ, 2) as workers:
-            assert waited_for(workers) == codes
+RANKS = (
+    "import sys; from dominie.core.launch import run_ranks; sys.exit(run_ranks(sys.argv[1:], 2))"
+)
 
 
-def test_signals_reach_every_process_once(tmp_path):
-    code = (
+def started(program: str) -> subprocess.Popen[str]:
+    """A launcher in a process group of its own, whose two ranks run a program."""
+    command = [sys.executable, "-c", RANKS, sys.executable, "-c", program]
+    return subprocess.Popen(command, stderr=-1, text=True, process_group=0)
+
+
+FAIL = "import os, sys, time\nif os.environ['RANK'] == '1': {}\ntime.sleep(60)"
+REPORT = (
+    "from dominie.core.distributed import report_error; report_error('no {}', {}); sys.exit({})"
+)
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "message"),
+    [
+        ("pass", 0, ""),
+        (FAIL.format("sys.exit(2)"), 2, "process 1 of 2 ended with status 2"),
+        (FAIL.format("os.kill(os.getpid(), 9)"), 137, "process 1 of 2 was ended by SIGKILL"),
+        (FAIL.format(REPORT.format("data", 2, 2)), 2, "error: no data\n"),
+        # Both fail, and each reports; rank 0 only because it has lost rank 1.
+        (
+            f"import os, sys\nif os.environ['RANK'] == '1':\n  {REPORT.format('data', 2, 2)}\n"
+            "sys.exit(70)",
+            2,
+            "error: no data\n",
+        ),
+        (f"import sys\n{REPORT.format('room', 1, 1)}", 1, "error: no room\n"),
+    ],
+)
+def test_all_ranks_end_with_the_first_that_fails_and_one_message(program, status, message):
+    began = time.monotonic()
+    launcher = started(program)
+    _, printed = launcher.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert launcher.returncode == status
+    assert printed.count("error:") == bool(status)
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_reach_every_rank_once_and_are_waited_for(tmp_path, signum):
+    program = (
         "import os, pathlib, signal, sys, time\ncame = []\n"
-        "signal.signal(signal.SIGINT, lambda *_: came.append(1))\n"
+        "from dominie.core.distributed import report_error\n"
+        f"signal.signal({int(signum)}, lambda *_: came.append(1))\n"
         f"(pathlib.Path({str(tmp_path)!r}) / os.environ['RANK']).touch()\n"
-        "while not came: time.sleep(0.01)\ntime.sleep(0.3)\nsys.exit(100 + len(came))"
+        "while not came: time.sleep(0.01)\ntime.sleep(0.5)\n"
+        "report_error(f'saved after {len(came)} signal', 100 + len(came)); sys.exit(100)"
     )
-    before = signal.getsignal(signal.SIGINT)
-    with started([sys.executable, "-c", code], os.environ, 2) as workers:
-        deadline = time.monotonic() + 60
-        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert waited_for(workers) == [101, 101]
-    assert signal.getsignal(signal.SIGINT) == before
+    launcher = started(program)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(launcher.pid, signum)  # as a terminal does
+    _, printed = launcher.communicate(timeout=60)
+    assert printed == "error: saved after 1 signal\n"
+    assert launcher.returncode == 101
+
+
+def test_ranks_that_end_without_a_report_after_a_signal(tmp_path):
+    launcher = started(f"open({str(tmp_path)!r} + '/r', 'w'); import time; time.sleep(60)")
+    while not (tmp_path / "r").exists():
+        time.sleep(0.01)
+    os.kill(launcher.pid, signal.SIGTERM)
+    _, printed = launcher.communicate(timeout=60)
+    assert printed == "error: interrupted by SIGTERM; what was done is kept\n"
+    assert launcher.returncode == 143
+
+
+def test_a_rank_stops_when_its_launcher_is_gone(tmp_path):
+    program = (
+        "import os, pathlib, signal, sys, time\n"
+        "from dominie.core.launch import stop_with_launcher\n"
+        f"place = pathlib.Path({str(tmp_path)!r})\n"
+        "def stop(*_): (place / f'stopped-{rank}').touch(); sys.exit(1)\n"
+        "rank = os.environ['RANK']; signal.signal(signal.SIGTERM, stop); stop_with_launcher()\n"
+        "(place / rank).touch(); time.sleep(60)"
+    )
+    launcher = started(program)
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.01)
+    ranks = psutil.Process(launcher.pid).children()
+    launcher.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=30)
+    launcher.communicate()
+    assert not alive
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "stopped-0", "stopped-1"}
 
 
 def test_what_the_launcher_refuses(monkeypatch):
@@ -286,8 +354,8 @@ def test_options_of_the_launcher_are_not_passed_on():
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_that_ship_are_what_accelerate_reads(engine):
-    made = accelerate_environment(engine, 2)
-    told = {
+    variables = accelerate_environment(engine, 2)
+    expected = {
         "ddp": {},
         "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
         "zero3": {
@@ -296,4 +364,4 @@ def test_engines_that_ship_are_what_accelerate_reads(engine):
             "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
         },
     }[engine]
-    assert made.items() >= told.items()
+    assert variables.items() >= expected.items()

@@ -1,7 +1,7 @@
-"""One rank of test_ranks_sharded.py: a recipe run with an engine that shards, on CPUs.
+"""One rank of test_launch_sharded.py: a recipe run with an engine that shards, on CPUs.
 
-Run as ``python sharded_run.py ENGINE RECIPE RUNS``, KEY=VALUE after it. accelerate takes sharding
-for a matter of GPUs; here it is told that these are some.
+Run as ``python sharded_run.py ENGINE RECIPE RUNS``, KEY=VALUE after it. accelerate shards on GPUs
+only; here it takes the CPU processes for GPUs.
 """
 
 from __future__ import annotations
