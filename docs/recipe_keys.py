@@ -73,6 +73,8 @@ def _is_nested(hint: Any) -> bool:
 
 def _values(hint: Any, field: dataclasses.Field[Any]) -> list[str]:
     """The values that a key may have where they are few; else its default, where it has one."""
+    if "values" in field.metadata:
+        return list(field.metadata["values"])
     members = typing.get_args(hint) if _is_union(hint) else (hint,)
     if bool in members:
         return ["true", "false"]

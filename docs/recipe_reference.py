@@ -7,6 +7,7 @@ import inspect
 import re
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,7 +144,7 @@ def _section(kind: type, paths: list[str]) -> str:
     for field in _fields(kind):
         cells = (
             f"`{field.name}`",
-            _type(hints[field.name]),
+            _alternatives(field.metadata.get("values", ())) or _type(hints[field.name]),
             _DEFAULTS.get((kind.__name__, field.name)) or _default(field),
             _cell(meanings.get(field.name, "")),
         )
@@ -174,7 +175,7 @@ def _type(hint: Any) -> str:
         return f"[{title.lower()}](#{_anchor(title)})"
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
+        return _alternatives(arguments)
     if origin is dict:
         return f"names, each with {_type(arguments[1])}" if arguments[1] is not Any else "mapping"
     if origin is list:
@@ -184,6 +185,10 @@ def _type(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(_type(a) for a in arguments if a is not type(None)))
     raise TypeError(f"no words for {hint}")
+
+
+def _alternatives(values: Iterable[Any]) -> str:
+    return " or ".join(f"`{value}`" for value in values)
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -13,6 +13,8 @@ from rich.console import Console
 
 from dominie.core.display import Display
 from dominie.core.errors import InputError
+from dominie.evaluation import metrics
+from dominie.evaluation.results import SampleScore
 from dominie.recipe import load_recipe
 from dominie.workflows.check import check_recipe
 from dominie.workflows.pipeline import evaluate_recipe
@@ -85,7 +87,7 @@ def test_tasks_are_scored_compared_and_kept(tmp_path):
     assert comparisons["baseline"] == "large"
     pair = comparisons["differences"]["same"]["small"]["large"]
     assert pair["difference"] == pytest.approx(small["same"]["score"] - 1.0)
-    assert pair["verdict"] in ("worse", "within noise")
+    assert pair.keys() == {"difference", "interval"}
     sample = json.loads((folder / "evaluation/small/number.jsonl").read_text().splitlines()[0])
     assert (sample["correct"], sample["invalid"], sample["score"]) == (False, True, 0.0)
     assert "Over <span" in (folder / "report.html").read_text()
@@ -98,10 +100,36 @@ def test_tasks_are_scored_compared_and_kept(tmp_path):
     assert changed["small"]["exact"] == results["small"]["exact"]
 
 
+def test_a_registered_metric_is_a_value_of_the_recipe_s_key(tmp_path):
+    """One function with its registration; nothing else knows of it."""
+    names = dict(metrics.METRICS)
+    try:
+
+        @metrics.metric("same_length", keys=("k",), measure=lambda task: f"within {task.k}")
+        def same_length(task: Any, answer: str | None, row: Any) -> SampleScore:
+            near = abs(len((answer or "").split()) - len(row.answer.split())) <= task.k
+            return SampleScore.of_mean(float(near))
+
+        tasks = "  tasks: {near: {source: shop, metric: same_length, k: 99}}\n"
+        models = "evaluate:\n  models: {small: 'toyworld:student'}\n"
+        recipe = write_recipe(tmp_path, RECIPE.split("evaluate:")[0] + models + tasks)
+        check_recipe(load_recipe(recipe), tmp_path / "runs", quiet())
+        results, _ = evaluated(recipe)
+        assert results["small"]["near"]["score"] == 1.0
+        assert results["small"]["near"]["measure"] == "within 99"
+        with pytest.raises(InputError, match="extract means nothing to metric same_length"):
+            load_recipe(recipe, ["evaluate.tasks.near.extract=a"])
+        with pytest.raises(InputError, match="same_lenght'; did you mean same_length"):
+            load_recipe(recipe, ["evaluate.tasks.near.metric=same_lenght"])
+    finally:
+        metrics.METRICS.clear()
+        metrics.METRICS.update(names)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("evaluate.tasks.exact.metric=exact_mach", "exact_mach"),
+        ("evaluate.tasks.exact.metric=exact_mach", "did you mean exact_match"),
         ("evaluate.tasks.exact.lables=[a]", "did you mean labels"),
         ("evaluate.tasks.exact.k=3", "k means nothing to metric exact_match"),
         ("evaluate.tasks.number.extract=(", "no regular expression"),

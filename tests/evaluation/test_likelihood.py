@@ -43,9 +43,11 @@ def test_the_most_likely_option_is_the_answer(model, tokenizer, likelihood, batc
     rows = [
         conversation(prompt, OPTIONS[i % 3], options=OPTIONS) for i, prompt in enumerate(prompts)
     ]
-    score = choice(model, tokenizer, questions(tokenizer, rows), likelihood=likelihood, batch=batch)
+    scored = choice(
+        model, tokenizer, questions(tokenizer, rows), likelihood=likelihood, batch=batch
+    )
     right = 0
-    for row, sample in zip(rows, score.samples, strict=True):
+    for row, sample in zip(rows, scored.samples, strict=True):
         found = []
         for option in OPTIONS:
             total, tokens = naive(model, tokenizer, row, option)
@@ -53,8 +55,8 @@ def test_the_most_likely_option_is_the_answer(model, tokenizer, likelihood, batc
         assert sample["log_likelihoods"] == pytest.approx(found, abs=1e-4)
         assert sample["output"] == OPTIONS[found.index(max(found))]
         right += sample["output"] == row.answer
-    assert score.score == right / 5
-    assert score.n == 5
+    assert scored.result.score == right / 5
+    assert scored.result.n == 5
 
 
 def test_length_decides_only_where_it_may(model, tokenizer):
@@ -66,7 +68,8 @@ def test_length_decides_only_where_it_may(model, tokenizer):
     rows = [Conversation(r.messages, fields={"options": OPTIONS}) for r in rows]
     asked = questions(tokenizer, rows)
     scores = {
-        kind: choice(model, tokenizer, asked, likelihood=kind).score for kind in ("sum", "tokens")
+        kind: choice(model, tokenizer, asked, likelihood=kind).result.score
+        for kind in ("sum", "tokens")
     }
     assert scores["sum"] > scores["tokens"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dominie.evaluation.answer_text import ndcg, rouge_l
 from dominie.evaluation.statistics import macro_f1, micro_f1
-from dominie.evaluation.text_metrics import ndcg, rouge_l
 
 pytestmark = pytest.mark.full
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dominie.core.errors import InputError
-from dominie.evaluation.text_metrics import spearman
+from dominie.evaluation.statistics import spearman
 from dominie.judge.judge import Judge, Verdict
 from dominie.judge.mt_bench import MtBench, MtBenchExam
 

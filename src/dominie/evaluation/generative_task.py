@@ -1,14 +1,14 @@
-"""Tasks with a generated answer: generate, extract, score, sum up."""
+"""Tasks with a generated answer: generate, extract, score, summarise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dominie.evaluation.extraction import extracted
-from dominie.evaluation.metrics import grader, may_be_invalid, statistic_of
-from dominie.evaluation.results import Score, scored
-from dominie.evaluation.task import Question, Scoring
+from dominie.evaluation.answer_text import extract
+from dominie.evaluation.metrics import METRICS, may_be_invalid, score_answer
+from dominie.evaluation.results import ScoredTask, score_items
+from dominie.evaluation.task import MetricSettings, Question
 from dominie.generation.generator import answers
 
 #: Wraps a stream of so many items to show progress.
@@ -16,32 +16,15 @@ Track = Callable[[Any, int], Any]
 
 
 def untracked(items: Any, _: int) -> Any:
-    """The items, and nothing shown."""
+    """Return the items; shows nothing."""
     return items
 
 
 #: New tokens allowed beyond the longest target of a split.
-_ROOM = 8
+_SPARE_TOKENS = 8
 
 
-def answered(
-    model: Any,
-    tokenizer: Any,
-    questions: Sequence[Question],
-    scoring: Scoring,
-    *,
-    max_new_tokens: int | None = None,
-    batch: int = 64,
-    track: Track = untracked,
-) -> Score:
-    """The score of greedy answers: `outputs_of` questions, then `graded`."""
-    outputs = outputs_of(
-        model, tokenizer, questions, max_new_tokens=max_new_tokens, batch=batch, track=track
-    )
-    return graded(questions, outputs, scoring)
-
-
-def outputs_of(
+def generate_outputs(
     model: Any,
     tokenizer: Any,
     questions: Sequence[Question],
@@ -50,7 +33,7 @@ def outputs_of(
     batch: int = 64,
     track: Track = untracked,
 ) -> list[str]:
-    """Greedy answers in the order of the questions.
+    """Generate greedy answers, in the order of the questions.
 
     Args:
         model: in evaluation mode.
@@ -66,22 +49,25 @@ def outputs_of(
         tokenizer,
         [q.prompt_ids for q in questions],
         end_of_turn=sorted({q.end_of_turn for q in questions}),
-        max_new_tokens=max_new_tokens or max(longest, 1) + _ROOM,
+        max_new_tokens=max_new_tokens or max(longest, 1) + _SPARE_TOKENS,
         batch=batch,
     )
     outputs = dict(track(stream, len(questions)))
     return [outputs[i] for i in range(len(questions))]
 
 
-def graded(questions: Sequence[Question], outputs: Sequence[str], scoring: Scoring) -> Score:
-    """The score of outputs; one of another form than was asked for counts as wrong.
+def score_outputs(
+    questions: Sequence[Question], outputs: Sequence[str], task: MetricSettings
+) -> ScoredTask:
+    """Score outputs; one of another form than the one asked for counts as wrong.
 
     Raises:
         InputError: a row that no answer could be right to.
     """
-    grade = grader(scoring)
-    found = [extracted(scoring.extract, output) for output in outputs]
-    grades = [grade(answer, q.conversation) for answer, q in zip(found, questions, strict=True)]
+    found = [
+        score_answer(task, extract(task.extract, output), question.conversation)
+        for question, output in zip(questions, outputs, strict=True)
+    ]
     samples = [
         {
             "prompt": question.prompt,
@@ -92,14 +78,14 @@ def graded(questions: Sequence[Question], outputs: Sequence[str], scoring: Scori
             "group": question.group,
             **({} if each.valid else {"invalid": True}),
         }
-        for question, output, each in zip(questions, outputs, grades, strict=True)
+        for question, output, each in zip(questions, outputs, found, strict=True)
     ]
-    invalid = sum(not each.valid for each in grades) / len(grades)
-    return scored(
-        [each.sums for each in grades],
-        statistic_of(scoring),
+    invalid = sum(not each.valid for each in found) / len(found)
+    return score_items(
+        [each.sums for each in found],
+        METRICS[task.metric].statistic,
         questions=[question.prompt for question in questions],
         groups=[question.group for question in questions],
-        extras={"invalid": invalid} if may_be_invalid(scoring) else {},
+        extras={"invalid": invalid} if may_be_invalid(task) else {},
         samples=samples,
     )

@@ -1,4 +1,4 @@
-"""Scores without generation: multiple choice by likelihood, and agreement with a teacher."""
+"""Tasks without generation: multiple choice by likelihood, and agreement with a teacher."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dominie.data.batch import Batch, collate
 from dominie.data.conversations import Conversation
 from dominie.data.ecommerce_formats import listed
 from dominie.data.tokenization import Encoded, encode_all
-from dominie.evaluation.extraction import normalised
+from dominie.evaluation.answer_text import normalise
 from dominie.evaluation.generative_task import Track, untracked
-from dominie.evaluation.results import Score, scored
+from dominie.evaluation.results import ScoredTask, score_items
 from dominie.evaluation.task import Question
 from dominie.losses.vocabulary import vocabulary_losses
 from dominie.models.head import decoder, output_head
@@ -34,8 +34,8 @@ def choice(
     likelihood: Literal["sum", "tokens", "bytes"] = "sum",
     batch: int = 64,
     track: Track = untracked,
-) -> Score:
-    """The fraction of questions whose right option is the most probable answer.
+) -> ScoredTask:
+    """Score by the fraction of questions whose right option is the most probable answer.
 
     An option's log-likelihood is that of the whole answer with the token that ends the turn, so
     that no option wins for being the beginning of another.
@@ -80,7 +80,7 @@ def choice(
                 "log_likelihoods": [round(value, 4) for value in values],
             }
         )
-    return scored(
+    return score_items(
         [(each, 1.0) for each in correct],
         "ratio",
         questions=[question.prompt for question in questions],
@@ -90,10 +90,10 @@ def choice(
 
 
 def candidates(conversation: Conversation, field: str) -> tuple[list[str], int]:
-    """The answers a row offers and which of them is right.
+    """Return the answers a row offers and which of them is right.
 
-    Options are answers as they stand, or, where the target is the label of one (`B` of `B: wool`),
-    labels.
+    Options are answers as they stand, or labels if the target is the label of one (`B` of
+    `B: wool`).
 
     Raises:
         InputError: no options, one alone, or a target that is none of them.
@@ -108,8 +108,8 @@ def candidates(conversation: Conversation, field: str) -> tuple[list[str], int]:
             do=f"fields of this row: {', '.join(conversation.fields) or 'none'}",
         )
     texts = [str(option) for option in given]
-    target = normalised(conversation.answer)
-    plain = [normalised(text) for text in texts]
+    target = normalise(conversation.answer)
+    plain = [normalise(text) for text in texts]
     if target in plain:
         return texts, plain.index(target)
     matches = [_LABEL.match(text) for text in texts]
@@ -127,7 +127,7 @@ def candidates(conversation: Conversation, field: str) -> tuple[list[str], int]:
 def _encoded(
     tokenizer: Any, questions: Sequence[Question], offered: Sequence[Sequence[str]]
 ) -> list[Encoded]:
-    """Each question with each option for an answer; only that answer is scored."""
+    """Encode each question with each option for an answer; only that answer is supervised."""
     conversations, begins = [], []
     for question, texts in zip(questions, offered, strict=True):
         for text in texts:
@@ -145,7 +145,7 @@ def _encoded(
 
 @torch.no_grad()
 def _log_likelihoods(model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
-    """[B, 2] log-likelihood of each row's answer in nats, and its tokens."""
+    """Return [B, 2]: the log-likelihood of each row's answer in nats, and its tokens."""
     batch = collate([(0, row) for row in rows]).to(model.device)
     supervised = batch.supervised
     hidden = decoder(model)(**batch.model_inputs()).last_hidden_state[supervised]
@@ -163,11 +163,12 @@ def agreement(
     *,
     batch: int = 64,
     track: Track = untracked,
-) -> Score:
-    """How often model and teacher hold the same next token most probable, where supervised.
+) -> ScoredTask:
+    """Score by how often model and teacher find the same next token most probable.
 
-    `kl` is KL(teacher ‖ model) and `loss` the model's next-token loss, in nats per supervised
-    token. Tokens of one question are no independent facts: errors are clustered by question.
+    Only supervised tokens count. `kl` is KL(teacher ‖ model) and `loss` the model's next-token
+    loss, in nats per token. Tokens of one question are not independent: errors are clustered by
+    question.
 
     Args:
         model: in evaluation mode.
@@ -178,14 +179,14 @@ def agreement(
     """
     order = sorted(range(len(questions)), key=lambda i: len(questions[i].encoded.input_ids))
     starts = range(0, len(order), batch)
-    speaker = LocalTeacher(teacher)
+    frozen_teacher = LocalTeacher(teacher)
     sums = torch.zeros(len(questions), 4, dtype=torch.float64)
     for start in track(starts, len(starts)):
         members = order[start : start + batch]
         rows = collate([(0, questions[i].encoded) for i in members])
-        sums[members] = _compared(model, speaker, rows.to(model.device)).cpu()
+        sums[members] = _compare_batch(model, frozen_teacher, rows.to(model.device)).cpu()
     tokens, _, divergence, next_token = sums.sum(dim=0).tolist()
-    return scored(
+    return score_items(
         sums[:, [1, 0]].tolist(),
         "ratio",
         questions=[question.prompt for question in questions],
@@ -195,8 +196,8 @@ def agreement(
 
 
 @torch.no_grad()
-def _compared(model: Any, teacher: LocalTeacher, batch: Batch) -> torch.Tensor:
-    """[B, 4] supervised sums of each row: count, agreement, KL, next-token loss."""
+def _compare_batch(model: Any, teacher: LocalTeacher, batch: Batch) -> torch.Tensor:
+    """Return [B, 4], supervised sums of each row: count, agreement, KL, next-token loss."""
     supervised = batch.supervised
     hidden = decoder(model)(**batch.model_inputs()).last_hidden_state[supervised]
     target = teacher.signal(batch).parts[0].target

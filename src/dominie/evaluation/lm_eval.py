@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.errors import InputError, RunError
-from dominie.evaluation.results import Score, scored
+from dominie.evaluation.results import ScoredTask, score_items
 from dominie.evaluation.task import Harness
 
 
 def check_harness(settings: Harness, *, where: str) -> None:
-    """Refuse what could not run after everything has been trained.
+    """Refuse tasks that could not run, before anything is trained.
 
     Raises:
         InputError: lm-eval is not installed, or a task or the folder of definitions is not known.
@@ -44,7 +44,7 @@ def check_harness(settings: Harness, *, where: str) -> None:
 
 
 def definitions_digest(settings: Harness) -> str:
-    """Hash of the files in the folder of definitions: a changed task is another task."""
+    """Hash the files in the folder of definitions: a changed task is another task."""
     total = hashlib.sha256()
     if settings.include is not None:
         for path in sorted(path for path in Path(settings.include).rglob("*") if path.is_file()):
@@ -55,8 +55,8 @@ def definitions_digest(settings: Harness) -> str:
 
 def harness_score(
     model: Any, tokenizer: Any, settings: Harness, *, batch: int = 64, limit: int | None = None
-) -> Score:
-    """The mean of one of the harness's figures over the documents of its tasks, by task.
+) -> ScoredTask:
+    """Score by the mean of one of the harness's figures over the documents of its tasks, by task.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -67,16 +67,18 @@ def harness_score(
 
     Raises:
         InputError: a task has no such figure for each document.
-        RunError: the harness failed, for want of a network perhaps.
+        RunError: the harness failed, perhaps because there is no network.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    held = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, device=str(model.device))
+    adapter = HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch, device=str(model.device)
+    )
     try:
         found = simple_evaluate(
-            model=held,
+            model=adapter,
             tasks=list(settings.tasks),
             num_fewshot=settings.few_shot,
             limit=limit,
@@ -85,7 +87,7 @@ def harness_score(
             bootstrap_iters=0,
             log_samples=True,
         )
-    except Exception as error:  # the harness and the loaders behind it raise whatever they please
+    except Exception as error:  # the harness and its loaders raise errors of any type
         raise RunError(
             "lm-eval failed",
             where=", ".join(settings.tasks),
@@ -98,7 +100,7 @@ def harness_score(
         for task, documents in found["samples"].items()
         for document in documents
     ]
-    return scored(
+    return score_items(
         [(sample["score"], 1.0) for sample in samples],
         "ratio",
         questions=[f"{sample['group']} {sample.pop('document')}" for sample in samples],

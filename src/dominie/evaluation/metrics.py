@@ -1,88 +1,195 @@
-"""What an answer is worth: one function for each metric, from text to a `SampleScore`."""
+"""Scores answers: the registry of metrics, each one function from an answer to a `SampleScore`.
+
+To add a metric, write that function and register it with `@metric(...)`; recipes then accept its
+name, and tasks are scored by it.
+"""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
 from dominie.data.ecommerce_formats import listed
-from dominie.evaluation.extraction import extracted, label_of, normalised, pairs, ranking, spans
-from dominie.evaluation.results import SampleScore, mean_grade
-from dominie.evaluation.task import UNGENERATED, Scoring
-from dominie.evaluation.text_metrics import hit, ndcg, recall, rouge_l, token_f1
+from dominie.evaluation.answer_text import (
+    attribute_pairs,
+    extract,
+    label_of,
+    ndcg,
+    normalise,
+    ranking,
+    rouge_l,
+    spans,
+    token_f1,
+)
+from dominie.evaluation.results import SampleScore
 
-#: From an answer (None where the output held none) and the row it answers to a grade.
-Grader = Callable[[str | None, Conversation], SampleScore]
+if TYPE_CHECKING:
+    from dominie.evaluation.task import MetricSettings
 
-_F1 = ("attribute_f1", "span_f1", "binary_f1")
-
-
-def grader(scoring: Scoring) -> Grader:
-    """What turns an extracted answer to a row into its grade."""
-    assert scoring.metric not in UNGENERATED, "these grade no text"
-    return lambda answer, row: _GRADERS[scoring.metric](scoring, answer, row)
-
-
-def statistic_of(scoring: Scoring) -> str:
-    """The name of what is computed from the sums of the grades."""
-    if scoring.metric in _F1:
-        return "micro_f1"
-    return "macro_f1" if scoring.metric == "macro_f1" else "ratio"
+#: From a task's settings, an answer (None if the output held none) and the row it answers.
+ScoreAnswer = Callable[["MetricSettings", str | None, Conversation], SampleScore]
 
 
-def may_be_invalid(scoring: Scoring) -> bool:
-    """Whether an output can be of another form than was asked for."""
-    return (
-        scoring.extract is not None
-        or scoring.labels is not None
-        or scoring.metric in ("attribute_f1", "ndcg", "hit", "recall")
-    )
+@dataclass(frozen=True)
+class Metric:
+    """A metric that recipes can name.
+
+    Attributes:
+        name: the value of the recipe's key `metric`.
+        score: from an answer to its score; None if no answer is generated.
+        keys: the keys of a task that it reads besides `metric`; any other is refused.
+        statistic: what the score is computed by from the sums of all answers, in `STATISTICS`.
+        measure: the head of a table; None is the name.
+        check: raises ValueError if a task's settings lack what it needs.
+        has_form: whether an output can be of another form than the one asked for.
+    """
+
+    name: str
+    score: ScoreAnswer | None
+    keys: Collection[str] = ("extract",)
+    statistic: str = "ratio"
+    measure: Callable[[MetricSettings], str] | str | None = None
+    check: Callable[[MetricSettings], None] | None = None
+    has_form: bool = False
 
 
-def check_rows(scoring: Scoring, rows: Sequence[Conversation]) -> None:
+#: All metrics by name.
+METRICS: dict[str, Metric] = {}
+
+
+def metric(name: str, **attributes: Any) -> Callable[[ScoreAnswer], ScoreAnswer]:
+    """Register the decorated function as a metric; the attributes are those of `Metric`."""
+
+    def register(score: ScoreAnswer) -> ScoreAnswer:
+        METRICS[name] = Metric(name, score, **attributes)
+        return score
+
+    return register
+
+
+def known_metric(name: str) -> Metric:
+    """Return a metric by its name.
+
+    Raises:
+        ValueError: there is none; names those there are.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    near = difflib.get_close_matches(name, METRICS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {name!r}{hint}")
+
+
+def score_answer(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
+    """Return the score of an extracted answer to a row by the task's metric.
+
+    Raises:
+        InputError: no answer to the row could be right.
+    """
+    score = METRICS[task.metric].score
+    assert score is not None, "scored without a generated answer"
+    return score(task, answer, row)
+
+
+def may_be_invalid(task: MetricSettings) -> bool:
+    """Return whether an output can be of another form than the one asked for."""
+    by_settings = task.extract is not None or task.labels is not None
+    return by_settings or METRICS[task.metric].has_form
+
+
+def check_rows(task: MetricSettings, rows: Sequence[Conversation]) -> None:
     """Refuse rows that no answer could be right to, before anything is generated.
 
     Raises:
         InputError: names the first such row.
     """
-    grade = grader(scoring)
     for row in rows:
-        grade(None, row)
+        score_answer(task, None, row)
 
 
-def _target(scoring: Scoring, row: Conversation) -> str:
-    found = extracted(scoring.extract, row.answer)
+def _target(task: MetricSettings, row: Conversation) -> str:
+    found = extract(task.extract, row.answer)
     return row.answer if found is None else found
 
 
-def _exact_match(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
-    target, ignore = _target(scoring, row), scoring.ignore or ()
-    if scoring.labels is not None:
-        right = _right_label(scoring.labels, target, row)
-        chosen = None if answer is None else label_of(answer, scoring.labels)
-        return mean_grade(float(chosen == right), valid=chosen is not None)
+def _needs_two_labels(task: MetricSettings) -> None:
+    if task.labels is None or len(task.labels) != 2:
+        raise ValueError("metric binary_f1 needs two labels")
+    if task.positive not in task.labels:
+        raise ValueError("metric binary_f1 needs positive, one of its labels")
+
+
+def _needs_labels(task: MetricSettings) -> None:
+    if not task.labels:
+        raise ValueError("metric macro_f1 needs labels, the answers there are")
+
+
+def _needs_reference(task: MetricSettings) -> None:
+    if task.reference is None:
+        raise ValueError("metric ndcg needs reference, the field that holds the relevances")
+
+
+def _at_k(name: str) -> Callable[[MetricSettings], str]:
+    return lambda task: f"{name}@{task.k}" if task.k else name
+
+
+@metric("exact_match", keys=("extract", "ignore", "labels"))
+def _exact_match(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
+    target, ignore = _target(task, row), task.ignore or ()
+    if task.labels is not None:
+        right = _right_label(task.labels, target, row)
+        chosen = None if answer is None else label_of(answer, task.labels)
+        return SampleScore.of_mean(float(chosen == right), valid=chosen is not None)
     if answer is None:
-        return mean_grade(0.0, valid=False)
-    return mean_grade(float(normalised(answer, ignore) == normalised(target, ignore)))
+        return SampleScore.of_mean(0.0, valid=False)
+    return SampleScore.of_mean(float(normalise(answer, ignore) == normalise(target, ignore)))
 
 
-def _binary_f1(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
-    """An answer that is no label counts as the wrong one of the two."""
-    labels = scoring.labels or []
-    right = _right_label(labels, _target(scoring, row), row)
+METRICS["choice"] = Metric(
+    "choice",
+    None,
+    keys=("options", "likelihood"),
+    measure=lambda task: (
+        "most likely option"
+        + {"sum": "", "tokens": ", per token", "bytes": ", per byte"}[task.likelihood]
+    ),
+)
+
+
+@metric(
+    "binary_f1",
+    keys=("extract", "labels", "positive"),
+    statistic="micro_f1",
+    measure=lambda task: f"F1 of {task.positive}",
+    check=_needs_two_labels,
+)
+def _binary_f1(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
+    """Count an answer that is no label as the wrong one of the two."""
+    labels = task.labels or []
+    right = _right_label(labels, _target(task, row), row)
     chosen = None if answer is None else label_of(answer, labels)
     taken = 1 - right if chosen is None else chosen
-    positive = labels.index(scoring.positive or "")
+    positive = labels.index(task.positive or "")
     hits = (taken == positive and right == positive, taken == positive, right == positive)
     tp, guessed, wanted = (int(flag) for flag in hits)
     return SampleScore(float(taken == right), (tp, guessed - tp, wanted - tp), chosen is not None)
 
 
-def _macro_f1(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
-    """An answer that is no label is missing from the right one and of no other."""
-    labels = scoring.labels or []
-    right = _right_label(labels, _target(scoring, row), row)
+@metric(
+    "macro_f1",
+    keys=("extract", "labels"),
+    statistic="macro_f1",
+    measure="macro F1",
+    check=_needs_labels,
+)
+def _macro_f1(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
+    """Count an answer that is no label as missing from the right one and as no other."""
+    labels = task.labels or []
+    right = _right_label(labels, _target(task, row), row)
     chosen = None if answer is None else label_of(answer, labels)
     sums = [0] * (3 * len(labels))
     if chosen == right:
@@ -94,8 +201,9 @@ def _macro_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Sample
     return SampleScore(float(chosen == right), tuple(sums), chosen is not None)
 
 
-def _attribute_f1(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
-    wanted = pairs(_target(scoring, row))
+@metric("attribute_f1", statistic="micro_f1", measure="attribute F1", has_form=True)
+def _attribute_f1(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
+    wanted = attribute_pairs(_target(task, row))
     if wanted is None:
         raise InputError(
             "the target names no attribute and value",
@@ -103,44 +211,71 @@ def _attribute_f1(scoring: Scoring, answer: str | None, row: Conversation) -> Sa
             expected='JSON [{"attribute": …, "value": …}] or lines `attribute: value`',
             found=repr(row.answer)[:80],
         )
-    found = None if answer is None else pairs(answer)
+    found = None if answer is None else attribute_pairs(answer)
     if found is not None and wanted and all(len(pair) == 2 for pair in wanted):
         found = {pair[:2] for pair in found}  # a source that was not asked for
-    return _set_grade(found or set(), wanted, valid=found is not None)
+    return _set_score(found or set(), wanted, valid=found is not None)
 
 
-def _span_f1(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
-    wanted = spans(_target(scoring, row))
-    return _set_grade(spans(answer or ""), wanted, valid=answer is not None)
+@metric("span_f1", statistic="micro_f1", measure="span F1")
+def _span_f1(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
+    wanted = spans(_target(task, row))
+    return _set_score(spans(answer or ""), wanted, valid=answer is not None)
 
 
-def _token_f1(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
+@metric("token_f1", measure="token F1")
+def _token_f1(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
     if answer is None:
-        return mean_grade(0.0, valid=False)
-    return mean_grade(token_f1(answer, _target(scoring, row)))
+        return SampleScore.of_mean(0.0, valid=False)
+    return SampleScore.of_mean(token_f1(answer, _target(task, row)))
 
 
-def _rouge_l(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
+@metric("rouge_l", measure="ROUGE-L")
+def _rouge_l(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
     if answer is None:
-        return mean_grade(0.0, valid=False)
-    return mean_grade(rouge_l(answer, _target(scoring, row)))
+        return SampleScore.of_mean(0.0, valid=False)
+    return SampleScore.of_mean(rouge_l(answer, _target(task, row)))
 
 
-def _ranking(scoring: Scoring, answer: str | None, row: Conversation) -> SampleScore:
-    if scoring.metric == "ndcg":
-        relevances = _relevances(scoring.reference or "", row)
-        ranked = ranking(answer or "")
-        return mean_grade(ndcg(ranked, relevances, scoring.k), valid=bool(ranked))
-    relevant = _relevant(scoring, row)
+_RANKING = ("extract", "k", "reference")
+
+
+@metric("ndcg", keys=_RANKING, measure=_at_k("NDCG"), check=_needs_reference, has_form=True)
+def _ndcg(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
+    relevances = _relevances(task.reference or "", row)
     ranked = ranking(answer or "")
-    measured = hit if scoring.metric == "hit" else recall
-    return mean_grade(measured(ranked, relevant, scoring.k), valid=bool(ranked))
+    return SampleScore.of_mean(ndcg(ranked, relevances, task.k), valid=bool(ranked))
 
 
-def _set_grade(
+@metric("hit", keys=_RANKING, measure=_at_k("hit"), has_form=True)
+def _hit(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
+    """1 if any relevant item is among the first k."""
+    relevant, ranked = _relevant(task, row), ranking(answer or "")
+    any_found = bool(set(ranked[: task.k]) & relevant)
+    return SampleScore.of_mean(float(any_found), valid=bool(ranked))
+
+
+@metric("recall", keys=_RANKING, measure=_at_k("recall"), has_form=True)
+def _recall(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
+    """The part of the relevant items among the first k (ShoppingMMLU's "hit rate")."""
+    relevant, ranked = _relevant(task, row), ranking(answer or "")
+    found = len(set(ranked[: task.k]) & relevant) / len(relevant)
+    return SampleScore.of_mean(found, valid=bool(ranked))
+
+
+METRICS["agreement"] = Metric("agreement", None, keys=())
+METRICS["lm_eval"] = Metric(
+    "lm_eval",
+    None,
+    keys=("lm_eval",),
+    measure=lambda task: f"lm-eval {task.lm_eval.figure if task.lm_eval else ''}",
+)
+
+
+def _set_score(
     found: Collection[tuple[str, ...] | str], wanted: Collection[tuple[str, ...] | str], valid: bool
 ) -> SampleScore:
-    """TP, FP and FN of a set; the answer by itself is worth its own F1."""
+    """Return TP, FP and FN of a set; the answer by itself scores its own F1."""
     tp = len(set(found) & set(wanted))
     fp, fn = len(found) - tp, len(wanted) - tp
     alone = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else float(valid)
@@ -176,34 +311,20 @@ def _relevances(field: str, row: Conversation) -> list[float]:
     return relevances
 
 
-def _relevant(scoring: Scoring, row: Conversation) -> list[int]:
-    """The relevant items, from the field of the row that names them, else from the target."""
-    if scoring.reference is None:
-        text = _target(scoring, row)
+def _relevant(task: MetricSettings, row: Conversation) -> set[int]:
+    """Return the relevant items, from the field of the row that names them, else the target."""
+    if task.reference is None:
+        text = _target(task, row)
     else:
-        given = row.fields.get(scoring.reference, "")
+        given = row.fields.get(task.reference, "")
         text = ",".join(map(str, given)) if isinstance(given, list) else str(given)
     relevant = ranking(text)
     if not relevant:
         raise InputError(
-            "the row does not say which items are relevant",
+            "the row does not name the relevant items",
             where=row.where,
             expected="numbers from 1 or letters, in "
-            + (f"the field {scoring.reference!r}" if scoring.reference else "the target"),
+            + (f"the field {task.reference!r}" if task.reference else "the target"),
             found=repr(text)[:80],
         )
-    return relevant
-
-
-_GRADERS: dict[str, Callable[[Scoring, str | None, Conversation], SampleScore]] = {
-    "exact_match": _exact_match,
-    "binary_f1": _binary_f1,
-    "macro_f1": _macro_f1,
-    "attribute_f1": _attribute_f1,
-    "span_f1": _span_f1,
-    "token_f1": _token_f1,
-    "rouge_l": _rouge_l,
-    "ndcg": _ranking,
-    "hit": _ranking,
-    "recall": _ranking,
-}
+    return set(relevant)

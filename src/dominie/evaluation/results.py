@@ -1,19 +1,15 @@
-"""From scores of single answers to a task's result, and paired differences between models."""
+"""From the scores of single answers to a task's result, and differences between models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dominie.evaluation.statistics import (
-    STATISTICS,
-    Interval,
-    bootstrap_interval,
-    paired_differences,
-)
+from dominie.core.results import TaskResult
+from dominie.evaluation.statistics import STATISTICS, bootstrap_interval, paired_differences
 
 
 @dataclass(frozen=True)
@@ -22,7 +18,7 @@ class SampleScore:
 
     Attributes:
         score: how good the answer is by itself, from 0 to 1.
-        sums: its part in the sums that a task's score is made of; a mean's are (score, 1).
+        sums: its part in the sums that a task's score is computed from; a mean's are (score, 1).
         valid: whether there was an answer of the form that was asked for.
     """
 
@@ -30,10 +26,10 @@ class SampleScore:
     sums: tuple[float, ...]
     valid: bool = True
 
-
-def mean_grade(score: float, *, valid: bool = True) -> SampleScore:
-    """A grade of a task whose score is the mean."""
-    return SampleScore(score, (score, 1.0), valid)
+    @classmethod
+    def of_mean(cls, score: float, *, valid: bool = True) -> SampleScore:
+        """Return the score of an answer in a task whose score is the mean."""
+        return cls(score, (score, 1.0), valid)
 
 
 @dataclass(frozen=True)
@@ -51,50 +47,27 @@ class Items:
     sums: Sequence[Sequence[float]]
 
     def as_dict(self) -> dict[str, Any]:
-        """As `evaluation/<model>/<task>.json` keeps them."""
+        """Return the items as `evaluation/<model>/<task>.json` holds them."""
         sums = [[int(part) if part == int(part) else part for part in row] for row in self.sums]
         return {"statistic": self.statistic, "clusters": list(self.clusters), "sums": sums}
 
 
 @dataclass(frozen=True)
-class Score:
-    """How a model did on a task.
+class ScoredTask:
+    """A task's result with what it was computed from.
 
     Attributes:
-        score: from 0 to 1.
-        stderr: its standard error.
-        n: items it was measured on.
-        interval: where it lies with 95 % confidence.
-        groups: the same by group of items.
-        extras: further figures, `kl` and `loss` in nats per token, `invalid` a rate.
-        samples: one for each item: prompt, target, output, score, correct, group.
-        items: what the score was computed from.
+        result: the figures.
+        items: each item's part in them.
+        samples: one for each item, for people: prompt, target, output, score, correct, group.
     """
 
-    score: float
-    stderr: float
-    n: int
-    interval: tuple[float, float]
-    groups: Mapping[str, Score] = field(default_factory=dict)
-    extras: Mapping[str, float] = field(default_factory=dict)
+    result: TaskResult
+    items: Items
     samples: Sequence[Mapping[str, Any]] = ()
-    items: Items | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figures as `results.json` holds them."""
-        figures: dict[str, Any] = {
-            "score": self.score,
-            "stderr": self.stderr,
-            "n": self.n,
-            "interval": list(self.interval),
-        }
-        figures |= self.extras
-        if self.groups:
-            figures["groups"] = {name: group.as_dict() for name, group in self.groups.items()}
-        return figures
 
 
-def scored(
+def score_items(
     sums: Sequence[Sequence[float]],
     statistic: str,
     *,
@@ -102,14 +75,14 @@ def scored(
     groups: Sequence[str | None] | None = None,
     extras: Mapping[str, float] | None = None,
     samples: Sequence[Mapping[str, Any]] = (),
-) -> Score:
-    """A statistic of sums over items with its interval, for all items and by group.
+) -> ScoredTask:
+    """Compute a statistic of sums over items with its interval, for all items and by group.
 
     Args:
         sums: [N, K] each item's part.
         statistic: one of `STATISTICS`.
         questions: [N] what was asked; items of one question are resampled together.
-        groups: [N] what the score is broken down by, None where an item is in no group.
+        groups: [N] what the score is broken down by, None if an item is in no group.
         extras: further figures.
         samples: the answers, for people.
     """
@@ -117,64 +90,50 @@ def scored(
     clusters = [number.setdefault(question, len(number)) for question in questions]
     rows = np.asarray(sums, dtype=np.float64)
 
-    def interval(members: Sequence[int]) -> Interval:
-        return bootstrap_interval(
+    def result(members: Sequence[int], **more: Any) -> TaskResult:
+        found = bootstrap_interval(
             rows[members], [clusters[i] for i in members], statistic=STATISTICS[statistic]
         )
+        return TaskResult.from_interval(found, len(members), **more)
 
     by_group: dict[str, list[int]] = {}
     for i, group in enumerate(groups or ()):
         if group is not None:
             by_group.setdefault(group, []).append(i)
-    return _score(
-        interval(range(len(rows))),
-        len(rows),
-        groups={
-            name: _score(interval(members), len(members))
-            for name, members in sorted(by_group.items())
-        },
-        extras=extras or {},
-        samples=samples,
-        items=Items(statistic, clusters, [tuple(row) for row in sums]),
+    by = {name: result(members) for name, members in sorted(by_group.items())}
+    return ScoredTask(
+        result(range(len(rows)), by=by, extras=extras or {}),
+        Items(statistic, clusters, [tuple(row) for row in sums]),
+        samples,
     )
 
 
-def _score(found: Interval, n: int, **more: Any) -> Score:
-    return Score(found.estimate, found.stderr, n, (found.low, found.high), **more)
-
-
-def compared(items: Mapping[str, Items]) -> dict[str, dict[str, Any]]:
-    """The differences between all pairs of models on one task.
+def compare_models(items: Mapping[str, Items]) -> dict[str, dict[str, Any]]:
+    """Compute the differences between all pairs of models on one task.
 
     Args:
         items: of each model, what its score was computed from.
 
     Returns:
-        `{model: {other: {"difference", "interval": [low, high], "verdict"}}}`, the difference
-        being the model's score less the other's, for models that answered the same questions.
+        `{model: {other: {"difference", "interval": [low, high]}}}`, the difference being the
+        model's score less the other's, for models that answered the same questions.
     """
     found: dict[str, dict[str, Any]] = {}
-    for alike in _alike(items):
-        first = items[alike[0]]
+    for names in _with_same_questions(items):
+        first = items[names[0]]
         differences = paired_differences(
-            {name: items[name].sums for name in alike},
+            {name: items[name].sums for name in names},
             first.clusters,
             statistic=STATISTICS[first.statistic],
         )
         for (one, other), interval in differences.items():
-            verdict = "within noise" if interval.within_noise else "better"
-            if interval.high < 0:
-                verdict = "worse"
-            found.setdefault(one, {})[other] = {
-                "difference": interval.estimate,
-                "interval": [interval.low, interval.high],
-                "verdict": verdict,
-            }
+            entry = {"difference": interval.estimate, "interval": list(interval.ends)}
+            found.setdefault(one, {})[other] = entry
     return found
 
 
-def _alike(items: Mapping[str, Items]) -> list[list[str]]:
-    """Models by what they were asked; those asked what nobody else was are left out."""
+def _with_same_questions(items: Mapping[str, Items]) -> list[list[str]]:
+    """Group models by what they were asked; drops those asked what no other was."""
     by_questions: dict[tuple[Any, ...], list[str]] = {}
     for name, of_model in items.items():
         if of_model.statistic in STATISTICS:

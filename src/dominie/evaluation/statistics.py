@@ -1,16 +1,16 @@
-"""Means, sums that can be resampled, and their intervals."""
+"""Statistics of sums over items, their bootstrap intervals, paired differences, correlation."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from dominie.core.results import Interval
 
 Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
@@ -18,24 +18,24 @@ Statistic = Callable[[Floats], Floats]
 
 
 def ratio(sums: Floats) -> Floats:
-    """Σ parts / Σ wholes from sums [..., 2], 0 where nothing was counted."""
+    """Return Σ parts / Σ wholes from sums [..., 2], 0 if nothing was counted."""
     return _over(sums[..., 0], sums[..., 1])
 
 
 def micro_f1(sums: Floats) -> Floats:
-    """F1 = 2 TP / (2 TP + FP + FN) from sums [..., 3] of TP, FP and FN over all items.
+    """Return 2 TP / (2 TP + FP + FN) from sums [..., 3] of TP, FP and FN over all items.
 
-    Where nothing is to be found and nothing is found, all is well: 1.
+    It is 1 if nothing is to be found and nothing is found.
     """
     hits, others = 2.0 * sums[..., 0], sums[..., 1] + sums[..., 2]
     return np.where(hits + others == 0, 1.0, _over(hits, hits + others))
 
 
 def macro_f1(sums: Floats) -> Floats:
-    """The mean F1 of labels from sums [..., 3 L] of TP, FP and FN of each.
+    """Return the mean F1 of labels from sums [..., 3 L] of TP, FP and FN of each.
 
-    Of the labels, those that are neither right nor answered anywhere do not count, as in
-    scikit-learn's `f1_score(average="macro")`.
+    Labels that are neither right nor answered anywhere do not count, as in scikit-learn's
+    `f1_score(average="macro")`.
     """
     by_label = sums.reshape(*sums.shape[:-1], -1, 3)
     hits, others = 2.0 * by_label[..., 0], by_label[..., 1] + by_label[..., 2]
@@ -56,46 +56,13 @@ _AT_ONCE = 2**22  # resampled clusters held in memory
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of independent values and its standard error, 0 for a single value."""
+    """Return the mean of independent values and its standard error, 0 for a single value."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < 2:
         return mean, 0.0
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
     return mean, math.sqrt(variance / n)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and where it may lie.
-
-    Attributes:
-        estimate: of all items.
-        low: lower end of the confidence interval.
-        high: its upper end.
-        stderr: standard error of the estimate, the jackknife's.
-        n: independent clusters it rests on.
-    """
-
-    estimate: float
-    low: float
-    high: float
-    stderr: float
-    n: int
-
-    @property
-    def within_noise(self) -> bool:
-        """Of a difference: whether 0 lies in the interval, so that neither side is better."""
-        return self.low <= 0.0 <= self.high
-
-    def sentence(self, *, scale: float = 100.0, unit: str = "points") -> str:
-        """A difference in words: `within noise (-0.8 to 1.9 points)`, or better by what."""
-        low, high = self.low * scale, self.high * scale
-        if self.within_noise:
-            return f"within noise ({low:.1f} to {high:.1f} {unit})"
-        if self.estimate > 0:
-            return f"better by {self.estimate * scale:.1f} {unit} ({low:.1f} to {high:.1f})"
-        return f"worse by {-self.estimate * scale:.1f} {unit} ({-high:.1f} to {-low:.1f})"
 
 
 def bootstrap_interval(
@@ -107,19 +74,18 @@ def bootstrap_interval(
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    method: Literal["bca", "percentile"] = "bca",
 ) -> Interval:
-    """A confidence interval from resampling whole clusters.
+    """Compute a confidence interval by resampling whole clusters.
 
     Items of one cluster (the turns of a question, the tokens of a conversation) are not
     independent; clusters are, so they are drawn with all their items. BCa corrects percentiles for
     bias and skew (Efron, Better Bootstrap Confidence Intervals, JASA 1987); the acceleration is the
     jackknife's.
 
-    Where every cluster says the same, resampling shows no spread and would claim certainty. But n
-    alike observations only bound the others at 1 - (1 - confidence)^(1/n) of the population, about
-    3/n, and those may lie anywhere within the bounds. That is the interval then; for one cluster it
-    is nearly the whole range.
+    If all clusters are equal, resampling shows no spread and would claim certainty. But n equal
+    observations only bound the others at 1 - (1 - confidence)^(1/n) of the population, about 3/n,
+    and those may lie anywhere within the bounds. That is the interval then; for one cluster it is
+    nearly the whole range.
 
     Args:
         values: one for each item [N], and the mean is estimated; with a statistic, rows [N, K].
@@ -129,7 +95,6 @@ def bootstrap_interval(
         confidence: of the interval.
         resamples: how many.
         seed: the same seed, the same interval.
-        method: BCa, or plain percentiles.
 
     Raises:
         ValueError: no item, items and clusters of different number, values that are not finite, or
@@ -139,45 +104,7 @@ def bootstrap_interval(
     sums = _cluster_sums(rows, clusters)
     estimate, without = _jackknife(sums, statistic)
     draws = _resampled(sums, statistic, resamples, seed)
-    return _interval(estimate, without, draws, bounds, confidence, method)
-
-
-def paired_difference(
-    a: npt.ArrayLike,
-    b: npt.ArrayLike,
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    statistic: Statistic | None = None,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    method: Literal["bca", "percentile"] = "bca",
-) -> Interval:
-    """How much higher `a` scores than `b` on the same items, resampled together.
-
-    What makes an item hard makes it hard for both: their difference is known better than either.
-
-    Args:
-        a: one value for each item [N], or rows [N, K] with a statistic.
-        b: the same of the other, in the same order.
-        clusters, statistic, confidence, resamples, seed, method: as in `bootstrap_interval`.
-        bounds: the least and greatest value of either score.
-
-    Raises:
-        ValueError: as `bootstrap_interval`, or sides of different shape.
-    """
-    both = paired_differences(
-        {"a": a, "b": b},
-        clusters,
-        statistic=statistic,
-        bounds=bounds,
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
-        method=method,
-    )
-    return both["a", "b"]
+    return _interval(estimate, without, draws, bounds, confidence)
 
 
 def paired_differences(
@@ -189,17 +116,22 @@ def paired_differences(
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    method: Literal["bca", "percentile"] = "bca",
 ) -> dict[tuple[str, str], Interval]:
-    """`paired_difference` of each (one, other) that stand in this order, resampled but once each.
+    """Compute how much higher each scores than those after it, all resampled together.
+
+    What makes an item hard makes it hard for all: a difference is known better than either score.
 
     Args:
-        values: of each by name, in the same order of items.
-        clusters, statistic, bounds, confidence, resamples, seed, method: as in
-            `paired_difference`.
+        values: by name, one value for each item [N], or rows [N, K] with a statistic; all in the
+            same order of items.
+        clusters, statistic, confidence, resamples, seed: as in `bootstrap_interval`.
+        bounds: the least and greatest value of each score.
+
+    Returns:
+        `{(one, other): interval}` of the score of one less that of the other.
 
     Raises:
-        ValueError: as `paired_difference`.
+        ValueError: as `bootstrap_interval`, or values of different shape.
     """
     parts: dict[str, tuple[float, Floats, Floats]] = {}
     shapes = set()
@@ -221,13 +153,12 @@ def paired_differences(
             draws - their_draws,
             (-span, span),
             confidence,
-            method,
         )
     return differences
 
 
 def _rows(values: npt.ArrayLike, statistic: Statistic | None) -> tuple[Floats, Statistic]:
-    """Values as rows [N, K] and what is estimated from their sums."""
+    """Return values as rows [N, K] and what is estimated from their sums."""
     rows = np.asarray(values, dtype=np.float64)
     if rows.ndim == 1 and statistic is None:
         rows, statistic = np.stack([rows, np.ones_like(rows)], axis=1), ratio
@@ -241,7 +172,7 @@ def _rows(values: npt.ArrayLike, statistic: Statistic | None) -> tuple[Floats, S
 
 
 def _jackknife(sums: Floats, statistic: Statistic) -> tuple[float, Floats]:
-    """The estimate from all clusters [C, K], and without each of them [C]."""
+    """Return the estimate from all clusters [C, K], and without each of them [C]."""
     whole = sums.sum(axis=0)
     estimate = float(statistic(whole))
     return estimate, statistic(whole - sums) if len(sums) > 1 else np.array([estimate])
@@ -253,7 +184,6 @@ def _interval(
     draws: Floats,
     bounds: tuple[float, float],
     confidence: float,
-    method: Literal["bca", "percentile"],
 ) -> Interval:
     (low, high), n = bounds, len(without)
     slack = 1e-9 * (high - low)
@@ -269,9 +199,7 @@ def _interval(
             0.0,
             n,
         )
-    levels = (alpha / 2, 1.0 - alpha / 2)
-    if method == "bca":
-        levels = _corrected(levels, draws, estimate, without)
+    levels = _corrected((alpha / 2, 1.0 - alpha / 2), draws, estimate, without)
     ends = np.quantile(draws, levels)
     # For a mean this is the textbook's standard error to the last digit.
     stderr = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
@@ -279,7 +207,7 @@ def _interval(
 
 
 def _cluster_sums(rows: Floats, clusters: Sequence[Hashable] | None) -> Floats:
-    """Rows [N, K] summed by cluster [C, K], clusters in order of appearance."""
+    """Sum rows [N, K] by cluster [C, K], clusters in order of appearance."""
     if clusters is None:
         return rows
     if len(clusters) != len(rows):
@@ -292,7 +220,7 @@ def _cluster_sums(rows: Floats, clusters: Sequence[Hashable] | None) -> Floats:
 
 
 def _resampled(sums: Floats, statistic: Statistic, resamples: int, seed: int) -> Floats:
-    """The statistic of so many draws of as many clusters as there are, with replacement."""
+    """Compute the statistic of `resamples` draws of C clusters with replacement."""
     n, random = len(sums), np.random.default_rng(seed)
     at_once = max(1, _AT_ONCE // n)
     draws = []
@@ -307,7 +235,7 @@ def _resampled(sums: Floats, statistic: Statistic, resamples: int, seed: int) ->
 def _corrected(
     levels: tuple[float, float], draws: Floats, estimate: float, without: Floats
 ) -> tuple[float, float]:
-    """Percentile levels corrected for bias and for skew (Efron 1987, equation 6.8)."""
+    """Return percentile levels corrected for bias and for skew (Efron 1987, equation 6.8)."""
     normal = NormalDist()
     below = float(np.mean(draws < estimate) + np.mean(draws == estimate) / 2)  # ties are halved
     floor = 0.5 / len(draws)
@@ -321,3 +249,18 @@ def _corrected(
         return normal.cdf(bias + z / (1.0 - acceleration * z))
 
     return corrected(levels[0]), corrected(levels[1])
+
+
+def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Return Spearman's correlation, ties given their mean rank; None if a side is constant."""
+    a, b = _ranks(one), _ranks(other)
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> Floats:
+    _, place, times = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    last = np.cumsum(times)
+    ranks: Floats = (last - (times - 1) / 2)[place]
+    return ranks

@@ -1,35 +1,16 @@
-"""A task of a recipe: how answers are scored, and its questions in one model's tokens."""
+"""Tasks: how answers are scored, and the questions in the tokens of one model."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
 from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
 from dominie.data.tokenization import Encoded, encode_all, prompt_ids
-
-Metric = Literal[
-    "exact_match",
-    "choice",
-    "binary_f1",
-    "macro_f1",
-    "attribute_f1",
-    "span_f1",
-    "token_f1",
-    "rouge_l",
-    "ndcg",
-    "hit",
-    "recall",
-    "agreement",
-    "lm_eval",
-]
-#: Scored without a generated answer.
-UNGENERATED = ("choice", "agreement", "lm_eval")
-_RANKING = ("ndcg", "hit", "recall")
-_LABELLED = ("exact_match", "binary_f1", "macro_f1")
+from dominie.evaluation.metrics import METRICS, known_metric
 
 Ignored = Literal["case", "punctuation", "articles"]
 
@@ -59,8 +40,8 @@ class Harness:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """How the answers of a task count.
+class MetricSettings:
+    """How the answers of a task are scored.
 
     Attributes:
         metric: what is measured; see docs/evaluation.md.
@@ -78,7 +59,7 @@ class Scoring:
         lm_eval: what `metric: lm_eval` runs.
     """
 
-    metric: Metric = "exact_match"
+    metric: str = field(default="exact_match", metadata={"values": METRICS})
     extract: str | None = None
     ignore: list[Ignored] | None = None
     labels: list[str] | None = None
@@ -90,6 +71,7 @@ class Scoring:
     lm_eval: Harness | None = None
 
     def __post_init__(self) -> None:
+        metric = known_metric(self.metric)
         if self.extract is not None:
             try:
                 re.compile(self.extract)
@@ -97,67 +79,33 @@ class Scoring:
                 raise ValueError(f"extract is no regular expression: {error}") from None
         if self.k is not None and self.k < 1:
             raise ValueError(f"k must be at least 1, got {self.k}")
-        if self.metric == "ndcg" and self.reference is None:
-            raise ValueError("metric ndcg needs reference, the field that holds the relevances")
-        if self.metric == "macro_f1" and not self.labels:
-            raise ValueError("metric macro_f1 needs labels, the answers there are")
-        if self.metric == "binary_f1":
-            if self.labels is None or len(self.labels) != 2:
-                raise ValueError("metric binary_f1 needs two labels")
-            if self.positive not in self.labels:
-                raise ValueError("metric binary_f1 needs positive, one of its labels")
+        if metric.check is not None:
+            metric.check(self)
         if (self.metric == "lm_eval") != (self.lm_eval is not None):
             raise ValueError("metric lm_eval and the key lm_eval go together")
-        self._refuse_idle_keys()
-
-    def _refuse_idle_keys(self) -> None:
-        """A key that changes nothing is a misunderstanding."""
-        idle = {
-            "extract": self.extract is not None and self.metric in UNGENERATED,
-            "ignore": self.ignore is not None and self.metric != "exact_match",
-            "labels": self.labels is not None and self.metric not in _LABELLED,
-            "positive": self.positive is not None and self.metric != "binary_f1",
-            "options": self.options != "options" and self.metric != "choice",
-            "likelihood": self.likelihood != "sum" and self.metric != "choice",
-            "k": self.k is not None and self.metric not in _RANKING,
-            "reference": self.reference is not None and self.metric not in _RANKING,
-        }
-        for key, useless in idle.items():
-            if useless:
-                raise ValueError(f"{key} means nothing to metric {self.metric}")
+        for key in fields(MetricSettings):
+            without_effect = key.name not in ("metric", *metric.keys)
+            if without_effect and getattr(self, key.name) != key.default:
+                raise ValueError(f"{key.name} means nothing to metric {self.metric}")
 
     @property
     def measure(self) -> str:
         """What the score is, in words for the head of a table."""
-        cut = f"@{self.k}" if self.k else ""
-        per = {"sum": "", "tokens": ", per token", "bytes": ", per byte"}[self.likelihood]
-        return {
-            "choice": f"most likely option{per}",
-            "binary_f1": f"F1 of {self.positive}",
-            "macro_f1": "macro F1",
-            "attribute_f1": "attribute F1",
-            "span_f1": "span F1",
-            "token_f1": "token F1",
-            "rouge_l": "ROUGE-L",
-            "ndcg": f"NDCG{cut}",
-            "hit": f"hit{cut}",
-            "recall": f"recall{cut}",
-            "lm_eval": f"lm-eval {self.lm_eval.figure if self.lm_eval else ''}",
-        }.get(self.metric, self.metric.replace("_", " "))
-
-
-METRICS: tuple[str, ...] = get_args(Metric)
+        measure = METRICS[self.metric].measure
+        if measure is None:
+            return self.metric.replace("_", " ")
+        return measure if isinstance(measure, str) else measure(self)
 
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation whose last assistant turn is to be given.
+    """A conversation whose last assistant turn is to be answered.
 
     Attributes:
         prompt: what is asked, as text for a person.
         target: the last assistant turn.
         group: what its score is broken down by, None without one.
-        prompt_ids: tokens up to where the assistant begins to speak.
+        prompt_ids: tokens up to the beginning of the answer.
         encoded: the whole conversation in tokens, with the supervised mask.
         conversation: as it was read.
     """
@@ -184,7 +132,7 @@ class Question:
 def questions(
     tokenizer: Any, conversations: Sequence[Conversation], *, by: str | None = None
 ) -> list[Question]:
-    """Conversations as questions under a tokenizer's chat template.
+    """Make questions of conversations under a tokenizer's chat template.
 
     Args:
         tokenizer: with a chat template.

@@ -9,7 +9,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
-from dominie.evaluation.text_metrics import spearman
+from dominie.evaluation.statistics import spearman
 from dominie.generation.calls import call_key
 from dominie.generation.endpoint import STRICT
 from dominie.generation.generator import Dialogue

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Tag
 
 from dominie.data.sources import Source
-from dominie.evaluation.task import Scoring
+from dominie.evaluation.task import MetricSettings
 from dominie.generation.endpoint import Endpoint
 from dominie.judge.alpaca_eval import AlpacaEval
 from dominie.judge.mt_bench import MtBench
@@ -18,8 +18,8 @@ from dominie.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(Scoring):
-    """Something models are scored on, and how: see `Scoring` for what an answer counts.
+class Task(MetricSettings):
+    """Something models are scored on, and how: see `MetricSettings` for what an answer counts.
 
     Attributes:
         source: whose conversations are asked; the last assistant turn is the target.

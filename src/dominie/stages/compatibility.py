@@ -10,8 +10,8 @@ from dominie.data.conversations import Conversation
 from dominie.data.sources import read_split
 from dominie.evaluation.likelihood import candidates
 from dominie.evaluation.lm_eval import check_harness
-from dominie.evaluation.metrics import check_rows
-from dominie.evaluation.task import UNGENERATED, check_group
+from dominie.evaluation.metrics import METRICS, check_rows
+from dominie.evaluation.task import check_group
 from dominie.judge.benchmark_registry import exam
 from dominie.models.attention_hooks import check_attention
 from dominie.models.moe import mixture_of
@@ -186,5 +186,5 @@ def _check_questions(task: Task, conversations: Sequence[Conversation]) -> None:
     if task.metric == "choice":
         for conversation in conversations[: task.limit]:
             candidates(conversation, task.options)
-    elif task.metric not in UNGENERATED:
+    elif METRICS[task.metric].score is not None:
         check_rows(task, conversations[: task.limit])

@@ -23,10 +23,10 @@ from dominie.core.io import (
 )
 from dominie.data.conversations import Conversation
 from dominie.data.sources import conversation_digest, read_split
-from dominie.evaluation.generative_task import graded, outputs_of
+from dominie.evaluation.generative_task import generate_outputs, score_outputs
 from dominie.evaluation.likelihood import agreement, choice
 from dominie.evaluation.lm_eval import definitions_digest, harness_score
-from dominie.evaluation.results import Items, Score, compared
+from dominie.evaluation.results import Items, ScoredTask, compare_models
 from dominie.evaluation.task import Question, questions
 from dominie.models.head import check_head, text_config
 from dominie.models.info import ModelInfo, info_of
@@ -77,7 +77,7 @@ def _compare(folder: Path, results: Mapping[str, Mapping[str, Any]], baseline: s
         for task in scores:
             if (items := _kept_items(folder / model / f"{task}.json")) is not None:
                 tasks.setdefault(task, {})[model] = items
-    differences = {task: compared(items) for task, items in tasks.items()}
+    differences = {task: compare_models(items) for task, items in tasks.items()}
     write_json(folder / "comparisons.json", {"baseline": baseline, "differences": differences})
 
 
@@ -129,11 +129,13 @@ class Evaluator:
             result = _kept_result(kept, fingerprint)
             if result is None:
                 score = self._score(f"{name} on {task_name}", model, task)
-                result = {**score.as_dict(), "metric": task.metric, "measure": task.measure}
+                result = dataclasses.replace(
+                    score.result, metric=task.metric, measure=task.measure
+                ).as_dict()
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 lines = "".join(json.dumps(sample) + "\n" for sample in score.samples)
                 write_atomic(kept.with_suffix(".jsonl"), lines)
-                items = score.items and score.items.as_dict()
+                items = score.items.as_dict()
                 record = {"fingerprint": fingerprint, "result": result, "items": items}
                 record["samples"] = file_manifest(kept.parent, [kept.with_suffix(".jsonl")])
                 write_checksummed(kept, record, indent=None)
@@ -145,7 +147,7 @@ class Evaluator:
         self.display.done(name, told if fresh else f"already scored ({told})")
         return scores
 
-    def _score(self, title: str, name: str, task: Task) -> Score:
+    def _score(self, title: str, name: str, task: Task) -> ScoredTask:
         model, tokenizer = self._load(name)
         batch, track = self.evaluation.batch, functools.partial(self._track, title)
         if task.lm_eval is not None:
@@ -167,7 +169,7 @@ class Evaluator:
             key = (name, task.source, task.split, task.limit, task.max_new_tokens)
             if key not in self._outputs:  # tasks that ask one model the same are answered once
                 self._outputs = {k: v for k, v in self._outputs.items() if k[0] == name}
-                self._outputs[key] = outputs_of(
+                self._outputs[key] = generate_outputs(
                     model,
                     tokenizer,
                     asked,
@@ -175,7 +177,7 @@ class Evaluator:
                     batch=batch,
                     track=track,
                 )
-            return graded(asked, self._outputs[key], task)
+            return score_outputs(asked, self._outputs[key], task)
         assert task.teacher is not None, "checked by Task"
         teacher, theirs = self._load(task.teacher)
         check_same_tokens(tokenizer, theirs, where=f"{title}, teacher {task.teacher}")

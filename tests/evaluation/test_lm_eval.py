@@ -47,13 +47,14 @@ def definitions(tmp_path):
 def test_a_task_of_one_s_own_is_scored_on_the_live_model(model, tokenizer, definitions):
     settings = Harness(tasks=["toy_colours"], include=str(definitions), figure="acc_norm")
     check_harness(settings, where="evaluate.tasks.colours")
-    score = harness_score(model.float(), tokenizer, settings, batch=4)
+    scored = harness_score(model.float(), tokenizer, settings, batch=4)
     model.double()
+    score = scored.result
     assert score.n == 12
-    assert score.groups["toy_colours"].n == 12
-    assert score.score == sum(sample["score"] for sample in score.samples) / 12
-    assert score.interval[0] <= score.score <= score.interval[1]
-    assert {"prompt", "target", "output", "correct", "group"} <= score.samples[0].keys()
+    assert score.by["toy_colours"].n == 12
+    assert score.score == sum(sample["score"] for sample in scored.samples) / 12
+    assert score.interval.low <= score.score <= score.interval.high
+    assert {"prompt", "target", "output", "correct", "group"} <= scored.samples[0].keys()
     with pytest.raises(InputError, match=r"(?s)no figure 'f1'.*one of .*acc_norm"):
         harness_score(
             model, tokenizer, Harness(tasks=["toy_colours"], include=str(definitions), figure="f1")

@@ -11,9 +11,9 @@ import torch
 
 from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
-from dominie.evaluation.generative_task import answered
+from dominie.evaluation.generative_task import generate_outputs, score_outputs
 from dominie.evaluation.likelihood import agreement
-from dominie.evaluation.task import Question, Scoring, questions
+from dominie.evaluation.task import MetricSettings, Question, questions
 from dominie.generation.generator import answers
 from dominie.toyworld.world import WORDS
 
@@ -81,21 +81,23 @@ def test_exact_match_counts_word_for_word_answers(model, tokenizer, asked):
         answer = {"role": "assistant", "content": target}
         row = replace(question.conversation, messages=[*question.asked, answer])
         changed.append(replace(question, target=target, conversation=row))
-    score = answered(model, tokenizer, changed, Scoring(), max_new_tokens=20, batch=5)
+    outputs = generate_outputs(model, tokenizer, changed, max_new_tokens=20, batch=5)
+    scored = score_outputs(changed, outputs, MetricSettings())
+    score = scored.result
     right = np.array([i in own for i in range(23)], float)
     assert score.n == 23
     assert score.score == pytest.approx(right.mean())
     assert score.stderr == pytest.approx(right.std(ddof=1) / np.sqrt(23))
     for name in ("odd", "even"):
         members = np.array([i for i, q in enumerate(asked) if q.group == name])
-        group = score.groups[name]
+        group = score.by[name]
         assert group.n == len(members)
         assert group.score == pytest.approx(right[members].mean())
-    assert sum(group.n for group in score.groups.values()) == 22, "one row has no group"
-    assert [sample["correct"] for sample in score.samples] == right.astype(bool).tolist()
-    assert [sample["prompt"] for sample in score.samples] == [q.prompt for q in asked]
+    assert sum(group.n for group in score.by.values()) == 22, "one row has no group"
+    assert [sample["correct"] for sample in scored.samples] == right.astype(bool).tolist()
+    assert [sample["prompt"] for sample in scored.samples] == [q.prompt for q in asked]
     written = score.as_dict()
-    assert written["groups"]["odd"]["n"] == score.groups["odd"].n
+    assert written["groups"]["odd"]["n"] == score.by["odd"].n
     assert {"score", "stderr", "n"} <= written.keys()
 
 
@@ -121,7 +123,7 @@ def test_agreement_is_that_of_all_logits_held(model, teacher, asked, batch):
         tracked.append(total)
         return items
 
-    score = agreement(model, teacher, asked, batch=batch, track=track)
+    score = agreement(model, teacher, asked, batch=batch, track=track).result
     sums = np.array([naive_comparison(model, teacher, question) for question in asked])
     tokens, agreed, divergence, loss = sums.T
     assert tracked == [-(-len(asked) // batch)]
@@ -133,14 +135,14 @@ def test_agreement_is_that_of_all_logits_held(model, teacher, asked, batch):
     n = len(asked)
     expected = np.sqrt((residual**2).sum() * n / (n - 1)) / tokens.sum()
     assert score.stderr == pytest.approx(expected, rel=0.1)
-    assert score.interval[0] < score.score < score.interval[1]
-    for name, group in score.groups.items():
+    assert score.interval.low < score.score < score.interval.high
+    for name, group in score.by.items():
         members = [i for i, q in enumerate(asked) if q.group == name]
         assert group.score == pytest.approx(agreed[members].sum() / tokens[members].sum())
 
 
 def test_a_model_agrees_with_itself(model, asked):
-    score = agreement(model, model, asked)
+    score = agreement(model, model, asked).result
     assert score.score == 1.0
     assert score.stderr == 0.0
     assert score.extras["kl"] == pytest.approx(0.0, abs=1e-9)

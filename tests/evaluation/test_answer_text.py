@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from dominie.data.ecommerce_formats import listed
-from dominie.evaluation.extraction import extracted, label_of, pairs, ranking, spans
+from dominie.evaluation.answer_text import attribute_pairs, extract, label_of, ranking, spans
 
 
 def test_the_first_group_of_the_first_match_is_the_answer():
-    assert extracted(None, " as it is ") == " as it is "
-    assert extracted(r"answer is (\w+)|=\s*(\w+)", "so = 7, the answer is 8") == "7"
-    assert extracted(r"\d+", "12 or 13") == "12"
-    assert extracted(r"(?s)(\d+)(?!.*\d)", "12 or\n13.") == "13", "the last, if asked for"
-    assert extracted(r"\d+", "none") is None
+    assert extract(None, " as it is ") == " as it is "
+    assert extract(r"answer is (\w+)|=\s*(\w+)", "so = 7, the answer is 8") == "7"
+    assert extract(r"\d+", "12 or 13") == "12"
+    assert extract(r"(?s)(\d+)(?!.*\d)", "12 or\n13.") == "13", "the last, if asked for"
+    assert extract(r"\d+", "none") is None
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,15 @@ def test_spans_are_set_apart_by_commas_and_lines():
 
 def test_pairs_are_read_from_json_and_from_lines():
     expected = {("color", "red"), ("color", "blue"), ("size", "m")}
-    assert pairs('{"Color": ["red", "Blue"], "size": "M"}') == expected
-    assert pairs("color: red, blue\nsize: M\nfit: None") == expected
-    assert pairs('[{"attribute": "size", "value": "M"}]') == {("size", "m")}
-    assert pairs('{"attribute": "size", "value": "M"}') == {("size", "m")}
-    assert pairs('[{"attribute": "size", "value": null}]') == set()
-    assert pairs("[]") == pairs("") == set()
-    assert pairs("it is red") is None
-    assert pairs('["red"]') is None
-    assert pairs("[1, 2") is None
+    assert attribute_pairs('{"Color": ["red", "Blue"], "size": "M"}') == expected
+    assert attribute_pairs("color: red, blue\nsize: M\nfit: None") == expected
+    assert attribute_pairs('[{"attribute": "size", "value": "M"}]') == {("size", "m")}
+    assert attribute_pairs('{"attribute": "size", "value": "M"}') == {("size", "m")}
+    assert attribute_pairs('[{"attribute": "size", "value": null}]') == set()
+    assert attribute_pairs("[]") == attribute_pairs("") == set()
+    assert attribute_pairs("it is red") is None
+    assert attribute_pairs('["red"]') is None
+    assert attribute_pairs("[1, 2") is None
 
 
 @pytest.mark.parametrize(
