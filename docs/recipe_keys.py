@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from generated import say_or_write
 
-from dominie.recipe.schema import Recipe
+from dominie.recipe import Recipe, StageConfig, stage_kinds
 
 PAGE = Path(__file__).parents[1] / "src" / "dominie" / "cli" / "recipe_keys.json"
 
@@ -57,7 +57,10 @@ def _keys(kind: Any, path: str) -> Iterator[tuple[str, list[str]]]:
 def _objects(hint: Any) -> Iterator[tuple[Any, str]]:
     """The objects within a type, each with the names that stand before its keys."""
     origin = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint):
+    if hint is StageConfig:
+        for kind in stage_kinds().values():
+            yield kind, ""
+    elif dataclasses.is_dataclass(hint):
         yield hint, ""
     elif origin is dict:
         for inner, names in _objects(typing.get_args(hint)[1]):

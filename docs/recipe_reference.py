@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from generated import say_or_write
 
-from dominie.recipe.schema import Recipe
+from dominie.recipe import Recipe, StageConfig, stage_kinds
 from dominie.training.settings import DERIVED, TrainSettings
 
 PAGE = Path(__file__).parent / "recipe.md"
@@ -42,8 +42,8 @@ _TITLES = {
     "Recipe": "The recipe",
     "Source": "A source",
     "Model": "A model",
-    "Stage": "A stage that trains",
-    "Mixed": "A source within a stage",
+    "TrainStage": "A stage that trains",
+    "MixedSource": "A source within a stage",
     "LossTerms": "The loss",
     "NextToken": "Loss: next token",
     "Prediction": "Loss: prediction",
@@ -116,6 +116,8 @@ def _places() -> dict[type, list[str]]:
 
 def _inside(hint: Any, name: str) -> list[tuple[type, str]]:
     """The objects within a type, and what their path has beyond it."""
+    if hint is StageConfig:
+        return [(kind, "") for kind in stage_kinds().values()]
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return [(hint, "")]
     if typing.get_origin(hint) is Literal:
@@ -170,6 +172,8 @@ def _meanings(kind: type) -> dict[str, str]:
 def _type(hint: Any) -> str:
     if hint in _PLAIN:
         return _PLAIN[hint]
+    if hint is StageConfig:
+        return " or ".join(_type(kind) for kind in stage_kinds().values())
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         title = _TITLES[hint.__name__]
         return f"[{title.lower()}](#{_anchor(title)})"

@@ -143,14 +143,14 @@ def test_an_estimate_spends_nothing(tmp_path):
 SLOW = """
 import sys, time
 from dominie.data.shards import ShardWriter
-from dominie.teachers import writing
+from dominie.teachers import cache_writer
 add = ShardWriter.add
 def slowly(self, entries):
     add(self, entries)
     print("batch", len(entries), flush=True)
     time.sleep(0.3)
 ShardWriter.add = slowly
-writing._CPU_BATCH_TOKENS = 256
+cache_writer._CPU_BATCH_TOKENS = 256
 sys.argv[0] = "dominie"
 from dominie.cli import main
 main()

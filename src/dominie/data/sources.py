@@ -8,9 +8,10 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from dominie.core.errors import InputError
+from dominie.core.references import Reference
 from dominie.data.conversations import read_conversations
 from dominie.data.ecommerce_formats import COMPANION, companion
 from dominie.data.readers import unreachable, unreadable
@@ -27,6 +28,15 @@ _IN_FOLDERS = (".jsonl", ".json", ".parquet")  # a CSV among them is as often a 
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _FILE_SUFFIX = re.compile(r"\.(jsonl?|parquet|csv|tsv|txt|ya?ml|arrow|pkl|gz|zst|zip|xlsx?)$", re.I)
+
+
+def is_local(path: str) -> bool:
+    """Whether a path of data names files here: it exists, or could not be the id of a data set."""
+    return (
+        Path(path).expanduser().exists()
+        or _FILE_SUFFIX.search(path) is not None
+        or _HUB_ID.fullmatch(path) is None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +63,7 @@ class Source:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     name: str
-    path: str
+    path: Annotated[str, Reference("data")]
     validation_fraction: float = 0.0
     test_fraction: float = 0.0
     subset: str | None = None
@@ -93,12 +103,8 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        """Whether the path names files here: it exists, or it could not be the id of a data set."""
-        return (
-            Path(self.path).expanduser().exists()
-            or _FILE_SUFFIX.search(self.path) is not None
-            or _HUB_ID.fullmatch(self.path) is None
-        )
+        """Whether the path names files here."""
+        return is_local(self.path)
 
     def local_files(self) -> list[Path]:
         """The files of a local source, in the order of their names.

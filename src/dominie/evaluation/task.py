@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from dominie.core.errors import InputError
+from dominie.core.references import PathName
 from dominie.data.conversations import Conversation
 from dominie.data.tokenization import Encoded, encode_all, prompt_ids
 from dominie.evaluation.metrics import METRICS, known_metric
@@ -29,7 +30,7 @@ class Harness:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     tasks: list[str]
-    include: str | None = None
+    include: PathName | None = None
     figure: str = "acc"
     few_shot: int | None = None
     chat_template: bool = False

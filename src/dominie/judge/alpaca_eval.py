@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from dominie.core.references import PathName
 from dominie.generation.endpoint import STRICT
 from dominie.generation.generator import Dialogue
 from dominie.judge.annotations import Difficulty, Summary, read_difficulty, summarise
@@ -48,20 +49,17 @@ class AlpacaEval:
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-    baseline: str
+    baseline: PathName
     judge: Judge
     kind: Literal["alpaca_eval"] = "alpaca_eval"
     version: Literal[1, 2] = 2
-    prompt: str | None = None
-    difficulty: str | None = None
+    prompt: PathName | None = None
+    difficulty: PathName | None = None
     limit: int | None = None
     max_new_tokens: int = 2048
     temperature: float = 0.0
     control_questions: int = 40
     seed: int = 0
-
-    #: Settings that name files.
-    files: ClassVar[tuple[str, ...]] = ("baseline", "prompt", "difficulty")
 
     def __post_init__(self) -> None:
         for name in ("limit", "max_new_tokens", "control_questions"):

@@ -9,6 +9,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
+from dominie.core.references import PathName
 from dominie.evaluation.statistics import spearman
 from dominie.generation.calls import call_key
 from dominie.generation.endpoint import STRICT
@@ -64,19 +65,16 @@ class MtBench:
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-    questions: str
+    questions: PathName
     judge: Judge
     kind: Literal["mt_bench"] = "mt_bench"
-    references: str | None = None
-    prompts: str | None = None
-    baseline: str | None = None
+    references: PathName | None = None
+    prompts: PathName | None = None
+    baseline: PathName | None = None
     limit: int | None = None
     max_new_tokens: int = 1024
     control_questions: int = 40
     seed: int = 0
-
-    #: Settings that name files.
-    files: ClassVar[tuple[str, ...]] = ("questions", "references", "prompts", "baseline")
 
     def __post_init__(self) -> None:
         for name in ("limit", "max_new_tokens", "control_questions"):

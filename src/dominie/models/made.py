@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from dominie.core.references import ModelName, SourceName
+
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
@@ -20,9 +22,9 @@ class Merge:
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
-    models: dict[str, float]
+    models: dict[ModelName, float]
     method: Literal["linear", "task_arithmetic"] = "linear"
-    base: str | None = None
+    base: ModelName | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -79,15 +81,15 @@ class Upcycle:
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
-    model: str
-    siblings: list[str] = field(default_factory=list)
+    model: ModelName
+    siblings: list[ModelName] = field(default_factory=list)
     experts: int = 2
     experts_per_token: int = 2
     noise: float = 0.0
     reset: float = 0.0
     gate: Literal["zeros", "random", "hidden_states"] = "random"
     gate_scale: float = 1.0
-    source: str | None = None
+    source: SourceName | None = None
     tokens: int = 4096
     seed: int = 0
 

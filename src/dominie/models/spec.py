@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from dominie.core.errors import InputError, hub_error
+from dominie.core.references import PathName
 
 Placement = Literal["device", "cpu", "8bit", "4bit", "sharded", "cached"]
 Bits = Literal["8bit", "4bit"]
@@ -44,9 +43,9 @@ class Model:
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
-    path: str
-    adapter: str | None = None
-    chat_template: str | None = None
+    path: PathName
+    adapter: PathName | None = None
+    chat_template: PathName | None = None
     revision: str | None = None
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: str = "auto"
@@ -93,15 +92,6 @@ class Model:
                 do="give the student under models a name of its own, without placement; how it is "
                 "shared out is the engine's (--engine)",
             )
-
-    def located(self, place: Callable[[str], str]) -> Model:
-        """The same with every path of its own as `place` has it."""
-        return dataclasses.replace(
-            self,
-            path=place(self.path),
-            adapter=self.adapter and place(self.adapter),
-            chat_template=self.chat_template and place(self.chat_template),
-        )
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
 from dominie.core.hardware import Device, device_meant, device_named
@@ -23,9 +23,12 @@ from dominie.planning.sizes import (
     work_of,
 )
 from dominie.planning.trace import Pass, traced
-from dominie.recipe import Recipe, Stage
+from dominie.recipe import Recipe, StageConfig
 from dominie.recipe.validate import stage_order
 from dominie.training.stage_sources import StageSource, layer_pairs
+
+if TYPE_CHECKING:
+    from dominie.recipe import TrainStage
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,8 @@ class StagePlan:
 
     Attributes:
         name: of the stage.
-        kind: `train`, or how it makes a model without training.
-        shape: of its model.
+        kind: `train`, or how it makes a model or data without training.
+        shape: of its model; None if it makes data.
         teachers: shapes by name.
         machine: it is planned for.
         situation: what the memory was computed for; None where nothing is trained.
@@ -115,7 +118,7 @@ class StagePlan:
 
     name: str
     kind: str
-    shape: Shape
+    shape: Shape | None
     teachers: Mapping[str, Shape]
     machine: Machine
     weights: float
@@ -176,26 +179,32 @@ def plan_recipe(
         InputError: a configuration that cannot be reached, or settings that do not fit together.
     """
     sizes = source_sizes(recipe, conversations=conversations, tokens=tokens)
-    stages = {}
+    stages: dict[str, StagePlan] = {}
     for name in stage_order(recipe, where=recipe.name):
-        stage = recipe.stages[name]
-        if isinstance(stage, Stage):
-            stages[name] = _trained(recipe, name, stage, on, sizes)
-        else:
-            stages[name] = _made(recipe, name, stage, on)
+        stages[name] = recipe.stages[name].plan(recipe, name, on, sizes)
     return Plan(recipe, on, stages, sizes)
 
 
-def _made(recipe: Recipe, name: str, stage: Any, on: Machine) -> StagePlan:
-    """A stage that makes a model of others, a tensor at a time: it costs weights alone."""
-    shape = shape_of(config_of(recipe, name))
-    weights = shape.parameters * float(BYTES[_dtype_of(recipe, name)])
-    return StagePlan(name, stage.kind, shape, {}, on, weights)
+def plan_untrained(recipe: Recipe, name: str, stage: StageConfig, on: Machine) -> StagePlan:
+    """Plan a stage that makes a model of others, or data: it costs the weights that it holds.
+
+    A model is written a tensor at a time. Data are written by one of the models that are read.
+    """
+    if stage.makes == "model":
+        shape = shape_of(config_of(recipe, name))
+        weights = shape.parameters * float(BYTES[_dtype_of(recipe, name)])
+        return StagePlan(name, stage.kind, shape, {}, on, weights)
+    held = [
+        shape_of(config_of(recipe, model)).parameters * float(BYTES[_dtype_of(recipe, model)])
+        for model in stage.models
+    ]
+    return StagePlan(name, stage.kind, None, {}, on, max(held, default=0.0))
 
 
-def _trained(
-    recipe: Recipe, name: str, stage: Stage, on: Machine, sizes: Mapping[str, Size]
+def plan_training(
+    recipe: Recipe, name: str, stage: TrainStage, on: Machine, sizes: Mapping[str, Size]
 ) -> StagePlan:
+    """Plan a stage that trains: memory of its phases, time, and what would make it fit."""
     situation, work = _situation(recipe, stage, on, sizes)
     memory = stage_memory(situation)
     kept = {}
@@ -248,7 +257,7 @@ def _trained(
 
 
 def _situation(
-    recipe: Recipe, stage: Stage, on: Machine, sizes: Mapping[str, Size]
+    recipe: Recipe, stage: TrainStage, on: Machine, sizes: Mapping[str, Size]
 ) -> tuple[StageSetup, Work]:
     train = stage.train
     micro_batch = train.conversations_per_forward(on.count)
@@ -298,7 +307,7 @@ def _situation(
     return situation, work
 
 
-def _placement(recipe: Recipe, stage: Stage, teacher: str) -> Placement:
+def _placement(recipe: Recipe, stage: TrainStage, teacher: str) -> Placement:
     """How a teacher is held: a mind over the student's base has no weights of its own."""
     taught = [source for source in stage.active if stage.teacher_on(source) == teacher]
     if set(taught) <= set(stage.cached):
@@ -312,11 +321,11 @@ def _placement(recipe: Recipe, stage: Stage, teacher: str) -> Placement:
     return "device" if held == "cached" else held  # what cannot learn from a cache
 
 
-def _unmerged(stage: Stage) -> bool:
+def _unmerged(stage: TrainStage) -> bool:
     return stage.train.lora is not None and not stage.train.lora.merge
 
 
-def _adapter_weights(recipe: Recipe, over: Stage, teacher: str, config: Any) -> float:
+def _adapter_weights(recipe: Recipe, over: TrainStage, teacher: str, config: Any) -> float:
     """Weights of the adapter that a stage wrote in place of a model, and `over` does not merge."""
     stage = recipe.trained.get(teacher)
     if stage is None or not _unmerged(stage) or adapter_over_base(recipe, over, teacher)[1] is None:

@@ -34,8 +34,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
 def _stage(stage: StagePlan) -> dict[str, Any]:
     found: dict[str, Any] = {
         "kind": stage.kind,
-        "parameters": stage.shape.parameters,
-        "active_parameters": stage.shape.active,
+        "parameters": stage.shape.parameters if stage.shape else 0,
+        "active_parameters": stage.shape.active if stage.shape else 0,
         "peak_gb": _gb(stage.peak),
         "fits": stage.fits,
     }
@@ -104,9 +104,11 @@ def as_lines(plan: Plan) -> list[str]:
 def _stage_lines(stage: StagePlan) -> list[str]:
     limit = stage.machine.memory / _GB
     verdict = "fits" if stage.fits else "DOES NOT FIT"
+    needs = f"{stage.peak / _GB:.2f} GB of {limit:.0f} GB"
+    if stage.shape is None:
+        return [f"{stage.name}  data, made by {stage.kind}, not trained: {needs}, {verdict}"]
     head = f"{stage.name}  {_counted(stage.shape)}"
     if stage.memory is None or stage.work is None or stage.cost is None:
-        needs = f"{stage.peak / _GB:.2f} GB of {limit:.0f} GB"
         return [f"{head}, made by {stage.kind}, not trained: {needs}, {verdict}"]
     memory, work, cost = stage.memory, stage.work, stage.cost
     trained = memory.traced.trainable

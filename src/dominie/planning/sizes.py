@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -18,11 +18,15 @@ from dominie.data.conversations import read_conversations
 from dominie.data.sampling import total_conversations
 from dominie.data.sources import Source
 from dominie.models.flops import experts_of_a_token, products_of
-from dominie.models.moe import mixture_of
+from dominie.models.info import ModelInfo, info_of
 from dominie.models.spec import Model, allowed, base_and_adapter
 from dominie.planning.trace import Pass, bare_model
-from dominie.recipe import Recipe, Stage, UpcycleStage
+from dominie.recipe import Recipe
+from dominie.recipe.validate import stage_order
 from dominie.toyworld import is_toyworld, materialise
+
+if TYPE_CHECKING:
+    from dominie.recipe import TrainStage
 
 #: In a wheel they lie beside the package's modules, in the source in `recipes/configs`.
 _SHIPPED = (Path(str(files("dominie"))) / "configs", Path(__file__).parents[3] / "recipes/configs")
@@ -34,18 +38,14 @@ def config_of(recipe: Recipe, name: str) -> Any:
     Raises:
         InputError: no configuration can be reached.
     """
-    while name in recipe.stages:
-        stage = recipe.stages[name]
-        dense = stage.models[0]
-        if isinstance(stage, UpcycleStage):
-            made = stage.upcycle
-            return mixture_of(config_of(recipe, dense), where=f"stages.{name}").configuration(
-                config_of(recipe, dense),
-                experts=made.experts,
-                experts_per_token=made.experts_per_token,
-            )
-        name = dense
-    return load_plan_config(recipe.model(name)).get_text_config()
+
+    def info(model: str) -> ModelInfo:
+        stage = recipe.stages.get(model)
+        if stage is not None:
+            return stage.model_info(model, info)
+        return info_of(load_plan_config(recipe.model(model)), spec=None, name=model)
+
+    return info(name).config
 
 
 def load_plan_config(spec: Model) -> Any:
@@ -100,7 +100,7 @@ def _toy_config(path: str) -> Any:
     return toy_config(request.thing, **request.size)
 
 
-def adapter_over_base(recipe: Recipe, stage: Stage, teacher: str) -> tuple[bool, str | None]:
+def adapter_over_base(recipe: Recipe, stage: TrainStage, teacher: str) -> tuple[bool, str | None]:
     """Whether a teacher's base is the one the student trains over, and its adapter's name.
 
     `dominie.models.adapters.sharing` finds the same on disk. However many adapters lie over a
@@ -135,6 +135,8 @@ CHARACTERS_PER_TOKEN = 4
 _TEMPLATE_TOKENS = 6
 #: Conversations whose length is looked at.
 _LOOKED_AT = 1000
+#: Conversations of a source that is not here.
+_ASSUMED = 100_000
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,16 @@ def source_sizes(
         conversations: of each source whose data are not here; None assumes 100,000.
         tokens: of a conversation; None is read from the data, or the most there can be.
     """
-    return {
+    sizes = {
         name: _size(source, recipe, conversations, tokens) for name, source in recipe.data.items()
     }
+    for name in stage_order(recipe, where=recipe.name):
+        if recipe.stages[name].makes == "data":
+            counts = {source: size.conversations for source, size in sizes.items()}
+            found = recipe.stages[name].conversations(counts) or conversations
+            unbounded = float("inf")
+            sizes[name] = Size(found or _ASSUMED, tokens or unbounded, unbounded, False)
+    return sizes
 
 
 def _size(source: Source, recipe: Recipe, conversations: int | None, tokens: float | None) -> Size:
@@ -171,7 +180,7 @@ def _size(source: Source, recipe: Recipe, conversations: int | None, tokens: flo
             mean = tokens or sum(lengths) / len(lengths)
             count = conversations or found
             return Size(max(1, round(count * trained)), mean, tokens or max(lengths), True)
-    count = conversations or 100_000
+    count = conversations or _ASSUMED
     unbounded = float("inf")
     return Size(max(1, round(count * trained)), tokens or unbounded, unbounded, False)
 
@@ -224,7 +233,7 @@ class Work:
     known: bool
 
 
-def work_of(stage: Stage, sizes: Mapping[str, Size], micro_batch: int) -> Work:
+def work_of(stage: TrainStage, sizes: Mapping[str, Size], micro_batch: int) -> Work:
     """The steps of a stage, and the largest batch that its data can make.
 
     Args:

@@ -18,10 +18,11 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from dominie.core.errors import InputError
+from dominie.core.references import Kind, rewritten
+from dominie.data.sources import is_local
+from dominie.recipe.kinds import stage_kinds
 from dominie.recipe.messages import described, first_problem, known_keys, unknown_key, wrong_type
-from dominie.recipe.resolve import with_absolute_paths, with_cached_teachers
 from dominie.recipe.schema import Recipe
-from dominie.recipe.stage_configs import MADE
 from dominie.recipe.validate import check_names
 from dominie.training.settings import DERIVED, TrainSettings
 
@@ -154,10 +155,30 @@ def _recipe(tree: dict[str, Any], overrides: Sequence[str], *, where: str, base:
     _write_out_shorthands(tree)
     _merge_train(tree)
     _name_sources(tree)
-    recipe = _validated(tree, written, where=where)
-    recipe = with_absolute_paths(recipe, base)
+    recipe = _with_absolute_paths(_validated(tree, written, where=where), base)
     check_names(recipe, where=where)
-    return with_cached_teachers(recipe)
+    stages = {name: stage.resolved(recipe) for name, stage in recipe.stages.items()}
+    return dataclasses.replace(recipe, stages=stages)
+
+
+def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
+    """Make what exists relative to the recipe's folder absolute; anything else keeps its name.
+
+    A data file that does not exist is looked for in the recipe's folder, and an output need not
+    exist yet.
+    """
+
+    def absolute(kind: Kind, text: str) -> str:
+        is_name = kind == "model" and (text in recipe.stages or text in recipe.models)
+        if kind == "source" or is_name or not text.strip() or text.startswith("toyworld:"):
+            return text
+        path = Path(text).expanduser()
+        if kind == "output":
+            return str((base / path).absolute())
+        missing = kind == "data" and is_local(text) and not path.exists()
+        return str((base / path).resolve()) if missing or (base / path).exists() else text
+
+    return rewritten(recipe, absolute)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -219,10 +240,11 @@ def _merge_train(tree: dict[str, Any]) -> None:
     """Lay the recipe's `train` under each stage's, and set TrainingArguments' own fields apart."""
     shared = _as_mapping(tree.get("train"), "train")
     stages = _as_mapping(tree.get("stages"), "stages")
+    untrained = {kind.key for kind in stage_kinds().values() if not kind.trains}
     for name in stages:
         where = f"stages.{name}"
         stage = stages[name] = _as_mapping(stages[name], where)
-        if stage.keys() & MADE.keys() and "train" not in stage:
+        if stage.keys() & untrained and "train" not in stage:
             continue
         own = _as_mapping(stage.get("train"), f"{where}.train")
         _check_train(own, where=f"{where}.train")

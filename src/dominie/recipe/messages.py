@@ -11,6 +11,7 @@ from typing import Any
 import pydantic
 
 from dominie.core.errors import InputError
+from dominie.recipe.kinds import StageConfig, stage_kinds
 from dominie.recipe.schema import Recipe
 
 #: What was expected, in a recipe's words, by pydantic's name of the error.
@@ -153,13 +154,16 @@ def known_keys(path: Sequence[str]) -> list[str]:
     options: list[Any] = []
     for index, part in enumerate(path):
         if _is_tag(path, index):
-            kind = next(option for option in options if f"<{option.kind}>" == part)
+            kinds = [*stage_kinds().values(), *options]
+            kind = next(option for option in kinds if f"<{option.kind}>" == part)
             continue
         if dataclasses.is_dataclass(kind):
             kind = typing.get_type_hints(kind)[part]
         else:  # dict[str, X]
             kind = typing.get_args(kind)[1]
         options = [option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)]
+        if kind is StageConfig:
+            kind = stage_kinds()["train"]
         if not dataclasses.is_dataclass(kind) and typing.get_origin(kind) is not dict and options:
             kind = options[0]
     return [

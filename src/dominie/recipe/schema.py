@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Discriminator, Tag
 
+from dominie.core.references import ModelName, SourceName
 from dominie.data.sources import Source
 from dominie.evaluation.task import MetricSettings
 from dominie.generation.endpoint import Endpoint
 from dominie.judge.alpaca_eval import AlpacaEval
 from dominie.judge.mt_bench import MtBench
 from dominie.models.spec import Model, Placement
-from dominie.recipe.stage_configs import STRICT, AnyStage, Stage
+from dominie.recipe.kinds import STRICT, AnyStage
 from dominie.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from dominie.recipe import TrainStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +35,9 @@ class Task(MetricSettings):
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-    source: str | None = None
+    source: SourceName | None = None
     split: Literal["test", "validation"] = "test"
-    teacher: str | None = None
+    teacher: ModelName | None = None
     by: str | None = None
     limit: int | None = None
     max_new_tokens: int | None = None
@@ -81,7 +85,7 @@ class Evaluation:
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-    models: dict[str, str] = field(default_factory=dict)
+    models: dict[str, ModelName] = field(default_factory=dict)
     tasks: dict[str, Task] = field(default_factory=dict)
     benchmarks: dict[str, AnyBenchmark] = field(default_factory=dict)
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
@@ -122,9 +126,28 @@ class Recipe:
     evaluate: Evaluation | None = None
 
     @property
-    def trained(self) -> dict[str, Stage]:
+    def trained(self) -> dict[str, TrainStage]:
         """The stages that train."""
-        return {name: stage for name, stage in self.stages.items() if isinstance(stage, Stage)}
+        stages = {name: stage for name, stage in self.stages.items() if stage.trains}
+        return cast("dict[str, TrainStage]", stages)
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The sources of `data`, and the stages that make data: `made` has these alone."""
+        return self.data | {name: self.stages[name].source(name) for name in self.made}
+
+    @property
+    def made(self) -> list[str]:
+        """The stages that make data."""
+        return [name for name, stage in self.stages.items() if stage.makes == "data"]
+
+    def needs(self, name: str) -> list[str]:
+        """The stages that a stage reads the model or the data of."""
+        stage = self.stages[name]
+        made = set(self.made)
+        return [n for n in stage.models if n in self.stages and n not in made] + [
+            n for n in stage.sources if n in made
+        ]
 
     def model(self, name: str) -> Model:
         """What a model name means when it is not a stage's."""

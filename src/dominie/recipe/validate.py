@@ -1,16 +1,17 @@
-"""Errors of a recipe that types cannot find: names that do not exist, cycles, no mix."""
+"""Checks names, order and paths of a recipe, which types cannot; chooses a part of its models."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from dominie.core.errors import InputError
+from dominie.core.references import references
 from dominie.recipe.schema import Recipe
-from dominie.recipe.stage_configs import Stage, UpcycleStage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED = {"evaluation", "toyworld", "rows", "cache"}  # folders a run keeps beside its stages
@@ -29,11 +30,9 @@ def check_names(recipe: Recipe, *, where: str) -> None:
         raise InputError(
             "nothing to do", where=where, expected="at least one stage, or models to evaluate"
         )
-    for name, spec in recipe.models.items():
-        _check_path(spec.path, where=f"{where}: models.{name}.path")
-        _check_path(spec.adapter, where=f"{where}: models.{name}.adapter")
+    for key, path in (references(recipe, "path") | references(recipe, "data")).items():
+        _check_path(path, where=f"{where}: {key}")
     for name, data in recipe.data.items():
-        _check_path(data.path, where=f"{where}: data.{name}.path")
         if data.is_local and (data.subset is not None or data.split != "train"):
             raise InputError(
                 "a local file has no subset and no split",
@@ -42,17 +41,14 @@ def check_names(recipe: Recipe, *, where: str) -> None:
             )
     for name, stage in recipe.stages.items():
         here = f"{where}: stages.{name}"
-        if name in recipe.models:
-            raise InputError(
-                "the name of a stage and of a model", where=here, do="rename one of the two"
-            )
-        if name in recipe.trained:
-            _check_mix(recipe, name, where=here)
-            _check_cache(recipe.trained[name], where=here)
-            _check_adapter(recipe, name, where=here)
-            _check_student(recipe, name, where=here)
-        if isinstance(stage, UpcycleStage) and (source := stage.upcycle.source) is not None:
-            _check_source(recipe, source, where=f"{here}.upcycle.source")
+        for what, others in (("model", recipe.models), ("source", recipe.data)):
+            if name in others and (what == "model" or stage.makes == "data"):
+                raise InputError(
+                    f"the name of a stage and of a {what}", where=here, do="rename one of the two"
+                )
+        for key, source in stage.named_sources.items():
+            _check_source(recipe, source, where=f"{here}.{key}")
+        stage.check(recipe, name, where=here)
         for key, model in stage.named.items():
             _check_model(recipe, model, where=f"{here}.{key}")
     stage_order(recipe, where=where)
@@ -60,15 +56,12 @@ def check_names(recipe: Recipe, *, where: str) -> None:
 
 
 def stage_order(recipe: Recipe, *, where: str) -> list[str]:
-    """Stages so that each stands after the stages it learns from; otherwise in the recipe's order.
+    """Stages, each after those it reads models or data of; otherwise in the recipe's order.
 
     Raises:
         InputError: stages that need each other.
     """
-    needs = {
-        name: {m for m in stage.models if m in recipe.stages}
-        for name, stage in recipe.stages.items()
-    }
+    needs = {name: set(recipe.needs(name)) for name in recipe.stages}
     try:
         TopologicalSorter(needs).prepare()
     except CycleError as error:
@@ -106,101 +99,28 @@ def _check_path(path: str | None, *, where: str) -> None:
         raise InputError("the path is empty", where=where, expected="a folder, file or hub id")
 
 
-def _check_mix(recipe: Recipe, name: str, *, where: str) -> None:
-    stage = recipe.trained[name]
-    for source, mixed in stage.data.items():
-        _check_source(recipe, source, where=f"{where}.data")
-        if mixed.loss is None and stage.loss is None:
-            raise InputError(
-                "no loss", where=f"{where}.loss", expected="a loss for the stage or for each source"
-            )
-    if not stage.active:
-        raise InputError(
-            "the mix holds nothing",
-            where=f"{where}.data",
-            expected="shares that sum to more than 0",
-            do="give at least one source a share above 0",
-        )
-    for source in stage.active:
-        if stage.loss_on(source).needs_teacher and stage.teacher_on(source) is None:
-            raise InputError(
-                "the loss compares with a teacher and there is none",
-                where=f"{where}.data.{source}",
-                do=f"set stages.{name}.teacher, or teacher on the source, or use next_token alone",
-            )
-
-
 def _check_source(recipe: Recipe, source: str, *, where: str) -> None:
-    if source not in recipe.data:
-        raise _unknown("source", source, recipe.data, where=where)
-
-
-def _check_cache(stage: Stage, *, where: str) -> None:
-    """Refuse what a cached teacher cannot say."""
-    for source in stage.active:
-        if stage.data[source].cache and stage.teacher_on(source) is None:
-            raise InputError(
-                "there is no teacher on this source whose word could be cached",
-                where=f"{where}.data.{source}.cache",
-                do="remove cache, or give the source a teacher and a prediction loss",
-            )
-        if stage.cache_on(source) is None:
-            continue
-        loss, here = stage.loss_on(source), f"{where}.data.{source}"
-        live = f"set {here.partition(': ')[2]}.cache=false to keep this teacher in memory"
-        if loss.weighs("attention"):
-            raise InputError(
-                "the attention loss needs its teacher in memory: a cache keeps what a teacher "
-                "predicts, and a query and key for every layer would be a thousand times as large",
-                where=here,
-                do=f"remove the attention term, or {live}",
-            )
-        if loss.prediction is not None and loss.prediction.kind != "forward_kl":
-            raise InputError(
-                "the divergence cannot be computed from a cache, which keeps a sparse target",
-                where=f"{here}.loss.prediction.kind",
-                expected="forward_kl",
-                found=loss.prediction.kind,
-                do=f"use forward_kl, or {live}",
-            )
-    if stage.cache is not None and stage.cache.enabled and not stage.cached:
-        raise InputError(
-            "there is no teacher whose word could be cached",
-            where=f"{where}.cache",
-            do="remove cache; this stage needs no teacher in any case",
-        )
-
-
-def _check_adapter(recipe: Recipe, name: str, *, where: str) -> None:
-    """A stage that goes on from another's adapter has to leave its shape as it is."""
-    stage = recipe.trained[name]
-    before = recipe.trained.get(stage.student)
-    mine, theirs = stage.train.lora, before.train.lora if before else None
-    if mine is None or theirs is None or mine.merge or theirs.merge:
+    if source in recipe.sources:
         return
-    for key in ("r", "alpha", "target_modules", "modules_to_save"):
-        if getattr(mine, key) != getattr(theirs, key):
-            raise InputError(
-                "a stage that goes on from an adapter cannot change its shape",
-                where=f"{where}.train.lora.{key}",
-                expected=f"{getattr(theirs, key)}, as in stages.{stage.student}",
-                found=str(getattr(mine, key)),
-                do="make them equal, or set lora.merge: true to train a new adapter over merged "
-                "weights",
-            )
-
-
-def _check_student(recipe: Recipe, name: str, *, where: str) -> None:
-    """A model that is placed as only a frozen one can be is no student."""
-    stage = recipe.trained[name]
-    if (spec := recipe.models.get(stage.student)) is not None:
-        adapters = stage.train.lora is not None
-        spec.check_trainable(adapters=adapters, where=f"{where}.student: {stage.student}")
+    if source in recipe.stages:
+        raise InputError(
+            f"stage {source} makes a model and no data",
+            where=where,
+            expected=f"one of {', '.join(recipe.sources)}",
+        )
+    raise _unknown("source", source, recipe.sources, where=where)
 
 
 def _check_model(recipe: Recipe, name: str, *, where: str) -> None:
     """A stage, a name under models, a folder, a toy model, or an organisation/model id."""
     _check_path(name, where=where)
+    if name in recipe.made:
+        raise InputError(
+            f"stage {name} makes data and no model",
+            where=where,
+            expected="a model, or a stage that makes one",
+            do="name it among the data of a stage, or as the source of a task",
+        )
     if (
         name in recipe.stages
         or name in recipe.models
@@ -225,23 +145,22 @@ def _check_evaluation(recipe: Recipe, *, where: str) -> None:
         _check_is_name(name, where=f"{here}.endpoints")
         if name in recipe.evaluate.models:
             raise InputError("the name of a model and of an endpoint", where=f"{here}.{name}")
-    for name, benchmark in recipe.evaluate.benchmarks.items():
+    for name in recipe.evaluate.benchmarks:
         _check_is_name(name, where=f"{here}.benchmarks")
         if name in recipe.evaluate.tasks:
             raise InputError("the name of a task and of a benchmark", where=f"{here}.{name}")
-        for key in benchmark.files:
-            _check_path(getattr(benchmark, key), where=f"{here}.benchmarks.{name}.{key}")
     for name, task in recipe.evaluate.tasks.items():
         _check_is_name(name, where=f"{here}.tasks")
         if task.source is None:
             continue
         _check_source(recipe, task.source, where=f"{here}.tasks.{name}.source")
         fraction = f"{task.split}_fraction"
-        if getattr(recipe.data[task.source], fraction) == 0:
+        if getattr(recipe.sources[task.source], fraction) == 0:
+            at = "stages" if task.source in recipe.stages else "data"
             raise InputError(
                 f"source {task.source} has no {task.split} split",
                 where=f"{here}.tasks.{name}",
-                do=f"set data.{task.source}.{fraction}",
+                do=f"set {at}.{task.source}.{fraction}",
             )
         if task.teacher is not None:
             _check_model(recipe, task.teacher, where=f"{here}.tasks.{name}.teacher")
@@ -260,4 +179,46 @@ def _unknown(what: str, name: str, known: Iterable[str], *, where: str) -> Input
         where=where,
         expected=f"one of {', '.join(known)}" if known else None,
         do=do,
+    )
+
+
+def only_models(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """The recipe with these models alone to score, and the stages that they and the tasks need.
+
+    Args:
+        recipe: the whole.
+        names: under `evaluate.models`; of stages, if nothing is evaluated.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    evaluation = recipe.evaluate
+    known = dict(evaluation.models) if evaluation else {name: name for name in recipe.stages}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise InputError(
+                "no such model to train and score",
+                where="--only",
+                found=name,
+                expected=", ".join(known),
+                do=f"did you mean {near[0]}?" if near else None,
+            )
+    needed = [known[name] for name in names]
+    for task in evaluation.tasks.values() if evaluation else ():
+        needed += [task.teacher] if task.teacher else []
+        needed += [task.source] if task.source in recipe.made else []
+    kept: set[str] = set()
+    while needed:
+        name = needed.pop()
+        if name in recipe.stages and name not in kept:
+            kept.add(name)
+            needed += recipe.needs(name)
+    return dataclasses.replace(
+        recipe,
+        stages={name: stage for name, stage in recipe.stages.items() if name in kept},
+        evaluate=evaluation
+        and dataclasses.replace(
+            evaluation, models={name: known[name] for name in known if name in names}
+        ),
     )

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.display import Display
-from dominie.stages.prepared import PreparedTraining
 from dominie.stages.run_folder import RunFolder
 from dominie.stages.teacher_caches import Plan, identity_of, speaker
+from dominie.stages.train import PreparedTraining
 from dominie.teachers.cache_sampling import CacheSettings
 
 if TYPE_CHECKING:

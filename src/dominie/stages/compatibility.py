@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from dominie.core.distributed import world_size
 from dominie.core.errors import InputError
-from dominie.data.conversations import Conversation
 from dominie.data.sources import read_split
 from dominie.evaluation.likelihood import candidates
 from dominie.evaluation.lm_eval import check_harness
@@ -14,61 +14,44 @@ from dominie.evaluation.metrics import METRICS, check_rows
 from dominie.evaluation.task import check_group
 from dominie.judge.benchmark_registry import exam
 from dominie.models.attention_hooks import check_attention
-from dominie.models.moe import mixture_of
-from dominie.models.tokenizer_compat import check_context, check_same_tokens, check_vocabulary
-from dominie.recipe import Stage, Task, UpcycleStage
-from dominie.stages.prepared import PreparedTraining
+from dominie.models.tokenizer_compat import (
+    check_context,
+    check_same_tokens,
+    check_vocabulary,
+    token_map,
+)
+from dominie.recipe import Task
 from dominie.stages.run_folder import ChatTokenizers, RunFolder
 from dominie.training.arguments import training_arguments
 from dominie.training.stage_sources import layer_pairs
 
-
-def check_upcycle(folder: RunFolder, name: str) -> str | None:
-    """Refuse to make a mixture of what is none of the dense families.
-
-    Returns:
-        What should be said of a mixture that cannot learn to route, None where it can.
-
-    Raises:
-        InputError: an architecture without a mixture, or one already.
-    """
-    stage = folder.recipe.stages[name]
-    assert isinstance(stage, UpcycleStage)
-    settings, where = stage.upcycle, f"stages.{name}.upcycle"
-    for model in settings.sources:
-        if folder.info(model).experts is not None:
-            raise InputError(
-                "this model is a mixture of experts already",
-                where=where,
-                found=model,
-                do="name the dense model it was made of, or train it as it is",
-            )
-    dense = folder.info(settings.model).need("config", use="making a mixture of experts")
-    mixture_of(dense, where=where)
-    if not settings.separates:
-        return (
-            f"{name}: nothing but rounding tells its experts apart. Equal experts behind a gate of "
-            "zeros get equal gradients, and the router none. Set gate, noise, reset or siblings"
-        )
-    if settings.experts_per_token == 1:
-        return (
-            f"{name}: the weight of a single chosen expert is always 1, so that no loss but the "
-            "router's own teaches its gate where to send a token"
-        )
-    return None
+if TYPE_CHECKING:
+    from dominie.stages.train import PreparedTraining, TrainStage
 
 
-def check_router(folder: RunFolder, name: str) -> str | None:
-    """Refuse a router term where there is no router.
+def check_tokens(
+    folder: RunFolder, tokenizers: ChatTokenizers, name: str, models: Sequence[str]
+) -> None:
+    """Refuse teachers of other tokens than the student's, but for those whose tokens are mapped."""
+    tokenizer = tokenizers.of(name)
+    for other in models[1:]:
+        where, theirs = f"stages.{name}, model {other}", tokenizers.of(other)
+        if folder.model(other).map_tokens:
+            size = folder.info(other).need("vocabulary", use="mapping tokens")
+            token_map(tokenizer, theirs, size=size, where=where)
+        else:
+            check_same_tokens(tokenizer, theirs, where=where)
+
+
+def check_router(folder: RunFolder, name: str, stage: TrainStage) -> str | None:
+    """Refuse a router term for a student without a router.
 
     Returns:
-        What should be said of a term that is left out, None where none is.
+        A notice of a term that is left out, None if none is.
 
     Raises:
         InputError: the student is dense.
     """
-    stage = folder.recipe.stages[name]
-    assert isinstance(stage, Stage)
     terms = [stage.loss_on(source).router for source in stage.active]
     if not any(term and (term.weight or term.z_weight) for term in terms):
         return None
@@ -89,22 +72,22 @@ def check_router(folder: RunFolder, name: str) -> str | None:
     return None
 
 
-def check_fit(folder: RunFolder, prepared: PreparedTraining) -> None:
+def check_training(folder: RunFolder, prepared: PreparedTraining) -> None:
     """Refuse what rows, settings and configurations show not to go together."""
     stage, where = prepared.stage, f"stages.{prepared.name}"
-    for name in stage.active:
+    known = [name for name in stage.active if name in prepared.sources]
+    for name in known:
         if not len(prepared.sources[name].train):
             raise InputError(
                 "a source is trained on that is held out whole",
                 where=f"{where}.data.{name}",
                 do=f"lower data.{name}.test_fraction or validation_fraction",
             )
-    lessons = prepared.lessons
-    if stage.train.validation_decides and not any(
-        len(lesson.validation) for lesson in lessons if lesson.share
-    ):
+    learnt = [source for source in prepared.stage_sources if source.share]
+    validated = len(known) < len(stage.active) or any(len(x.validation) for x in learnt)
+    if stage.train.validation_decides and not validated:
         raise InputError(
-            "there is nothing to tell the best model by",
+            "there is nothing to choose the best model by",
             where=f"{where}.train",
             expected="a validation split of a source that is trained on, for keep and patience",
             do=f"set data.{stage.active[0]}.validation_fraction",
@@ -113,20 +96,18 @@ def check_fit(folder: RunFolder, prepared: PreparedTraining) -> None:
     training_arguments(stage.train, folder.stage(prepared.name), steps=1, ranks=world_size())
     stage.train.micro_batches_ahead(world_size())
     models = {name: folder.info(name) for name in stage.models}
-    highest = max(
-        max(s.train.highest_id, s.validation.highest_id) for s in prepared.sources.values()
-    )
+    rows = [split for s in prepared.sources.values() for split in (s.train, s.validation)]
+    highest = max((split.highest_id for split in rows), default=0)
     for name, model in models.items():
         check_context(model, stage.train.max_length, where=f"{where}, model {name}")
         check_vocabulary(model, highest, where=f"{where}, model {name}")
-    taught = [lesson for lesson in lessons if lesson.share]
     try:
-        pairs, _ = layer_pairs(models[stage.student], models, taught)
+        pairs, _ = layer_pairs(models[stage.student], models, learnt)
     except InputError as error:
         raise error.within(where) from None
     if pairs:
         check_attention(models[stage.student], {student for student, _ in pairs})
-        compared = {x.teacher for x in taught if x.teacher and x.terms.weighs("attention")}
+        compared = {x.teacher for x in learnt if x.teacher and x.terms.weighs("attention")}
         for name in sorted(compared):
             check_attention(models[name], {teacher for _, teacher in pairs})
 
@@ -152,8 +133,16 @@ def check_alike(folder: RunFolder, models: Sequence[str], *, where: str) -> None
             )
 
 
-def check_tasks(folder: RunFolder, tokenizers: ChatTokenizers) -> None:
-    """Refuse tasks that would fail after everything has been trained."""
+def check_tasks(
+    folder: RunFolder, tokenizers: ChatTokenizers, exists: Callable[[str], bool]
+) -> None:
+    """Refuse tasks that would fail after everything has been trained.
+
+    Args:
+        folder: of the run.
+        tokenizers: of its models.
+        exists: whether a source can be read; of others the questions are not checked.
+    """
     evaluation = folder.recipe.evaluate
     if evaluation is None:
         return
@@ -163,8 +152,8 @@ def check_tasks(folder: RunFolder, tokenizers: ChatTokenizers) -> None:
     for name, task in evaluation.tasks.items():
         if task.lm_eval is not None:
             check_harness(task.lm_eval, where=f"evaluate.tasks.{name}")
-        if task.source is not None:
-            _check_questions(task, read_split(folder.source(task.source), task.split))
+        if task.source is not None and exists(task.source):
+            _check_task(folder, task)
         if task.teacher is None:
             continue
         for model in evaluation.models.values():
@@ -181,7 +170,16 @@ def check_tasks(folder: RunFolder, tokenizers: ChatTokenizers) -> None:
             benchmark.judge.key(where=f"evaluate.benchmarks.{name}.judge")
 
 
-def _check_questions(task: Task, conversations: Sequence[Conversation]) -> None:
+def check_questions(folder: RunFolder, source: str) -> None:
+    """Refuse tasks that cannot be scored on the conversations of a source."""
+    for task in folder.recipe.evaluate.tasks.values() if folder.recipe.evaluate else ():
+        if task.source == source:
+            _check_task(folder, task)
+
+
+def _check_task(folder: RunFolder, task: Task) -> None:
+    assert task.source is not None, "a task of lm_eval brings its own questions"
+    conversations = read_split(folder.source(task.source), task.split)
     check_group(conversations, task.by)
     if task.metric == "choice":
         for conversation in conversations[: task.limit]:

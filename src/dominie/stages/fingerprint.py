@@ -8,10 +8,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dominie.data.rows import PreparedSource
 from dominie.models.spec import Model, rounded
 from dominie.models.weights import model_identity
 from dominie.recipe import Recipe
 from dominie.training.arguments import SHOWN
+from dominie.training.settings import TrainSettings
 
 #: Part of every fingerprint: raised when the same recipe would come to something else.
 FORMAT = 1
@@ -31,7 +33,7 @@ HARMLESS = frozenset(
 )
 
 #: Fields of `train` that change how a stage runs and not what comes of it.
-_UNTAUGHT = (
+_HARMLESS_KEYS = (
     "log_every",
     "checkpoint_every",
     "source_gradients",
@@ -59,7 +61,7 @@ def training_parts(
     """
     stage = recipe.trained[name]
     train = dataclasses.asdict(stage.train)
-    for key in _UNTAUGHT:
+    for key in _HARMLESS_KEYS:
         train.pop(key)
     train["arguments"] = {k: v for k, v in train["arguments"].items() if k not in HARMLESS}
     if not stage.train.validation_decides:
@@ -81,22 +83,32 @@ def training_parts(
     return train, models[stage.student], sources
 
 
+def rows_digest(source: PreparedSource, train: TrainSettings) -> str:
+    """Hash the rows that a model depends on: those that it learns, and those that choose it."""
+    if not train.validation_decides:
+        return source.train.digest
+    return f"{source.train.digest}, {source.validation.first(train.evaluate_rows).digest}"
+
+
 def making_parts(
-    recipe: Recipe, name: str, models: Mapping[str, str], rows: str | None = None
+    recipe: Recipe,
+    name: str,
+    models: Mapping[str, str],
+    rows: str | Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
-    """What a model depends on that a stage makes without training; names are only their order.
+    """What a model or data depend on that a stage makes without training; of models the order.
 
     Args:
         recipe: the resolved recipe.
         name: of the stage.
         models: fingerprint of each model it reads, by the recipe's name for it.
-        rows: digest of the conversations it reads, if any.
+        rows: digest of the conversations it reads, if any; of several sources by name.
     """
     stage = recipe.stages[name]
     numbered = stage.renamed(lambda model: str(stage.models.index(model)))
     read = [models[model] for model in stage.models]
     made = dataclasses.asdict(numbered)
-    del made["placement"]  # is for those that it teaches
+    made.pop("placement", None)  # is for those that it teaches
     return made, read, *([rows] if rows else [])
 
 
@@ -112,7 +124,7 @@ _HASHED = {
     "student": "another model, or other weights",
     "teacher": "another model, or other weights",
 }
-_SHOWN = 6  # changes that are told; of a changed teacher or tokenizer follow many
+_SHOWN = 6  # changes that are named; a changed teacher or tokenizer entails many
 
 
 def training_dependencies(
@@ -126,11 +138,17 @@ def training_dependencies(
 
 
 def making_dependencies(
-    settings: Mapping[str, Any], models: Sequence[str], rows: str | None = None
+    settings: Mapping[str, Any],
+    models: Sequence[str],
+    rows: str | Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Of a stage that makes a model of others."""
-    read = {f"model {number}": model for number, model in enumerate(models, start=1)}
-    return _flat({**settings, **read, "rows": rows})
+    """Of a stage that makes a model or data without training."""
+    read: dict[str, Any] = {f"model {number}": model for number, model in enumerate(models, 1)}
+    if isinstance(rows, Mapping):
+        read["data"] = {source: {"rows": digest} for source, digest in rows.items()}
+    else:
+        read["rows"] = rows
+    return _flat({**settings, **read})
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -138,9 +156,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     apart = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if "tokenizer" in apart or "train.max_length" in apart:  # rows differ for their sake
         apart = [key for key in apart if not key.endswith(".rows")]
-    told = [_told(key, before.get(key), now.get(key)) for key in apart]
-    more = len(told) - _SHOWN
-    return [*told[:_SHOWN], *([f"{more} more"] if more > 0 else [])]
+    lines = [_change(key, before.get(key), now.get(key)) for key in apart]
+    more = len(lines) - _SHOWN
+    return [*lines[:_SHOWN], *([f"{more} more"] if more > 0 else [])]
 
 
 def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -153,7 +171,7 @@ def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _told(key: str, before: Any, now: Any) -> str:
+def _change(key: str, before: Any, now: Any) -> str:
     last = key.rpartition(".")[2]
     if last in _HASHED and before is not None and now is not None:
         return f"{key}: {_HASHED[last]}"

@@ -1,181 +1,146 @@
-"""Prepares stages: tokenizers with chat templates, rows, tokens, fingerprints."""
+"""Prepares stages before they run: rows, tokenizers and fingerprints, and what must not fail later.
+
+Data that a stage makes are tokenised when they exist. Until then the stages that read them, and
+those after these, are checked without them, and have no fingerprint.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from dominie.core.display import Display
+from dominie.core.run_reader import read_stage
 from dominie.data.rows import PreparedSource, prepare
-from dominie.data.store import Rows
-from dominie.models.tokenizer_compat import (
-    check_context,
-    check_one_tokenizer,
-    check_same_tokens,
-    check_vocabulary,
-    token_map,
-)
-from dominie.recipe import AnyStage, MergeStage, Stage, UpcycleStage
+from dominie.data.sources import content_fingerprint
 from dominie.recipe.validate import stage_order
-from dominie.stages.compatibility import (
-    check_alike,
-    check_fit,
-    check_router,
-    check_tasks,
-    check_upcycle,
-)
-from dominie.stages.fingerprint import (
-    digest,
-    making_dependencies,
-    making_parts,
-    training_dependencies,
-    training_parts,
-)
-from dominie.stages.prepared import Prepared, PreparedTraining, PreparedUpcycle
-from dominie.stages.run_folder import ChatTokenizers, RunFolder
-from dominie.training.settings import TrainSettings
+from dominie.stages.compatibility import check_questions, check_tasks
+from dominie.stages.fingerprint import digest
+from dominie.stages.kind import Prepared, stage_kind
+from dominie.stages.run_folder import ChatTokenizers, RunFolder, check_whole
 
 
 def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
-    """Read and tokenise all data and compare all tokenizers, before any stage is trained.
+    """Read and tokenise all data and compare all tokenizers, before any stage is run.
 
     Returns:
-        The stages, each after those it learns from.
+        The stages, each after those it reads models or data of.
 
     Raises:
         InputError: data, templates, tokenizers or models that cannot be used.
     """
-    recipe = folder.recipe
-    preparing = _Preparing(folder, display)
-    stages = [preparing.stage(name) for name in stage_order(recipe, where=recipe.name)]
-    check_tasks(folder, preparing.tokenizers)
-    return stages
+    return Preparation(folder, display).all()
 
 
-class _Preparing:
-    """Stages one after the other, each knowing the fingerprints of those before it."""
+class Preparation:
+    """Prepares stages one after the other, each knowing the fingerprints of those before it.
+
+    Args:
+        folder: of the run.
+        display: shows progress, and every notice once.
+
+    Attributes:
+        recipe: of the run.
+        tokenizers: by the name of a model or stage.
+        fingerprints: of models, and of the results of stages; empty if that is not known yet.
+    """
 
     def __init__(self, folder: RunFolder, display: Display) -> None:
-        self.folder, self.display = folder, display
+        self.folder, self.recipe, self.display = folder, folder.recipe, display
         self.tokenizers = ChatTokenizers(folder, display)
-        self._rows_of = _RowsByTokens(folder, display)
-        self._fingerprints: dict[str, str] = {}
+        self.fingerprints: dict[str, str] = {}
+        self._waits: dict[str, tuple[str, ...]] = {}
+        self._rows: dict[tuple[str, int, tuple[str, ...]], dict[str, PreparedSource]] = {}
+        self._shown: set[str] = set()
+
+    def all(self) -> list[Prepared]:
+        """Every stage in the order in which they run, and the tasks of the evaluation."""
+        stages = [self.stage(name) for name in stage_order(self.recipe, where=self.recipe.name)]
+        check_tasks(self.folder, self.tokenizers, self._exists)
+        return stages
 
     def stage(self, name: str) -> Prepared:
-        """A stage, its models known to have the same tokens."""
-        stage = self.folder.recipe.stages[name]
-        self._check_tokens(name, stage)
+        """Prepare a stage; those that it reads models or data of come first."""
+        stage = stage_kind(self.recipe, name)
         for model in stage.models:
-            if model not in self.folder.recipe.stages:
+            if model not in self.recipe.stages:
                 identity = self.folder.info(model).identity()
-                self._fingerprints.setdefault(model, digest(identity))
-        prepared = (
-            self._training(name, stage) if isinstance(stage, Stage) else self._making(name, stage)
-        )
-        self._fingerprints[name] = prepared.fingerprint
+                self.fingerprints.setdefault(model, digest(identity))
+        missing = [source for source in stage.sources if not self._exists(source)]
+        before = [each for model in stage.models for each in self._waits.get(model, ())]
+        self._waits[name] = tuple(dict.fromkeys([*before, *missing]))
+        prepared = stage.prepare(name, self)
+        if self._waits[name]:
+            prepared = dataclasses.replace(prepared, fingerprint="", waits_for=self._waits[name])
+        self.fingerprints[name] = prepared.fingerprint
         return prepared
 
-    def _check_tokens(self, name: str, stage: AnyStage) -> None:
-        tokenizer = self.tokenizers.of(name)
-        for other in stage.models[1:]:
-            where, spec = f"stages.{name}, model {other}", self.folder.model(other)
-            if not isinstance(stage, Stage):
-                check_one_tokenizer(tokenizer, self.tokenizers.of(other), where=where)
-            elif spec.map_tokens:
-                size = self.folder.info(other).need("vocabulary", use="mapping tokens")
-                token_map(tokenizer, self.tokenizers.of(other), size=size, where=where)
-            else:
-                check_same_tokens(tokenizer, self.tokenizers.of(other), where=where)
+    def check_made(self, name: str) -> None:
+        """Check the tasks that ask questions of data which a stage has just made."""
+        if self.recipe.stages[name].makes == "data":
+            check_questions(self.folder, name)
 
-    def _making(self, name: str, stage: MergeStage | UpcycleStage) -> Prepared:
-        """A stage that makes a model of others."""
-        check_alike(self.folder, stage.models, where=f"stages.{name}.{stage.kind}")
-        tokenizer = self.tokenizers.of(name)
-        if isinstance(stage, MergeStage):
-            parts = making_parts(self.folder.recipe, name, self._fingerprints)
-            return Prepared(
-                name, stage, tokenizer, digest(*parts), depends=making_dependencies(*parts)
-            )
-        if notice := check_upcycle(self.folder, name):
-            self.display.line(notice)
-        rows = self._gate_rows(name, stage)
-        read = None if rows is None else rows.digest
-        parts = making_parts(self.folder.recipe, name, self._fingerprints, read)
-        return PreparedUpcycle(
-            name, stage, tokenizer, digest(*parts), rows, depends=making_dependencies(*parts)
-        )
+    def rows(self, name: str, max_length: int) -> dict[str, PreparedSource]:
+        """Tokenise for a stage: the recipe's sources, and the data that were made before it.
 
-    def _training(self, name: str, stage: Stage) -> PreparedTraining:
-        """A stage that trains."""
-        tokenizer, tokens = self.tokenizers.of(name), self.tokenizers.fingerprint(name)
-        made = self._rows_of(tokenizer, tokens, stage.train.max_length)
-        sources = {s: made[s] for s in [*stage.active, *(s for s in made if s not in stage.active)]}
-        parts = training_parts(
-            self.folder.recipe,
-            name,
-            rows={source: _digest(made[source], stage.train) for source in stage.active},
-            models=self._fingerprints,
-        )
-        taught_by = {stage.teacher_on(source) for source in stage.active}
-        prepared = PreparedTraining(
-            name,
-            stage,
-            tokenizer,
-            digest(*parts),
-            sources,
-            teachers={teacher: self._fingerprints[teacher] for teacher in taught_by if teacher},
-            depends=training_dependencies(*parts, tokens),
-        )
-        check_fit(self.folder, prepared)
-        if notice := check_router(self.folder, name):
-            self.display.line(notice)
-        return prepared
+        What one of them holds out, none of the others trains on. Data that do not exist yet are
+        left out.
+        """
+        made = tuple(s for s in self.recipe.made if s in self._before(name) and self._exists(s))
+        key = (self.tokenizers.fingerprint(name), max_length, made)
+        if key not in self._rows:
+            names = [*self.recipe.data, *made]
+            self._rows[key] = self._tokenised(names, self.tokenizers.of(name), max_length)
+        return self._rows[key]
 
-    def _gate_rows(self, name: str, stage: UpcycleStage) -> Rows | None:
-        """The conversations that an upcycle stage finds its gates by, if it does."""
-        if (source := stage.upcycle.source) is None:
-            return None
-        length = self.folder.recipe.train.max_length
-        made = self._rows_of(self.tokenizers.of(name), self.tokenizers.fingerprint(name), length)
-        rows = made[source].train
-        model = self.folder.info(name)
-        where = f"stages.{name}.upcycle.source"
-        check_context(model, length, where=where)
-        check_vocabulary(model, rows.highest_id, where=where)
-        return rows
+    def content(self, source: str) -> str:
+        """A hash of what a source holds; empty if it does not exist yet."""
+        return content_fingerprint(self.folder.source(source)) if self._exists(source) else ""
 
+    def notice(self, line: str) -> None:
+        """Show a line, once however often a stage is prepared."""
+        if line not in self._shown:
+            self._shown.add(line)
+            self.display.line(line)
 
-def _digest(source: PreparedSource, train: TrainSettings) -> str:
-    """Of the rows a stage's model depends on: those that it learns, and those that choose it."""
-    if not train.validation_decides:
-        return source.train.digest
-    return f"{source.train.digest}, {source.validation.first(train.evaluate_rows).digest}"
+    def _before(self, name: str) -> set[str]:
+        """The stages that come before one, directly or by way of others."""
+        found: set[str] = set()
+        waiting = [name]
+        while waiting:
+            more = [n for n in self.recipe.needs(waiting.pop()) if n not in found]
+            found.update(more)
+            waiting += more
+        return found
 
+    def _exists(self, source: str) -> bool:
+        """Whether a source can be read: data that a stage makes, if they are those it would make.
 
-class _RowsByTokens:
-    """Tokenised sources for each tokenizer and length, made once and told about once."""
+        Raises:
+            InputError: they were made, and are damaged.
+        """
+        if source in self.recipe.data:
+            return True
+        path, fingerprint = self.folder.stage(source), self.fingerprints.get(source)
+        record = read_stage(path) if fingerprint else {}
+        same = record.get("fingerprint") == fingerprint and record.get("status") == "done"
+        if not (fingerprint and same and (path / "data").is_dir()):
+            return False
+        check_whole(path, record, self.display)
+        return True
 
-    def __init__(self, folder: RunFolder, display: Display) -> None:
-        self.folder, self.display = folder, display
-        self._made: dict[tuple[str, int], dict[str, PreparedSource]] = {}
-
-    def __call__(
-        self, tokenizer: Any, fingerprint: str, max_length: int
+    def _tokenised(
+        self, names: list[str], tokenizer: Any, max_length: int
     ) -> dict[str, PreparedSource]:
-        key = (fingerprint, max_length)
-        if key not in self._made:
-            self._made[key] = self._prepared(tokenizer, max_length)
-        return self._made[key]
-
-    def _prepared(self, tokenizer: Any, max_length: int) -> dict[str, PreparedSource]:
-        sources = {name: self.folder.source(name) for name in self.folder.recipe.data}
+        sources = {name: self.folder.source(name) for name in names}
         with self.display.progress("conversations") as advance:
-            made = prepare(
+            rows = prepare(
                 sources,
                 tokenizer,
                 max_length=max_length,
                 cache=self.folder.rows,
                 progress=lambda name, read: advance(read, None, name),
             )
-        for name, source in made.items():
-            self.display.line(source.summary.line(name))
-        return made
+        for name, source in rows.items():
+            self.notice(source.summary.line(name))
+        return rows

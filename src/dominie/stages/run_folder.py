@@ -88,9 +88,11 @@ class RunFolder:
         return self.path / name
 
     def source(self, name: str) -> Source:
-        """A source, its toy data made if that is what it names."""
-        source = self.recipe.data[name]
-        return dataclasses.replace(source, path=self._made(source.path))
+        """A source: of the recipe, its toy data made if that is what it names, or of a stage."""
+        source = self.recipe.sources[name]
+        made = name not in self.recipe.data
+        path = str(self.path / source.path) if made else self._made(source.path)
+        return dataclasses.replace(source, path=path)
 
     def model(self, name: str) -> Model:
         """What a student or teacher named `name` is loaded from."""
@@ -142,7 +144,7 @@ def write_stage(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_whole(path: Path, record: Mapping[str, Any], display: Display) -> None:
-    """Refuse a model whose files are not those that were written; say so of metrics.
+    """Refuse a model or data whose files are not those that were written; say so of metrics.
 
     Raises:
         InputError: names the file.
@@ -151,7 +153,8 @@ def check_whole(path: Path, record: Mapping[str, Any], display: Display) -> None
     metrics = {name: files.pop(name) for name in ("metrics.jsonl",) if name in files}
     if (found := manifest_error(path, files)) is not None:
         raise InputError(
-            "the model of a finished stage is damaged",
+            f"the {'data' if (path / 'data').is_dir() else 'model'} of a finished stage "
+            f"{'are' if (path / 'data').is_dir() else 'is'} damaged",
             where=str(path),
             found=found,
             do=f"put back a copy of the file; or move {path} away, and the stage is trained anew",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import importlib.metadata
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,24 +22,22 @@ from dominie.core.distributed import (
     world_size,
 )
 from dominie.core.errors import InputError
-from dominie.core.hardware import use_free_cores
 from dominie.core.io import file_manifest, write_atomic
 from dominie.core.run_reader import read_stage
 from dominie.models.spec import is_model
-from dominie.recipe import MergeStage, Stage, dump_recipe
+from dominie.recipe import dump_recipe
 from dominie.stages.fingerprint import changes, moved
-from dominie.stages.prepare import prepare_stages
-from dominie.stages.prepared import Prepared, PreparedTraining, PreparedUpcycle
+from dominie.stages.kind import Prepared, StageRun, stage_kind
+from dominie.stages.prepare import Preparation
 from dominie.stages.run_folder import RunFolder, check_whole, set_aside, write_stage
-from dominie.stages.teacher_caches import filled_caches
-from dominie.training.checkpoints import by_step, publish, writing
+from dominie.training.checkpoints import by_step
 
 _LEFT = shutil.ignore_patterns("checkpoints", ".*")
 
 
 @contextlib.contextmanager
 def turn(runs: Path, fingerprint: str) -> Iterator[None]:
-    """Within, no other run of these makes the stage of this fingerprint: the others wait for it."""
+    """Within, no other run in this folder makes the stage of this fingerprint: others wait."""
     locks = runs / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -62,10 +59,8 @@ def take_over(folder: RunFolder, name: str, fingerprint: str, display: Display) 
     scratch.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(found, scratch, ignore=_LEFT, copy_function=_link)
     origin = f"{found.parent.name}/{found.name}"
-    stage = folder.recipe.stages[name]
-    own: dict[str, Any] = {"name": name, "student": stage.models[0], "taken_from": origin}
-    if isinstance(stage, Stage):
-        own["teachers"] = {source: stage.teacher_on(source) for source in stage.active}
+    stage = stage_kind(folder.recipe, name)
+    own = {"name": name, **stage.names_in_record, "taken_from": origin}
     write_stage(scratch, {**read_stage(found), **own})
     if path.exists():
         kept = set_aside(path)
@@ -84,7 +79,8 @@ def _finished(runs: Path, fingerprint: str) -> Path | None:
         except InputError:
             continue  # another run's trouble
         done = record.get("fingerprint") == fingerprint and record.get("status") == "done"
-        if done and is_model(file.parent / "model"):
+        whole = is_model(file.parent / "model") or (file.parent / "data").is_dir()
+        if done and whole:
             return file.parent
     return None
 
@@ -106,63 +102,64 @@ def run_stages(folder: RunFolder, display: Display, *, reuse: bool = False) -> d
     if world_size() > 1:
         init_distributed(cpu=bool(folder.recipe.train.arguments.get("use_cpu")))
     with main_process_first():
-        prepared = prepare_stages(folder, display)
+        preparation = Preparation(folder, display)
+        stages = preparation.all()
         if is_main_process():
             write_atomic(folder.path / "recipe.yaml", dump_recipe(folder.recipe))
-    broadcast_from_main(lambda: _check_begun(folder, prepared))  # before any other is trained
+    broadcast_from_main(lambda: _check_begun(folder, stages))  # before any other is trained
     reuse = reuse and world_size() == 1  # they would wait for each other
-    for stage in prepared:
-        if not reuse:
+    for stage in stages:
+        if stage.waits_for:
+            with main_process_first():
+                stage = preparation.stage(stage.name)
+            broadcast_from_main(functools.partial(_check_begun, folder, [stage]))
+        if reuse:
+            with turn(folder.path.parent, stage.fingerprint):
+                take_over(folder, stage.name, stage.fingerprint, display)
+                run_stage(folder, stage, display)
+        else:
             run_stage(folder, stage, display)
-            continue
-        with turn(folder.path.parent, stage.fingerprint):
-            take_over(folder, stage.name, stage.fingerprint, display)
-            run_stage(folder, stage, display)
-    return {stage.name: stage.fingerprint for stage in prepared}
+        preparation.check_made(stage.name)
+    return {name: preparation.fingerprints[name] for name in folder.recipe.stages}
 
 
 def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
-    """Make a stage's model, or say why it need not be."""
-    name, path = prepared.name, folder.stage(prepared.name)
-    earlier = broadcast_from_main(lambda: _to_go_on_from(folder, prepared, display))
+    """Make a stage's model or data, or say why it need not be made."""
+    name, stage = prepared.name, prepared.stage
+    earlier = broadcast_from_main(lambda: _interrupted(folder, prepared, display))
     if earlier is None:
         return
     record: dict[str, Any] = {
         "name": name,
         "status": "running",
-        "kind": prepared.stage.kind,
+        "kind": stage.kind,
         "fingerprint": prepared.fingerprint,
-        "student": prepared.stage.models[0],
+        **stage.names_in_record,
         "depends": dict(prepared.depends),
         **_surroundings(),
     }
-    if isinstance(prepared, PreparedTraining):
-        threads = use_free_cores(earlier.get("threads"))
-        record |= _train(folder, prepared, record | {"threads": threads}, display)
-    else:
-        record |= broadcast_from_main(lambda: _make(folder, prepared, record))
-    record |= {"status": "done"}
+    run = StageRun(folder, prepared, record, earlier, display)
+    record |= stage.run(run)
+    record |= {"status": "done", "summary": stage.summary(record)}
     if is_main_process():
-        write_stage(path, record | {"files": _written(path)})
-        _drop_checkpoints(path)  # not before the stage is known to be done: they are all there is
-    display.done(name, _told(record))
+        write_stage(run.path, record | {"files": _written(run.path)})
+        _drop_checkpoints(run.path)  # not before the stage is known to be done
+    display.done(name, record["summary"])
 
 
-def _to_go_on_from(
-    folder: RunFolder, prepared: Prepared, display: Display
-) -> dict[str, Any] | None:
-    """What an interrupted run wrote of the stage, empty at its start; None where it is done.
+def _interrupted(folder: RunFolder, prepared: Prepared, display: Display) -> dict[str, Any] | None:
+    """The record of a stage that was cut off, empty before its start; None if it is done.
 
     The result of an earlier recipe is moved out of the way.
     """
     name, path = prepared.name, folder.stage(prepared.name)
     earlier = read_stage(path)
     same = earlier.get("fingerprint") == prepared.fingerprint
-    if same and earlier.get("status") == "done" and (path / "model").is_dir():
+    stage = prepared.stage
+    if same and earlier.get("status") == "done" and (path / stage.makes).is_dir():
         check_whole(path, earlier, display)
         _drop_checkpoints(path)
-        word = "trained" if isinstance(prepared, PreparedTraining) else "made"
-        display.done(name, f"already {word} ({_told(earlier)})")
+        display.done(name, f"already {stage.past} ({stage.summary(earlier)})")
         return None
     if path.exists() and not same:
         kept = set_aside(path)
@@ -185,7 +182,7 @@ def _check_begun(folder: RunFolder, stages: Sequence[Prepared]) -> None:
     for prepared in stages:
         path = folder.stage(prepared.name)
         record, begun = read_stage(path), by_step(path / "checkpoints")
-        same = record.get("fingerprint") == prepared.fingerprint
+        same = record.get("fingerprint") == prepared.fingerprint or prepared.waits_for
         if same or record.get("status") != "running" or not begun:
             continue
         raise InputError(
@@ -209,110 +206,13 @@ def _surroundings() -> dict[str, Any]:
 
 def _written(path: Path) -> dict[str, dict[str, Any]]:
     """What a finished stage consists of; its model's card is rewritten, and edited by people."""
-    parts = [part for part in (path / "model").rglob("*") if part.name != "README.md"]
+    model = [part for part in (path / "model").rglob("*") if part.name != "README.md"]
+    parts = [*model, *(path / "data").rglob("*")]
     return file_manifest(path, [*parts, path / "metrics.jsonl"])
 
 
 def _drop_checkpoints(path: Path) -> None:
     shutil.rmtree(path / "checkpoints", ignore_errors=True)
-
-
-def _make(folder: RunFolder, prepared: Prepared, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a model of others; what `stage.json` says of it."""
-    from dominie.models.export import prepare_export
-    from dominie.models.merging import merge_models
-    from dominie.models.upcycling import upcycle_model
-
-    stage, path = prepared.stage, folder.stage(prepared.name)
-    write_stage(path, record)
-    scratch = path / ".writing-model"
-    shutil.rmtree(scratch, ignore_errors=True)
-    started = time.perf_counter()
-    with writing(scratch):
-        models = {name: folder.model(name) for name in stage.models}
-        if isinstance(prepared, PreparedUpcycle):
-            settings = prepared.stage.upcycle
-            parameters = upcycle_model(settings, models, scratch, rows=prepared.rows or ())
-        else:
-            assert isinstance(stage, MergeStage)
-            parameters = merge_models(stage.merge, models, scratch)
-        prepared.tokenizer.save_pretrained(scratch)
-        prepare_export(scratch, prepared.tokenizer)
-        publish(scratch, path / "model")
-    seconds = round(time.perf_counter() - started, 1)
-    return {"models": stage.models, "parameters": parameters, "seconds": seconds}
-
-
-def _train(
-    folder: RunFolder, prepared: PreparedTraining, record: dict[str, Any], display: Display
-) -> dict[str, Any]:
-    """Train a stage; what `stage.json` says of it."""
-    from dominie.teachers.cached import CachedTeacher
-    from dominie.training.callbacks import StepProgress
-    from dominie.training.metric_sums import MetricsLog
-    from dominie.training.train_stage import shared_minds, train_stage
-
-    stage, path = prepared.stage, folder.stage(prepared.name)
-    lessons = prepared.lessons
-    record["teachers"] = {source: stage.teacher_on(source) for source in stage.active}
-    if is_main_process():
-        write_stage(path, record | {"data": {}})
-    live = {lesson.teacher for lesson in lessons if lesson.cache is None}
-    teachers = {name: folder.teacher(name) for name in stage.models if name in live}
-    caches = filled_caches(folder, prepared, display)
-    student = folder.model(stage.student)
-    shared = shared_minds(student, teachers, stage.train)
-    if shared.adapters:
-        display.line(
-            f"{prepared.name}: {' and '.join(shared.adapters)} and the student share one base; "
-            "its weights are held once"
-        )
-    for name, why in shared.apart.items():
-        display.line(f"{prepared.name}: {name} is loaded beside the student's base: {why}")
-    with display.progress(prepared.name) as advance:
-        trained = train_stage(
-            path,
-            student=student,
-            tokenizer=prepared.tokenizer,
-            teachers=teachers,
-            lessons=lessons,
-            settings=stage.train,
-            caches={name: CachedTeacher(cache) for name, cache in caches.items()},
-            callbacks=[StepProgress(advance)],
-        )
-    lines = MetricsLog(path / "metrics.jsonl").read()
-    last: Any = next((line["evaluation"] for line in reversed(lines) if "evaluation" in line), {})
-    told = dataclasses.asdict(trained)
-    token_shares = told.pop("token_shares")
-    return record | {
-        **told,
-        "data": {source: _counts(prepared, source, token_shares) for source in stage.active},
-        "final": {"evaluation": last},
-    }
-
-
-def _counts(
-    prepared: PreparedTraining, source: str, token_shares: Mapping[str, float]
-) -> dict[str, Any]:
-    """What a stage read, kept and used of a source."""
-    rows, shares = prepared.sources[source], prepared.stage.data
-    return {
-        **dataclasses.asdict(rows.summary),
-        "train": len(rows.train),
-        "validation": len(rows.validation),
-        "test": len(rows.test),
-        "share": shares[source].share / sum(shares[s].share for s in prepared.stage.active),
-        "token_share": token_shares.get(source, 0.0),
-    }
-
-
-def _told(record: Mapping[str, Any]) -> str:
-    """One line about a finished stage."""
-    parts = [f"{record['seconds']:.0f} s", f"{record['parameters'] / 1e6:.2f}M parameters"]
-    if record["kind"] == "train":
-        counted = f"{record['supervised_tokens']:,} supervised tokens"
-        return ", ".join([f"{record['steps']} steps", counted, *parts])
-    return ", ".join([f"{record['kind']} of {' and '.join(record['models'])}", *parts])
 
 
 def _versions() -> dict[str, str]:

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from dominie.core.display import Advance, Display
 from dominie.core.distributed import init_distributed
-from dominie.core.errors import RunError
+from dominie.core.errors import InputError, RunError
 from dominie.data.shards import ShardWriter, take_over
 from dominie.data.tokenization import tokenizer_fingerprint
 from dominie.models.spec import base_and_adapter
 from dominie.models.weights import commit, weights_fingerprint
-from dominie.stages.prepared import PreparedTraining
 from dominie.stages.run_folder import RunFolder
 from dominie.teachers.cache_sampling import CacheSettings
 
 if TYPE_CHECKING:
     from dominie.data.batch import Row
+    from dominie.stages.train import PreparedTraining, TrainStage
     from dominie.teachers.cache import Cache, Identity
 
 REMEDY = "run `dominie cache` on the recipe: it computes what is missing or damaged, and no more"
@@ -51,11 +51,48 @@ class Plan:
     rows: dict[bytes, Row]
 
 
+def check_caches(stage: TrainStage, *, where: str) -> None:
+    """Refuse a cached teacher if the loss needs what no cache keeps."""
+    for source in stage.active:
+        if stage.data[source].cache and stage.teacher_on(source) is None:
+            raise InputError(
+                "this source has no teacher that could be cached",
+                where=f"{where}.data.{source}.cache",
+                do="remove cache, or give the source a teacher and a prediction loss",
+            )
+        if stage.cache_on(source) is None:
+            continue
+        loss, here = stage.loss_on(source), f"{where}.data.{source}"
+        live = f"set {here.partition(': ')[2]}.cache=false to keep this teacher in memory"
+        if loss.weighs("attention"):
+            raise InputError(
+                "the attention loss needs its teacher in memory: a cache keeps what a teacher "
+                "predicts, and a query and key for every layer would be a thousand times as "
+                "large",
+                where=here,
+                do=f"remove the attention term, or {live}",
+            )
+        if loss.prediction is not None and loss.prediction.kind != "forward_kl":
+            raise InputError(
+                "the divergence cannot be computed from a cache, which keeps a sparse target",
+                where=f"{here}.loss.prediction.kind",
+                expected="forward_kl",
+                found=loss.prediction.kind,
+                do=f"use forward_kl, or {live}",
+            )
+    if stage.cache is not None and stage.cache.enabled and not stage.cached:
+        raise InputError(
+            "there is no teacher that could be cached",
+            where=f"{where}.cache",
+            do="remove cache; this stage needs no teacher in any case",
+        )
+
+
 def plans_of(prepared: PreparedTraining) -> list[Plan]:
     """The caches of a stage: its taught sources' rows, by who speaks about them."""
     plans: dict[str, Plan] = {}
     visited = _visited(prepared)
-    for lesson in prepared.lessons:
+    for lesson in prepared.stage_sources:
         settings = prepared.stage.cache_on(lesson.name) if lesson.share else None
         if settings is None or lesson.cache is None or lesson.teacher is None:
             continue
@@ -106,6 +143,8 @@ def cache_folder(folder: RunFolder, plan: Plan, identity: Identity) -> Path:
 
 def ready_plans(folder: RunFolder, prepared: PreparedTraining) -> tuple[list[Plan], list[str]]:
     """The plans whose teachers exist, and the stages that have to be trained for the others."""
+    if prepared.waits_for:
+        return [], list(prepared.waits_for)
     plans = plans_of(prepared)
     trained = folder.trained_fingerprints()
     later = {
@@ -266,7 +305,7 @@ def _visited(prepared: PreparedTraining) -> dict[str, list[int]] | None:
     from dominie.training.train_stage import schedule_of
 
     settings = prepared.stage.train
-    taught = [lesson for lesson in prepared.lessons if lesson.share > 0]
+    taught = [lesson for lesson in prepared.stage_sources if lesson.share > 0]
     course = schedule_of(taught, settings)
     many = course.steps * settings.batch >= 2 * sum(course.sizes.values())
     if many or settings.mixing == "micro_batches":  # whose order depends on the number of ranks

@@ -21,10 +21,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
+
+from dominie.core.references import Reference
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,7 +70,7 @@ class CacheSettings:
     top_p: float = 0.98
     k_max: int = 64
     levels: int = 24
-    folder: str | None = None
+    folder: Annotated[str, Reference("output")] | None = None
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:

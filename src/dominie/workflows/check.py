@@ -16,8 +16,8 @@ from dominie.data.store import Row
 from dominie.planning.plan import Plan, machine, plan_recipe
 from dominie.planning.plan_output import as_json
 from dominie.recipe import Recipe
+from dominie.stages.kind import Prepared
 from dominie.stages.prepare import prepare_stages
-from dominie.stages.prepared import Prepared, PreparedTraining
 from dominie.stages.run_folder import RunFolder
 from dominie.workflows.offline import Hidden, hidden_parts, visible_part
 
@@ -62,8 +62,6 @@ def samples(prepared: Sequence[Prepared]) -> dict[str, Sample]:
     """The first conversation of every source, as the first stage that reads it has it."""
     found: dict[str, Sample] = {}
     for stage in prepared:
-        if not isinstance(stage, PreparedTraining):
-            continue
         for name, source in stage.sources.items():
             for split in ("train", "validation", "test"):
                 if name not in found and len(rows := getattr(source, split)):
@@ -183,9 +181,8 @@ def check_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> 
         hidden = hidden_parts(whole)
         part = visible_part(recipe, hidden)
         prepared = prepare_stages(RunFolder(part, runs), display)
-        trained = [stage for stage in prepared if isinstance(stage, PreparedTraining)]
         sources = {
-            name: source.summary for stage in trained for name, source in stage.sources.items()
+            name: source.summary for stage in prepared for name, source in stage.sources.items()
         }
         examples = samples(prepared)
         for name in part.data:
@@ -198,7 +195,7 @@ def check_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> 
             sources=sources,
             samples=examples,
             plan=plan,
-            not_checked=(*hidden.told(), *unplanned),
+            not_checked=(*hidden.as_lines(), *_not_made(part, sources), *unplanned),
         )
     _show(checked, hidden, prepared, display)
     return checked
@@ -211,6 +208,15 @@ def _read(folder: RunFolder, name: str, display: Display) -> Sample:
     rows = 1 + sum(1 for _ in conversations)
     display.line(f"{name}: {rows:,} conversations can be read; not tokenised")
     return untokenised(name, first)
+
+
+def _not_made(recipe: Recipe, read: Mapping[str, Summary]) -> list[tuple[str, str]]:
+    """The data that stages make and have not made yet."""
+    return [
+        (f"source {name}", f"stage {name} makes it, and has not been run")
+        for name in recipe.made
+        if name not in read and any(name in stage.sources for stage in recipe.stages.values())
+    ]
 
 
 def _planned(recipe: Recipe) -> tuple[Plan | None, list[tuple[str, str]]]:

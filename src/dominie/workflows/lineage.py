@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dominie.models.spec import Model, base_and_adapter
-from dominie.recipe import Recipe, Stage
+from dominie.recipe import Recipe
 
 #: Licences, by the hub's names, that bind nobody who learns from a model's words.
 PERMISSIVE = {
@@ -112,7 +112,7 @@ def lineage(recipe: Recipe, name: str) -> Lineage:
         stage = waiting.pop()
         if stage in recipe.stages and stage not in needed:
             needed.add(stage)
-            waiting += recipe.stages[stage].models
+            waiting += recipe.needs(stage)
     order = tuple(stage for stage in recipe.stages if stage in needed)
     students = _began_as(recipe, name)
     others = [
@@ -129,8 +129,9 @@ def _began_as(recipe: Recipe, name: str) -> list[str]:
     if name not in recipe.stages:
         return [name]
     stage = recipe.stages[name]
-    parents: Iterable[str] = [stage.student] if isinstance(stage, Stage) else stage.models
-    return list(dict.fromkeys(root for parent in parents for root in _began_as(recipe, parent)))
+    return list(
+        dict.fromkeys(root for parent in stage.begins_from for root in _began_as(recipe, parent))
+    )
 
 
 def public_name(recipe: Recipe, name: str) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.io import write_atomic
+from dominie.core.references import Kind, rewritten
 from dominie.core.run_reader import read_results, read_stage
 from dominie.losses.terms import TERMS, LossTerms
 from dominie.models.spec import is_model
-from dominie.recipe import Recipe, Stage, UpcycleStage, dump_recipe
+from dominie.recipe import Recipe, dump_recipe
 from dominie.stages.run_folder import RunFolder
 from dominie.toyworld import is_toyworld
 from dominie.workflows import model_card as text
@@ -76,22 +77,12 @@ def metadata(
 def _relation(recipe: Recipe, name: str, adapter: bool) -> str:
     if adapter:
         return "adapter"
-    return "finetune" if isinstance(recipe.stages[name], Stage | UpcycleStage) else "merge"
+    return recipe.stages[name].relation
 
 
 def _tags(recipe: Recipe, ancestry: Lineage) -> list[str]:
     """What was done on the way, in the hub's words."""
-    tags = []
-    for name in ancestry.stages:
-        stage = recipe.stages[name]
-        if not isinstance(stage, Stage):
-            tags.append("merge" if stage.kind == "merge" else "moe")
-            continue
-        teachers = {stage.teacher_on(source) for source in stage.active} - {None}
-        if teachers:
-            tags.append("knowledge-distillation")
-        if len(teachers) > 1:
-            tags.append("domain-alignment-from-expert")
+    tags = [tag for name in ancestry.stages for tag in recipe.stages[name].hub_tags]
     return list(dict.fromkeys(tags))
 
 
@@ -99,8 +90,9 @@ def _datasets(recipe: Recipe, ancestry: Lineage) -> list[str]:
     read = [
         recipe.data[source]
         for name in ancestry.stages
-        if isinstance(stage := recipe.stages[name], Stage)
-        for source in stage.active
+        if name in recipe.trained
+        for source in recipe.trained[name].active
+        if source in recipe.data
     ]
     public = [s.path for s in read if not s.is_local and not s.path.startswith("toyworld:")]
     return list(dict.fromkeys(public))
@@ -131,11 +123,13 @@ def making(recipe: Recipe, ancestry: Lineage) -> str:
     """A row for every stage behind the model."""
     rows = []
     for name in ancestry.stages:
-        stage = recipe.stages[name]
-        if not isinstance(stage, Stage):
-            models = ", ".join(public_name(recipe, model) for model in stage.models)
-            rows.append([name, models, stage.kind, "", ""])
+        if name not in recipe.trained:
+            read, kind = recipe.stages[name].models, recipe.stages[name].kind
+            rows.append(
+                [name, ", ".join(public_name(recipe, model) for model in read), kind, "", ""]
+            )
             continue
+        stage = recipe.trained[name]
         for source in stage.active:
             teacher = stage.teacher_on(source)
             rows.append(
@@ -262,31 +256,13 @@ def reproduction(recipe: Recipe, ancestry: Lineage, record: Mapping[str, Any]) -
 def _without_places(recipe: Recipe) -> Recipe:
     """The recipe with the names of files and folders in place of where they lie."""
 
-    def named(path: str) -> str:
-        return path.rstrip("/").rpartition("/")[2] if is_private(path) else path
+    def named(kind: Kind, text: str) -> str:
+        if kind == "model":
+            return public_name(recipe, text) if "/" in text else text
+        is_place = kind == "output" or (kind != "source" and is_private(text))
+        return text.rstrip("/").rpartition("/")[2] if is_place else text
 
-    replace = dataclasses.replace
-    return replace(
-        recipe,
-        data={
-            name: replace(source, path=named(source.path)) for name, source in recipe.data.items()
-        },
-        models={name: model.located(named) for name, model in recipe.models.items()},
-        stages={
-            name: _with_cache_named(
-                stage.renamed(lambda m: public_name(recipe, m) if "/" in m else m)
-            )
-            for name, stage in recipe.stages.items()
-        },
-    )
-
-
-def _with_cache_named(stage: Any) -> Any:
-    cache = getattr(stage, "cache", None)
-    if cache is None or cache.folder is None:
-        return stage
-    folder = cache.folder.rpartition("/")[2]
-    return dataclasses.replace(stage, cache=dataclasses.replace(cache, folder=folder))
+    return rewritten(recipe, named)
 
 
 def _terms(terms: LossTerms) -> str:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from dominie.core.errors import OutOfReach
 from dominie.data.sources import content_fingerprint
-from dominie.recipe import AnyStage, Evaluation, Recipe, Stage, UpcycleStage
+from dominie.recipe import Evaluation, Recipe
 from dominie.recipe.validate import stage_order
 from dominie.stages.run_folder import RunFolder
 
@@ -36,8 +36,8 @@ class Hidden:
     def __bool__(self) -> bool:
         return bool(self.models or self.sources)
 
-    def told(self) -> list[tuple[str, str]]:
-        """What was not checked and why, models and data before what needs them."""
+    def as_lines(self) -> list[tuple[str, str]]:
+        """What was not checked and why: models and data before what needs them."""
         parts = (("model", self.models), ("source", self.sources), ("stage", self.stages))
         return [(f"{kind} {name}", why) for kind, found in parts for name, why in found.items()]
 
@@ -73,7 +73,7 @@ def hidden_parts(folder: RunFolder) -> Hidden:
     for name in stage_order(recipe, where=recipe.name):
         stage = recipe.stages[name]
         out_of_sight = hidden.models | hidden.sources | hidden.stages
-        needed = [n for n in (*stage.models, *_sources(stage)) if n in out_of_sight]
+        needed = [n for n in (*stage.models, *stage.named_sources.values()) if n in out_of_sight]
         if needed:
             hidden.stages[name] = f"it needs {' and '.join(needed)}"
     return hidden
@@ -82,12 +82,12 @@ def hidden_parts(folder: RunFolder) -> Hidden:
 def visible_part(recipe: Recipe, hidden: Hidden) -> Recipe:
     """The recipe without what is hidden."""
     unseen = {*hidden.models, *hidden.stages}
+    sources = {*hidden.sources, *(n for n in recipe.made if n in hidden.stages)}
     return dataclasses.replace(
         recipe,
         data=_without(recipe.data, hidden.sources),
         stages=_without(recipe.stages, hidden.stages),
-        evaluate=recipe.evaluate
-        and _visible_evaluation(recipe.evaluate, unseen, set(hidden.sources)),
+        evaluate=recipe.evaluate and _visible_evaluation(recipe.evaluate, unseen, sources),
     )
 
 
@@ -98,13 +98,6 @@ def named_models(recipe: Recipe) -> list[str]:
         names += recipe.evaluate.models.values()
         names += [task.teacher for task in recipe.evaluate.tasks.values() if task.teacher]
     return [name for name in dict.fromkeys(names) if name not in recipe.stages]
-
-
-def _sources(stage: AnyStage) -> list[str]:
-    if isinstance(stage, Stage):
-        return list(stage.data)
-    named = stage.upcycle.source if isinstance(stage, UpcycleStage) else None
-    return [named] if named else []
 
 
 def _visible_evaluation(

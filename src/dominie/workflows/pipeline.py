@@ -14,10 +14,10 @@ from dominie.report import write_report
 from dominie.stages.cache_estimate import estimated
 from dominie.stages.evaluate import evaluate
 from dominie.stages.prepare import prepare_stages
-from dominie.stages.prepared import PreparedTraining
 from dominie.stages.run_folder import RunFolder, check_whole
 from dominie.stages.run_stages import run_stages
 from dominie.stages.teacher_caches import filled_caches, ready_plans, record_of
+from dominie.stages.train import cached_stages
 from dominie.workflows.model_card import write_cards
 
 
@@ -82,9 +82,7 @@ def cache_recipe(
     display = display or Display()
     folder = RunFolder(recipe, runs)
     with folder.held():
-        prepared_stages = prepare_stages(folder, display)
-        trained = [stage for stage in prepared_stages if isinstance(stage, PreparedTraining)]
-        stages = [stage for stage in trained if stage.stage.cached]
+        stages = cached_stages(prepare_stages(folder, display))
         if not stages:
             raise InputError(
                 "no stage of the recipe has a cache",

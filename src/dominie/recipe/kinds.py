@@ -1,0 +1,192 @@
+"""What a recipe asks of a stage, whatever its kind; and the registry of the kinds there are."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import Discriminator, GetCoreSchemaHandler, Tag
+
+from dominie.core.references import references, rewritten
+from dominie.data.sources import Source
+from dominie.models.info import ModelInfo
+from dominie.models.spec import Placement
+
+if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
+
+    from dominie.recipe.schema import Recipe
+
+STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
+
+#: Modules that register the kinds that come with dominie; imported when a kind is first asked for,
+#: since they lie in a layer above this one.
+_BUILT_IN = ("dominie.stages.train", "dominie.stages.merge", "dominie.stages.upcycle")
+
+_kinds: dict[str, type[StageConfig]] = {}
+
+C = TypeVar("C", bound="type[StageConfig]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """The keys of a stage. A kind of stage derives from `dominie.stages.kind.StageKind`.
+
+    Fields that name models or sources are marked (`ModelName`, `SourceName`): from the marks follow
+    order, checks of names and paths.
+
+    Attributes:
+        kind: what the stage is called in `stage.json`, plan and report.
+        key: the key that only stages of this kind have; None for stages that train.
+        makes: what comes of it: the folder within the stage's that holds the result.
+        trains: whether it has a student, data and `train` settings.
+        relation: what its model is to the one it began as, by the hub's word.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    kind: ClassVar[str]
+    key: ClassVar[str | None]
+    makes: ClassVar[Literal["model", "data"]] = "model"
+    trains: ClassVar[bool] = False
+    relation: ClassVar[str] = "finetune"
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where the weights of its model lie when that teaches another stage."""
+        return None
+
+    @property
+    def models(self) -> list[str]:
+        """Every model that is read; the first gives configuration and tokenizer."""
+        return list(dict.fromkeys(self.named.values()))
+
+    @property
+    def sources(self) -> list[str]:
+        """Every source that is read."""
+        return list(dict.fromkeys(self.named_sources.values()))
+
+    @property
+    def begins_from(self) -> list[str]:
+        """The models that its own model is a descendant of."""
+        return self.models
+
+    @property
+    def cached(self) -> list[str]:
+        """Sources whose teacher is replaced by a cache of what it predicts."""
+        return []
+
+    @property
+    def hub_tags(self) -> list[str]:
+        """What was done, in the hub's words."""
+        return [self.kind]
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Every model the stage names, needed or not, by the key that names it."""
+        return references(self, "model")
+
+    @property
+    def named_sources(self) -> dict[str, str]:
+        """Every source the stage names, needed or not, by the key that names it."""
+        return references(self, "source")
+
+    def renamed(self, of: Callable[[str], str]) -> StageConfig:
+        """The stage with every model's name replaced."""
+        return rewritten(self, lambda kind, name: of(name) if kind == "model" else name)
+
+    def resolved(self, recipe: Recipe) -> StageConfig:
+        """The stage with what follows from other parts of the recipe written out."""
+        del recipe
+        return self
+
+    def check(self, recipe: Recipe, name: str, *, where: str) -> None:
+        """Refuse what names and settings show to be wrong; models and sources exist.
+
+        Raises:
+            InputError: names the key.
+        """
+
+    def source(self, name: str) -> Source:
+        """The data of a stage that makes some, as a source; its path begins at the run's folder."""
+        held_out: dict[str, Any] = {
+            key: getattr(self, key, 0.0) for key in ("validation_fraction", "test_fraction")
+        }
+        return Source(name=name, path=f"{name}/data", **held_out)
+
+    def model_info(self, name: str, of: Callable[[str], ModelInfo]) -> ModelInfo:
+        """Describe the model that it makes; `of` describes those that it reads.
+
+        Args:
+            name: of the stage.
+            of: from a model's name.
+        """
+        return info_of_stage(name, of(self.models[0]))
+
+    def conversations(self, sizes: Mapping[str, int]) -> int | None:
+        """How many conversations it makes, given those of each source; None if nobody knows."""
+        del sizes
+        return None
+
+    def plan(self, recipe: Recipe, name: str, machine: Any, sizes: Mapping[str, Any]) -> Any:
+        """Its memory and time on a machine, a `StagePlan`."""
+        raise NotImplementedError
+
+
+def info_of_stage(name: str, info: ModelInfo, **changed: Any) -> ModelInfo:
+    """The same facts of a model that a stage will write whole."""
+    return dataclasses.replace(
+        info, name=name, origin="stage", spec=None, base=name, adapter=None, **changed
+    )
+
+
+def register_stage_kind(config: C) -> C:
+    """Let recipes have stages of this kind; decorates its class.
+
+    Raises:
+        ValueError: another class has the kind's name or its key.
+    """
+    for other in _kinds.values():
+        same = config.kind == other.kind or config.key == other.key
+        if same and (config.__module__, config.__name__) != (other.__module__, other.__name__):
+            raise ValueError(f"{other.__name__} is the kind {other.kind!r} already")
+    _kinds[config.kind] = config
+    return config
+
+
+def unregister_stage_kind(kind: str) -> None:
+    """Forget a kind that was registered."""
+    del _kinds[kind]
+
+
+def stage_kinds() -> Mapping[str, type[StageConfig]]:
+    """Every kind of stage by name, that which trains first."""
+    for module in _BUILT_IN:
+        importlib.import_module(module)
+    order = {"train": 0, "merge": 1, "upcycle": 2}
+    return dict(sorted(_kinds.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def _tag_of(stage: Any) -> str:
+    """The tag of a stage's kind, by the key that it alone has."""
+    keys = stage if isinstance(stage, dict) else ()
+    return next((f"<{k.kind}>" for k in stage_kinds().values() if k.key in keys), "<train>")
+
+
+class _AnyKind:
+    """Validates a stage as what its keys show it to be, among the kinds that are registered."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        del source
+        tagged = [Annotated[kind, Tag(f"<{name}>")] for name, kind in stage_kinds().items()]
+        union = functools.reduce(operator.or_, tagged)
+        return handler.generate_schema(Annotated[union, Discriminator(_tag_of)])
+
+
+AnyStage = Annotated[StageConfig, _AnyKind()]

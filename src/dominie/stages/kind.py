@@ -1,0 +1,223 @@
+"""What every kind of stage does: is prepared, run, planned and described. One file a kind."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from dominie.core.distributed import broadcast_from_main, is_main_process
+from dominie.recipe.kinds import StageConfig
+
+if TYPE_CHECKING:
+    from dominie.core.display import Display
+    from dominie.data.rows import PreparedSource
+    from dominie.models.spec import Model
+    from dominie.recipe.schema import Recipe
+    from dominie.stages.prepare import Preparation
+    from dominie.stages.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stage that was checked as far as it can be before it is run.
+
+    Attributes:
+        name: of the stage.
+        stage: its part of the recipe.
+        tokenizer: of the model it makes, with a chat template; None if it makes data.
+        fingerprint: of everything its result depends on; empty while that is not known.
+        depends: the same by name, to say what has changed.
+        sources: the tokenised sources it reads, by name.
+        waits_for: stages that have to make data before the rest can be checked.
+    """
+
+    name: str
+    stage: StageKind
+    tokenizer: Any
+    fingerprint: str
+    depends: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    sources: Mapping[str, PreparedSource] = field(default_factory=dict, kw_only=True)
+    waits_for: tuple[str, ...] = field(default=(), kw_only=True)
+
+
+@dataclass
+class StageRun:
+    """A stage that is being run.
+
+    Attributes:
+        folder: of the run.
+        prepared: the stage; everything it reads exists.
+        record: what `stage.json` says so far.
+        earlier: what `stage.json` said when the same stage was cut off, else empty.
+        display: shows progress.
+    """
+
+    folder: RunFolder
+    prepared: Prepared
+    record: dict[str, Any]
+    earlier: Mapping[str, Any]
+    display: Display
+
+    @property
+    def name(self) -> str:
+        """The name of the stage."""
+        return self.prepared.name
+
+    @property
+    def path(self) -> Path:
+        """The folder of the stage."""
+        return self.folder.stage(self.name)
+
+    def begin(self, **known: Any) -> None:
+        """Write `stage.json` with the status `running`, and more that is known before the end."""
+        from dominie.stages.run_folder import write_stage
+
+        self.record |= known
+        if is_main_process():
+            write_stage(self.path, self.record)
+
+    @contextlib.contextmanager
+    def result(self) -> Iterator[Path]:
+        """Within, a folder to write the model or the data to; at the end it appears as a whole."""
+        from dominie.training.checkpoints import publish, writing
+
+        makes = self.prepared.stage.makes
+        scratch = self.path / f".writing-{makes}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        with writing(scratch):
+            yield scratch
+            publish(scratch, self.path / makes)
+
+
+class StageKind(StageConfig):
+    """A kind of stage: its keys are the fields of a dataclass that derives from this.
+
+    A kind that makes data writes them as JSON lines within `run.result()`; later stages and tasks
+    name the stage as they name a source.
+    """
+
+    past: ClassVar[str] = "made"
+
+    @property
+    def names_in_record(self) -> dict[str, Any]:
+        """What `stage.json` says of the models that the stage reads, by the recipe's names."""
+        return {"student": self.models[0]} if self.models else {}
+
+    def prepare(self, name: str, preparation: Preparation) -> Prepared:
+        """Check a stage and find its fingerprint: settings, models, content of its sources.
+
+        What it reads may not exist yet: see `Preparation`.
+
+        Raises:
+            InputError: models, sources or settings that do not go together.
+        """
+        from dominie.stages.fingerprint import digest, making_dependencies, making_parts
+
+        contents = {source: preparation.content(source) for source in self.sources}
+        parts = making_parts(preparation.recipe, name, preparation.fingerprints, contents)
+        depends = making_dependencies(*parts)
+        return Prepared(name, self, None, digest(*parts), depends=depends)
+
+    def run(self, run: StageRun) -> dict[str, Any]:
+        """Make the result, on every rank; what `stage.json` says of it beside what it says of all.
+
+        Raises:
+            InputError, RunError: what goes wrong.
+        """
+
+        def made() -> dict[str, Any]:
+            run.begin()
+            started = time.perf_counter()
+            found = self.make(run)
+            seconds = round(time.perf_counter() - started, 1)
+            return {"models": self.models, **found, "seconds": seconds}
+
+        return broadcast_from_main(made)
+
+    def make(self, run: StageRun) -> dict[str, Any]:
+        """Make the result, on the main process alone.
+
+        Returns:
+            For `stage.json`: `parameters` of a model, or `conversations` of data, and more.
+        """
+        raise NotImplementedError
+
+    def plan(self, recipe: Recipe, name: str, machine: Any, sizes: Mapping[str, Any]) -> Any:
+        """Its memory and time on a machine, a `StagePlan`; by default the weights that it holds."""
+        from dominie.planning.plan import plan_untrained
+
+        del sizes
+        return plan_untrained(recipe, name, self, machine)
+
+    def summary(self, record: Mapping[str, Any]) -> str:
+        """One line about a finished stage, for the terminal, `stage.json` and the report."""
+        models = " and ".join(record.get("models", ()))
+        parts = [f"{self.kind} of {models}" if models else self.kind]
+        parts.append(f"{record['seconds']:.0f} s")
+        if "parameters" in record:
+            parts.append(f"{record['parameters'] / 1e6:.2f}M parameters")
+        if "conversations" in record:
+            parts.append(f"{record['conversations']:,} conversations")
+        return ", ".join(parts)
+
+
+class WeightsKind(StageKind):
+    """A kind that makes a model of the weights of others, which are alike; nothing is trained."""
+
+    def prepare(self, name: str, preparation: Preparation) -> Prepared:
+        """Check that the models have one tokenizer and one shape; find the fingerprint."""
+        from dominie.models.tokenizer_compat import check_one_tokenizer
+        from dominie.stages.compatibility import check_alike
+        from dominie.stages.fingerprint import digest, making_dependencies, making_parts
+
+        tokenizer = preparation.tokenizers.of(name)
+        for other in self.models[1:]:
+            where = f"stages.{name}, model {other}"
+            check_one_tokenizer(tokenizer, preparation.tokenizers.of(other), where=where)
+        check_alike(preparation.folder, self.models, where=f"stages.{name}.{self.key}")
+        self.check_models(name, preparation)
+        sources = self.rows(name, preparation)
+        read = ", ".join(rows.train.digest for rows in sources.values()) or None
+        parts = making_parts(preparation.recipe, name, preparation.fingerprints, read)
+        return Prepared(
+            name,
+            self,
+            tokenizer,
+            digest(*parts),
+            depends=making_dependencies(*parts),
+            sources=sources,
+        )
+
+    def check_models(self, name: str, preparation: Preparation) -> None:
+        """Refuse models that this kind cannot read."""
+
+    def rows(self, name: str, preparation: Preparation) -> dict[str, PreparedSource]:
+        """The tokenised sources that it reads."""
+        del name, preparation
+        return {}
+
+    def make(self, run: StageRun) -> dict[str, Any]:
+        """Write weights, configuration and tokenizer of the model."""
+        from dominie.models.export import prepare_export
+
+        models = {name: run.folder.model(name) for name in self.models}
+        with run.result() as folder:
+            parameters = self.write(models, folder, run.prepared)
+            run.prepared.tokenizer.save_pretrained(folder)
+            prepare_export(folder, run.prepared.tokenizer)
+        return {"parameters": parameters}
+
+    def write(self, models: Mapping[str, Model], folder: Path, prepared: Prepared) -> int:
+        """Write the weights and the configuration; the number of parameters."""
+        raise NotImplementedError
+
+
+def stage_kind(recipe: Recipe, name: str) -> StageKind:
+    """A stage of a recipe, as what its kind does."""
+    return cast("StageKind", recipe.stages[name])

@@ -1,0 +1,371 @@
+"""The kind of stage that trains a student."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dominie.core.errors import InputError
+from dominie.core.references import ModelName, SourceName
+from dominie.losses.terms import LossTerms
+from dominie.models.spec import Placement
+from dominie.recipe.kinds import STRICT, info_of_stage, register_stage_kind
+from dominie.stages.kind import Prepared, StageKind, StageRun
+from dominie.teachers.cache_sampling import CacheSettings
+from dominie.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dominie.models.info import ModelInfo
+    from dominie.recipe.schema import Recipe
+    from dominie.stages.prepare import Preparation
+    from dominie.training.stage_sources import StageSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedSource:
+    """A source within a stage.
+
+    Attributes:
+        share: fraction of the stage's conversations; shares are normalised to sum to one.
+        teacher: who teaches on this source; None is the stage's teacher.
+        loss: the loss on this source; None is the stage's loss.
+        cache: whether a cache stands for its teacher; None is as the stage's `cache` says.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    share: float
+    teacher: ModelName | None = None
+    loss: LossTerms | None = None
+    cache: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share < float("inf"):
+            raise ValueError(f"share must be finite and not negative, got {self.share}")
+
+
+@register_stage_kind
+@dataclass(frozen=True, kw_only=True)
+class TrainStage(StageKind):
+    """Who learns, on which data, taught by whom, by which losses.
+
+    Attributes:
+        student: who learns: a stage, whose model is trained further, or any other model.
+        data: the sources it learns from, with their shares.
+        loss: what is minimised; on a source that has a loss of its own, that one instead.
+        teacher: who teaches on the sources that name no teacher of their own.
+        cache: whether and how what the teachers predict is stored before training.
+        train: how it trains; single keys replace those of the recipe's `train`.
+        placement: where the weights of its model lie when that teaches another stage, as of a
+            model under `models`.
+    """
+
+    kind: ClassVar[str] = "train"
+    key: ClassVar[str | None] = None
+    trains: ClassVar[bool] = True
+    past: ClassVar[str] = "trained"
+    student: ModelName
+    data: dict[SourceName, MixedSource]
+    loss: LossTerms | None = None
+    teacher: ModelName | None = None
+    cache: CacheSettings | None = None
+    train: TrainSettings = field(default_factory=TrainSettings)
+    placement: Placement | None = None
+
+    def loss_on(self, source: str) -> LossTerms:
+        """The loss on a source of this stage."""
+        loss = self.data[source].loss or self.loss
+        assert loss is not None, "checked when the recipe was loaded"
+        return loss
+
+    def teacher_on(self, source: str) -> str | None:
+        """The name of the teacher on a source, None where its loss needs none."""
+        if not self.loss_on(source).needs_teacher:
+            return None
+        return self.data[source].teacher or self.teacher
+
+    def cache_on(self, source: str) -> CacheSettings | None:
+        """How the teacher on a source is cached; None if it is in memory."""
+        wanted = self.data[source].cache
+        if wanted is None:
+            wanted = self.cache is not None and self.cache.enabled
+        if not wanted or self.teacher_on(source) is None:
+            return None
+        return self.cache or CacheSettings()
+
+    def cache_name(self, source: str) -> str | None:
+        """The cache that stands for the teacher on a source; None if the teacher is in memory.
+
+        Sources that share a teacher share its cache, if they compare at one temperature.
+        """
+        if self.cache_on(source) is None:
+            return None
+        prediction = self.loss_on(source).prediction
+        temperature = prediction.temperature if prediction else 1.0
+        return f"{self.teacher_on(source)}, cached at temperature {temperature:g}"
+
+    @property
+    def active(self) -> list[str]:
+        """Sources with a share above zero."""
+        return [name for name, mixed in self.data.items() if mixed.share > 0]
+
+    @property
+    def cached(self) -> list[str]:
+        """Active sources whose teacher is replaced by a cache of what it predicts."""
+        return [source for source in self.active if self.cache_on(source)]
+
+    @property
+    def models(self) -> list[str]:
+        """Every model the stage needs: the student, then the teachers."""
+        taught = [self.teacher_on(source) for source in self.active]
+        return list(dict.fromkeys([self.student, *(name for name in taught if name)]))
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources it learns from."""
+        return self.active
+
+    @property
+    def begins_from(self) -> list[str]:
+        """The student."""
+        return [self.student]
+
+    @property
+    def names_in_record(self) -> dict[str, Any]:
+        """The student, and the teacher on each source."""
+        teachers = {source: self.teacher_on(source) for source in self.active}
+        return {"student": self.student, "teachers": teachers}
+
+    @property
+    def hub_tags(self) -> list[str]:
+        """What was done, in the hub's words."""
+        teachers = {self.teacher_on(source) for source in self.active} - {None}
+        tags = ["knowledge-distillation", "domain-alignment-from-expert"]
+        return tags[: min(len(teachers), 2)]
+
+    def model_info(self, name: str, of: Callable[[str], ModelInfo]) -> ModelInfo:
+        """Describe the student after training, or its adapter."""
+        student, lora = of(self.student), self.train.lora
+        info = info_of_stage(name, student, dtype=self.train.precision)
+        if lora is None or lora.merge:
+            return info
+        return dataclasses.replace(info, base=student.base, adapter=name)
+
+    def resolved(self, recipe: Recipe) -> TrainStage:
+        """The stage with `placement: cached` of its teachers written out as `cache: true`.
+
+        A source that compares more than predictions keeps its teacher on the device, and what the
+        stage or a source says of its cache itself stands.
+        """
+
+        def on_source(name: str, mixed: MixedSource) -> MixedSource:
+            teacher = self.teacher_on(name)
+            given = mixed.cache is not None or (self.cache is not None and not self.cache.enabled)
+            if given or teacher is None or self.loss_on(name).needs_live_teacher:
+                return mixed
+            cached = recipe.placement(teacher) == "cached"
+            return dataclasses.replace(mixed, cache=True) if cached else mixed
+
+        data = {name: on_source(name, mixed) for name, mixed in self.data.items()}
+        return dataclasses.replace(self, data=data)
+
+    def check(self, recipe: Recipe, name: str, *, where: str) -> None:
+        """Refuse a mix of nothing, a loss without its teacher, a cache that cannot serve."""
+        from dominie.stages.teacher_caches import check_caches
+
+        self._check_mix(name, where=where)
+        check_caches(self, where=where)
+        self._check_adapter(recipe, where=where)
+        if (spec := recipe.models.get(self.student)) is not None:
+            adapters = self.train.lora is not None
+            spec.check_trainable(adapters=adapters, where=f"{where}.student: {self.student}")
+
+    def _check_mix(self, name: str, *, where: str) -> None:
+        if self.loss is None and not all(mixed.loss for mixed in self.data.values()):
+            raise InputError(
+                "no loss", where=f"{where}.loss", expected="a loss for the stage or for each source"
+            )
+        if not self.active:
+            raise InputError(
+                "the mix holds nothing",
+                where=f"{where}.data",
+                expected="shares that sum to more than 0",
+                do="give at least one source a share above 0",
+            )
+        for source in self.active:
+            if self.loss_on(source).needs_teacher and self.teacher_on(source) is None:
+                raise InputError(
+                    "the loss compares with a teacher and there is none",
+                    where=f"{where}.data.{source}",
+                    do=f"set stages.{name}.teacher, or teacher on the source, or use next_token "
+                    "alone",
+                )
+
+    def _check_adapter(self, recipe: Recipe, *, where: str) -> None:
+        """Refuse to change the shape of another stage's adapter that this one goes on training."""
+        before = recipe.trained.get(self.student)
+        mine, theirs = self.train.lora, before.train.lora if before else None
+        if mine is None or theirs is None or mine.merge or theirs.merge:
+            return
+        for key in ("r", "alpha", "target_modules", "modules_to_save"):
+            if getattr(mine, key) != getattr(theirs, key):
+                raise InputError(
+                    "a stage that goes on from an adapter cannot change its shape",
+                    where=f"{where}.train.lora.{key}",
+                    expected=f"{getattr(theirs, key)}, as in stages.{self.student}",
+                    found=str(getattr(mine, key)),
+                    do="make them equal, or set lora.merge: true to train a new adapter over "
+                    "merged weights",
+                )
+
+    def prepare(self, name: str, preparation: Preparation) -> PreparedTraining:
+        """Check tokens, rows and models of a stage; find its fingerprint."""
+        from dominie.stages.compatibility import check_router, check_tokens, check_training
+        from dominie.stages.fingerprint import (
+            digest,
+            rows_digest,
+            training_dependencies,
+            training_parts,
+        )
+
+        folder = preparation.folder
+        check_tokens(folder, preparation.tokenizers, name, self.models)
+        rows = preparation.rows(name, self.train.max_length)
+        order = [*self.active, *(source for source in rows if source not in self.active)]
+        sources = {source: rows[source] for source in order if source in rows}
+        digests = {
+            s: rows_digest(sources[s], self.train) if s in sources else "" for s in self.active
+        }
+        known = preparation.fingerprints
+        parts = training_parts(preparation.recipe, name, rows=digests, models=known)
+        teachers = {self.teacher_on(source) for source in self.active}
+        prepared = PreparedTraining(
+            name,
+            self,
+            preparation.tokenizers.of(name),
+            digest(*parts),
+            sources=sources,
+            teachers={teacher: known[teacher] for teacher in teachers if teacher},
+            depends=training_dependencies(*parts, preparation.tokenizers.fingerprint(name)),
+        )
+        check_training(folder, prepared)
+        if notice := check_router(folder, name, self):
+            preparation.notice(notice)
+        return prepared
+
+    def run(self, run: StageRun) -> dict[str, Any]:
+        """Fill the caches and train, on every rank."""
+        from dominie.core.hardware import use_free_cores
+        from dominie.stages.teacher_caches import filled_caches
+        from dominie.teachers.cached import CachedTeacher
+        from dominie.training.callbacks import StepProgress
+        from dominie.training.metric_sums import MetricsLog
+        from dominie.training.train_stage import shared_minds, train_stage
+
+        prepared, folder, display = run.prepared, run.folder, run.display
+        assert isinstance(prepared, PreparedTraining)
+        threads = use_free_cores(run.earlier.get("threads"))
+        run.begin(threads=threads, data={})
+        sources = prepared.stage_sources
+        live = {source.teacher for source in sources if source.cache is None}
+        teachers = {name: folder.teacher(name) for name in self.models if name in live}
+        caches = filled_caches(folder, prepared, display)
+        student = folder.model(self.student)
+        shared = shared_minds(student, teachers, self.train)
+        if shared.adapters:
+            display.line(
+                f"{run.name}: {' and '.join(shared.adapters)} and the student share one base; "
+                "its weights are held once"
+            )
+        for name, why in shared.apart.items():
+            display.line(f"{run.name}: {name} is loaded beside the student's base: {why}")
+        with display.progress(run.name) as advance:
+            trained = train_stage(
+                run.path,
+                student=student,
+                tokenizer=prepared.tokenizer,
+                teachers=teachers,
+                lessons=sources,
+                settings=self.train,
+                caches={name: CachedTeacher(cache) for name, cache in caches.items()},
+                callbacks=[StepProgress(advance)],
+            )
+        log = MetricsLog(run.path / "metrics.jsonl").read()
+        last: Any = next((each["evaluation"] for each in reversed(log) if "evaluation" in each), {})
+        figures = dataclasses.asdict(trained)
+        token_shares = figures.pop("token_shares")
+        data = {source: prepared.counts(source, token_shares) for source in self.active}
+        return {**figures, "data": data, "final": {"evaluation": last}}
+
+    def plan(self, recipe: Recipe, name: str, machine: Any, sizes: Mapping[str, Any]) -> Any:
+        """Its memory and time on a machine."""
+        from dominie.planning.plan import plan_training
+
+        return plan_training(recipe, name, self, machine, sizes)
+
+    def summary(self, record: Mapping[str, Any]) -> str:
+        """One line about a finished stage."""
+        return (
+            f"{record['steps']} steps, {record['supervised_tokens']:,} supervised tokens, "
+            f"{record['seconds']:.0f} s, {record['parameters'] / 1e6:.2f}M parameters"
+        )
+
+
+@dataclass(frozen=True)
+class PreparedTraining(Prepared):
+    """A stage that trains, checked.
+
+    Attributes:
+        stage: its part of the recipe.
+        teachers: the fingerprints of its teachers.
+        sources: those it learns from, then those it only validates on.
+    """
+
+    stage: TrainStage
+    teachers: Mapping[str, str] = field(kw_only=True)
+
+    @property
+    def stage_sources(self) -> list[StageSource]:
+        """The sources it learns from, then those it only validates on."""
+        from dominie.training.stage_sources import StageSource
+
+        stage, limit = self.stage, self.stage.train.evaluate_rows
+        read = self.sources
+        learnt = [
+            StageSource(
+                name=name,
+                train=read[name].train if name in read else (),
+                validation=read[name].validation.first(limit) if name in read else (),
+                share=stage.data[name].share,
+                terms=stage.loss_on(name),
+                teacher=stage.teacher_on(name),
+                cache=stage.cache_name(name),
+            )
+            for name in stage.active
+        ]
+        validated = [
+            StageSource(name=name, train=(), validation=source.validation.first(limit), share=0.0)
+            for name, source in read.items()
+            if name not in stage.active and len(source.validation)
+        ]
+        return learnt + validated
+
+    def counts(self, source: str, token_shares: Mapping[str, float]) -> dict[str, Any]:
+        """What the stage read, kept and used of a source."""
+        rows, shares = self.sources[source], self.stage.data
+        return {
+            **dataclasses.asdict(rows.summary),
+            "train": len(rows.train),
+            "validation": len(rows.validation),
+            "test": len(rows.test),
+            "share": shares[source].share / sum(shares[s].share for s in self.stage.active),
+            "token_share": token_shares.get(source, 0.0),
+        }
+
+
+def cached_stages(prepared: Iterable[Prepared]) -> list[PreparedTraining]:
+    """Those of a recipe's stages that have cached teachers."""
+    return [p for p in prepared if isinstance(p, PreparedTraining) and p.stage.cached]
