@@ -147,12 +147,13 @@ def encodings(monkeypatch):
     """How many conversations were encoded."""
     seen = []
 
-    def counting(tokenizer, conversations):
-        seen.extend(conversations)
-        return encode_all(tokenizer, conversations)
+    def counting(tokenizer, batches, **options):
+        for batch in encode_batches(tokenizer, batches, **options):
+            seen.extend(batch)
+            yield batch
 
-    encode_all = module.encode_all
-    monkeypatch.setattr(module, "encode_all", counting)
+    encode_batches = module.encode_batches
+    monkeypatch.setattr(module, "encode_batches", counting)
     return seen
 
 

@@ -12,12 +12,13 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
-import dominie.data.chat_template as bounds
 from dominie.core.errors import InputError, RunError
-from dominie.data.conversations import Conversation, read_conversations
+from dominie.data import chat_template
+from dominie.data.conversations import read_conversations
 from dominie.data.formats import parsed_row
 from dominie.data.shards import Entry, Shards, ShardWriter, take_over
 from dominie.data.sources import Source
@@ -33,7 +34,6 @@ from dominie.toyworld.toy_models import word_tokenizer
 
 Target = Callable[[bytes], None]
 
-bounds.SECONDS = 1.0
 _PLACE = Path(tempfile.mkdtemp(prefix="fuzz-"))
 _TOKENIZER = word_tokenizer()
 _TEMPLATE = _TOKENIZER.chat_template
@@ -74,13 +74,14 @@ def template(data: bytes) -> None:
     """A chat template (up to the first 0) on a row, or the toy world's on any."""
     source, _, row = data.partition(b"\0")
     _TOKENIZER.chat_template = source.decode(errors="replace") or _TEMPLATE
-    with contextlib.suppress(InputError, RunError):
+    # The limits of a process that tokenises, in the place of a child process for each template.
+    limits = mock.patch.multiple(chat_template, SECONDS=1.0, in_worker=True)
+    with limits, contextlib.suppress(InputError, RunError):
         try:
             read = json.loads(row)
         except (ValueError, RecursionError):
             read = _ROW
-        messages, tools, fields = parsed_row(read, "row 1")
-        encoded = encode(_TOKENIZER, Conversation(messages, tools, "row 1", fields))
+        encoded = encode(_TOKENIZER, parsed_row(read, "row 1"))
         assert len(encoded.input_ids) == len(encoded.supervised)
 
 

@@ -1,23 +1,26 @@
-"""Renders conversations with a tokenizer's chat template, within limits of time and memory."""
+"""Renders conversations with a tokenizer's chat template, and refuses templates that do not end.
+
+A template is somebody's program. It runs in the sandbox of transformers, and before its first use a
+child process with limits of its own tries it, so that no limit is ever set on this process.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import json
 import os
 import re
-import signal
 import threading
-from contextlib import suppress
+import time
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
+from dominie.data.child_processes import memory_limit, template_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
+    from collections.abc import Callable, Iterator, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -29,63 +32,11 @@ BYTES = 2**30
 """Of memory for one rendering, beyond what the process has."""
 CHARACTERS = 2**26
 """Of one rendering."""
+PROBED = 32
+"""So many of the first conversations are rendered by the child process too."""
 
-
-class TookTooLong(Exception):
-    """A template did not come to its end."""
-
-
-@contextlib.contextmanager
-def bounded() -> Iterator[None]:
-    """Within, Python code may take so much time and memory, and no more.
-
-    Time is kept in the main thread, where a signal can interrupt; memory on Linux.
-
-    Raises:
-        TookTooLong: out of time.
-        MemoryError: out of memory.
-    """
-    with contextlib.ExitStack() as stack:
-        if threading.current_thread() is threading.main_thread():
-            stack.enter_context(_timed())
-        stack.enter_context(_sized())
-        yield
-
-
-@contextlib.contextmanager
-def _timed() -> Iterator[None]:
-    before = signal.signal(signal.SIGVTALRM, _stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
-        signal.signal(signal.SIGVTALRM, before)
-
-
-def _stop(_: int, __: FrameType | None) -> None:
-    raise TookTooLong(f"it did not end within {SECONDS:g} s")
-
-
-@contextlib.contextmanager
-def _sized() -> Iterator[None]:
-    try:
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_bytes().split()[0])
-    except (ImportError, OSError, ValueError):  # another system
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + BYTES
-    if soft != resource.RLIM_INFINITY:
-        limit = min(limit, soft)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
+in_worker = False
+"""Whether this process was started to tokenise: its memory is limited then while it renders."""
 
 Span = tuple[int, int]
 """Characters from the first up to, and without, the second."""
@@ -94,6 +45,78 @@ Span = tuple[int, int]
 _BEGIN, _END = "\ufdd0", "\ufdd1"
 _MARK = re.compile(r"(\{%[-+]?\s*generation\s*([-+]?)%\})(\n?)")
 _END_MARK = re.compile(r"([ \t]*)(\{%([-+]?)\s*endgeneration\s*[-+]?%\})")
+
+
+Chat = tuple["list[Message]", "list[dict[str, Any]] | None"]
+"""Messages and tools."""
+_QUESTION = {"role": "user", "content": "How many?"}
+_ANSWER = {"role": "assistant", "content": "Four."}
+_CALL = {"type": "function", "function": {"name": "count", "arguments": {"id": 7}}}
+_TOOL = {"type": "function", "function": {"name": "count", "parameters": {"type": "object"}}}
+_EXAMPLES: list[Chat] = [
+    ([_QUESTION], None),
+    ([{"role": "system", "content": "Be brief."}, *[_QUESTION, _ANSWER] * 2], None),
+    ([_QUESTION, {**_ANSWER, "tool_calls": [_CALL]}, {"role": "tool", "content": "4"}], [_TOOL]),
+]
+_faults: dict[str, str | None] = {}  # template -> what is wrong with it, once it was tried
+
+
+class RenderingTimeout(Exception):
+    """A template did not come to its end."""
+
+    def __str__(self) -> str:
+        return f"it did not end within {SECONDS:g} s"
+
+
+_lock = threading.Lock()
+_running: dict[int, float] = {}  # thread -> its processor time when its rendering began
+_watching = 0  # the process whose renderings a thread watches
+
+
+@contextmanager
+def time_limit() -> Iterator[None]:
+    """Stop what this thread does in Python if it takes more than `SECONDS` of processor time.
+
+    No signal and no limit of the process is used: other threads are left alone.
+
+    Raises:
+        RenderingTimeout: it took more.
+    """
+    global _watching
+    thread = threading.get_ident()
+    with _lock:
+        _running[thread] = _processor_time(thread)
+        if _watching != os.getpid():
+            _watching = os.getpid()
+            threading.Thread(target=_watch, name="time-limit", daemon=True).start()
+    try:
+        yield
+    finally:
+        with _lock:
+            _running.pop(thread, None)
+
+
+def _watch() -> None:
+    """Stop renderings that take too long, for as long as there are any."""
+    global _watching
+    while True:
+        time.sleep(SECONDS / 10)
+        with _lock:
+            if not _running:
+                _watching = 0
+                return
+            for thread, begun in list(_running.items()):
+                if _processor_time(thread) - begun > SECONDS:
+                    del _running[thread]
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(thread), ctypes.py_object(RenderingTimeout)
+                    )
+
+
+def _processor_time(thread: int) -> float:
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return time.monotonic()
+    return time.clock_gettime(time.pthread_getcpuclockid(thread))
 
 
 class ChatTemplate:
@@ -124,7 +147,39 @@ class ChatTemplate:
                 found="none, as with most models that were not tuned on chats",
                 do="use the tokenizer of the teacher, or copy a chat template beside the model",
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.name = tokenizer, name
+
+    def check(self, chats: Sequence[Chat]) -> None:
+        """Let a child process render examples and the first of `chats`, once for each template.
+
+        Raises:
+            InputError: the template does not end, or takes too much memory.
+        """
+        if in_worker:  # this process is the child, and its parent has checked
+            return
+        for _, tools in chats[:PROBED]:
+            try:
+                source = self.tokenizer.get_chat_template(tools=tools)
+            except ValueError:  # several templates, and none for this conversation
+                continue
+            if source not in _faults:
+                _faults[source] = template_fault(
+                    source,
+                    self.tokenizer.special_tokens_map,
+                    [*_EXAMPLES, *chats[:PROBED]],
+                    seconds=SECONDS,
+                    memory=BYTES,
+                    characters=CHARACTERS,
+                )
+            if found := _faults[source]:
+                raise InputError(
+                    "the chat template fails, whatever the conversation",
+                    where=f"tokenizer {self.name}",
+                    expected=f"a text of at most {CHARACTERS:,} characters, written within "
+                    f"{SECONDS:g} s and {BYTES >> 20:,} MiB",
+                    found=found,
+                    do="correct the template, or use that of another tokenizer",
+                )
 
     @cached_property
     def added_tokens(self) -> tuple[str, ...]:
@@ -159,11 +214,13 @@ class ChatTemplate:
         Raises:
             InputError: the template refuses the conversation, or fails on it.
         """
+        if source is None:
+            self.check([(messages, tools)])
         failure: Exception | None = None
         for form in with_arguments_in_both_forms(messages):
             # A template is somebody's program: it may raise anything.
             try:
-                with bounded():
+                with time_limit(), memory_limit(BYTES) if in_worker else nullcontext():
                     text = str(
                         self.tokenizer.apply_chat_template(
                             form,
@@ -176,7 +233,7 @@ class ChatTemplate:
                 if len(text) > CHARACTERS:
                     raise ValueError(f"it writes {len(text):,} characters")
                 return text
-            except TookTooLong as error:  # nor will it for another form of the arguments
+            except RenderingTimeout as error:  # nor will it for another form of the arguments
                 failure = error
                 break
             except Exception as error:

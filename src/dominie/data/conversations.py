@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError
-from dominie.data.formats import Field, Message, parsed_row
+from dominie.data.formats import Conversation, parsed_row
 from dominie.data.readers import raw_rows
+
+__all__ = ["Conversation", "read_conversations"]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,34 +18,6 @@ if TYPE_CHECKING:
 
 FAULTS_SHOWN = 5
 """So many bad rows are named at once, that a file need not be mended one run at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """A conversation with at least one assistant turn.
-
-    Args:
-        messages: in order, each with `role` (system, user, assistant or tool), `content` (text) and
-            whatever else the row gave it, `tool_calls` say.
-        tools: JSON schemas of the tools on offer, or None.
-        where: the file and line it was read from.
-        fields: the remaining columns that hold one value, such as `family`, or a list of them.
-    """
-
-    messages: list[Message]
-    tools: list[dict[str, Any]] | None = None
-    where: str = ""
-    fields: dict[str, Field] = field(default_factory=dict)
-
-    @property
-    def last_answer(self) -> int:
-        """Where the last assistant turn stands among the messages."""
-        return max(i for i, m in enumerate(self.messages) if m["role"] == "assistant")
-
-    @property
-    def answer(self) -> str:
-        """The text of the last assistant turn."""
-        return str(self.messages[self.last_answer]["content"])
 
 
 def read_conversations(source: Source) -> Iterator[Conversation]:
@@ -67,12 +40,12 @@ def _results(source: Source) -> Iterator[Conversation | InputError]:
             yield row
             continue
         try:
-            messages, tools, fields = parsed_row(row, where)
+            conversation = parsed_row(row, where)
         except InputError as error:
             yield error
         else:
-            if all(fields.get(key) == value for key, value in (source.where or {}).items()):
-                yield Conversation(messages, tools, where, fields)
+            if all(conversation.fields.get(k) == v for k, v in (source.where or {}).items()):
+                yield conversation
 
 
 def _with_further_faults(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from dominie.core.errors import InputError
 from dominie.data.ecommerce_formats import exercise, listed
@@ -50,15 +51,35 @@ _KNOWN_FORMATS = (
 )
 
 
-class Parsed(NamedTuple):
-    """What a row holds."""
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation with at least one assistant turn.
+
+    Args:
+        messages: in order, each with `role` (system, user, assistant or tool), `content` (text) and
+            whatever else the row gave it, `tool_calls` say.
+        tools: JSON schemas of the tools on offer, or None.
+        where: the file and line it was read from.
+        fields: the remaining columns that hold one value, such as `family`, or a list of them.
+    """
 
     messages: list[Message]
-    tools: list[dict[str, Any]] | None
-    fields: dict[str, Field]
+    tools: list[dict[str, Any]] | None = None
+    where: str = ""
+    fields: dict[str, Field] = field(default_factory=dict)
+
+    @property
+    def last_answer(self) -> int:
+        """Where the last assistant turn stands among the messages."""
+        return max(i for i, m in enumerate(self.messages) if m["role"] == "assistant")
+
+    @property
+    def answer(self) -> str:
+        """The text of the last assistant turn."""
+        return str(self.messages[self.last_answer]["content"])
 
 
-def parsed_row(row: Any, where: str) -> Parsed:
+def parsed_row(row: Any, where: str) -> Conversation:
     """The conversation in a row, its format told by its columns.
 
     Args:
@@ -90,7 +111,16 @@ def parsed_row(row: Any, where: str) -> Parsed:
     _check_encodable(messages, tools, where)
     used |= {"system", "tools"}
     fields = {key: value for key, value in columns.items() if key not in used and _is_field(value)}
-    return Parsed(messages, tools, fields)
+    return Conversation(messages, tools, where, fields)
+
+
+def parsed_messages(messages: Any, where: str) -> list[Message]:
+    """Messages with their roles and contents checked, contents in parts joined to texts.
+
+    Raises:
+        InputError: what is given is no list of messages, or one of them has an unknown role.
+    """
+    return _messages(messages, "messages", where)
 
 
 def _is_field(value: Any) -> bool:

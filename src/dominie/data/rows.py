@@ -8,13 +8,14 @@ import json
 import shutil
 import tempfile
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError, RunError
 from dominie.core.io import file_manifest, manifest_error, read_checksummed, write_checksummed
+from dominie.data.child_processes import encode_batches
 from dominie.data.conversations import read_conversations
 from dominie.data.sources import (
     DIGEST_BYTES,
@@ -25,8 +26,8 @@ from dominie.data.sources import (
     split_of_prompt,
     without_duplicates,
 )
-from dominie.data.store import Row, Rows, RowsWriter
-from dominie.data.tokenization import encode_all, tokenizer_fingerprint
+from dominie.data.store import Rows, RowsWriter
+from dominie.data.tokenization import Row, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -42,6 +43,7 @@ FORMAT_VERSION = 3
 """Raised when the same sources come to be read, split, encoded or stored in another way."""
 
 _BATCH_ROWS = 256
+_BATCH_CHARACTERS = 2**22
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def prepare(
     max_length: int,
     cache: Path,
     progress: Callable[[str, int], None] | None = None,
+    processes: int | None = None,
 ) -> dict[str, PreparedSource]:
     """Tokenise the sources of a recipe, or find what was tokenised before.
 
@@ -107,6 +110,7 @@ def prepare(
         max_length: tokens in the longest row.
         cache: folder of the tokenised rows, made if it is missing.
         progress: called now and then with a source's name and the conversations read of it.
+        processes: how many tokenise a large source; by default one for each core, up to 16.
 
     Raises:
         InputError: a source that cannot be read or encoded, or of which nothing is left to learn.
@@ -138,7 +142,7 @@ def prepare(
                 source.too_long,
             )
             if not _is_intact(folder):
-                _make(folder, source, tokenizer, max_length, held_out, progress)
+                _make(folder, source, tokenizer, max_length, held_out, progress, processes)
             prepared[name] = _opened(folder)
     except OSError as error:  # those of the sources are InputErrors by now
         raise RunError(
@@ -176,6 +180,7 @@ def _make(
     max_length: int,
     held_out: Set[bytes],
     progress: Callable[[str, int], None] | None,
+    processes: int | None,
 ) -> None:
     """Tokenise a source into `folder`, which appears when it is complete."""
     counts: Counter[str] = Counter()
@@ -184,21 +189,21 @@ def _make(
         made.mkdir()
         writers = {split: RowsWriter(made / f"{split}.arrow") for split in SPLITS}
         try:
-            assigned = _assigned(source, held_out, counts)
-            while batch := list(islice(assigned, _BATCH_ROWS)):
-                encoded = encode_all(tokenizer, [conversation for _, conversation in batch])
-                for (split, _), (ids, supervised) in zip(batch, encoded, strict=True):
-                    if len(ids) > max_length:
-                        ids, supervised = ids[:max_length], supervised[:max_length]
-                        # The first token is never predicted.
-                        if source.too_long == "drop" or not any(supervised[1:]):
-                            counts["too_long"] += 1
-                            continue
-                        counts["truncated"] += 1
-                    counts["kept"] += 1
-                    writers[split].add(ids, supervised)
-                if progress is not None:
-                    progress(source.name, counts["read"])
+            batches = _batches(_assigned(source, held_out, counts))
+            with closing(encode_batches(tokenizer, batches, processes=processes)) as encoded:
+                for batch in encoded:
+                    for split, (ids, supervised) in batch:
+                        if len(ids) > max_length:
+                            ids, supervised = ids[:max_length], supervised[:max_length]
+                            # The first token is never predicted.
+                            if source.too_long == "drop" or not any(supervised[1:]):
+                                counts["too_long"] += 1
+                                continue
+                            counts["truncated"] += 1
+                        counts["kept"] += 1
+                        writers[split].add(ids, supervised)
+                    if progress is not None:
+                        progress(source.name, counts["read"])
         finally:
             digests = {split: writer.close() for split, writer in writers.items()}
         summary = Summary(
@@ -209,6 +214,22 @@ def _make(
         record = {"summary": dataclasses.asdict(summary), "digests": digests}
         write_checksummed(made / "prepared.json", record | {"files": file_manifest(made)})
         _appear(made, folder)
+
+
+def _batches(
+    assigned: Iterator[tuple[Split, Conversation]],
+) -> Iterator[list[tuple[Split, Conversation]]]:
+    """Conversations in batches that have a bounded number of rows and, nearly, of characters."""
+    batch: list[tuple[Split, Conversation]] = []
+    characters = 0
+    for split, conversation in assigned:
+        batch.append((split, conversation))
+        characters += sum(len(message["content"]) for message in conversation.messages)
+        if len(batch) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _assigned(

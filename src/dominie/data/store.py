@@ -11,10 +11,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
+
+from dominie.data.tokenization import Row
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,17 +32,7 @@ _SCHEMA = pa.schema(
 )
 _BATCH_TOKENS = 2**18
 
-
-class Row(NamedTuple):
-    """A tokenised conversation.
-
-    Attributes:
-        input_ids: [n] int32, a read-only view of the file.
-        supervised: [n] bool, which tokens belong to an assistant turn.
-    """
-
-    input_ids: NDArray[np.int32]
-    supervised: NDArray[np.bool_]
+__all__ = ["Row", "Rows", "RowsWriter"]
 
 
 class Rows(Sequence[Row]):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dominie.data.assistant_spans import assistant_turns
-from dominie.data.chat_template import ChatTemplate
+from dominie.data.chat_template import PROBED, ChatTemplate
+from dominie.data.formats import Conversation, parsed_messages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dominie.data.chat_template import Span
-    from dominie.data.conversations import Conversation
     from dominie.data.formats import Message
 
 
@@ -52,19 +52,26 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Encoded(NamedTuple):
-    """A tokenised conversation of n tokens.
+class Row(NamedTuple):
+    """A tokenised conversation of n tokens: two lists from `encode`, two arrays from the store.
 
     Attributes:
         input_ids: [n] token ids, special tokens as the template writes them and no others.
         supervised: [n] whether a token belongs to an assistant turn, with the one that ends it.
     """
 
-    input_ids: list[int]
-    supervised: list[bool]
+    input_ids: Any
+    supervised: Any
+
+    def as_arrays(self) -> Row:
+        """The same as int32 and bool arrays."""
+        return Row(np.asarray(self.input_ids, np.int32), np.asarray(self.supervised, np.bool_))
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
+Encoded = Row  # the name until 0.1
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Row:
     """The ids of a conversation under the tokenizer's chat template, with the supervised mask.
 
     The whole text is tokenised once, as it is at inference; a token is supervised if it overlaps an
@@ -80,9 +87,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> En
 
 def encode_all(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]
-) -> list[Encoded]:
+) -> list[Row]:
     """`encode` for several conversations, which are tokenised in parallel."""
     template = ChatTemplate(tokenizer)
+    template.check([(c.messages, c.tools) for c in conversations[:PROBED]])
     turns = [assistant_turns(template, conversation) for conversation in conversations]
     encodings = tokenizer(
         [text for text, _ in turns],
@@ -93,11 +101,39 @@ def encode_all(
         verbose=False,
     )
     return [
-        Encoded(ids, _supervised(offsets, spans))
+        Row(ids, _supervised(offsets, spans))
         for ids, offsets, (_, spans) in zip(
             encodings["input_ids"], encodings["offset_mapping"], turns, strict=True
         )
     ]
+
+
+def supervised_spans(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    tools: list[dict[str, Any]] | None = None,
+    *,
+    where: str = "",
+) -> tuple[str, list[Span]]:
+    """The text that the chat template makes of a conversation, and what of it is trained on.
+
+    A token is trained on if it overlaps one of the spans.
+
+    Args:
+        tokenizer: a fast tokenizer with a chat template.
+        messages: the conversation, each message with `role` and `content`.
+        tools: JSON schemas of the tools on offer.
+        where: what an error names as its place.
+
+    Returns:
+        The text, and in order the (start, end) of each assistant turn in it: the characters from
+        the end of the generation prompt up to and with the end-of-turn token.
+
+    Raises:
+        InputError: as `encode` does, or for messages that are none.
+    """
+    chat = Conversation(parsed_messages(messages, where), tools, where)
+    return assistant_turns(ChatTemplate(tokenizer), chat)
 
 
 def prompt_ids(
@@ -129,8 +165,6 @@ def ends_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Raises:
         InputError: as `encode` does.
     """
-    from dominie.data.conversations import Conversation
-
     chat: list[Message] = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},

@@ -127,7 +127,7 @@ class Question:
     def end_of_turn(self) -> int:
         """The token that ends the answer."""
         pairs = zip(self.encoded.input_ids, self.encoded.supervised, strict=True)
-        return [token for token, supervised in pairs if supervised][-1]
+        return int([token for token, supervised in pairs if supervised][-1])
 
 
 def questions(

@@ -1,0 +1,374 @@
+"""Child processes with limits of their own: one tries a chat template, others tokenise."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dominie.core.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from dominie.data.conversations import Conversation
+    from dominie.data.tokenization import Row
+
+T = TypeVar("T")
+Batch = list[tuple[T, "Conversation"]]
+"""Conversations, each with something that is handed back beside its row."""
+
+SERIAL_BATCHES = 8
+"""So many batches are tokenised in this process before others are started, which takes a second."""
+_MOST_WORKERS = 16  # one process reads and writes for all of them, and feeds no more
+_BEGUN = b"begun\n"
+
+logger = logging.getLogger(__name__)
+
+
+def _command(function: str) -> dict[str, Any]:
+    """How to start a child that runs a function of this module, and nothing of `__main__`.
+
+    `multiprocessing` imports the main script again in each child, which runs it a second time if it
+    has no `if __name__ == "__main__"`.
+    """
+    package = Path(__file__).parents[2]
+    return {
+        "args": [sys.executable, "-c", f"from {__name__} import {function}; {function}()"],
+        "env": {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(package), *filter(None, sys.path)]),
+            "TOKENIZERS_PARALLELISM": "false",
+        },
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+    }
+
+
+# A template is tried
+
+
+def template_fault(
+    source: str,
+    variables: dict[str, Any],
+    chats: Sequence[tuple[Any, Any]],
+    *,
+    seconds: float,
+    memory: int,
+    characters: int,
+) -> str | None:
+    """What makes a chat template unusable whatever the conversation: it takes too much.
+
+    A child process renders the conversations. A template that raises an error is not at fault here:
+    it may refuse one conversation and render others.
+
+    Args:
+        source: the template.
+        variables: what it can read beside the messages and tools, such as the special tokens.
+        chats: messages and tools of each conversation to render.
+        seconds: of processor time for all of them.
+        memory: bytes that the child may use beyond those it starts with.
+        characters: of the longest rendering.
+
+    Returns:
+        None if the template ends in time, or if no child process can be started.
+    """
+    request = [source, variables, chats, seconds, memory, characters]
+    slow = f"it did not end within {seconds:g} s"
+    try:
+        done = subprocess.run(
+            **_command("try_template") | {"stdin": None},
+            input=json.dumps(request, default=str).encode(),
+            stderr=subprocess.DEVNULL,
+            timeout=30 + 3 * seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return slow
+    except OSError:
+        return None
+    found = done.stdout.removeprefix(_BEGUN).decode(errors="replace")
+    if found or done.returncode == 0 or not done.stdout:
+        return found or None
+    if done.returncode == -getattr(signal, "SIGVTALRM", 0):
+        return slow
+    return f"the process that renders it ended with status {done.returncode}"
+
+
+def try_template() -> None:
+    """Render the conversations given on standard input, and print what is wrong with that.
+
+    The names and settings are those that transformers gives to chat templates. Importing jinja
+    alone takes a tenth of the time.
+    """
+    from datetime import datetime
+
+    from jinja2.exceptions import TemplateError
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    source, variables, chats, seconds, memory, characters = json.load(sys.stdin.buffer)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(
+        value, **{"ensure_ascii": False} | options
+    )
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    sys.stdout.buffer.write(_BEGUN)
+    sys.stdout.flush()
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # its signal ends the process
+    with memory_limit(memory), contextlib.suppress(Exception):
+        template = environment.from_string(source)
+        for messages, tools in chats:
+            for prompt in (False, True):
+                try:
+                    text = template.render(
+                        messages=messages, tools=tools, add_generation_prompt=prompt, **variables
+                    )
+                except MemoryError:
+                    sys.stdout.write(f"MemoryError: it takes more than {memory >> 20:,} MiB")
+                    return
+                except Exception:
+                    continue
+                if len(text) > characters:
+                    sys.stdout.write(f"it writes {len(text):,} characters")
+                    return
+
+
+@contextlib.contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """Let this process, a child, have `size` bytes more and no more; on Linux."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_bytes().split()[0])
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + size
+        if before[0] != resource.RLIM_INFINITY:
+            limit = min(limit, before[0])
+        resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    except (ImportError, OSError, ValueError):  # another system
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+# Conversations are tokenised
+
+
+def encode_batches(
+    tokenizer: PreTrainedTokenizerBase, batches: Iterator[Batch[T]], *, processes: int | None = None
+) -> Generator[list[tuple[T, Row]]]:
+    """Tokenise batches of conversations in order, in several processes if there are many.
+
+    Rows, their order and the first error are the same for any number of processes. Close the
+    iterator to end them early.
+
+    Args:
+        tokenizer: a fast tokenizer with a chat template.
+        batches: read a few batches ahead.
+        processes: how many tokenise; by default one for each core, up to 16.
+
+    Raises:
+        InputError: as `encode_all` does, or as `batches` does after all before it are tokenised.
+        RunError: a process ended that should not have.
+    """
+    from dominie.core.hardware import cores
+
+    count = min(cores(), _MOST_WORKERS) if processes is None else processes
+    for batch in islice(batches, None if count < 2 else SERIAL_BATCHES):
+        yield _encoded(tokenizer, batch)
+    following = next(batches, None)
+    if following is None:
+        return
+    yield _encoded(tokenizer, following)
+    try:
+        pickled = pickle.dumps(tokenizer)
+    except Exception as error:  # a class of a function, a lock in an attribute
+        logger.warning("tokenising in one process: the tokenizer cannot be copied (%s)", error)
+        pickled = b""
+    if pickled:
+        with contextlib.closing(_Pool(pickled, count)) as pool:
+            while pool.starting and (following := next(batches, None)) is not None:
+                yield _encoded(tokenizer, following)
+            if pool.usable:
+                yield from pool.encoded(batches)
+    for batch in batches:  # none is left of those that the pool has tokenised
+        yield _encoded(tokenizer, batch)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, batch: Batch[T]) -> list[tuple[T, Row]]:
+    from dominie.data.tokenization import encode_all
+
+    rows = encode_all(tokenizer, [conversation for _, conversation in batch])
+    return [(tag, row) for (tag, _), row in zip(batch, rows, strict=True)]
+
+
+class _Pool:
+    """Worker processes, each with a thread that waits for it."""
+
+    def __init__(self, tokenizer: bytes, count: int) -> None:
+        self._count = count
+        self._free: SimpleQueue[_Worker] = SimpleQueue()
+        self._workers: list[_Worker] = []
+        self._threads = ThreadPoolExecutor(count, "tokenise")
+        try:
+            self._workers += (_Worker() for _ in range(count))
+            self._started = [self._threads.submit(w.start, tokenizer) for w in self._workers]
+        except BaseException:
+            self.close()
+            raise
+        for worker in self._workers:
+            self._free.put(worker)
+
+    def close(self) -> None:
+        """End the processes, whatever they are doing."""
+        for worker in self._workers:
+            worker.kill()
+        self._threads.shutdown(cancel_futures=True)
+
+    @property
+    def starting(self) -> bool:
+        return not all(future.done() for future in self._started)
+
+    @property
+    def usable(self) -> bool:
+        """Whether every worker has the tokenizer. One of a class that only `__main__` has, say."""
+        faults = [fault for future in self._started if (fault := future.result())]
+        if faults:
+            logger.warning("tokenising in one process: %s", faults[0])
+        return not faults
+
+    def encoded(self, batches: Iterator[Batch[T]]) -> Iterator[list[tuple[T, Row]]]:
+        pending: deque[tuple[Batch[T], Future[list[Row]]]] = deque()
+        failure: InputError | None = None
+        while True:
+            batch: Batch[T] | None = None
+            try:
+                batch = next(batches)
+            except StopIteration:
+                pass
+            except InputError as error:  # those before it come first
+                failure = error
+            if batch is not None:
+                pending.append((batch, self._threads.submit(self._encode, batch)))
+            while pending and (batch is None or len(pending) > 2 * self._count):
+                sent, future = pending.popleft()
+                rows = future.result()
+                yield [(tag, row) for (tag, _), row in zip(sent, rows, strict=True)]
+            if failure is not None:
+                raise failure
+            if batch is None:
+                return
+
+    def _encode(self, batch: Batch[T]) -> list[Row]:
+        worker = self._free.get()
+        try:
+            return worker.encode([conversation for _, conversation in batch])
+        finally:
+            self._free.put(worker)
+
+
+class _Worker:
+    """A process that tokenises, seen from its parent."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(**_command("tokenise"))
+
+    def start(self, tokenizer: bytes) -> str | None:
+        """Give it the tokenizer; why it cannot use it, if so."""
+        try:
+            return self._ask(tokenizer)  # type: ignore[no-any-return]
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            return f"a process cannot be started ({error or 'it ended'})"
+
+    def encode(self, conversations: list[Conversation]) -> list[Row]:
+        try:
+            reply = self._ask(pickle.dumps([(c.messages, c.tools, c.where) for c in conversations]))
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise RunError(
+                "a process that tokenises conversations ended",
+                where=f"256 conversations from {conversations[0].where} on",
+                found=f"exit status {self.process.wait()}, negative if a signal ended it",
+                do="see whether memory ran out; correct or remove a row that is very long",
+            ) from error
+        if isinstance(reply, dict):
+            raise InputError(**reply)
+        return reply  # type: ignore[no-any-return]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _ask(self, request: bytes) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(request)
+        self.process.stdin.flush()
+        return pickle.load(self.process.stdout)
+
+
+def tokenise() -> None:
+    """Tokenise the batches that come on standard input, until it is closed."""
+    from dominie.data import chat_template
+    from dominie.data.conversations import Conversation
+    from dominie.data.tokenization import encode_all
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the parent closes the pipe
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no reply
+
+    def reply(value: Any) -> None:
+        pickle.dump(value, replies, protocol=pickle.HIGHEST_PROTOCOL)
+        replies.flush()
+
+    try:
+        tokenizer = pickle.load(requests)
+    except Exception as error:
+        reply(f"the tokenizer cannot be copied ({type(error).__name__}: {error})")
+        return
+    reply(None)
+    chat_template.in_worker = True
+    with contextlib.suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):
+        while True:
+            chats = [Conversation(*chat) for chat in pickle.load(requests)]
+            try:
+                rows = encode_all(tokenizer, chats)
+            except InputError as error:
+                reply(
+                    {
+                        key: getattr(error, key)
+                        for key in ("what", "where", "expected", "found", "do")
+                    }
+                )
+            else:
+                reply([row.as_arrays() for row in rows])
