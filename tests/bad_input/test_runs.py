@@ -118,7 +118,7 @@ def test_a_run_is_known_by_its_name(refused, ran, dominie):
     assert dominie("report", "small").out == "runs/small/report.html\n"
     refused(dominie("report", "smal"), "did you mean runs/small?")
     refused(dominie("compare", "small", "smal"), "did you mean runs/small?")
-    refused(dominie("compare", "small"), "a plane needs two tasks")
+    refused(dominie("compare", "small"), "a scatter plot needs two tasks")
     recipe = Path("small") / "recipe.yaml"  # a folder of this name that is no run stands back
     recipe.parent.mkdir()
     recipe.write_text(Path("r.yaml").read_text())

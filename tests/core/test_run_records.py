@@ -37,6 +37,29 @@ def test_stages_come_after_those_they_need(tmp_path):
     assert order.index("expert") < order.index("align")
 
 
+def test_a_stage_of_any_kind_is_read_by_what_it_wrote(run):
+    made = {"status": "done", "fingerprint": "f", "kind": "new", "description": "what it does"}
+    write_json(run / "b_makes" / "stage.json", {**made, "models": ["org/big"]})
+    write_lines(run / "b_makes" / "data" / "rows.jsonl", [{"a": 1}])
+    (run / "b_makes" / "data" / ".scratch").write_text("")
+    write_json(run / "a_reads" / "stage.json", {**made, "kind": "train", "data": {"b_makes": {}}})
+    write_json(run / "c_merges" / "stage.json", {"kind": "merge", "models": ["a_reads", "x"]})
+    stages = read_run(run).stages
+    assert list(stages) == ["b_makes", "a_reads", "c_merges"], "data before who reads them"
+    new = stages["b_makes"]
+    assert (new.kind, new.description, new.models) == ("new", "what it does", ("org/big",))
+    assert dict(new.made) == {"rows.jsonl": 9}
+    assert stages["c_merges"].description == "merge of a_reads and x"
+    write_json(run / "c_merges" / "stage.json", {"kind": "merge", "summary": "merge, 3 s"})
+    assert read_run(run).stages["c_merges"].description == "merge, 3 s"
+
+
+def test_a_folder_that_is_half_made_is_no_stage(run):
+    write_json(run / ".align" / "stage.json", {"status": "done", "fingerprint": "f"})
+    (run / "recipe.yaml").write_text("name: a")
+    assert read_run(run).stages == {}
+
+
 def test_stages_that_need_each_other_are_all_kept(run):
     for name, student in (("a", "b"), ("b", "a"), ("c", "c")):
         write_json(run / name / "stage.json", {"status": "done", "student": student})

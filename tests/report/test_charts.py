@@ -1,71 +1,80 @@
 import math
-import re
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dominie.report.charts import Series, element, interval_strip, line_chart
+from dominie.report.charts import (
+    Bar,
+    BarGroup,
+    bar_chart,
+    interval_strip,
+    linear_scale,
+    tick_label,
+    value_scale,
+)
 
-
-def paths(chart: str) -> list[ElementTree.Element]:
-    return ElementTree.fromstring(chart).findall(".//path")
-
-
-def test_a_line_is_lifted_where_it_is_not_finite():
-    points = [(0, 1.0), (1, 0.9), (2, math.nan), (3, 0.7), (4, math.inf), (5, 0.5), (6, 0.4)]
-    chart = line_chart("loss", [Series("loss", points, "total")])
-    (path,) = paths(chart)
-    assert path.attrib["d"].count("M") == 3
-    assert "nan" not in chart
-    assert "inf" not in chart
-
-
-def test_there_is_no_chart_of_nothing():
-    assert line_chart("loss", []) is None
-    assert line_chart("loss", [Series("loss", [(1, math.nan)], "total")]) is None
+_VALUES = st.lists(
+    st.floats(-1e9, 1e9).filter(lambda value: value == 0 or abs(value) > 1e-9),
+    min_size=1,
+    max_size=5,
+)
 
 
-def test_a_single_value_is_a_point():
-    chart = line_chart("loss", [Series("loss", [(10, 2.0)], "total")])
-    assert ElementTree.fromstring(chart).find(".//circle") is not None
+@given(_VALUES)
+def test_a_linear_axis_holds_its_values_between_a_few_rising_ticks(values):
+    scale = linear_scale(values, 0.0, 100.0)
+    tolerance = 1e-6 * max(1.0, abs(scale.low), abs(scale.high))
+    assert scale.low <= min(values) + tolerance
+    assert scale.high >= max(values) - tolerance
+    assert list(scale.ticks) == sorted(set(scale.ticks))
+    assert 2 <= len(scale.ticks) <= 8
+    assert all(0 <= scale(value) <= 100 for value in values)
 
 
-def test_a_falling_loss_goes_down_the_page():
-    chart = line_chart("loss", [Series("loss", [(0, 5.0), (10, 1.0)], "total")])
-    (path,) = paths(chart)
-    (x1, y1), (x2, y2) = (
-        tuple(map(float, pair.split())) for pair in re.findall(r"[\d.]+ [\d.]+", path.attrib["d"])
-    )
-    assert x2 > x1
-    assert y2 > y1
+@given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=5))
+def test_a_value_axis_keeps_the_order_of_values(values):
+    scale = value_scale(values, 100.0, 0.0)
+    places = [scale(value) for value in sorted(values)]
+    assert places == sorted(places, reverse=True)
+    assert 2 <= len(scale.ticks) <= 9
 
 
-def test_long_lines_are_thinned_without_losing_a_spike():
-    points = [(step, 1.0 + 1e-3 * math.sin(step)) for step in range(20_000)]
-    points[12_345] = (12_345, 7.5)
-    raw, smooth = paths(line_chart("loss", [Series("loss", points, "total")], points=200))
-    for path in (raw, smooth):
-        assert path.attrib["d"].count("L") < 260
-    heights = [float(pair.split()[1]) for pair in re.findall(r"[\d.]+ [\d.]+", raw.attrib["d"])]
-    assert max(heights) - min(heights) > 80  # the spike still spans the chart
+def test_ticks_are_round_numbers():
+    assert linear_scale([0, 600], 0, 1).ticks == (0, 200, 400, 600)
+    assert linear_scale([0.13, 0.87], 0, 1).ticks == (0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-def test_a_chart_tells_those_who_hear_it_what_it_shows():
-    chart = ElementTree.fromstring(
-        line_chart("Training loss", [Series("loss", [(0, 5.0), (10, 0.25)], "total")])
-    )
-    assert chart.attrib["role"] == "img"
-    assert chart.attrib["aria-label"] == "Training loss. loss from 5.00 to 0.250"
+def test_steps_have_no_ticks_between_whole_numbers():
+    assert linear_scale([0.0, 2.0], 0, 1, whole=False, least_step=1.0).ticks == (0, 1, 2)
 
 
-def test_names_are_escaped():
-    hostile = '"><script>alert(1)</script>'
-    chart = line_chart(hostile, [Series(hostile, [(0, 1.0), (1, 2.0)], "c0")])
-    assert "<script" not in chart
-    assert hostile in ElementTree.fromstring(chart).attrib["aria-label"]
-    assert element("text", hostile) == (
-        "<text>&#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt;</text>"
-    )
+def test_an_axis_is_logarithmic_only_where_values_span_orders_of_magnitude():
+    assert not value_scale([0.5, 5.0], 0, 1).logarithmic
+    assert not value_scale([-0.01, 5.0], 0, 1).logarithmic
+    scale = value_scale([0.012, 5.0], 100.0, 0.0)
+    assert scale.logarithmic
+    # Equal ratios are equal distances.
+    assert scale(0.1) - scale(1.0) == pytest.approx(scale(0.3) - scale(3.0))
+
+
+@pytest.mark.parametrize(
+    ("ticks", "labels"),
+    [
+        ((0.0, 0.5, 1.0), ["0.0", "0.5", "1.0"]),
+        ((0.0, 500.0, 1000.0), ["0", "500", "1,000"]),
+        ((0.0, 20_000.0), ["0", "20k"]),
+        ((-0.5, 0.0), ["−0.5", "0.0"]),
+    ],
+)
+def test_tick_labels_share_their_digits(ticks, labels):
+    assert [tick_label(tick, ticks) for tick in ticks] == labels
+
+
+def test_a_constant_has_an_axis_around_it():
+    scale = value_scale([math.pi], 0.0, 10.0)
+    assert scale.low < math.pi < scale.high
 
 
 @pytest.mark.parametrize(
@@ -83,24 +92,13 @@ def test_a_strip_stays_within_its_ends(score, ends):
     assert all(float(shape.attrib.get("width", 0)) >= 0 for shape in strip)
 
 
-def test_a_line_says_how_to_read_values_off_its_path():
-    lines = [Series("a", [(0, 8.0), (10, 2.0)], "c0"), Series("b", [(0, 4.0), (10, 4.0)], "c1")]
-    chart = ElementTree.fromstring(line_chart("loss", lines))
-    low, high, start, end = map(float, chart.attrib["data-y"].split())
-    read = {}
-    for path in chart.iter("path"):
-        ys = [float(pair.split()[1]) for pair in re.findall(r"[\d.]+ [\d.]+", path.attrib["d"])]
-        read[path.attrib["data-line"]] = [
-            low + (y - start) / (end - start) * (high - low) for y in ys
-        ]
-    assert read["0"] == pytest.approx([8.0, 2.0], rel=1e-2)
-    assert read["1"] == pytest.approx([4.0, 4.0], rel=1e-2)
-
-
-def test_an_axis_can_be_asked_to_span_more():
-    line = Series("a", [(0, 1.0), (10, 0.9)], "c0")
-    wide = ElementTree.fromstring(line_chart("loss", [line], spanned=[0.01, 8.0]))
-    low, high, *_, kind = wide.attrib["data-y"].split()
-    assert float(low) <= 0.01
-    assert float(high) >= 8.0
-    assert kind == "log"
+def test_bars_are_as_long_as_their_values():
+    groups = [
+        BarGroup("a", (Bar(0.8, "80.0", (0.7, 0.9)), Bar(0.4, "40.0", style="second"))),
+        BarGroup("b", (Bar(0.0, "0.0"),)),
+    ]
+    chart = ElementTree.fromstring(bar_chart("t", groups, ticks=[(0.5, "50 %")], half=True))
+    wide = [float(rect.attrib["width"]) for rect in chart.iter("rect")]
+    assert wide[0] == 2 * wide[1]
+    assert wide[2] == 0.5, "what is nothing can still be seen"
+    assert [t.text for t in chart.iter("text")] == ["50 %", "a", "80.0", "40.0", "b", "0.0"]

@@ -100,7 +100,7 @@ def test_every_part_is_there(page):
         "recipe",
     ]
     assert len([svg for svg in page.all("svg") if svg.get("class") == "chart"]) == 5 + 5 + 2
-    assert "plane" in figures(page)
+    assert "scatter" in figures(page)
     assert "share: 0.9, teacher: distill" in page.words
     assert "2.13.0+cpu" in page.words
 
@@ -158,11 +158,11 @@ def unsolved(folder, *, agreements):
 
 def test_where_nothing_is_solved_the_opening_tells_likeness(tmp_path):
     one = page_of(unsolved(tmp_path / "one", agreements=1))
-    assert "plane" not in figures(one), "all points would lie in one corner"
+    assert "scatter" not in figures(one), "all points would lie in one corner"
     assert "agrees with the teacher on" in one.words
     assert re.search(r"agreement-0 \d+\.\d.% → \d+\.\d.%", one.words)
     two = page_of(unsolved(tmp_path / "two", agreements=2))
-    assert "plane" in figures(two)
+    assert "scatter" in figures(two)
     assert "agreement-1 against agreement-0" in two.words
 
 
@@ -253,6 +253,8 @@ def test_whatever_a_model_says_is_text(tmp_path):
         "status": HOSTILE,
         "student": HOSTILE,
         "kind": HOSTILE,
+        "description": HOSTILE,
+        "models": [HOSTILE],
         "teachers": {HOSTILE: HOSTILE},
         "data": {HOSTILE: {"read": 1}},
         "versions": {HOSTILE: HOSTILE},
@@ -269,6 +271,32 @@ def test_whatever_a_model_says_is_text(tmp_path):
     assert {"results", "judged", "samples"} <= {each["id"] for each in page.all("section")}
     assert "no valid answer" in page.words
     assert "{{ 7*7 }}" in page.text
+
+
+def test_a_stage_of_a_kind_that_nobody_knows_is_shown_by_what_it_wrote(copy):
+    """Its name, its kind, its description and its data; stages that read them come after it."""
+    stage = json.loads((copy / "align" / "stage.json").read_text())
+    stage["data"] = {"written": {"kept": 7, "share": 1.0}, **stage["data"]}
+    write_json(copy / "align" / "stage.json", stage)
+    write_json(
+        copy / "written" / "stage.json",
+        {
+            "name": "written",
+            "status": "done",
+            "fingerprint": "f",
+            "kind": "answers",
+            "description": "4 answers of served to each prompt of prompts",
+            "models": ["served"],
+            "seconds": 12.0,
+        },
+    )
+    write_lines(copy / "written" / "data" / "rows.jsonl", [{"messages": []}] * 100)
+    page = page_of(copy)
+    assert "written answers served 4 answers of served to each prompt of prompts" in page.words
+    assert re.search(r"makes data/rows\.jsonl 1\.7.kB", page.words)
+    assert "6 of 6" in page.words
+    stages = page.words[page.words.rindex("Who learned what") :]
+    assert stages.index(" written answers") < stages.index(" align distill")
 
 
 def test_half_a_surrogate_pair_is_no_obstacle(copy):
@@ -305,7 +333,7 @@ def test_a_recipe_alone_has_a_page(tmp_path):
 
 def test_one_task_has_no_plane(tmp_path):
     write_json(tmp_path / "results.json", {"a": {"t": entry(0.5)}, "b": {"t": entry(0.7)}})
-    assert "plane" not in figures(page_of(tmp_path))
+    assert "scatter" not in figures(page_of(tmp_path))
 
 
 def test_metrics_that_are_not_finite_leave_gaps(copy):

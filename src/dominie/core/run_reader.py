@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dominie.core.errors import InputError
 from dominie.core.io import verify_checksum
 from dominie.core.json_values import finite, mapping, sequence, text
+from dominie.core.results import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -226,6 +227,22 @@ def read_results(run: Path, notes: list[str] | None = None) -> dict[str, dict[st
                 _fault(path, f"no figures of {model}", notes)
             results[model] = {k: v for k, v in mapping(tasks).items() if isinstance(v, dict)}
     return results
+
+
+def read_comparisons(
+    run: Path, notes: list[str]
+) -> tuple[str | None, dict[str, dict[tuple[str, str], Interval]]]:
+    """The baseline, and by task the differences of models on the same questions."""
+    content = read_object(run / "evaluation" / "comparisons.json", notes)
+    found: dict[str, dict[tuple[str, str], Interval]] = {}
+    for task, by_model in mapping(content.get("differences")).items():
+        for model, others in mapping(by_model).items():
+            for other, entry in mapping(others).items():
+                given = mapping(entry)
+                difference = Interval.from_ends(given.get("difference"), given.get("interval"))
+                if difference is not None:
+                    found.setdefault(task, {})[model, other] = difference
+    return text(content.get("baseline")), found
 
 
 def read_samples(path: Path, notes: list[str]) -> tuple[Sample, ...]:

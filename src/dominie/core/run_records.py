@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError
 from dominie.core.json_values import finite, mapping, numbers, numbers_by_name, sequence, text
 from dominie.core.results import JUDGED, RATED, Interval, TaskResult, within_noise
 from dominie.core.run_reader import (
     Sample,
+    read_comparisons,
     read_metrics,
-    read_object,
     read_recipe,
     read_results,
     read_samples,
@@ -188,8 +188,7 @@ def read_run(path: Path) -> Run:
             do="name the folder of one run, runs/NAME",
         )
     samples = _samples(path / "evaluation", results, notes)
-    compared = read_object(path / "evaluation" / "comparisons.json", notes)
-    baseline = text(compared.get("baseline"))
+    baseline, differences = read_comparisons(path, notes)
     return Run(
         path.resolve().name,
         path,
@@ -198,7 +197,7 @@ def read_run(path: Path) -> Run:
         samples,
         recipe,
         tuple(notes),
-        _differences(mapping(compared.get("differences"))),
+        differences,
         baseline if baseline in results else None,
     )
 
@@ -215,19 +214,6 @@ def _results(run: Path, notes: list[str]) -> dict[str, dict[str, TaskResult]]:
                 notes.append(f"results.json holds no finite score of {model} on {task}.")
             else:
                 found.setdefault(model, {})[task] = result
-    return found
-
-
-def _differences(tasks: Mapping[str, Any]) -> dict[str, dict[tuple[str, str], Interval]]:
-    """By task how models differ from each other on the same questions."""
-    found: dict[str, dict[tuple[str, str], Interval]] = {}
-    for task, by_model in tasks.items():
-        for model, others in mapping(by_model).items():
-            for other, entry in mapping(others).items():
-                given = mapping(entry)
-                difference = Interval.from_ends(given.get("difference"), given.get("interval"))
-                if difference is not None:
-                    found.setdefault(task, {})[model, other] = difference
     return found
 
 
@@ -251,12 +237,13 @@ def _stage(folder: Path, notes: list[str]) -> Stage:
     so_far = train[-1].values if train else {}
     kind = text(record.get("kind")) or "train"
     models = tuple(filter(None, map(text, sequence(record.get("models")))))
+    described = (text(record.get(key)) for key in ("description", "summary"))
     of_models = f"{kind} of {' and '.join(models)}" if models else ""
     return Stage(
         name=folder.name,
         status=text(record.get("status")) or "unfinished",
         kind=kind,
-        description=text(record.get("description")) or of_models,
+        description=next(filter(None, described), of_models),
         student=text(record.get("student")),
         models=models,
         teachers={

@@ -6,8 +6,7 @@ Neither torch nor a model is needed to report on a run.
 from __future__ import annotations
 
 from dominie.report.compare import compare_runs
-from dominie.report.compare_page import comparison_table, write_comparison
-from dominie.report.page import write_report
-from dominie.report.terminal import results_table
+from dominie.report.page import write_comparison, write_report
+from dominie.report.terminal import comparison_table, results_table
 
 __all__ = ["compare_runs", "comparison_table", "results_table", "write_comparison", "write_report"]

@@ -1,48 +1,27 @@
-"""Charts as inline SVG: lines over steps, and intervals on a strip.
+"""Drawings as inline SVG: elements, axes, bars with intervals.
 
 Colours, fonts and dashes are classes of the page's style sheet, so that a chart follows the theme
-and prints. Every chart carries a title and a description for those who hear it.
+and prints. Every chart has a title and a description for screen readers.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
-from dominie.report.formatting import Scale, figure, linear_scale, value_scale
+from dominie.report.formatting import MINUS, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-Point = tuple[float, float]
-
-_WIDTH, _HEIGHT = 320.0, 184.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 10.0, 30.0
-_SMOOTH_FROM = 40
-
-
-@dataclass(frozen=True)
-class Series:
-    """A line of a chart: its name, its points by step (gaps where not finite), its style."""
-
-    label: str
-    points: Sequence[Point]
-    style: str
-
-    @property
-    def drawable(self) -> list[Point]:
-        """The points that have a place on paper."""
-        return [point for point in self.points if all(map(math.isfinite, point))]
-
-    @property
-    def last(self) -> float | None:
-        """The last finite value."""
-        finite = self.drawable
-        return finite[-1][1] if finite else None
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 470.0, 134.0, 52.0, 8.0, 26.0  # of a bar chart
+_BAR, _GAP = 12.0, 9.0
+_LOG_FROM = 30.0
+"""The ratio of the largest to the smallest value from which a logarithmic axis shows more."""
 
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
@@ -80,57 +59,6 @@ def picture(
     )
 
 
-def line_chart(
-    title: str, series: Sequence[Series], *, points: int = 240, spanned: Sequence[float] = ()
-) -> Markup | None:
-    """Lines over steps on one axis of values.
-
-    The axes stand in `data-x` and `data-y` (low, high, start, end, and `log`), and each line has
-    its number in `data-line`: the page's script reads values off the paths.
-
-    Args:
-        title: what is drawn, for screen readers.
-        series: the lines; those without a finite value are left out.
-        points: how many points of a line are kept at most.
-        spanned: further values that the axis has room for.
-
-    Returns:
-        The chart, or None where there is nothing to draw.
-    """
-    shown = [line for line in series if line.drawable]
-    if not shown:
-        return None
-    finite = [point for line in shown for point in line.drawable]
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-    steps = linear_scale((0.0, *(x for x, _ in finite)), _LEFT, right, whole=False, least_step=1.0)
-    values = value_scale((*(y for _, y in finite), *spanned), bottom, _TOP)
-    axes = [
-        *_value_axis(values, right),
-        *_step_axis(steps, bottom),
-        element("text", "step", x=right, y=_HEIGHT - 2, class_="unit", text_anchor="end"),
-    ]
-    if values.logarithmic:
-        axes.append(element("text", "log scale", x=_LEFT, y=_HEIGHT - 2, class_="unit"))
-    lines = [
-        shape
-        for number, line in enumerate(shown)
-        for shape in _line(line, number, steps, values, points)
-    ]
-    description = "; ".join(
-        f"{line.label} from {figure(line.drawable[0][1])} to {figure(line.last)}" for line in shown
-    )
-    return picture(
-        _WIDTH,
-        _HEIGHT,
-        title,
-        description,
-        *axes,
-        *lines,
-        data_x=_ends(steps),
-        data_y=_ends(values),
-    )
-
-
 def interval_strip(score: float, ends: tuple[float, float] | None) -> Markup:
     """A score from 0 to 1 as a bar that ends in a stroke, in the band of its interval."""
     width, height = 120.0, 14.0
@@ -160,86 +88,198 @@ def swatch(style: str) -> Markup:
     return element("svg", line, viewBox="0 0 22 10", class_="swatch", aria_hidden="true")
 
 
-def _ends(axis: Scale) -> str:
-    """An axis for the script: the data at its ends, where those lie, and whether it is log."""
-    written = f"{axis.low:.9g} {axis.high:.9g} {axis.start:g} {axis.end:g}"
-    return f"{written} log" if axis.logarithmic else written
-
-
 def _rounded(value: object) -> object:
     return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
 
 
-def _value_axis(values: Scale, right: float) -> Iterable[Markup]:
-    for tick in values.ticks:
-        y = values(tick)
-        yield element("line", x1=_LEFT, x2=right, y1=y, y2=y, class_="grid")
-        yield element("text", values.label(tick), x=_LEFT - 6, y=y + 3.5, text_anchor="end")
+@dataclass(frozen=True)
+class Scale:
+    """An axis: the data from `low` to `high` lie at the positions from `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    ticks: tuple[float, ...]
+    logarithmic: bool = False
+
+    def __call__(self, value: float) -> float:
+        """The position of a value; one outside the axis is put at its end."""
+        low, high, inside = self.low, self.high, min(max(value, self.low), self.high)
+        if self.logarithmic:
+            low, high, inside = math.log(low), math.log(high), math.log(inside)
+        return self.start + (inside - low) / (high - low) * (self.end - self.start)
+
+    def label(self, tick: float) -> str:
+        """A tick as text, with as many digits as tell the ticks apart."""
+        return tick_label(tick, self.ticks, logarithmic=self.logarithmic)
 
 
-def _step_axis(steps: Scale, bottom: float) -> Iterable[Markup]:
-    yield element("line", x1=steps.start, x2=steps.end, y1=bottom, y2=bottom, class_="axis")
-    for tick in steps.ticks:
-        x = steps(tick)
-        yield element("line", x1=x, x2=x, y1=bottom, y2=bottom + 3, class_="axis")
-        yield element("text", steps.label(tick), x=x, y=bottom + 14, text_anchor="middle")
+def linear_scale(
+    values: Iterable[float],
+    start: float,
+    end: float,
+    *,
+    count: int = 4,
+    whole: bool = True,
+    least_step: float = 0.0,
+) -> Scale:
+    """A linear axis over the values.
+
+    Args:
+        values: finite numbers, at least one.
+        start: the position of the lower end.
+        end: the position of the upper end.
+        count: about how many steps between ticks there are room for.
+        whole: whether the axis ends on ticks, or where the values end.
+        least_step: the smallest step between ticks: 1 for what is counted.
+    """
+    numbers = list(values)
+    low, high = min(numbers), max(numbers)
+    if low == high:
+        margin = abs(low) * 0.1 or 1.0
+        low, high = low - margin, high + margin
+    step = max(least_step, tick_step(high - low, count))
+    if whole:
+        low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    ticks = tuple(round(index * step, 12) for index in range(first, last + 1))
+    return Scale(low, high, start, end, ticks)
 
 
-def _line(line: Series, number: int, steps: Scale, values: Scale, points: int) -> Iterable[Markup]:
-    style = f"series {line.style}"
-    if len(line.drawable) == 1:
-        ((x, y),) = line.drawable
-        yield element("circle", cx=steps(x), cy=values(y), r=2.5, class_=f"{style} single")
-        return
-    shown = line.points
-    if len(line.drawable) >= _SMOOTH_FROM:
-        logged = _path(_thinned(shown, points), steps, values)
-        yield element("path", d=logged, class_=f"{style} raw")
-        shown = _smoothed(shown)
-    path = _path(_thinned(shown, points), steps, values)
-    yield element("path", d=path, class_=style, data_line=number)
+def value_scale(values: Iterable[float], start: float, end: float, *, count: int = 4) -> Scale:
+    """An axis for a loss: logarithmic where it falls by orders of magnitude, else linear."""
+    numbers = list(values)
+    low, high = min(numbers), max(numbers)
+    if low > 0 and high / low >= _LOG_FROM:
+        return _logarithmic_scale(low, high, start, end)
+    if 0 <= low < 0.5 * high:
+        low = 0.0
+    return linear_scale((low, high), start, end, count=count)
 
 
-def _path(points: Sequence[Point], steps: Scale, values: Scale) -> str:
-    """The path through the points, lifted where one is not finite."""
-    written, lifted = [], True
-    for x, y in points:
-        if not math.isfinite(y):
-            lifted = True
-            continue
-        written.append(f"{'M' if lifted else 'L'}{steps(x):.1f} {values(y):.1f}")
-        lifted = False
-    return "".join(written)
+def tick_step(span: float, count: int) -> float:
+    """The step of 1, 2 or 5 times a power of ten that divides the span into about `count`."""
+    raw = span / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
 
 
-def _thinned(points: Sequence[Point], most: int) -> Sequence[Point]:
-    """At most `most` of the points: the lowest and highest of each stretch, ends and gaps kept."""
-    if len(points) <= most:
-        return points
-    stretch = math.ceil(2 * len(points) / most)
-    kept: list[Point] = [points[0]]
-    for start in range(0, len(points), stretch):
-        part = points[start : start + stretch]
-        finite = [point for point in part if math.isfinite(point[1])]
-        gap = next((point for point in part if not math.isfinite(point[1])), None)
-        chosen = {min(finite, key=_value), max(finite, key=_value)} if finite else set()
-        kept += sorted(chosen | ({gap} if gap else set()))
-    return [*kept, points[-1]]
+def tick_label(tick: float, ticks: tuple[float, ...], *, logarithmic: bool = False) -> str:
+    """A tick as text; thousands as `k` where all ticks are multiples of them."""
+    largest = max((abs(other) for other in ticks), default=0.0)
+    if not logarithmic and largest >= 1e6:
+        text = f"{tick / 1e6:g}M" if tick else "0"
+    elif not logarithmic and largest >= 1e4:
+        text = f"{tick / 1e3:g}k" if tick else "0"
+    elif tick and abs(tick) < 1e-4:
+        text = f"{tick:.0e}"
+    else:
+        gaps = [b - a for a, b in pairwise(ticks)]
+        step = abs(tick) if logarithmic or not gaps else min(gaps)
+        digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step else 0
+        text = f"{tick:,.{digits}f}"
+    return text.replace("-", MINUS, 1) if text.startswith("-") else text
 
 
-def _smoothed(points: Sequence[Point]) -> list[Point]:
-    """The mean over a window of a twentieth of the line, centred, gaps kept."""
-    reach = max(1, len(points) // 40)
-    finite = [y if math.isfinite(y) else 0.0 for _, y in points]
-    sums = [0.0, *accumulate(finite)]
-    counts = [0, *accumulate(math.isfinite(y) for _, y in points)]
-    smooth = []
-    for index, (x, y) in enumerate(points):
-        low, high = max(0, index - reach), min(len(points), index + reach + 1)
-        mean = (sums[high] - sums[low]) / max(1, counts[high] - counts[low])
-        smooth.append((x, mean if math.isfinite(y) else math.nan))
-    return smooth
+def _logarithmic_scale(low: float, high: float, start: float, end: float) -> Scale:
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    factors = (1, 2, 5) if last - first <= 2 else (1, 3) if last - first <= 3 else (1,)
+    every = max(1, math.ceil((last - first) / 5))
+    candidates = [
+        factor * 10.0**power for power in range(first, last + 1, every) for factor in factors
+    ]
+    below = [tick for tick in candidates if tick <= low * 1.0001]
+    above = [tick for tick in candidates if tick >= high * 0.9999]
+    bottom, top = max(below, default=low), min(above, default=high)
+    ticks = tuple(tick for tick in candidates if bottom <= tick <= top)
+    return Scale(bottom, top, start, end, ticks, logarithmic=True)
 
 
-def _value(point: Point) -> float:
-    return point[1]
+@dataclass(frozen=True)
+class Bar:
+    """One bar: its length from 0 to 1, what is written at its end, its interval, its style."""
+
+    value: float
+    text: str
+    ends: tuple[float, float] | None = None
+    style: str = "first"
+
+
+@dataclass(frozen=True)
+class BarGroup:
+    """The bars of one name, below each other."""
+
+    label: str
+    bars: tuple[Bar, ...]
+    style: str = ""
+
+
+def bar_chart(
+    title: str,
+    groups: Sequence[BarGroup],
+    *,
+    ticks: Sequence[tuple[float, str]],
+    half: bool = False,
+) -> Markup:
+    """Bars with their intervals, a name beside each group.
+
+    Args:
+        title: what is drawn, for screen readers.
+        groups: at least one, the first on top.
+        ticks: positions from 0 to 1 and what is written there.
+        half: whether a line marks the middle, where two sides are even.
+    """
+    scale = linear_scale((0.0, 1.0), _LEFT, _WIDTH - _RIGHT)
+    height = _TOP + _BOTTOM + sum(_tall(group) for group in groups)
+    shapes = [*_axis(scale, ticks, height - _BOTTOM, half)]
+    y = _TOP
+    for group in groups:
+        shapes += _group(group, scale, y)
+        y += _tall(group)
+    description = "; ".join(
+        f"{group.label}: {', '.join(bar.text for bar in group.bars)}" for group in groups
+    )
+    return picture(_WIDTH, height, title, description, *shapes, style="bars")
+
+
+def _tall(group: BarGroup) -> float:
+    return _BAR * len(group.bars) + _GAP
+
+
+def _axis(
+    scale: Scale, ticks: Sequence[tuple[float, str]], bottom: float, half: bool
+) -> Iterable[Markup]:
+    for at, text in ticks:
+        x = scale(at)
+        style = "axis even" if half and at == 0.5 else "grid"
+        yield element("line", x1=x, x2=x, y1=_TOP - 4, y2=bottom, class_=style)
+        yield element("text", text, x=x, y=bottom + 15, text_anchor="middle")
+
+
+def _group(group: BarGroup, scale: Scale, top: float) -> Iterable[Markup]:
+    middle = top + _BAR * len(group.bars) / 2 + 4
+    name = shortened(group.label, 22)
+    style = f"name {group.style}".strip()
+    yield element("text", name, x=_LEFT - 10, y=middle, text_anchor="end", class_=style)
+    for number, bar in enumerate(group.bars):
+        y, x = top + number * _BAR, scale(bar.value)
+        yield element(
+            "rect",
+            x=scale(0.0),
+            y=y + 1,
+            width=max(x - scale(0.0), 0.5),
+            height=_BAR - 2,
+            rx=1.5,
+            class_=f"bar {bar.style} {group.style}".strip(),
+        )
+        end = x
+        if bar.ends:
+            low, high = map(scale, bar.ends)
+            end, center = max(end, high), y + _BAR / 2
+            yield element("line", x1=low, x2=high, y1=center, y2=center, class_="whisker")
+            for cap in (low, high):
+                yield element(
+                    "line", x1=cap, x2=cap, y1=center - 3, y2=center + 3, class_="whisker"
+                )
+        yield element("text", bar.text, x=end + 6, y=y + _BAR - 2, class_="value")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from dominie.core.errors import InputError
 from dominie.core.json_values import finite, mapping
 from dominie.core.run_reader import read_object
 from dominie.core.run_records import read_run
+from dominie.report.formatting import DASH, percent, signed_points
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ _STUDENT_95 = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and the ends of its 95 % interval where one is known."""
+    """A mean, and the ends of its 95 % interval if one is known."""
 
     mean: float
     ends: tuple[float, float] | None = None
@@ -61,17 +62,17 @@ class Estimate:
         return None if self.ends is None else (self.ends[1] - self.ends[0]) / 2
 
     @property
-    def sure(self) -> bool:
-        """Whether the interval leaves zero out."""
+    def significant(self) -> bool:
+        """Whether the interval excludes zero."""
         return self.ends is not None and not self.ends[0] <= 0.0 <= self.ends[1]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A model on the plane of two tasks.
+    """A model's scores on two tasks.
 
     Attributes:
-        name: of the model, with the values it ran under where runs differ in them.
+        name: of the model, with the values it ran under if runs differ in them.
         x: its score on the task across.
         y: its score on the task upwards.
         runs: how many runs it stands for.
@@ -89,12 +90,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What several runs came to.
+    """The models of several runs on two tasks.
 
     Attributes:
         tasks: the task across and the task upwards.
         points: the models, in the order of the results.
-        against: the model that differences are to, None where none was asked for.
+        against: the model that differences are to, None if none was asked for.
         notes: what could not be read or was left out.
     """
 
@@ -104,17 +105,14 @@ class Comparison:
     notes: Sequence[str]
 
 
-@dataclass
-class _Scores:
-    """Scores of one model by the run's place among its siblings: its seed, or its number."""
-
-    pairs: dict[str, tuple[TaskResult, TaskResult]] = field(default_factory=dict)
+#: Results of one model on both tasks, by the run's seed, or its number.
+_Pairs = dict[str, "tuple[TaskResult, TaskResult]"]
 
 
 def compare_runs(
     paths: Sequence[Path], *, across: str | None, upwards: str | None, against: str | None
 ) -> Comparison:
-    """Average models over runs, and find who is beaten by whom.
+    """Average models over runs, and find the Pareto front.
 
     The interval of several runs is Student's, over runs; that of one run is over its questions.
     Differences are paired: run by run of one seed.
@@ -153,11 +151,8 @@ def compare_runs(
     plain = {name: _point(name, scores) for name, scores in grouped.items()}
     edge = pareto_front({name: (point.x.mean, point.y.mean) for name, point in plain.items()})
     points = [
-        Point(
-            name=name,
-            x=point.x,
-            y=point.y,
-            runs=point.runs,
+        replace(
+            point,
             on_front=name in edge,
             differences=None
             if against in (None, name)
@@ -185,7 +180,7 @@ def _tasks(runs: Sequence[Run], across: str | None, upwards: str | None) -> tupl
     ]
     if None in chosen or chosen[0] == chosen[1]:
         raise InputError(
-            "a plane needs two tasks",
+            "a scatter plot needs two tasks",
             where=", ".join(run.name for run in runs),
             found=", ".join(known) or "no results",
             do="run the recipe, or name two tasks with --x and --y",
@@ -193,18 +188,18 @@ def _tasks(runs: Sequence[Run], across: str | None, upwards: str | None) -> tupl
     return str(chosen[0]), str(chosen[1])
 
 
-def _grouped(runs: Sequence[Run], tasks: tuple[str, str]) -> dict[str, _Scores]:
+def _grouped(runs: Sequence[Run], tasks: tuple[str, str]) -> dict[str, _Pairs]:
     """Scores by model and the values of its run, in the order of their first appearance.
 
     Runs of one recipe that differ in nothing but the seed are siblings, over which models are
-    averaged. Of runs of several recipes a model is told by its run, unless it is the same in all.
+    averaged. Models of several recipes are named with their run, unless they are the same in all.
     """
-    records = [mapping(read_object(run.path / "sweep.json", [])) for run in runs]
+    records = [read_object(run.path / "sweep.json", []) for run in runs]
     values = [{k: str(v) for k, v in mapping(r.get("values")).items()} for r in records]
     several = _of_several_recipes(runs, records)
-    grouped: dict[str, _Scores] = {}
+    grouped: dict[str, _Pairs] = {}
     for number, (run, record, own) in enumerate(zip(runs, records, values, strict=True)):
-        told = ", ".join(
+        differing = ", ".join(
             f"{key.rpartition('.')[2]} {value}"
             for key, value in own.items()
             if any(other.get(key) != value for other in values)
@@ -214,7 +209,7 @@ def _grouped(runs: Sequence[Run], tasks: tuple[str, str]) -> dict[str, _Scores]:
         for model, scores in run.results.items():
             if not all(task in scores for task in tasks):
                 continue
-            name = f"{model} ({told})" if told else model
+            name = f"{model} ({differing})" if differing else model
             if run in several:
                 if any(
                     _place(other, model, tasks) != _place(run, model, tasks) for other in several
@@ -222,27 +217,27 @@ def _grouped(runs: Sequence[Run], tasks: tuple[str, str]) -> dict[str, _Scores]:
                     name = f"{model} ({run.name})"
                 elif name in grouped:
                     continue
-            pairs = grouped.setdefault(name, _Scores()).pairs
+            pairs = grouped.setdefault(name, {})
             key = place if place not in pairs else f"run {number}"
             pairs[key] = (scores[tasks[0]], scores[tasks[1]])
     return grouped
 
 
 def _of_several_recipes(runs: Sequence[Run], records: Sequence[Mapping[str, Any]]) -> list[Run]:
-    """The runs that no sweep made, where their recipes differ in more than name and seed."""
+    """The runs that no sweep made, if their recipes differ in more than name and seed."""
     alone = [run for run, record in zip(runs, records, strict=True) if not record]
     recipes = {re.sub(r"^\s*(name|seed):.*\n", "", run.recipe or "", flags=re.M) for run in alone}
     return alone if len(recipes) > 1 else []
 
 
 def _place(run: Run, model: str, tasks: tuple[str, str]) -> tuple[float, ...]:
-    """The scores of a model, none where it is not in the run."""
+    """The scores of a model, none if it is not in the run."""
     scores = run.results.get(model, {})
     return tuple(scores[task].score for task in tasks if task in scores)
 
 
-def _point(name: str, scores: _Scores) -> Point:
-    pairs = list(scores.pairs.values())
+def _point(name: str, by_run: _Pairs) -> Point:
+    pairs = list(by_run.values())
     x, y = (
         Estimate(pairs[0][axis].score, pairs[0][axis].ends)
         if len(pairs) == 1
@@ -252,13 +247,13 @@ def _point(name: str, scores: _Scores) -> Point:
     return Point(name, x, y, len(pairs))
 
 
-def _differences(mine: _Scores, theirs: _Scores) -> tuple[Estimate, Estimate] | None:
+def _differences(mine: _Pairs, theirs: _Pairs) -> tuple[Estimate, Estimate] | None:
     """Paired differences over the runs that have both models."""
-    shared = [place for place in mine.pairs if place in theirs.pairs]
+    shared = [run for run in mine if run in theirs]
     if not shared:
         return None
     x, y = (
-        estimate([mine.pairs[p][axis].score - theirs.pairs[p][axis].score for p in shared])
+        estimate([mine[run][axis].score - theirs[run][axis].score for run in shared])
         for axis in (0, 1)
     )
     return x, y
@@ -278,3 +273,40 @@ def estimate(values: Sequence[float]) -> Estimate:
 def front(points: Sequence[Point]) -> list[Point]:
     """The Pareto front, from left to right."""
     return sorted((point for point in points if point.on_front), key=lambda point: point.x.mean)
+
+
+def comparison_headings(comparison: Comparison) -> list[str]:
+    """The headings of a comparison's table."""
+    scores = [f"{task} %" for task in comparison.tasks]
+    differences = [f"Δ {task}" for task in comparison.tasks] if comparison.against else []
+    return [*scores, *differences, "runs"]
+
+
+def comparison_rows(comparison: Comparison) -> list[tuple[Point, list[str]]]:
+    """Points with their cells, best on the second task first."""
+    rows = []
+    for point in sorted(comparison.points, key=lambda point: -point.y.mean):
+        cells = [_score(point.x), _score(point.y)]
+        if comparison.against:
+            cells += [_difference(each) for each in point.differences or (None, None)]
+        rows.append((point, [*cells, str(point.runs)]))
+    return rows
+
+
+def comparison_note(comparison: Comparison) -> str:
+    """What the figures of a comparison's table are."""
+    note = "± 95 % interval"
+    if comparison.against is None:
+        return note
+    return f"{note} · Δ to {comparison.against}, in points, run by run; *: the interval excludes 0"
+
+
+def _score(found: Estimate) -> str:
+    return percent(found.mean) + ("" if found.half is None else f" ±{percent(found.half)}")
+
+
+def _difference(found: Estimate | None) -> str:
+    if found is None:
+        return DASH
+    half = "" if found.half is None else f" ±{percent(found.half)}"
+    return f"{signed_points(found.mean)}{half}{'*' if found.significant else ''}"

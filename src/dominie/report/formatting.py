@@ -1,14 +1,14 @@
-"""Numbers as people read them, rich text, and the axes of charts."""
+"""Numbers as people read them, and rich text: sentences with marked names of models and tasks."""
 
 from __future__ import annotations
 
 import math
+import string
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
 DASH = "\N{EN DASH}"
@@ -22,8 +22,7 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 def span(ends: tuple[float, float], *, rated: bool = False) -> str:
     """An interval of fractions in percent, `97.2–99.4`, or of ratings, `6.15–7.05`."""
-    written = rating if rated else percent
-    return f"{written(ends[0])}{DASH}{written(ends[1])}"
+    return f"{score_text(ends[0], rated=rated)}{DASH}{score_text(ends[1], rated=rated)}"
 
 
 def rating(fraction: float) -> str:
@@ -31,8 +30,13 @@ def rating(fraction: float) -> str:
     return f"{10 * fraction:.2f}"
 
 
-def worth(fraction: float, rated: bool) -> str:
-    """A score as it is read: in percent with its sign, or a rating from 1 to 10."""
+def score_text(fraction: float, *, rated: bool = False) -> str:
+    """A score without a unit: in percent, or a rating from 1 to 10."""
+    return rating(fraction) if rated else percent(fraction)
+
+
+def with_unit(fraction: float, *, rated: bool = False) -> str:
+    """A score with its unit: in percent with the sign, or a rating from 1 to 10."""
     return rating(fraction) if rated else f"{percent(fraction)}{THIN}%"
 
 
@@ -65,6 +69,12 @@ def size(number: float | None) -> str:
         if abs(number) >= bound:
             return f"{number / bound:.3g}{unit}"
     return count(number)
+
+
+def file_size(number: float) -> str:
+    """A number of bytes in three digits: `1.06 MB`, `512 B`."""
+    text = size(number)
+    return f"{text[:-1]}{THIN}{text[-1]}B" if text[-1].isalpha() else f"{text}{THIN}B"
 
 
 def duration(seconds: float | None) -> str:
@@ -114,133 +124,36 @@ def _sign(number: str) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a sentence: words, or the name of a model or a task."""
+    """A piece of rich text: words, or the name of a model or a task."""
 
     text: str
-    kind: Literal["text", "model", "task"] = "text"
+    kind: str = "text"  # or model, task
 
 
-Sentence = tuple[Part, ...]
+RichText = tuple[Part, ...]
 
 
-def plain(sentence: Sentence) -> str:
-    """A sentence as text for a terminal."""
-    return "".join(part.text for part in sentence)
+def rich(template: str, **fields: str | RichText) -> RichText:
+    """Fill a template: `{name:model}` and `{name:task}` mark names, `{name}` is any other text."""
+    parts: list[Part] = []
+    for text, name, kind, _ in string.Formatter().parse(template):
+        parts += [Part(text)] if text else []
+        if name is not None:
+            value = fields[name]
+            parts += [Part(value, kind or "text")] if isinstance(value, str) else value
+    return tuple(parts)
 
 
-def joined(items: Sequence[Sentence]) -> Sentence:
+def plain(rich_text: RichText) -> str:
+    """Rich text as text for a terminal."""
+    return "".join(part.text for part in rich_text)
+
+
+def joined(items: Sequence[RichText], last: str = " and ") -> RichText:
     """Pieces of a sentence as a list in it: `a, b and c`."""
     parts: list[Part] = []
     for index, item in enumerate(items):
         if index:
-            parts.append(Part(" and " if index == len(items) - 1 else ", "))
+            parts.append(Part(last if index == len(items) - 1 else ", "))
         parts += item
     return tuple(parts)
-
-
-_LOG_FROM = 30.0
-"""The ratio of the largest to the smallest value from which a logarithmic axis shows more."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """An axis: the data from `low` to `high` lie at the positions from `start` to `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    ticks: tuple[float, ...]
-    logarithmic: bool = False
-
-    def __call__(self, value: float) -> float:
-        """The position of a value; one outside the axis is put at its end."""
-        low, high, inside = self.low, self.high, min(max(value, self.low), self.high)
-        if self.logarithmic:
-            low, high, inside = math.log(low), math.log(high), math.log(inside)
-        return self.start + (inside - low) / (high - low) * (self.end - self.start)
-
-    def label(self, tick: float) -> str:
-        """A tick as text, with as many digits as tell the ticks apart."""
-        return tick_label(tick, self.ticks, logarithmic=self.logarithmic)
-
-
-def linear_scale(
-    values: Iterable[float],
-    start: float,
-    end: float,
-    *,
-    count: int = 4,
-    whole: bool = True,
-    least_step: float = 0.0,
-) -> Scale:
-    """A linear axis over the values.
-
-    Args:
-        values: finite numbers, at least one.
-        start: the position of the lower end.
-        end: the position of the upper end.
-        count: about how many steps between ticks there are room for.
-        whole: whether the axis ends on ticks, or where the values end.
-        least_step: the smallest step between ticks: 1 for what is counted.
-    """
-    numbers = list(values)
-    low, high = min(numbers), max(numbers)
-    if low == high:
-        margin = abs(low) * 0.1 or 1.0
-        low, high = low - margin, high + margin
-    step = max(least_step, tick_step(high - low, count))
-    if whole:
-        low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    ticks = tuple(round(index * step, 12) for index in range(first, last + 1))
-    return Scale(low, high, start, end, ticks)
-
-
-def value_scale(values: Iterable[float], start: float, end: float, *, count: int = 4) -> Scale:
-    """An axis for a loss: logarithmic where it falls by orders of magnitude, else linear."""
-    numbers = list(values)
-    low, high = min(numbers), max(numbers)
-    if low > 0 and high / low >= _LOG_FROM:
-        return _logarithmic_scale(low, high, start, end)
-    if 0 <= low < 0.5 * high:
-        low = 0.0
-    return linear_scale((low, high), start, end, count=count)
-
-
-def tick_step(span: float, count: int) -> float:
-    """The step of 1, 2 or 5 times a power of ten that divides the span into about `count`."""
-    raw = span / max(count, 1)
-    power = 10.0 ** math.floor(math.log10(raw))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
-
-
-def tick_label(tick: float, ticks: tuple[float, ...], *, logarithmic: bool = False) -> str:
-    """A tick as text; thousands as `k` where all ticks are multiples of them."""
-    largest = max((abs(other) for other in ticks), default=0.0)
-    if not logarithmic and largest >= 1e6:
-        text = f"{tick / 1e6:g}M" if tick else "0"
-    elif not logarithmic and largest >= 1e4:
-        text = f"{tick / 1e3:g}k" if tick else "0"
-    elif tick and abs(tick) < 1e-4:
-        text = f"{tick:.0e}"
-    else:
-        gaps = [b - a for a, b in pairwise(ticks)]
-        step = abs(tick) if logarithmic or not gaps else min(gaps)
-        digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step else 0
-        text = f"{tick:,.{digits}f}"
-    return text.replace("-", MINUS, 1) if text.startswith("-") else text
-
-
-def _logarithmic_scale(low: float, high: float, start: float, end: float) -> Scale:
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    factors = (1, 2, 5) if last - first <= 2 else (1, 3) if last - first <= 3 else (1,)
-    every = max(1, math.ceil((last - first) / 5))
-    candidates = [
-        factor * 10.0**power for power in range(first, last + 1, every) for factor in factors
-    ]
-    below = [tick for tick in candidates if tick <= low * 1.0001]
-    above = [tick for tick in candidates if tick >= high * 0.9999]
-    bottom, top = max(below, default=low), min(above, default=high)
-    ticks = tuple(tick for tick in candidates if bottom <= tick <= top)
-    return Scale(bottom, top, start, end, ticks, logarithmic=True)

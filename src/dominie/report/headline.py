@@ -1,9 +1,9 @@
-"""The sentence at the top of a report, and a few below it, computed from the results.
+"""The sentences at the top of a report: templates, filled from the changes between models.
 
 Nothing here knows the names of a recipe. What a model is follows from the stages: the model it was
-trained from (its *parent*), the models that taught it, and the models trained from the same parent.
-What is *within noise* is said so, whatever the difference: see `changes`. Where no model solves any
-task, how like its teacher it is has the word: see `likeness`.
+trained from (its *parent*), its teachers, and the models trained from the same parent. A difference
+*within noise* is called so, however large. If no model solves any task, its agreement with the
+teacher is reported in place of its scores.
 """
 
 from __future__ import annotations
@@ -11,244 +11,300 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dominie.core.results import RATED
-from dominie.report.changes import Change, ability_of, candidates, change, changes, likeness
+from dominie.core.results import RATED, within_noise
 from dominie.report.formatting import (
     MINUS,
     THIN,
-    Part,
-    Sentence,
+    RichText,
+    figure,
     joined,
     listed,
     percent,
-    rating,
+    points,
+    rich,
     span,
+    with_unit,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from dominie.core.results import Interval, TaskResult
     from dominie.core.run_records import Run
 
-_KEPT = 0.9
-_MOST_TASKS = 3
+_KEPT = 0.9  # the part of a score from which on it counts as kept
+_MOST_TASKS = 3  # named in a sentence; more are counted
+
+_NEAR = "is within noise of {parent:model} in {task:task}"
+_KEEPS = "keeps {amount} of the {task:task} score of {parent:model} ({how})"
+_KEEPS_MANY = "keeps its scores in {tasks} from {parent:model} ({how})"
+_NEAR_TEACHER = "{model:model} is within noise of its teacher {teacher:model} in {task:task}"
+_SURPASSES = "{model:model} surpasses its teacher {teacher:model} in {task:task} by {size} points"
+_REACHES = "{model:model} reaches {share} of the {task:task} score of its teacher {teacher:model}"
+_UNTAUGHT = ", {difference} {other:model}, taught by labels alone"
+_AGREES = "{model:model} agrees with the teacher on {clauses}."
+_AGREEMENT = "{share} of the tokens of {task:task}{details}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A task's result of one model beside that of another, `after` beside `before`.
+
+    Attributes:
+        paired: their difference on the same questions, if that was computed.
+    """
+
+    task: str
+    before: TaskResult
+    after: TaskResult
+    paired: Interval | None = None
+
+    @property
+    def difference(self) -> float:
+        """After minus before, as a fraction."""
+        return self.after.score - self.before.score
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the difference is noise; without intervals only equal scores are."""
+        noise = within_noise(self.after, self.before, self.paired)
+        return self.difference == 0 if noise is None else noise
+
+    @property
+    def rated(self) -> bool:
+        """Whether the scores are ratings from 1 to 10."""
+        return self.after.metric == RATED
+
+    @property
+    def size(self) -> str:
+        """The size of the difference, in points of 100, or of 10 if ratings are compared."""
+        return points(self.difference, rated=self.rated)
+
+    @property
+    def kept(self) -> float | None:
+        """The part of the earlier score that is left."""
+        return self.after.score / self.before.score if self.before.score > 0 else None
+
+
+def change(run: Run, task: str, model: str, baseline: str) -> Change:
+    """The change on a task that both models were measured on."""
+    before, after = run.results[baseline][task], run.results[model][task]
+    return Change(task, before, after, run.difference(task, model, baseline))
+
+
+def changes(run: Run, model: str, baseline: str) -> tuple[Change, ...]:
+    """The tasks of ability on which both models were measured, in order."""
+    shared = run.results[model].keys() & run.results[baseline].keys()
+    return tuple(change(run, task, model, baseline) for task in run.ability_tasks if task in shared)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the results say: the first sentence, those that support it, and whom it is about."""
+    """The first sentence about the results, those that support it, and the model it is about."""
 
-    headline: Sentence
-    support: tuple[Sentence, ...] = ()
+    headline: RichText
+    support: tuple[RichText, ...] = ()
     model: str | None = None
 
 
 def findings(run: Run) -> Findings:
-    """The sentences that the results of a run bear out."""
+    """The sentences that the results of a run support."""
     if not run.results:
         return Findings(_unfinished(run))
-    if not any(run.results[m][t].score for m in run.results for t in ability_of(run, m)):
-        found = likeness(run)
-        if found is not None:
-            return Findings(found.headline, found.support, found.model)
-        if not run.ability_tasks:
-            return Findings(_unfinished(run))
-        return Findings(_unsolved(run))
-    model = _most_interesting(run)
-    headline = _sentence(run, model)
+    if not any(run.results[m][t].score for m in run.results for t in _abilities(run, m)):
+        return agreement_summary(run) or Findings(_unsolved(run))
+    # The mean is taken over all tasks, so a model not measured on one of them comes last.
+    model = max(
+        _candidates(run),
+        key=lambda name: sum(run.results[name][task].score for task in _abilities(run, name)),
+    )
     others = sorted(
         (name for name in run.results if name != model and name in run.stages),
         key=lambda name: -_closeness(run, name, model),
     )
-    support = [_sentence(run, name) for name in others if _related(run, name)]
-    return Findings(headline, tuple(support[:3]), model)
+    related = [name for name in others if run.parent(name) or _evaluated_teacher(run, name)]
+    support = tuple(_sentence(run, name) for name in related[:3])
+    return Findings(_sentence(run, model), support, model)
 
 
-def _most_interesting(run: Run) -> str:
-    """The model a run is about: of its candidates, the best over the tasks.
+def agreement_summary(run: Run) -> Findings | None:
+    """How far the model nearest to its teacher agrees with it; None if that was not measured."""
+    tasks = [task for task in run.tasks if run.metric(task) == "agreement"]
+    measured = {m: [t for t in tasks if t in run.results[m]] for m in _candidates(run)}
+    known = [model for model, shared in measured.items() if shared]
+    if not known:
+        return None
+    model = max(known, key=lambda m: sum(run.results[m][task].score for task in measured[m]))
+    clauses = joined([_agreement(run, model, task) for task in measured[model]])
+    unsolved = _abilities(run, model)
+    support = rich("No model solved anything in {tasks} yet.", tasks=_names(unsolved[:3]))
+    headline = rich(_AGREES, model=model, clauses=clauses)
+    return Findings(headline, (support,) if unsolved else (), model)
 
-    The mean is taken over all tasks, so a model that was not measured on one of them comes last.
-    """
-    return max(
-        candidates(run),
-        key=lambda name: sum(run.results[name][task].score for task in ability_of(run, name)),
+
+def _agreement(run: Run, model: str, task: str) -> RichText:
+    """`41.2 % of the tokens of general (KL 2.31 nats, 12 points above sft)`."""
+    result, parent = run.results[model][task], run.parent(model)
+    parts = []
+    if "kl" in result.extras:
+        parts.append(rich("KL {kl} nats", kl=figure(result.extras["kl"])))
+    if parent and task in run.results[parent]:
+        step = change(run, task, model, parent)
+        size = f"{percent(abs(step.difference))} points"
+        parts.append(rich("{side} {parent:model}", side=_side(step, size), parent=parent))
+    return rich(
+        _AGREEMENT,
+        share=with_unit(result.score),
+        task=task,
+        details=rich(" ({parts})", parts=joined(parts, ", ")) if parts else (),
     )
 
 
-def _sentence(run: Run, model: str) -> Sentence:
+def _sentence(run: Run, model: str) -> RichText:
     parent, teacher = run.parent(model), _evaluated_teacher(run, model)
-    from_stage = parent in run.stages
-    if parent and (from_stage or not teacher) and (shared := changes(run, model, parent)):
+    if parent and (parent in run.stages or not teacher) and (shared := changes(run, model, parent)):
         return _against_parent(model, parent, shared)
     if teacher and (shared := changes(run, model, teacher)):
         return _against_teacher(run, model, teacher, shared)
     return _alone(run, model)
 
 
-def _against_parent(model: str, parent: str, shared: Sequence[Change]) -> Sentence:
+def _against_parent(model: str, parent: str, shared: Sequence[Change]) -> RichText:
     """`align` keeps 99 % of the general score of `distill` and gains 74 points in domain."""
-    gains = [change for change in shared if not change.within_noise and change.difference > 0]
-    kept = [change for change in shared if change not in gains and _is_kept(change)]
-    losses = [change for change in shared if change not in gains and change not in kept]
-    clauses: list[Sentence] = []
-    if kept:
-        clauses.append(_keeping(kept, parent))
+    gains = [each for each in shared if not each.within_noise and each.difference > 0]
+    kept = [c for c in shared if c not in gains and (c.within_noise or (c.kept or 0.0) >= _KEPT)]
+    losses = [each for each in shared if each not in gains and each not in kept]
+    clauses = [_keeping(kept, parent)] if kept else []
     if gains:
-        clauses.append((Part("gains "), *_amounts(gains)))
+        clauses.append(rich("gains {amounts}", amounts=_amounts(gains)))
     if losses:
-        verb = "but loses " if gains and not kept else "loses "
-        clauses.append((Part(verb), *_amounts(losses)))
+        clauses.append(rich("loses {amounts}", amounts=_amounts(losses)))
     if not kept:
-        clauses[0] = (*clauses[0], Part(" over " if gains else " against "), Part(parent, "model"))
-    joined: list[Part] = [Part(model, "model"), Part(" ")]
-    for index, clause in enumerate(clauses):
-        last = index == len(clauses) - 1
-        opens = clause[0].text.startswith("but ")
-        joined += [Part("" if index == 0 else " " if opens else " and " if last else ", "), *clause]
-    return (*joined, Part("."))
+        over = "over" if gains else "against"
+        clauses[0] = (*clauses[0], *rich(" {over} {parent:model}", over=over, parent=parent))
+    last = " but " if losses and gains and not kept else " and "
+    return rich("{model:model} {predicate}.", model=model, predicate=joined(clauses, last))
 
 
-def _keeping(kept: Sequence[Change], parent: str) -> Sentence:
-    if len(kept) == 1:
-        (change,) = kept
-        share = change.kept
-        if share is None or (change.within_noise and share < _KEPT):
-            return (
-                Part("is within noise of "),
-                Part(parent, "model"),
-                Part(" in "),
-                Part(change.task, "task"),
-            )
-        how = "within noise" if change.within_noise else f"{MINUS}{change.size} points"
-        amount = "all" if share >= 1 else f"{_share(share)}{THIN}%"
-        return (
-            Part(f"keeps {amount} of the "),
-            Part(change.task, "task"),
-            Part(" score of "),
-            Part(parent, "model"),
-            Part(f" ({how})"),
-        )
-    lowest = min(kept, key=lambda change: change.kept if change.kept is not None else 1.0)
-    if len(kept) > _MOST_TASKS:
-        names: Sentence = (Part(f"{len(kept)} tasks"),)
-    else:
-        names = joined([(Part(change.task, "task"),) for change in kept])
-    noise = "within noise" if all(change.within_noise for change in kept) else None
-    floor = lowest.kept if lowest.kept is not None else 1.0
-    how = noise or f"at least {_share(floor)}{THIN}% each"
-    return (
-        Part("keeps its scores in "),
-        *names,
-        Part(" from "),
-        Part(parent, "model"),
-        Part(f" ({how})"),
-    )
+def _keeping(kept: Sequence[Change], parent: str) -> RichText:
+    shares = [1.0 if each.kept is None else each.kept for each in kept]
+    if len(kept) > 1:
+        noise = all(each.within_noise for each in kept)
+        how = "within noise" if noise else f"at least {_share(min(shares))} each"
+        tasks: RichText | str = f"{len(kept)} tasks"
+        if len(kept) <= _MOST_TASKS:
+            tasks = _names(each.task for each in kept)
+        return rich(_KEEPS_MANY, tasks=tasks, parent=parent, how=how)
+    (only,), (share,) = kept, shares
+    if only.kept is None or (only.within_noise and share < _KEPT):
+        return rich(_NEAR, parent=parent, task=only.task)
+    how = "within noise" if only.within_noise else f"{MINUS}{only.size} points"
+    amount = "all" if share >= 1 else _share(share)
+    return rich(_KEEPS, amount=amount, task=only.task, parent=parent, how=how)
 
 
-def _amounts(moved: Sequence[Change]) -> Sentence:
+def _amounts(moved: Sequence[Change]) -> RichText:
     """41 points in domain and 12 in math; of many tasks the number and the largest."""
-    largest = sorted(moved, key=lambda change: -abs(change.difference))
+    largest = sorted(moved, key=lambda each: -abs(each.difference))
     if len(moved) > _MOST_TASKS:
-        top = largest[0]
-        return (
-            Part(f"in {len(moved)} tasks, most in "),
-            Part(top.task, "task"),
-            Part(f" ({top.size} points)"),
-        )
-    return joined(
-        [
-            (
-                Part(f"{change.size}{' points' if index == 0 else ''} in "),
-                Part(change.task, "task"),
-            )
-            for index, change in enumerate(largest)
-        ]
-    )
+        many = f"in {len(moved)} tasks, most in {{task:task}} ({largest[0].size} points)"
+        return rich(many, task=largest[0].task)
+    first, *others = largest
+    amounts = [rich("{size} points in {task:task}", size=first.size, task=first.task)]
+    amounts += [rich("{size} in {task:task}", size=o.size, task=o.task) for o in others]
+    return joined(amounts)
 
 
-def _against_teacher(run: Run, model: str, teacher: str, shared: Sequence[Change]) -> Sentence:
+def _against_teacher(run: Run, model: str, teacher: str, shared: Sequence[Change]) -> RichText:
     """`distill` reaches 87 % of the general score of its teacher, 13 points above `sft`."""
     best = max(shared, key=lambda each: each.before.score)
-    share = best.kept
-    if share is None:
+    if best.kept is None:
         return _alone(run, model)
-    reached: list[Part] = [Part(model, "model")]
-    if best.within_noise:
-        reached += [Part(" is within noise of its teacher "), Part(teacher, "model"), Part(" in ")]
-        reached += [Part(best.task, "task")]
-    else:
-        verb = "surpasses its teacher" if share > 1 else f"reaches {_share(share)}{THIN}% of the"
-        if share > 1:
-            reached += [Part(f" {verb} "), Part(teacher, "model"), Part(" in ")]
-            reached += [
-                Part(best.task, "task"),
-                Part(f" by {best.size} points"),
-            ]
-        else:
-            reached += [
-                Part(f" {verb} "),
-                Part(best.task, "task"),
-                Part(" score of its teacher "),
-            ]
-            reached += [Part(teacher, "model")]
-    return (*reached, *_against_untaught(run, model, best.task), Part("."))
+    apart = _SURPASSES if best.kept > 1 else _REACHES
+    reached = rich(
+        _NEAR_TEACHER if best.within_noise else apart,
+        model=model,
+        teacher=teacher,
+        task=best.task,
+        size=best.size,
+        share=_share(best.kept),
+    )
+    return (*reached, *_against_untaught(run, model, best.task), *rich("."))
 
 
-def _against_untaught(run: Run, model: str, task: str) -> Sentence:
-    """The same student trained without a teacher, where the run has one."""
-    stage = run.stages[model]
-    for other in run.stages.values():
-        if other.name in (model, stage.student) or other.teacher_names:
+def _against_untaught(run: Run, model: str, task: str) -> RichText:
+    """The same student trained without a teacher, if the run has one."""
+    student = run.stages[model].student
+    for name, other in run.stages.items():
+        if student is None or other.student != student or other.teacher_names:
             continue
-        if stage.student is None or other.student != stage.student:
-            continue
-        if task not in run.results.get(other.name, {}):
-            continue
-        step = change(run, task, model, other.name)
-        where = "above" if step.difference > 0 else "below"
-        what = "within noise of" if step.within_noise else f"{step.size} points {where}"
-        return (Part(f", {what} "), Part(other.name, "model"), Part(", taught by labels alone"))
+        if name not in (model, student) and task in run.results.get(name, {}):
+            step = change(run, task, model, name)
+            return rich(_UNTAUGHT, difference=_side(step, f"{step.size} points"), other=name)
     return ()
 
 
-def _alone(run: Run, model: str) -> Sentence:
-    """`kd` scores 76.9 ± 2.1 % in general and 12.0 ± 1.8 % in domain."""
-    tasks = [task for task in run.ability_tasks if task in run.results[model]]
-    scores = []
-    for task in tasks[:_MOST_TASKS]:
-        score = run.results[model][task]
-        rated = score.metric == RATED
-        interval = "" if score.ends is None else f" ({span(score.ends, rated=rated)})"
-        value = rating(score.score) if rated else f"{percent(score.score)}{THIN}%"
-        text = f"{value}{interval} in "
-        scores.append((Part(text), Part(task, "task")))
-    if not scores:
-        return (Part(model, "model"), Part(" has no score yet."))
-    return (Part(model, "model"), Part(" scores "), *joined(scores), Part("."))
+def _side(step: Change, size: str) -> str:
+    """On which side of an earlier score the later one is."""
+    side = "above" if step.difference > 0 else "below"
+    return "within noise of" if step.within_noise else f"{size} {side}"
 
 
-def _unsolved(run: Run) -> Sentence:
-    """What to say where all scores are 0, before `keeps its score` is said of nothing."""
-    tasks = [(Part(task, "task"),) for task in run.ability_tasks[:_MOST_TASKS]]
-    return (Part("No model solves anything yet: 0 % in "), *joined(tasks), Part("."))
+def _alone(run: Run, model: str) -> RichText:
+    """`kd` scores 76.9 % (74.8–79.0) in general and 12.0 % (10.2–13.8) in domain."""
+    results = {task: run.results[model][task] for task in _abilities(run, model)[:_MOST_TASKS]}
+    if not results:
+        return rich("{model:model} has no score yet.", model=model)
+    scores = [
+        rich(
+            "{score}{interval} in {task:task}",
+            score=with_unit(result.score, rated=result.metric == RATED),
+            interval=f" ({span(result.ends, rated=result.metric == RATED)})" if result.ends else "",
+            task=task,
+        )
+        for task, result in results.items()
+    ]
+    return rich("{model:model} scores {scores}.", model=model, scores=joined(scores))
 
 
-def _unfinished(run: Run) -> Sentence:
-    done = sum(stage.done for stage in run.stages.values())
-    if not run.stages:
-        return (Part("Nothing has been trained or evaluated yet."),)
-    names = [stage.name for stage in run.stages.values() if not stage.done]
-    if names:
-        return (Part(f"{done} of {len(run.stages)} stages done, {listed(names)} still open."),)
-    return (Part(f"{len(run.stages)} stages done; nothing has been evaluated yet."),)
+def _unsolved(run: Run) -> RichText:
+    """The sentence if all scores are 0, of which nothing can be kept."""
+    if not run.ability_tasks:
+        return _unfinished(run)
+    tasks = _names(run.ability_tasks[:_MOST_TASKS])
+    return rich("No model solves anything yet: 0 % in {tasks}.", tasks=tasks)
 
 
-def _related(run: Run, model: str) -> bool:
-    return run.parent(model) is not None or _evaluated_teacher(run, model) is not None
+def _unfinished(run: Run) -> RichText:
+    open_ = [stage.name for stage in run.stages.values() if not stage.done]
+    count = len(run.stages)
+    if not count:
+        return rich("Nothing has been trained or evaluated yet.")
+    if open_:
+        done = f"{count - len(open_)} of {count} stages done"
+        return rich("{done}, {open} still open.", done=done, open=listed(open_))
+    return rich("{count} stages done; nothing has been evaluated yet.", count=str(count))
+
+
+def _names(tasks: Iterable[str]) -> RichText:
+    return joined([rich("{task:task}", task=task) for task in tasks])
+
+
+def _candidates(run: Run) -> list[str]:
+    """The models a run may be about: those trained and teaching nobody, if there are any."""
+    teachers = {name for stage in run.stages.values() for name in stage.teacher_names}
+    trained = [name for name in run.results if name in run.stages]
+    final = [name for name in trained if name not in teachers]
+    return final or trained or list(run.results)
+
+
+def _abilities(run: Run, model: str) -> list[str]:
+    """The tasks that measured what this model can do."""
+    return [task for task in run.ability_tasks if task in run.results[model]]
 
 
 def _closeness(run: Run, name: str, model: str) -> int:
-    """How much another model has to do with the one in the headline."""
+    """How closely another model is related to the one in the headline."""
     stage, chosen = run.stages[name], run.stages.get(model)
     if chosen is None:
         return 0
@@ -265,10 +321,6 @@ def _evaluated_teacher(run: Run, model: str) -> str | None:
     return next((name for name in names if name in run.results and name != model), None)
 
 
-def _is_kept(change: Change) -> bool:
-    return change.within_noise or (change.kept is not None and change.kept >= _KEPT)
-
-
 def _share(share: float) -> str:
     """A share in whole percent that never rounds a loss away."""
-    return f"{min(99, round(100 * share)) if share < 1 else 100}"
+    return f"{min(99, round(100 * share)) if share < 1 else 100}{THIN}%"

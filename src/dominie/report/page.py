@@ -1,4 +1,4 @@
-"""A run as one self-contained HTML page."""
+"""A run, and a comparison of runs, as one self-contained HTML page each."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from dominie import __version__
-from dominie.core.results import RATED
 from dominie.core.run_records import read_run
 from dominie.report import formatting as formats
-from dominie.report.changes import Change, change, changes, telling_tasks
+from dominie.report.answers import Selection, judged_tasks, selection
 from dominie.report.charts import interval_strip
-from dominie.report.compare import pareto_front
+from dominie.report.compare import (
+    comparison_headings,
+    comparison_note,
+    comparison_rows,
+    front,
+    pareto_front,
+)
 from dominie.report.curves import run_curves
-from dominie.report.headline import findings
-from dominie.report.scatter import Mark, plane_chart
-from dominie.report.sections import Selection, judged_tasks, selection
+from dominie.report.headline import Change, change, changes, findings
+from dominie.report.scatter import Mark, scatter_chart
 from dominie.report.tables import (
     baseline_changes,
     data_table,
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from dominie.core.run_records import Run, Stage
+    from dominie.report.compare import Comparison
 
 SIZE_LIMIT = 1_000_000
 """Bytes that a report must stay below."""
@@ -48,7 +53,7 @@ _MOVED = 4
 class _Detail:
     """How much of a run is drawn and quoted.
 
-    Args:
+    Attributes:
         points: the points kept of a curve.
         samples: the prompts shown of a task.
         length: the characters shown of a text.
@@ -70,7 +75,7 @@ _DETAILS = (
 
 
 def write_report(run: Path) -> Path:
-    """Writes `report.html` into a run folder, whatever there is of the run so far.
+    """Write `report.html` into a run folder, whatever there is of the run so far.
 
     Args:
         run: the run folder, `runs/NAME`.
@@ -81,29 +86,53 @@ def write_report(run: Path) -> Path:
     Raises:
         InputError: the folder is missing, or is no run folder.
     """
-    run = Path(run)
-    page = report_html(read_run(run))
-    path = run / "report.html"
-    handle, temporary = tempfile.mkstemp(dir=run, prefix=".report-", suffix=".html")
-    with os.fdopen(handle, "wb") as file:  # whole or not at all: a browser may have it open
-        file.write(page)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(path)
+    path = Path(run) / "report.html"
+    _write(report_html(read_run(run)), path)
     return path
 
 
 def report_html(run: Run) -> bytes:
-    """The page, in UTF-8, with less detail where a run is so large that it would grow too big."""
+    """The page in UTF-8, with less detail if a run is so large that it would grow too big."""
     page = b""
     for detail in _DETAILS:
-        page = _rendered(run, detail).encode("utf-8", errors="replace")
+        page = _rendered("page.html.j2", **_contents(run, detail))
         if len(page) < SIZE_LIMIT:
             break
     return page
 
 
-def _rendered(run: Run, detail: _Detail) -> str:
-    style, script = _shipped("page.css"), _shipped("page.js")
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Write a comparison of runs as a page that needs no other file and no network."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    marks = [
+        Mark(p.name, p.x.mean, p.y.mean, p.x.ends, p.y.ends, chosen=p.on_front)
+        for p in comparison.points
+    ]
+    on_front = [point.name for point in front(comparison.points)]
+    page = _rendered(
+        "comparison.html.j2",
+        tasks=comparison.tasks,
+        scatter=scatter_chart(*comparison.tasks, marks, [], front=on_front),
+        headings=comparison_headings(comparison),
+        rows=comparison_rows(comparison),
+        note=f"{comparison_note(comparison)} · coloured: on the Pareto front, whose edge is dashed",
+        notes=comparison.notes,
+    )
+    _write(page, path)
+
+
+def _write(page: bytes, path: Path) -> None:
+    """Replace a page atomically: a browser may have it open, another process may write it, too."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
+    with os.fdopen(handle, "wb") as file:
+        file.write(page)
+    Path(temporary).chmod(0o644)
+    Path(temporary).replace(path)
+
+
+def _rendered(template: str, **contents: Any) -> bytes:
+    """A page from its template, with the style and the script that all pages share."""
+    script = _shipped("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -115,18 +144,19 @@ def _rendered(run: Run, detail: _Detail) -> str:
         "duration": formats.duration,
         "shortened": formats.shortened,
         "signed_points": formats.signed_points,
-        "worth": formats.worth,
+        "with_unit": formats.with_unit,
+        "file_size": formats.file_size,
     }
     now = datetime.now(UTC)
-    template = environment.from_string(_shipped("page.html.j2"))
-    return template.render(
-        style=Markup(style),
+    page = environment.from_string(_shipped(template)).render(
+        style=Markup(_shipped("page.css")),
         script=Markup(script),
         script_digest=digest,
         version=__version__,
         made=f"{now.day} {now:%B %Y, %H:%M} UTC",
-        **_contents(run, detail),
+        **contents,
     )
+    return page.encode("utf-8", errors="replace")
 
 
 def _shipped(name: str) -> str:
@@ -145,17 +175,17 @@ def _contents(run: Run, detail: _Detail) -> Mapping[str, Any]:
         "found": found,
         "movement": _movement(run, found.model),
         "grid": results_grid(run),
-        "rated": any(run.metric(task) == RATED for task in run.tasks),
+        "rated": any(map(run.rated, run.tasks)),
         "strip": interval_strip,
-        "plane": _plane(run, found.model),
-        "plane_tasks": telling_tasks(run)[:2],
+        "scatter": _scatter(run, found.model),
+        "scatter_tasks": _comparable_tasks(run)[:2],
         "steps_taken": _steps_taken(run, [model for model, _ in over_baseline]),
         "over_baseline": over_baseline,
         "judged": judged_tasks(run, found.model),
         "curves": run_curves(stages, sources, detail.points),
         "families": [table for table in families if table],
         "samples": samples,
-        "speakers": _speakers(samples.values()),
+        "shown_models": _shown_models(samples.values()),
         "stages": stages,
         "terms": {stage.name: _terms(stage) for stage in stages},
         "data": data_table(stages),
@@ -164,9 +194,17 @@ def _contents(run: Run, detail: _Detail) -> Mapping[str, Any]:
     }
 
 
-def _plane(run: Run, chosen: str | None) -> Markup | None:
-    """The plane of the first two tasks that tell models apart, of those measured on both."""
-    tasks = telling_tasks(run)
+def _comparable_tasks(run: Run) -> tuple[str, ...]:
+    """The tasks that tell models apart: of ability if any is solved at all, else of agreement."""
+    abilities = run.ability_tasks
+    if any(scores[t].score for scores in run.results.values() for t in abilities if t in scores):
+        return abilities
+    return tuple(task for task in run.tasks if task not in abilities)
+
+
+def _scatter(run: Run, chosen: str | None) -> Markup | None:
+    """The scatter of the first two tasks that tell models apart, of models measured on both."""
+    tasks = _comparable_tasks(run)
     if len(tasks) < 2:
         return None
     across, upwards = tasks[:2]
@@ -189,20 +227,20 @@ def _plane(run: Run, chosen: str | None) -> Markup | None:
         for model in run.results
         if (parent := run.parent(model)) and {parent, model} <= names
     ]
-    rated = (run.metric(across) == RATED, run.metric(upwards) == RATED)
+    rated = (run.rated(across), run.rated(upwards))
     front = pareto_front({mark.name: (mark.x, mark.y) for mark in marks})
     if not marks:
         return None
-    return plane_chart(across, upwards, marks, arrows, rated=rated, front=front)
+    return scatter_chart(across, upwards, marks, arrows, rated=rated, front=front)
 
 
 def _movement(run: Run, chosen: str | None) -> Sequence[Change]:
-    """What the headline's model became on the first tasks, from the model it was trained from."""
+    """The changes of the headline's model on the first tasks, from its parent."""
     parent = run.parent(chosen) if chosen else None
     if not chosen or not parent:
         return []
     mine, theirs = run.results[chosen], run.results[parent]
-    shared = [task for task in telling_tasks(run) if task in mine and task in theirs]
+    shared = [task for task in _comparable_tasks(run) if task in mine and task in theirs]
     return [change(run, task, chosen, parent) for task in shared[:_MOVED]]
 
 
@@ -211,7 +249,7 @@ def _steps_taken(
 ) -> list[tuple[str, str, dict[str, Change]]]:
     """Of each model trained from another: both names, and the change on every task.
 
-    Steps from the baseline stand in its own table already.
+    Steps from the baseline have a table of their own.
     """
     return [
         (parent, model, {change.task: change for change in changes(run, model, parent)})
@@ -227,10 +265,10 @@ def _samples(run: Run, detail: _Detail) -> dict[str, Selection]:
     }
 
 
-def _speakers(samples: Iterable[Selection]) -> dict[str, int]:
+def _shown_models(samples: Iterable[Selection]) -> dict[str, int]:
     """The models whose answers are shown, each with a number to be hidden by."""
     names = dict.fromkeys(
-        answer.model for task in samples for each in task.shown for answer in each.answers
+        model for task in samples for each in task.shown for model in each.answers
     )
     return {name: number for number, name in enumerate(names)}
 
@@ -242,7 +280,7 @@ def _terms(stage: Stage) -> tuple[str, ...]:
 
 
 def _versions(stages: Sequence[Stage]) -> dict[str, str]:
-    """Every version that a stage ran under; several where a run was continued under another."""
+    """Every version that a stage ran under; several if a run was continued under another."""
     found: dict[str, list[str]] = {}
     for stage in stages:
         for package, version in stage.versions.items():

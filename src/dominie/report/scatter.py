@@ -1,4 +1,4 @@
-"""The scatter of two tasks: where each model stands, its interval, and which way training went."""
+"""The scatter of two tasks: each model with its intervals, and arrows along the training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from dominie.report.charts import element, picture
-from dominie.report.formatting import Scale, linear_scale, percent, shortened
+from dominie.report.charts import Scale, element, linear_scale, picture
+from dominie.report.formatting import percent, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ _CLEAR = 9.0
 
 @dataclass(frozen=True)
 class Mark:
-    """A model on the plane: its scores from 0 to 1 on both tasks and their intervals."""
+    """A model in the scatter: its scores from 0 to 1 on both tasks and their intervals."""
 
     name: str
     x: float
@@ -48,7 +48,7 @@ class _Box:
         return max(0.0, wide) * max(0.0, high)
 
 
-def plane_chart(
+def scatter_chart(
     x_task: str,
     y_task: str,
     marks: Sequence[Mark],
@@ -87,7 +87,7 @@ def plane_chart(
         *(shape for mark in marks for shape in _whiskers(mark, x_scale, y_scale)),
         *(_dot(mark, places[mark.name], x_task, y_task) for mark in marks),
         *_labels(marks, places, x_scale, y_scale, arrows),
-        style="plane",
+        style="scatter",
     )
 
 
@@ -139,9 +139,9 @@ def _whiskers(mark: Mark, x_scale: Scale, y_scale: Scale) -> Iterable[Markup]:
 
 
 def _dot(mark: Mark, place: tuple[float, float], x_task: str, y_task: str) -> Markup:
-    told = f"{mark.name}: {x_task} {percent(mark.x)} %, {y_task} {percent(mark.y)} %"
+    text = f"{mark.name}: {x_task} {percent(mark.x)} %, {y_task} {percent(mark.y)} %"
     style = _style(mark, "dot" if mark.trained else "dot given")
-    title = element("title", told)
+    title = element("title", text)
     return element("circle", title, cx=place[0], cy=place[1], r=5.5, class_=style)
 
 
@@ -186,7 +186,7 @@ def _labels(
     y_scale: Scale,
     arrows: Sequence[tuple[str, str]],
 ) -> Iterable[Markup]:
-    """Names beside their points, each where it covers least of what is already there."""
+    """Names beside their points, each at the place where it covers least of the drawing."""
     taken = [_around(place, 7.0) for place in places.values()]
     for mark in marks:
         x, y = places[mark.name]

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from dominie.core.results import RATED
-from dominie.report.changes import Change, change
-from dominie.report.formatting import DASH, figure, percent, rating, span
+from dominie.report.formatting import DASH, figure, percent, score_text, span
+from dominie.report.headline import Change, change
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -45,11 +44,11 @@ _COUNTS = (
 class Column:
     """A column of results: the score of a task, or one of its further figures.
 
-    Args:
+    Attributes:
         task: the task measured.
         key: `score`, or the name of the further figure.
         label: its heading below the task's name.
-        n: how many rows every model was measured on, None where that differs or is not known.
+        n: how many rows every model was measured on, None if that differs or is not known.
         drawn: whether its scores are drawn on a strip beside the figures.
     """
 
@@ -64,12 +63,12 @@ class Column:
 class Cell:
     """A figure in a table.
 
-    Args:
+    Attributes:
         text: as it is printed.
-        value: the figure itself, None where there is none.
+        value: the figure itself, None if there is none.
         ends: of its 95 % interval.
-        interval: the same as text, empty where it is not known.
-        n: the number of rows, where it is not that of the whole column.
+        interval: the same as text, empty if it is not known.
+        n: the number of rows, if it is not that of the whole column.
         mark: `best` of its column, or `tied` with the best within noise.
     """
 
@@ -103,14 +102,14 @@ def results_grid(run: Run) -> Table:
 
 
 def group_table(run: Run, task: str) -> Table | None:
-    """Families of a task × models; None where no model was measured by family."""
+    """Families of a task × models; None if no model was measured by family."""
     models = [model for model, scores in run.results.items() if task in scores]
     by_model = {model: run.results[model][task].by for model in models}
     groups = dict.fromkeys(group for scores in by_model.values() for group in scores)
     if not groups:
         return None
     rows = []
-    rated = run.metric(task) == RATED
+    rated = run.rated(task)
     for group in groups:
         scores = [by_model[model].get(group) for model in models]
         common = _common_n(score for score in scores if score)
@@ -119,15 +118,15 @@ def group_table(run: Run, task: str) -> Table | None:
 
 
 def baseline_changes(run: Run) -> list[tuple[str, dict[str, Change]]]:
-    """Of each model how it differs from the baseline, by task; those without a paired figure not.
+    """Of each model how it differs from the baseline, by task.
 
-    A model's likeness to a teacher is no ability, and is left out.
+    Left out are tasks without a paired difference, and agreement with a teacher: it is no ability.
     """
     if run.baseline is None:
         return []
     found = []
     for model in run.results:
-        shared = [t for t in run.ability_tasks if t in run.results[model]] if model else []
+        shared = [task for task in run.ability_tasks if task in run.results[model]]
         steps = {
             task: change(run, task, model, run.baseline)
             for task in shared
@@ -141,7 +140,7 @@ def baseline_changes(run: Run) -> list[tuple[str, dict[str, Change]]]:
 
 @dataclass(frozen=True)
 class DataRow:
-    """What became of the rows of a source, in the stages where it was counted alike."""
+    """What became of the rows of a source, in the stages that counted it alike."""
 
     source: str
     stages: tuple[str, ...]
@@ -210,11 +209,11 @@ def _column_cells(run: Run, column: Column) -> dict[str, Cell]:
     scores = {model: by_task.get(column.task) for model, by_task in run.results.items()}
     if column.key != SCORE:
         return _extra_cells(column.key, scores)
-    likeness = run.metric(column.task) == "agreement"
+    agreement = run.metric(column.task) == "agreement"
     ranked = {
         model: score
         for model, score in scores.items()
-        if score and not (likeness and score.score > 1 - _SAME)
+        if score and not (agreement and score.score > 1 - _SAME)
     }
     best = max(ranked, key=lambda model: ranked[model].score, default="")
     cells = {}
@@ -225,8 +224,8 @@ def _column_cells(run: Run, column: Column) -> dict[str, Cell]:
                 mark = "best"
             elif run.within_noise(column.task, model, best):
                 mark = "tied"
-        cells[model] = _score_cell(score, column.n, mark, rated=run.metric(column.task) == RATED)
-        if likeness and score and model not in ranked:  # to itself: nothing to estimate
+        cells[model] = _score_cell(score, column.n, mark, rated=run.rated(column.task))
+        if agreement and score and model not in ranked:  # to itself: nothing to estimate
             cells[model] = replace(cells[model], ends=None, interval="")
     return cells
 
@@ -234,17 +233,17 @@ def _column_cells(run: Run, column: Column) -> dict[str, Cell]:
 def _extra_cells(key: str, scores: Mapping[str, TaskResult | None]) -> dict[str, Cell]:
     """Further figures; the reference itself (agreement 1, KL 0) competes with nobody."""
     values = {model: score.extras.get(key) if score else None for model, score in scores.items()}
-    likeness = key == "agreement"
+    agreement = key == "agreement"
     known = [
         value
         for value in values.values()
-        if value is not None and not (value > 1 - _SAME if likeness else value < _SAME)
+        if value is not None and not (value > 1 - _SAME if agreement else value < _SAME)
     ]
-    best = (max if likeness else min)(known) if known and key in _COMPETING else None
+    best = (max if agreement else min)(known) if known and key in _COMPETING else None
     cells = {}
     few = bool(known) and min(known) >= 0.001 and max(known) < 1000  # one precision for a column
     for model, value in values.items():
-        if likeness or value is None or key in _FRACTIONS:
+        if agreement or value is None or key in _FRACTIONS:
             text = percent(value)
         else:
             text = f"{value:.3f}" if few else figure(value)
@@ -261,11 +260,10 @@ def _score_cell(
 ) -> Cell:
     if score is None:
         return Cell()
-    written = rating if rated else percent
     n = None if score.n == common_n else score.n
     ends = score.ends
     interval = span(ends, rated=rated) if ends else ""
-    return Cell(written(score.score), score.score, ends, interval, n, mark)
+    return Cell(score_text(score.score, rated=rated), score.score, ends, interval, n, mark)
 
 
 def _common_n(scores: Iterable[TaskResult]) -> int | None:
@@ -274,7 +272,7 @@ def _common_n(scores: Iterable[TaskResult]) -> int | None:
 
 
 def sources_of(stages: Sequence[Stage]) -> tuple[str, ...]:
-    """Every source that a stage read, taught or measured, in order of appearance."""
+    """Every source that a stage read, had a teacher for or measured, in order of appearance."""
     names: dict[str, None] = {}
     for stage in stages:
         names |= dict.fromkeys((*stage.data, *stage.teachers))

@@ -1,15 +1,20 @@
-"""The results of a run in the terminal."""
+"""The results of a run, and a comparison of runs, in the terminal."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dominie.core.results import RATED
 from dominie.core.run_records import read_run
+from dominie.report.compare import comparison_headings, comparison_note, comparison_rows
 from dominie.report.formatting import DASH, signed_points
 from dominie.report.headline import findings
-from dominie.report.tables import SCORE, Cell, baseline_changes, results_grid
+from dominie.report.tables import (
+    SCORE,
+    Cell,
+    baseline_changes,
+    results_grid,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,8 +24,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from dominie.core.run_records import Run
-    from dominie.report.changes import Change
-    from dominie.report.formatting import Sentence
+    from dominie.report.compare import Comparison
+    from dominie.report.formatting import RichText
+    from dominie.report.headline import Change
 
 _STYLES = {"text": "", "model": "bold", "task": "italic"}
 _NAME = 28  # characters of a model's name
@@ -40,6 +46,22 @@ def results_table(run: Path) -> RenderableType:
     found = findings(contents)
     headline = _styled(found.headline)
     return _Results(contents, headline, found.model) if contents.results else headline
+
+
+def comparison_table(comparison: Comparison) -> RenderableType:
+    """The models of a comparison, best on the second task first, to be printed by rich."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("")
+    table.add_column("model", no_wrap=True)
+    for heading in comparison_headings(comparison):
+        table.add_column(heading, justify="right")
+    for point, cells in comparison_rows(comparison):
+        table.add_row("●" if point.on_front else "", point.name, *cells)
+    table.caption = f"{comparison_note(comparison)} · ● on the Pareto front"
+    return table
 
 
 @dataclass(frozen=True)
@@ -118,11 +140,11 @@ def _score_columns(run: Run) -> Iterable[_Column]:
 
     grid = results_grid(run)
     for index, column in enumerate(grid.columns):
-        rated = run.metric(column.task) == RATED
+        rated = run.rated(column.task)
         unit = column.label if column.key != SCORE or rated else "%"
         size = f"n = {column.n:,}" if column.n is not None else ""
         heading = Text.assemble(column.task, "\n", (unit, "dim"), "\n", (size, "dim"))
-        yield _Column(heading, tuple(_written(cells[index]) for _, cells in grid.rows))
+        yield _Column(heading, tuple(_score(cells[index]) for _, cells in grid.rows))
 
 
 def _difference_columns(
@@ -149,7 +171,7 @@ def _difference(step: Change | None) -> Text:
     return Text.assemble(signed_points(step.paired.estimate, rated=step.rated), " ", (ends, "dim"))
 
 
-def _written(cell: Cell) -> Text:
+def _score(cell: Cell) -> Text:
     from rich.text import Text
 
     tie = "≈" if cell.mark == "tied" else ""
@@ -160,7 +182,7 @@ def _written(cell: Cell) -> Text:
     )
 
 
-def _styled(sentence: Sentence) -> Text:
+def _styled(rich_text: RichText) -> Text:
     from rich.text import Text
 
-    return Text.assemble(*((part.text, _STYLES[part.kind]) for part in sentence))
+    return Text.assemble(*((part.text, _STYLES[part.kind]) for part in rich_text))

@@ -36,7 +36,7 @@
   system.addEventListener("change", show);
   show();
 
-  for (const told of document.querySelectorAll(".scripted")) told.hidden = false;
+  for (const hint of document.querySelectorAll(".scripted")) hint.hidden = false;
   for (const figure of document.querySelectorAll("#curves figure")) makeReadable(figure);
 
   // A curve is read off its path: the pointer or the arrow keys choose a step, the legend tells.
@@ -46,12 +46,12 @@
     const upwards = axis(chart.dataset.y);
     const lines = [...chart.querySelectorAll("[data-line]")].map((path) => ({
       points: [...path.getAttribute("d").matchAll(/([\d.]+) ([\d.]+)/g)].map(([, x, y]) => [+x, +y]),
-      told: figure.querySelectorAll(".last")[+path.dataset.line],
+      last: figure.querySelectorAll(".last")[+path.dataset.line],
       style: path.getAttribute("class"),
     }));
     if (!lines.length) return;
     const step = figure.querySelector(".step");
-    const last = lines.map((line) => line.told.textContent);
+    const last = lines.map((line) => line.last.textContent);
     const places = [...new Set(lines.flatMap((line) => line.points.map(([x]) => x)))].sort((a, b) => a - b);
     let at = places.length;
     let drawn = [];
@@ -64,7 +64,7 @@
       for (const line of lines) {
         const [px, py] = line.points[nearest(line.points.map(([each]) => each), x)];
         draw("circle", { cx: px, cy: py, r: 3.2, class: line.style.replace("series", "point") });
-        line.told.textContent = +upwards.value(py).toPrecision(3);
+        line.last.textContent = +upwards.value(py).toPrecision(3);
       }
       step.textContent = `step ${Math.round(across.value(x)).toLocaleString("en")}`;
     }
@@ -73,7 +73,7 @@
       for (const shape of drawn) shape.remove();
       drawn = [];
       step.textContent = "";
-      lines.forEach((line, index) => (line.told.textContent = last[index]));
+      lines.forEach((line, index) => (line.last.textContent = last[index]));
     }
 
     function draw(name, attributes) {

@@ -1,7 +1,7 @@
 from itertools import combinations
 from xml.etree import ElementTree
 
-from dominie.report.scatter import Mark, plane_chart
+from dominie.report.scatter import Mark, scatter_chart
 
 QUICKSTART = [
     Mark("untrained", 0.0, 0.0, (0.0, 0.01), (0.0, 0.01), trained=False),
@@ -15,7 +15,7 @@ ARROWS = [("untrained", "sft"), ("untrained", "distill"), ("distill", "align")]
 
 
 def drawn(marks, arrows=()):
-    return ElementTree.fromstring(plane_chart("general", "domain", marks, list(arrows)))
+    return ElementTree.fromstring(scatter_chart("general", "domain", marks, list(arrows)))
 
 
 def labels(chart):
@@ -52,7 +52,9 @@ def test_names_cover_neither_each_other_nor_the_edge():
 
 
 def test_ratings_are_from_1_to_10():
-    chart = ElementTree.fromstring(plane_chart("mt", "domain", QUICKSTART, [], rated=(True, False)))
+    chart = ElementTree.fromstring(
+        scatter_chart("mt", "domain", QUICKSTART, [], rated=(True, False))
+    )
     texts = [text.text for text in chart.iter("text")]
     assert "mt, of 10 →" in texts
     assert "domain, % →" in texts

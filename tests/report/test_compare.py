@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dominie.core.errors import InputError
 from dominie.report import compare_runs, comparison_table, write_comparison
-from dominie.report.compare import estimate, front
+from dominie.report.compare import estimate, front, pareto_front
 
 
 def run(
@@ -92,7 +92,7 @@ def test_models_are_averaged_over_runs_and_compared_in_pairs(three):
     assert difference
     assert difference[1].mean == pytest.approx(0.10)
     assert difference[1].half == pytest.approx(0.0, abs=1e-9), "luck is the seed's, not the model's"
-    assert difference[1].sure
+    assert difference[1].significant
     assert points["mix"].differences is None
     assert [point.name for point in front(found.points)] == ["expert", "dae"]
     swapped = compare_runs(three, across="domain", upwards=None, against=None)
@@ -129,7 +129,7 @@ def test_one_run_has_the_interval_of_its_questions(three):
     [
         ({"across": "genral"}, "no such task.*general"),
         ({"against": "mx"}, "no such model to compare with.*mix"),
-        ({"across": "general", "upwards": "general"}, "a plane needs two tasks"),
+        ({"across": "general", "upwards": "general"}, "a scatter plot needs two tasks"),
     ],
 )
 def test_what_is_not_there_is_named(three, options, words):
@@ -174,3 +174,22 @@ def test_the_page_stands_alone_and_the_table_says_the_same(three, tmp_path):
     assert re.search(r"● +dae +81.0 ±12.4 +80.0 ±12.4 +\+1.0 ±0.0\* +\+10.0 ±0.0\* +3", text), text
     assert re.search(r"\n +poor", text)
     assert text.index("expert") < text.index("dae") < text.index("mix")
+
+
+def test_the_front_is_what_nothing_beats_from_left_to_right():
+    places = {
+        "teacher": (0.98, 0.0),
+        "distill": (0.88, 0.0),
+        "align": (0.88, 0.91),
+        "expert": (0.02, 0.92),
+        "merged": (0.5, 0.5),
+    }
+    assert pareto_front(places) == ["expert", "align", "teacher"]
+
+
+def test_names_in_one_place_share_it():
+    assert pareto_front({"a": (0.5, 0.5), "b": (0.5, 0.5), "c": (0.5, 0.4)}) == ["a", "b"]
+
+
+def test_of_nothing_there_is_none():
+    assert pareto_front({}) == []

@@ -43,6 +43,14 @@ def test_size_has_three_digits(number, text):
     assert formats.size(number) == text
 
 
+def test_a_file_size_has_its_unit():
+    assert [formats.file_size(n).replace(formats.THIN, " ") for n in (512, 1_062_528, 0)] == [
+        "512 B",
+        "1.06 MB",
+        "0 B",
+    ]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.07634, "0.0763"), (2.306, "2.31"), (0, "0"), (12.34, "12.3"), (1.2e-5, "1.2e-05")],
