@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from _results import DEVICE
 
-from dominie.models.flops import Load, Products, products_of
+from dominie.models.flops import ModelFlops, Workload, model_flops
 from dominie.planning.trace import with_layers
 
 if TYPE_CHECKING:
@@ -109,7 +109,11 @@ class Work:
 
 
 def work(
-    student: Products, teachers: Sequence[tuple[Products, float]], length: int, *, attention: bool
+    student: ModelFlops,
+    teachers: Sequence[tuple[ModelFlops, float]],
+    length: int,
+    *,
+    attention: bool,
 ) -> Work:
     """The work of a token in conversations of a length.
 
@@ -121,7 +125,7 @@ def work(
     """
     windows = {w for each in (student, *(t for t, _ in teachers)) for w in each.attended}
     keys = {w: sum(min(i + 1, w or length) for i in range(length)) / length for w in windows}
-    load = Load(tokens=1, supervised=_SUPERVISED, keys=keys)
+    load = Workload(tokens=1, supervised=_SUPERVISED, keys=keys)
     seen = (1 - (1 - _SUPERVISED) ** 2) * length / 2  # keys of supervised rows, a token's mean
     return Work(
         student=student.training(load),
@@ -130,10 +134,10 @@ def work(
     )
 
 
-def products(config: Any, *, trained: bool) -> Products:
+def products(config: Any, *, trained: bool) -> ModelFlops:
     """The products of a model of a configuration, which is not made."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
-    return products_of(model.requires_grad_(trained))
+    return model_flops(model.requires_grad_(trained))

@@ -18,7 +18,7 @@ from _results import GPU
 from transformers import TrainerCallback
 
 from dominie.models.attention_hooks import hooks_of
-from dominie.models.flops import products_of
+from dominie.models.flops import model_flops
 from dominie.training.arguments import training_arguments
 from dominie.training.settings import TrainSettings
 from dominie.training.train_stage import schedule_of, trainer_of
@@ -132,7 +132,7 @@ def steps_taken(
                     trainer_of(
                         student, taught.teachers, folder=folder, arguments=arguments,
                         course=course, lessons=taught.lessons, settings=settings,
-                        own=products_of(student), caches=taught.caches, teacher=teacher,
+                        own=model_flops(student), caches=taught.caches, teacher=teacher,
                         callbacks=[clock],
                     )
                 )  # fmt: skip

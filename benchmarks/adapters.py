@@ -65,10 +65,9 @@ def measured(way: str, folder: Path, size: dict[str, int]) -> dict[str, object]:
     from dominie.data.batch import Batch
     from dominie.losses.objective import Objective
     from dominie.losses.terms import LossTerms, Prediction
-    from dominie.models.adapters import Mind
     from dominie.models.loading import load_frozen, load_student
     from dominie.models.spec import Model
-    from dominie.teachers import LocalTeacher, MindTeacher, RoutedTeacher
+    from dominie.teachers import AdapterTeacher, LocalTeacher, RoutedTeacher
     from dominie.training.loss_forward import DistillationInputs, loss_in_forward
     from dominie.training.settings import Lora
 
@@ -77,16 +76,14 @@ def measured(way: str, folder: Path, size: dict[str, int]) -> dict[str, object]:
     base, expert = Model(path=str(folder / "base")), Model(path=str(folder / "expert"))
     student = load_student(base, lora=Lora()).to(DEVICE)
     if way == "one base":
-        minds = {
-            "reference": Mind(student, None),
-            "expert": Mind(student, expert.path),
+        adapters = {"reference": None, "expert": expert.path}
+        teachers: dict[str, LocalTeacher] = {
+            name: AdapterTeacher(student, adapter) for name, adapter in adapters.items()
         }
-        teachers = {name: MindTeacher(mind) for name, mind in minds.items()}
     else:
         specs = {"reference": base, "expert": expert}
-        minds = {name: load_frozen(spec, device=DEVICE) for name, spec in specs.items()}
-        teachers = {name: LocalTeacher(model) for name, model in minds.items()}
-    models = [student, *(getattr(mind, "model", mind) for mind in minds.values())]
+        teachers = {n: LocalTeacher(load_frozen(s, device=DEVICE)) for n, s in specs.items()}
+    models = [student, *(teacher.model for teacher in teachers.values())]
     weights = {p.data_ptr(): p.numel() * p.element_size() for m in models for p in m.parameters()}
     router = RoutedTeacher(teachers, ["reference", "expert"])
     trained = [p for p in student.parameters() if p.requires_grad]

@@ -180,7 +180,7 @@ def experts(folder: Path, rows: Sequence[Any]) -> dict[str, float]:
 
     for layer in model.model.layers:
         layer.mlp.register_forward_pre_hook(compare)
-    with routers.heard() as layers:
+    with routers.recorded() as layers:
         model.get_decoder()(**batch.model_inputs())
     sums = routing_sums(layers, real)
     sums /= sums[:, :-1].sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Domain Alignment from Expert under your own Trainer: three minds over one base.
+"""Domain Alignment from Expert under your own Trainer: three models over one base.
 
 The student is a LoRA adapter; the reference is the bare base; the expert is another adapter that
 has been tuned on the domain. The weights are held once. Every row is sent to the teacher of its
@@ -21,8 +21,7 @@ from dominie.data.sources import Source, read_split
 from dominie.data.tokenization import Encoded, encode_all
 from dominie.losses.objective import COLUMNS, Objective
 from dominie.losses.terms import LossTerms, NextToken, Prediction
-from dominie.models.adapters import Mind
-from dominie.teachers import MindTeacher, RoutedTeacher, Teacher
+from dominie.teachers import AdapterTeacher, RoutedTeacher, Teacher
 from dominie.toyworld import materialise
 from dominie.training.loss_forward import DistillationInputs, loss_in_forward
 
@@ -121,8 +120,8 @@ def align(folder: Path, steps: int = 60) -> tuple[dict[str, float], dict[str, fl
     student = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
     teacher = RoutedTeacher(
         {
-            "expert": MindTeacher(Mind(student, str(folder / "expert"))),
-            "reference": MindTeacher(Mind(student, None)),
+            "expert": AdapterTeacher(student, str(folder / "expert")),
+            "reference": AdapterTeacher(student, None),
         },
         routes=["expert", "reference"],
     )

@@ -27,9 +27,8 @@ from dominie.generation.client import Reply, read_reply
 from dominie.judge.verdicts import disarmed, identifier, letter, ranking, rating
 from dominie.recipe import dump_recipe, load_recipe
 from dominie.teachers.cache import Cache, Identity
-from dominie.teachers.cache_codec import Coder
+from dominie.teachers.cache_codec import Coder, Damaged
 from dominie.teachers.cache_sampling import CacheSettings, Chosen
-from dominie.teachers.rice import Damaged
 from dominie.toyworld.toy_models import word_tokenizer
 
 Target = Callable[[bytes], None]

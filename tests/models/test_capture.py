@@ -164,16 +164,16 @@ def test_under_autocast_what_is_scored_is_what_the_stock_attention_reads(
     with torch.autocast("cpu", torch.bfloat16):
         stock = student(input_ids=ids, use_cache=False).logits
     scored = StudentAttention(student, PAIRS)
-    heard: list[Projections] = []
-    hear = scored.heard
+    seen: list[Projections] = []
+    score = scored.on_attention
     monkeypatch.setattr(
-        scored, "heard", lambda layer, seen: (heard.append(seen), hear(layer, seen))
+        scored, "on_attention", lambda layer, part: (seen.append(part), score(layer, part))
     )
     scored.expect([target], segment_ids=None, value=True)
     with torch.autocast("cpu", torch.bfloat16):
         output = student(input_ids=ids, use_cache=False).logits
     assert torch.equal(output, stock), "rounded before the stock attention or in it, once"
-    assert {part.dtype for each in heard for part in (each.query, each.key)} == {torch.bfloat16}
+    assert {part.dtype for each in seen for part in (each.query, each.key)} == {torch.bfloat16}
     found = gradients_of(scored.take(), student)
     assert {gradient.dtype for gradient in found.values()} == {torch.float32}
     assert found["model.layers.0.self_attn.q_proj.weight"].norm() > 0
@@ -481,7 +481,7 @@ def test_take_needs_an_expected_forward() -> None:
         scored.take()
 
 
-def test_a_model_that_is_listened_to_can_be_freed() -> None:
+def test_a_model_with_hooks_can_be_freed() -> None:
     student = mistral()
     scored = StudentAttention(student, PAIRS)
     alive = weakref.ref(student)

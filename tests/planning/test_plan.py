@@ -50,14 +50,14 @@ def test_what_nothing_makes_fit_has_no_fix(planned):
 
 def test_hours_shrink_with_devices_and_grow_with_tokens(planned):
     hours = {
-        (gpus, tokens): planned(gpus=gpus, tokens=tokens).stages["s"].cost.seconds["products"]
+        (gpus, tokens): planned(gpus=gpus, tokens=tokens).stages["s"].cost.seconds["compute"]
         for gpus, tokens in ((1, 32), (2, 32), (1, 64))
     }
     assert hours[2, 32] == pytest.approx(hours[1, 32] / 2)
     assert 2 * hours[1, 32] <= hours[1, 64] < 3 * hours[1, 32]  # attention grows with the length
 
 
-def test_a_dense_model_takes_six_products_a_weight_and_token(planned):
+def test_a_dense_model_takes_six_flops_a_weight_and_token(planned):
     stage = planned("stages.s.loss={next_token: 1.0}", "train.max_length=2").stages["s"]
     weights = stage.shape.parameters - 1000 * 64  # a table is looked up, not multiplied
     assert stage.cost.student_flops == pytest.approx(6 * weights, rel=0.01)

@@ -64,7 +64,7 @@ def test_the_design_s_example_means_what_it_says(write):
     assert align.loss_on("general").prediction.temperature == 2.0
     assert expert.teacher_on("ecommerce") is None
     assert align.models == ["distill", "expert"]
-    assert recipe.model("mixtral").held == recipe.model("mixtral").bits == "8bit"
+    assert recipe.model("mixtral").placed == recipe.model("mixtral").bits == "8bit"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_quantize_is_another_way_to_say_a_placement(write, said, held, bits):
     elif said == "null":
         overrides.append("models.mixtral.quantize=null")
     mixtral = load_recipe(write(), overrides).model("mixtral")
-    assert (mixtral.held, mixtral.bits) == (held or said, bits)
+    assert (mixtral.placed, mixtral.bits) == (held or said, bits)
 
 
 CACHED = ["models.mixtral.quantize=null", "models.mixtral.placement=cached"]

@@ -38,8 +38,8 @@ def test_a_stage_taught_by_another_stage_s_model(tmp_path, placement, rounds):
     learnt = training_parts(placed, "teacher", rows=rows, models={"toyworld:teacher": "m"})
     assert learnt == training_parts(plain, "teacher", rows=rows, models={"toyworld:teacher": "m"})
     folder = RunFolder(placed, tmp_path)
-    assert folder.teacher("teacher").held == placement
-    assert folder.model("teacher").held == "device", "as a student, and where it is evaluated"
+    assert folder.teacher("teacher").placed == placement
+    assert folder.model("teacher").placed == "device", "as a student, and where it is evaluated"
 
 
 def test_a_teacher_s_micro_batch_and_a_made_model_s_placement():

@@ -17,7 +17,7 @@ from dominie.data.batch import Row
 from dominie.data.sampling import Mix
 from dominie.losses.objective import Objective
 from dominie.losses.terms import Attention, LossTerms
-from dominie.models.flops import products_of
+from dominie.models.flops import model_flops
 from dominie.teachers import Teacher
 from dominie.training.arguments import training_arguments
 from dominie.training.counters import FlopsMeter
@@ -123,7 +123,7 @@ def step_gradient(tmp_path: Path) -> GradientOf:
                 meter=MetricSums(names),
                 validation=None,
                 records=MetricsLog(tmp_path / "metrics.jsonl"),
-                utilisation=FlopsMeter(products_of(model), [None] * len(rows), peak=None),
+                utilisation=FlopsMeter(model_flops(model), [None] * len(rows), peak=None),
                 epochs=1,
                 source_gradients=source_gradients,
                 micro_batches_ahead=micro_batches_ahead,

@@ -11,7 +11,7 @@ from dominie.core import hardware as devices
 from dominie.data.batch import collate
 from dominie.data.tokenization import Encoded
 from dominie.losses.terms import LossTerms, NextToken, Prediction
-from dominie.models.flops import Load, products_of
+from dominie.models.flops import Workload, model_flops
 from dominie.models.loading import with_lora
 from dominie.planning.sizes import shipped_config
 from dominie.teachers import LocalTeacher, RoutedTeacher
@@ -36,7 +36,7 @@ def by_hand(tokens: int, supervised: int, keys: int, layer: int = LAYER) -> int:
 def test_a_batch_of_a_tiny_model_and_its_teacher(student, teacher_model, pack_to):
     rows = [(0, conversation(5, 2)), (1, conversation(3, 1)), (0, conversation(2, 1))]
     batch = collate(rows, routes=[0, 1], pack_to=pack_to).as_dict()
-    used = FlopsMeter(products_of(student), [None, products_of(teacher_model)], peak=1e6)
+    used = FlopsMeter(model_flops(student), [None, model_flops(teacher_model)], peak=1e6)
     loads = used.loads(batch)
     assert loads.tolist() == [[7, 3, 15 + 3], [3, 1, 6]]
     # Of the mixture a token meets two of three experts, and the router.
@@ -53,15 +53,15 @@ def test_a_batch_of_a_tiny_model_and_its_teacher(student, teacher_model, pack_to
 def test_windows_adapters_and_frozen_weights(student):
     windowed = MistralConfig(**{**student.config.to_dict(), "sliding_window": 4})
     batch = collate([(0, conversation(6, 1))]).as_dict()
-    used = FlopsMeter(products_of(MistralForCausalLM(windowed)), [None], peak=None)
+    used = FlopsMeter(model_flops(MistralForCausalLM(windowed)), [None], peak=None)
     assert used.loads(batch).tolist() == [[6, 1, 1 + 2 + 3 + 4 + 4 + 4]]
     assert "mfu" not in used.told(1.0, 1.0, 1)
 
     adapted = with_lora(student, Lora(r=2, target_modules=["q_proj"]), where="here")
-    found, adapters = products_of(adapted), 2 * (2 * 16 + 2 * 16)
+    found, adapters = model_flops(adapted), 2 * (2 * 16 + 2 * 16)
     assert (found.frozen, found.trained, found.head) == (2 * LAYER, adapters, HEAD)
-    assert products_of(adapted, adapters=False).trained == 0
-    load = Load(tokens=10, supervised=4, keys={None: 24})
+    assert model_flops(adapted, adapters=False).trained == 0
+    load = Workload(tokens=10, supervised=4, keys={None: 24})
     hand = 4 * (2 * LAYER * 10 + HEAD * 4) + 6 * adapters * 10 + 3 * 2 * 4 * HEADS * 24
     assert found.training(load) == hand
 
@@ -70,11 +70,11 @@ def test_the_papers_student():
     """Mistral-7B: 32 layers of width 4096, 8 of 32 heads for keys, an inner width of 14336."""
     config = AutoConfig.from_pretrained(shipped_config("mistralai/Mistral-7B-v0.1"))
     with torch.device("meta"):
-        found = products_of(AutoModelForCausalLM.from_config(config))
+        found = model_flops(AutoModelForCausalLM.from_config(config))
     layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
     assert (found.trained, found.head) == (32 * layer, 32000 * 4096)
     keys = 2048 * 2049 // 2
-    load = Load(tokens=2048, supervised=2048, keys={4096: keys})
+    load = Workload(tokens=2048, supervised=2048, keys={4096: keys})
     hand = 6 * 2048 * (32 * layer + 32000 * 4096) + 12 * 32 * 4096 * keys
     assert found.training(load) == hand
 

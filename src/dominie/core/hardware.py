@@ -19,7 +19,7 @@ class Device:
     Attributes:
         name: as `--gpu` takes it.
         memory: GB (10⁹ bytes).
-        half: dense bf16 products a second with fp32 sums, multiplication and addition counted.
+        half: dense bf16 FLOPs a second with fp32 sums.
         single: the same in fp32, without TF32.
         bandwidth: bytes a second of its memory.
         link: bytes a second to the others of its machine, one way.
@@ -40,7 +40,7 @@ class Device:
         return self.name == "cpu"
 
     def flops(self, precision: str) -> float:
-        """Products a second in the precision of a run."""
+        """FLOPs a second in the precision of a run."""
         return self.single if precision == "fp32" else self.half
 
 
@@ -99,11 +99,13 @@ def use_free_cores(threads: int | None = None) -> int:
     return threads
 
 
+#: Share of the roofline that well-written training reaches; `--efficiency` sets it.
+EFFICIENCY = 0.4
 #: Bytes a second between machines, a GPU: one 400 Gb/s network card for each, as in NVIDIA's DGX.
 NETWORK = 50e9
 #: GPUs of one machine; more than these speak over the network.
 PER_MACHINE = 8
-#: A CPU core's products a second, by measurement on an EPYC; only to tell hours from weeks.
+#: A CPU core's FLOPs a second, by measurement on an EPYC; only to tell hours from weeks.
 _CPU_CORE_FLOPS = 40e9
 
 
@@ -146,3 +148,68 @@ def _of_this_machine() -> str:
         return "cpu"
     found = gpu_of_this_machine()
     return found.name if found else "h100"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a recipe is planned for.
+
+    Attributes:
+        device: each accelerator.
+        count: how many.
+        memory: bytes of each.
+        sharded: whether weights are shared out over them; a single one holds all.
+        price: of one for an hour, None where money is not asked for.
+        efficiency: share of the roofline that training is taken to reach.
+    """
+
+    device: Device
+    count: int
+    memory: float
+    sharded: bool
+    price: float | None = None
+    efficiency: float = EFFICIENCY
+
+
+def machine(
+    *,
+    gpu: str | None = None,
+    gpus: int | None = None,
+    memory: float | None = None,
+    price: float | None = None,
+    sharded: bool = True,
+    efficiency: float = EFFICIENCY,
+) -> Machine:
+    """What the options of the command line mean.
+
+    Args:
+        gpu: a name of the table; without it the one that `gpus` and `memory` speak of, else what
+            this machine has.
+        gpus: how many.
+        memory: GB (10⁹ bytes) of each; the device's own without it.
+        price: of a GPU hour.
+        sharded: whether several share weights, gradients and optimiser.
+        efficiency: share of the roofline.
+
+    Raises:
+        InputError: a GPU that is not known, or a number that is none.
+    """
+    for option, value in (("--gpus", gpus), ("--memory", memory), ("--price", price)):
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(
+                "this cannot be planned for",
+                where=option,
+                expected="a number above 0",
+                found=f"{value:g}",
+            )
+    if not 0 < efficiency <= 1:
+        raise InputError(
+            "no share of the roofline",
+            where="--efficiency",
+            expected="above 0, at most 1",
+            found=f"{efficiency:g}",
+        )
+    device = device_named(gpu or device_meant(gpus, memory))
+    count = gpus or 1
+    gigabytes = device.memory if memory is None else memory
+    return Machine(device, count, gigabytes * 1e9, sharded and count > 1, price, efficiency)

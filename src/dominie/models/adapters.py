@@ -1,12 +1,11 @@
-"""Adapters over one base: student and teachers share weights; adapters merged into them."""
+"""One base under several adapters: which teachers share the student's, and adapters merged."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,20 @@ from typing import Any
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from dominie.core.errors import InputError
-from dominie.models.loading import DTYPES, load_config
-from dominie.models.spec import Model, base_and_adapter
-
-#: peft's own name for the adapter that is trained; its files lie where a model's files lie.
-STUDENT = "default"
+from dominie.models.info import ModelInfo
+from dominie.models.spec import Model
 
 #: Ways to begin an adapter that leave the base as it is; others change it as they are loaded.
 _PLAIN_BEGINNINGS = (True, False, "gaussian")
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """Which teachers are minds over the student's base.
+class SharedBase:
+    """Which teachers need no weights of their own beside the student's base.
 
     Attributes:
-        adapters: folder of each one's adapter by name, None for the bare base.
+        adapters: by the teacher's name its adapter (a folder, or the stage that writes it), None
+            for the bare base.
         apart: why other teachers over that base are loaded a second time, by name.
     """
 
@@ -38,115 +34,73 @@ class Sharing:
     apart: Mapping[str, str]
 
 
-def sharing(student: Model, teachers: Mapping[str, Model], *, lora: Any, precision: str) -> Sharing:
-    """Find the teachers that need no weights of their own beside a student under LoRA.
+def shared_base(
+    student: ModelInfo,
+    teachers: Mapping[str, ModelInfo],
+    *,
+    lora: Any,
+    precision: str,
+    sharded: bool = False,
+) -> SharedBase:
+    """Find the teachers that share the base of a student under LoRA.
 
-    Those are the very model the student starts from, and adapters over the student's base. They
-    have to be held as they would be alone: in the same dtype, the same way.
+    Those are the very model the student starts from, and adapters over the student's base, if they
+    would be placed and rounded alike by themselves. Training and planning both ask this.
 
     Args:
-        student: who learns.
+        student: the model that is trained.
         teachers: by name.
-        lora: the stage's `dominie.training.settings.Lora`, None where every weight is trained.
+        lora: the stage's `dominie.training.settings.Lora`, None if every weight is trained.
         precision: `fp32`, `bf16` or `fp16`: dtype of the base under LoRA.
+        sharded: whether the student's weights are sharded, which teachers cannot run on.
     """
     adapters: dict[str, str | None] = {}
     apart: dict[str, str] = {}
-    if lora is None:
-        return Sharing(adapters, apart)
-    base, worn = base_and_adapter(student)
-    merged = worn if lora.merge else None  # an adapter that goes on being trained is not merged
-    for name, spec in teachers.items():
-        place, adapter = base_and_adapter(spec)
-        if _place(place) != _place(base):
+    if lora is None or sharded:
+        return SharedBase(adapters, apart)
+    merged = student.adapter if lora.merge else None  # one that goes on being trained is not merged
+    for name, teacher in teachers.items():
+        if teacher.base is None or _place(teacher.base) != _place(student.base):
             continue
+        adapter = teacher.adapter
         if _place(adapter) == _place(merged):
             adapter = None
         elif adapter is None or merged is not None:
             apart[name] = "the student's weights hold an adapter that it lacks"
             continue
-        reason = _held_otherwise(student, spec, precision) or _no_plain_lora(adapter)
+        reason = _placed_otherwise(student.spec, teacher, precision)
+        if reason is None and adapter is not None and teacher.origin != "stage":
+            reason = _no_plain_lora(adapter)
         if reason:
             apart[name] = reason
         else:
             adapters[name] = adapter
-    return Sharing(adapters, apart)
-
-
-class Mind:
-    """A frozen teacher that lives in the student's model: another adapter, or the bare base.
-
-    Args:
-        model: the student, peft adapters over its base.
-        adapter: folder of the teacher's adapter, None for the bare base.
-
-    Raises:
-        InputError: the adapter cannot be loaded.
-    """
-
-    def __init__(self, model: Any, adapter: str | None) -> None:
-        self.model, self._adapter = model, None
-        # Whoever saves the student does not save its teachers.
-        if not isinstance(model.save_pretrained, functools.partial):
-            model.save_pretrained = functools.partial(
-                model.save_pretrained, selected_adapters=[STUDENT]
-            )
-        if adapter is None:
-            return
-        self._adapter = f"teacher_{len(model.peft_config)}"
-        try:
-            model.load_adapter(adapter, self._adapter, is_trainable=False)
-        except Exception as error:
-            raise InputError(
-                "the adapter cannot be laid over the student's base",
-                where=adapter,
-                found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-                do="check that the folder is complete and of one model",
-            ) from error
-        model.set_adapter(STUDENT)
-
-    @contextlib.contextmanager
-    def awake(self) -> Iterator[Any]:
-        """Within, the model is this teacher: no dropout, no other adapter."""
-        model, training = self.model, self.model.training
-        model.eval()
-        if self._adapter is None:
-            model.base_model.disable_adapter_layers()
-        else:
-            model.base_model.set_adapter(self._adapter, inference_mode=True)
-        try:
-            yield model
-        finally:
-            if self._adapter is None:
-                model.base_model.enable_adapter_layers()
-            else:
-                model.base_model.set_adapter(STUDENT)
-            model.train(training)
+    return SharedBase(adapters, apart)
 
 
 def _place(path: str | None) -> str | None:
     return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 
-def _held_otherwise(student: Model, teacher: Model, precision: str) -> str | None:
-    """Why a teacher is not held as the student's base is; None where it is."""
-    for key, word in (("revision",) * 2, ("attention",) * 2, ("held", "placement")):
-        if getattr(student, key) != getattr(teacher, key):
-            return f"its {word} is not the student's"
-    if teacher.map_tokens:
+def _placed_otherwise(student: Model | None, teacher: ModelInfo, precision: str) -> str | None:
+    """Why a teacher is not loaded as the student's base is; None if it is."""
+    if student is None or teacher.spec is None:
+        return "it is not loaded here"
+    if student.revision != teacher.spec.revision:
+        return "its revision is not the student's"
+    if student.attention != teacher.spec.attention:
+        return "its attention is not the student's"
+    if student.placed != teacher.spec.placed:
+        return "its placement is not the student's"
+    if teacher.spec.map_tokens:
         return "it has other token ids"
-    config = load_config(teacher)
-    own = str(config.dtype if teacher.dtype == "auto" else DTYPES[teacher.dtype])
-    run = str(DTYPES[precision])
-    if own.removeprefix("torch.") != run.removeprefix("torch."):
-        return f"it is held in {own.removeprefix('torch.')}, the run's base in {precision}"
+    if teacher.dtype != precision:
+        return f"its weights are {teacher.dtype or 'of an unknown dtype'}, the base's {precision}"
     return None
 
 
-def _no_plain_lora(adapter: str | None) -> str | None:
-    """Why an adapter cannot lie beside the student's; None where it can."""
-    if adapter is None:
-        return None
+def _no_plain_lora(adapter: str) -> str | None:
+    """Why an adapter in a folder cannot lie beside the student's; None if it can."""
     try:
         config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

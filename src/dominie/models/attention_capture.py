@@ -66,13 +66,13 @@ class TeacherAttention:
     """
 
     def __init__(self, model: nn.Module, layers: Collection[int]) -> None:
-        self._model = weakref.ref(model)  # or whoever is listened to would never be freed
+        self._model = weakref.ref(model)  # or a model with hooks would never be freed
         self._name = type(model).__name__
         self._layers = sorted(set(layers))
         self._kept: dict[int, Projections] = {}
         attach_hook(model, self._layers, self)
 
-    def heard(self, layer: int, projections: Projections) -> None:
+    def on_attention(self, layer: int, projections: Projections) -> None:
         """Keep the projections of a whole forward; a step of generation is not one."""
         if projections.query.shape[2] != projections.key.shape[2]:
             return
@@ -101,8 +101,8 @@ class TeacherAttention:
     @property
     def _shared(self) -> bool:
         model = self._model()
-        listeners = [] if model is None else hooks_of(model)
-        return any(isinstance(each, StudentAttention) for each in listeners)
+        hooks = [] if model is None else hooks_of(model)
+        return any(isinstance(hook, StudentAttention) for hook in hooks)
 
 
 @dataclass
@@ -177,7 +177,7 @@ class StudentAttention:
         row_fraction: float = 1.0,
         layer_fraction: float = 1.0,
     ) -> None:
-        self._model = weakref.ref(model)  # or whoever is listened to would never be freed
+        self._model = weakref.ref(model)  # or a model with hooks would never be freed
         self._name = type(model).__name__
         self._pairs = list(pairs)
         self._backend: Backend = backend
@@ -213,7 +213,7 @@ class StudentAttention:
             self._sampled_pairs(),
         )
 
-    def heard(self, layer: int, projections: Projections) -> None:
+    def on_attention(self, layer: int, projections: Projections) -> None:
         """Score a layer of an expected forward, once."""
         expected = self._expected
         terms: list[AttentionTerm] = []

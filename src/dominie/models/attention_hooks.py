@@ -2,9 +2,9 @@
 
 transformers hands every attention call to a function looked up by name in `AttentionInterface`,
 and builds its masks by the same name in `AttentionMaskInterface`. For every stock implementation
-a second name is registered here, which runs the stock function and then shows query and key to
-the listeners of the attention module at hand. Listeners are bound to modules, never to a phase,
-so student and teacher may be of one class, or even one model.
+a second name is registered here, which runs the stock function and then calls the hooks of the
+attention module at hand with query and key. Hooks are bound to modules, never to a phase, so
+student and teacher may be of one class, or even one model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-# The stock implementations and the name that listens to each. A name with "flash" in it would
+# The stock implementations, and the name of each with hooks. A name with "flash" in it would
 # make transformers import a flash attention package.
 _NAMES = {
     "eager": "dominie_over_eager",
@@ -42,23 +42,23 @@ _NOT_SOFTMAX = {"doge": "its masks are learned and added to the scores"}
 _ALTERNATIVE = "set attention: 0, or map only layers of plain softmax attention (layers: […])"
 
 
-class Listener(Protocol):
-    """What is shown every attention call of the modules it listens to."""
+class AttentionHook(Protocol):
+    """Called after every attention call of the layers it is attached to."""
 
-    def heard(self, layer: int, projections: Projections) -> None:
-        """Called after the stock attention of ``layer`` has run."""
-
-
-_listeners: WeakKeyDictionary[nn.Module, list[Listener]] = WeakKeyDictionary()
+    def on_attention(self, layer: int, projections: Projections) -> None:
+        """Take query and key of ``layer``, whose stock attention has just run."""
 
 
-def attach_hook(model: nn.Module, layers: Collection[int], listener: Listener) -> None:
-    """Show the attention calls of some layers of ``model`` to ``listener`` from now on.
+_hooks: WeakKeyDictionary[nn.Module, list[AttentionHook]] = WeakKeyDictionary()
+
+
+def attach_hook(model: nn.Module, layers: Collection[int], hook: AttentionHook) -> None:
+    """Call a hook after every attention call of some layers of ``model`` from now on.
 
     Args:
         model: a causal language model of transformers; adapters may be wrapped around it.
         layers: numbers of the layers, from 0.
-        listener: told of every call.
+        hook: that is called.
 
     Raises:
         InputError: the model has no such layer, or its attention is not a plain causal softmax.
@@ -70,14 +70,14 @@ def attach_hook(model: nn.Module, layers: Collection[int], listener: Listener) -
         stock = config._attn_implementation or "eager"
         if stock not in _NAMES and stock not in _NAMES.values():
             raise InputError(
-                f"attention implementation {stock!r} cannot be listened to",
+                f"attention implementation {stock!r} takes no hooks",
                 where=_name(model),
                 expected=", ".join(_NAMES),
                 do="load the model with attn_implementation: sdpa",
             )
         config._attn_implementation = _NAMES.get(stock, stock)
     for layer in layers:
-        _listeners.setdefault(modules[layer], []).append(listener)
+        _hooks.setdefault(modules[layer], []).append(hook)
 
 
 def check_attention(model_info: ModelInfo, layers: Collection[int]) -> None:
@@ -101,30 +101,30 @@ def check_attention(model_info: ModelInfo, layers: Collection[int]) -> None:
         _refuse_unsuitable(model, layer, modules.get(layer), len(modules))
 
 
-def detach_hook(model: nn.Module, listener: Listener) -> None:
-    """Undo `attach_hook`; a model that nobody listens to any more has its stock attention back."""
+def detach_hook(model: nn.Module, hook: AttentionHook) -> None:
+    """Undo `attach_hook`; a model without hooks has its stock attention back."""
     modules = _attention_modules(model)
     for module in modules.values():
-        if listener in _listeners.get(module, []):
-            _listeners[module].remove(listener)
-    if not any(_listeners.get(module) for module in modules.values()):
+        if hook in _hooks.get(module, []):
+            _hooks[module].remove(hook)
+    if not any(_hooks.get(module) for module in modules.values()):
         stock_of = {name: stock for stock, name in _NAMES.items()}
         for config in _configs(model, modules):
             name = config._attn_implementation
             config._attn_implementation = stock_of.get(name, name)
 
 
-def hooks_of(model: nn.Module) -> list[Listener]:
-    """Everyone who listens to some layer of ``model``, once each."""
-    found: list[Listener] = []
+def hooks_of(model: nn.Module) -> list[AttentionHook]:
+    """The hooks of all layers of ``model``, once each."""
+    found: list[AttentionHook] = []
     for module in _attention_modules(model).values():
-        found += [each for each in _listeners.get(module, []) if each not in found]
+        found += [each for each in _hooks.get(module, []) if each not in found]
     return found
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _tell(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
-    """Show a call to the module's listeners."""
+def _call_hooks(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
+    """Call the hooks of a module."""
     _refuse_unusual(module, kwargs)
     scale = kwargs.get("scaling")
     projections = Projections(
@@ -133,8 +133,8 @@ def _tell(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any])
         query.shape[-1] ** -0.5 if scale is None else float(scale),
         kwargs.get("sliding_window", getattr(module, "sliding_window", None)),
     )
-    for listener in tuple(_listeners[module]):
-        listener.heard(int(module.layer_idx), projections)  # type: ignore[arg-type]
+    for hook in tuple(_hooks[module]):
+        hook.on_attention(int(module.layer_idx), projections)  # type: ignore[arg-type]
 
 
 def _as_attended(projection: Tensor) -> Tensor:
@@ -150,8 +150,8 @@ def _as_attended(projection: Tensor) -> Tensor:
     return projection.to(torch.get_autocast_dtype(device))
 
 
-def _listening(stock: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The function that runs attention implementation ``stock``, then tells the listeners."""
+def _with_hooks(stock: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The function that runs attention implementation ``stock``, then the hooks."""
 
     def attention(
         module: nn.Module,
@@ -170,16 +170,16 @@ def _listening(stock: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         if stock.startswith("flash"):  # one head size for all; models pad by the stock name alone
             value = pad(value, (0, query.shape[-1] - width))
         output, weights = function(module, query, key, value, attention_mask, **kwargs)
-        if _listeners.get(module):
-            _tell(module, query, key, kwargs)
+        if _hooks.get(module):
+            _call_hooks(module, query, key, kwargs)
         return output[..., :width], weights
 
     return attention
 
 
-for _stock, _listening_name in _NAMES.items():
-    AttentionInterface.register(_listening_name, _listening(_stock))
-    AttentionMaskInterface.register(_listening_name, ALL_MASK_ATTENTION_FUNCTIONS[_stock])
+for _stock, _hooked_name in _NAMES.items():
+    AttentionInterface.register(_hooked_name, _with_hooks(_stock))
+    AttentionMaskInterface.register(_hooked_name, ALL_MASK_ATTENTION_FUNCTIONS[_stock])
 
 
 def _decoder(model: nn.Module) -> nn.Module:

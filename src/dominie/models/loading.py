@@ -126,9 +126,9 @@ def load_frozen(
     model = _load(spec, dtype=None if spec.dtype == "auto" else DTYPES[spec.dtype])
     model.requires_grad_(False)
     model.eval()
-    if spec.held == "sharded" and mesh is not None:
+    if spec.placed == "sharded" and mesh is not None:
         return sharded(model, mesh)
-    if spec.held == "cpu" or (spec.held == "sharded" and not _fits(model, device)):
+    if spec.placed == "cpu" or (spec.placed == "sharded" and not _fits(model, device)):
         return offloaded(model, device)
     return quantised(model, spec.bits, device) if spec.bits else model.to(device)
 

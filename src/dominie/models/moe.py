@@ -164,15 +164,15 @@ def upcycled_info(dense: ModelInfo, *, experts: int, experts_per_token: int) -> 
 class Routers:
     """The routers of a model, layer by layer.
 
-    Only what runs within `heard` is kept: under activation checkpointing a layer runs again in the
-    backward pass, which is not to count twice.
+    Only what runs within `recorded` is kept: under activation checkpointing a layer runs again in
+    the backward pass, which is not to count twice.
 
     Args:
         model: a causal language model of transformers; adapters may be wrapped around it.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._heard: list[Routing] | None = None
+        self._routing: list[Routing] | None = None
         self._per_token = info_of(text_config(model)).experts_per_token or 1
         # What transformers itself would record, were the model asked for its router's logits.
         recorded = getattr(decoder(model), "_can_record_outputs", None) or {}
@@ -180,28 +180,28 @@ class Routers:
         kind = getattr(gate, "target_class", None)
         self._place = getattr(gate, "index", 0)
         found = [m for m in decoder(model).modules() if kind is not None and isinstance(m, kind)]
-        self._hooks = [module.register_forward_hook(self._hear) for module in found]
+        self._hooks = [module.register_forward_hook(self._record) for module in found]
 
     def __bool__(self) -> bool:
         """Whether the model has any."""
         return bool(self._hooks)
 
     @contextlib.contextmanager
-    def heard(self) -> Iterator[list[Routing]]:
-        """What the routers decide within, in the order in which they run."""
-        self._heard = []
+    def recorded(self) -> Iterator[list[Routing]]:
+        """Record what the routers decide meanwhile, in the order in which they run."""
+        self._routing = []
         try:
-            yield self._heard
+            yield self._routing
         finally:
-            self._heard = None
+            self._routing = None
 
     def detach(self) -> None:
         """Leave the model alone."""
         for hook in self._hooks:
             hook.remove()
 
-    def _hear(self, _: nn.Module, __: Any, output: Any) -> None:
-        if self._heard is None:
+    def _record(self, _: nn.Module, __: Any, output: Any) -> None:
+        if self._routing is None:
             return
         parts = output if isinstance(output, tuple) else (output,)
         logits: Tensor = parts[self._place]
@@ -209,7 +209,7 @@ class Routers:
         chosen = next((part for part in parts if not part.is_floating_point()), None)
         if chosen is None:
             chosen = torch.topk(logits, self._per_token, dim=-1).indices
-        self._heard.append(Routing(logits, chosen.reshape(len(logits), -1)))
+        self._routing.append(Routing(logits, chosen.reshape(len(logits), -1)))
 
 
 _STOCK, _NAME = "grouped_mm", "dominie_grouped_mm"

@@ -15,8 +15,8 @@ Placement = Literal["device", "cpu", "8bit", "4bit", "sharded", "cached"]
 Bits = Literal["8bit", "4bit"]
 
 
-def rounded(placement: Placement) -> Bits | None:
-    """To how many bits weights are rounded that are placed so."""
+def bits_of(placement: Placement) -> Bits | None:
+    """To how many bits a placement rounds weights; None if it does not."""
     return next((bits for bits in get_args(Bits) if bits == placement), None)
 
 
@@ -35,7 +35,7 @@ class Model:
             wherever the family has it.
         map_tokens: the model, as a teacher, has the student's tokens under other ids: its embedding
             and head are reordered to the student's.
-        placement: where the weights of a frozen model lie; nothing said is `device`. `cpu` keeps
+        placement: where the weights of a frozen model lie; None is `device`. `cpu` keeps
             its layers in main memory and each on the device while it runs; `8bit` and `4bit`
             quantise; `sharded` shares the layers out over the processes; `cached` is `cache: true`
             on every source of a stage that can learn from what the model predicts.
@@ -60,14 +60,14 @@ class Model:
             )
 
     @property
-    def held(self) -> Placement:
-        """Where its weights lie while it is frozen: the one word on `placement` and `quantize`."""
+    def placed(self) -> Placement:
+        """Where its weights are placed while it is frozen, by `placement` or else `quantize`."""
         return self.placement or self.quantize or "device"
 
     @property
     def bits(self) -> Bits | None:
-        """How its weights are quantised, which alone among placements changes what it says."""
-        return rounded(self.held)
+        """To how many bits its placement rounds its weights; nothing else of it changes them."""
+        return bits_of(self.placed)
 
     def check_trainable(self, *, adapters: bool, where: str | None = None) -> None:
         """Refuse a student that is placed as only a frozen model can be.
@@ -85,9 +85,9 @@ class Model:
                 where=where or self.path,
                 do="set train.lora, or remove placement (or quantize)",
             )
-        if self.held not in ("device", *get_args(Bits)):
+        if self.placed not in ("device", *get_args(Bits)):
             raise InputError(
-                f"a model with placement: {self.held} cannot be trained",
+                f"a model with placement: {self.placed} cannot be trained",
                 where=where or self.path,
                 do="give the student under models a name of its own, without placement; how it is "
                 "shared out is the engine's (--engine)",

@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from dominie.losses.tiles import rows_per_tile
-from dominie.models.info import experts_of
-from dominie.models.spec import Placement as Placed
+from dominie.models.spec import Placement
 from dominie.planning.sizes import Shape, shape_of
-from dominie.planning.trace import Pass, Traced, traced
+from dominie.planning.trace import Pass, Traced, router_loss_memory, traced
 from dominie.training.settings import TrainSettings
-
-
-class RouterLoss(NamedTuple):
-    """Bytes: kept for the backward pass, and held for a while beside that."""
-
-    kept: float = 0.0
-    working: float = 0.0
-
-
-def router_loss_memory(config: Any, tokens: int) -> RouterLoss:
-    """Of `dominie.losses.router_losses.router_loss` over the layers of a student, in fp32.
-
-    Args:
-        config: of the student.
-        tokens: of a micro-batch, padding and all.
-    """
-    experts = experts_of(config)
-    if experts is None:
-        return RouterLoss()
-    chosen = getattr(config, "num_experts_per_tok", 0) or 0
-    logits = tokens * experts * 4.0  # without padding; of these the log-sum-exp
-    softmax = 0.0 if chosen == experts else logits  # nothing to balance where all are chosen
-    one_hot = 0.0 if chosen == experts else tokens * chosen * experts * (8.0 + 4.0)
-    return RouterLoss(config.num_hidden_layers * (logits + softmax), one_hot)
-
-
-#: Those of a recipe, and an adapter over the student's base or that base.
-Placement = Placed | Literal["shared"]
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 #: Two moments in fp32 (Adam), whatever the precision of the run.
@@ -63,10 +34,9 @@ class TeacherSetup:
         name: as the recipe has it.
         config: its configuration.
         dtype: of its weights.
-        placement: where these lie, see `dominie.models.spec.Model`; `shared` is an adapter over the
-            student's base, or that base.
-        adapter: weights of that adapter, fp32.
+        placement: of these weights, see `dominie.models.spec.Model`.
         captured: its layers whose query and key are kept for the attention term.
+        adapter: weights, fp32, that it adds to the student's base; None if it has its own base.
     """
 
     name: str
@@ -74,17 +44,22 @@ class TeacherSetup:
     dtype: str
     placement: Placement = "device"
     captured: int = 0
-    adapter: float = 0.0
+    adapter: float | None = None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it has a base of its own."""
+        return self.adapter is None
 
 
 @dataclass(frozen=True)
 class StageSetup:
-    """A stage as memory sees it; a fix is another situation of the same stage.
+    """What the memory of a stage follows from; a fix is another setup of the same stage.
 
     Attributes:
         student: configuration.
         train: settings.
-        teachers: who teaches.
+        teachers: models that it learns from.
         rows: of the largest micro-batch of a rank.
         length: of its rows.
         accumulates: whether a step has several micro-batches.
@@ -175,56 +150,54 @@ class Memory:
         return self.phases[self.peak_phase]
 
 
-def stage_memory(situation: StageSetup) -> Memory:
+def stage_memory(setup: StageSetup) -> Memory:
     """The memory of a rank in the phases of a step.
 
     A step is: the teachers' forward, the student's forward and the losses in it, the backward pass,
     the optimiser. Gradients are there from the second micro-batch on.
     """
-    shape = shape_of(situation.student)
-    run = traced(situation.student, situation.run)
-    teachers = [_teacher(each, situation) for each in situation.teachers]
-    shards = situation.shards
+    shape = shape_of(setup.student)
+    run = traced(setup.student, setup.run)
+    teachers = [_teacher(each, setup) for each in setup.teachers]
+    shards = setup.shards
     gradients = run.gradients / shards
     optimiser = run.trainable * _OPTIMISER_BYTES / shards
     weights = run.weights / shards
     casts, kept_casts = run.casts, run.kept_casts
     gathered = 0.0
     if shards > 1:  # two layers at a time are whole, in the precision of the run
-        gathered = 2 * shape.largest_layer * BYTES[situation.train.precision]
+        gathered = 2 * shape.largest_layer * BYTES[setup.train.precision]
         casts = kept_casts = 0.0
     host = sum(teacher.host for teacher in teachers)
-    if situation.offloaded:
+    if setup.offloaded:
         host += optimiser + weights
-        optimiser, weights = 0.0, weights * BYTES[situation.train.precision] / 4
+        optimiser, weights = 0.0, weights * BYTES[setup.train.precision] / 4
     standing = {
         "student weights": weights,
         "optimiser": optimiser,
         "teacher weights": sum(teacher.weights for teacher in teachers),
-        **(_process(situation) if situation.on_cpu else {}),
+        **(_process(setup) if setup.on_cpu else {}),
     }
-    before = {**standing, "gradients": gradients if situation.accumulates else 0.0}
+    before = {**standing, "gradients": gradients if setup.accumulates else 0.0}
     signal = max((teacher.signal for teacher in teachers), default=0.0)
     capture = max((teacher.capture for teacher in teachers), default=0.0)
-    said = {"teacher signal": signal, "attention capture": capture}
+    targets = {"teacher signal": signal, "attention capture": capture}
     kept = {"activations": run.activations, "weight casts": kept_casts}
-    if situation.on_cpu:
-        kept["freed, not returned"] = run.holes
-    head = _head(situation, shape)
-    router = RouterLoss()
-    if situation.routes:
-        router = router_loss_memory(situation.student, situation.rows * situation.length)
-    attention = _attention_work(situation, shape)
+    head = _head(setup, shape)
+    router = (
+        router_loss_memory(setup.student, setup.rows * setup.length) if setup.routes else (0.0, 0.0)
+    )
+    attention = _attention_work(setup, shape)
     phases = {
         "writing the cache": {"teacher": max((t.alone for t in teachers), default=0.0)},
         "teacher forward": {
             **before,
             "teacher activations": max((t.forward for t in teachers), default=0.0),
-            **said,
+            **targets,
         },
         "student forward": {
             **before,
-            **said,
+            **targets,
             **kept,
             "gathered layers": gathered,
             "working memory": max(0.0, run.forward - run.activations - run.casts)
@@ -232,18 +205,18 @@ def stage_memory(situation: StageSetup) -> Memory:
         },
         "losses": {
             **before,
-            **said,
+            **targets,
             **kept,
             "weight casts": casts,
             "logit tiles": head.tiles,
-            "router loss": router.kept + router.working,
+            "router loss": sum(router),
             "head gradients": head.gradients + head.states,
         },
         "backward": {
             **before,
-            **said,
+            **targets,
             **kept,
-            "router loss": router.kept,
+            "router loss": router[0],
             "head gradients": head.states,
             "gathered layers": gathered,
             "working memory": max(0.0, run.backward - run.activations - run.kept_casts) + attention,
@@ -253,10 +226,12 @@ def stage_memory(situation: StageSetup) -> Memory:
     return Memory({n: {k: v for k, v in i.items() if v} for n, i in phases.items()}, run, host)
 
 
-def _process(situation: StageSetup) -> dict[str, float]:
+def _process(setup: StageSetup) -> dict[str, float]:
     """What a process on a CPU holds beside tensors."""
-    held = [(situation.student, situation.run.dtype)]
-    held += [(t.config, t.dtype) for t in situation.teachers if t.placement == "device"]
+    held = [(setup.student, setup.run.dtype)]
+    held += [
+        (t.config, t.dtype) for t in setup.teachers if t.has_weights and t.placement == "device"
+    ]
     joined = sum(shape_of(config).experts * BYTES[dtype] for config, dtype in held)
     return {"mapped files": float(joined), "process": _PROCESS}
 
@@ -271,56 +246,55 @@ class _Teacher:
     alone: float = 0.0  # while it writes its cache, before the student is there
 
 
-def _teacher(teacher: TeacherSetup, situation: StageSetup) -> _Teacher:
-    """What a teacher holds while it speaks, and what is left when it has spoken."""
+def _teacher(teacher: TeacherSetup, setup: StageSetup) -> _Teacher:
+    """The memory of a teacher during its forward pass, and what is left after it."""
     shape, width = shape_of(teacher.config), BYTES[teacher.dtype]
-    rows = situation.rows * situation.ahead
-    tokens = rows * situation.length
+    rows = setup.rows * setup.ahead
+    tokens = rows * setup.length
     if teacher.placement == "cached":
-        writer = _teacher(replace(teacher, placement="device"), situation)
+        writer = _teacher(replace(teacher, placement="device"), setup)
         alone = writer.weights + writer.forward + writer.signal
         return _Teacher(0.0, 0.0, tokens * CACHED_BYTES, 0.0, alone=alone)
-    run = traced(teacher.config, Pass(rows, situation.length, teacher.dtype))
+    run = traced(teacher.config, Pass(rows, setup.length, teacher.dtype))
     weights, host, gathered = run.weights, 0.0, 0.0
     layers = shape.in_layers * width
-    if teacher.placement == "cpu":  # embeddings and head stay, the rest comes a module at a time
+    if teacher.adapter is not None:
+        weights = teacher.adapter * 4 / setup.shards
+    elif teacher.placement == "cpu":  # embeddings and head stay, the rest comes a module at a time
         weights, host, gathered = weights - layers, layers, float(shape.largest_layer * width)
-    elif teacher.placement == "sharded" and situation.ranks > 1:  # two layers at a time are whole
-        weights -= layers * (1 - 1 / situation.ranks)
+    elif teacher.placement == "sharded" and setup.ranks > 1:  # two layers at a time are whole
+        weights -= layers * (1 - 1 / setup.ranks)
         gathered = 2.0 * shape.largest_layer * width
-    elif teacher.placement == "shared":
-        weights = teacher.adapter * 4 / situation.shards
     elif teacher.placement in ("8bit", "4bit"):
         weights -= shape.quantisable * (width - _QUANTISED[teacher.placement])
     projections = (shape.heads + shape.key_heads) * shape.head_width
     return _Teacher(
         weights=weights,
         forward=run.forward + gathered,
-        signal=tokens * shape.width * width if situation.compares else 0.0,
+        signal=tokens * shape.width * width if setup.compares else 0.0,
         capture=teacher.captured * tokens * projections * width,
         host=host,
     )
 
 
-@dataclass(frozen=True)
-class _Head:
+class _Head(NamedTuple):
     tiles: float
     gradients: float
     states: float
 
 
-def _head(situation: StageSetup, shape: Shape) -> _Head:
+def _head(setup: StageSetup, shape: Shape) -> _Head:
     """The vocabulary losses: tiles of logits, gradients of states and head, both in fp32."""
-    tokens = situation.rows * situation.length
-    width = BYTES[situation.train.precision]
+    tokens = setup.rows * setup.length
+    width = BYTES[setup.train.precision]
     sizes = [shape.vocabulary]
-    if situation.compares:
-        dense = [t.config for t in situation.teachers if t.placement != "cached"]
+    if setup.compares:
+        dense = [t.config for t in setup.teachers if t.placement != "cached"]
         sizes.append(max((shape_of(config).vocabulary for config in dense), default=0))
-    device = torch.device("cpu" if situation.on_cpu else "cuda")
+    device = torch.device("cpu" if setup.on_cpu else "cuda")
     tile = rows_per_tile(tokens, max(sizes), device)
     table = shape.vocabulary * shape.width
-    trained = situation.train.lora is None
+    trained = setup.train.lora is None
     return _Head(
         tiles=tile * sum(sizes) * 4 + (table * width if width < 4 and trained else 0),
         gradients=table * 4 if trained else 0,
@@ -328,23 +302,15 @@ def _head(situation: StageSetup, shape: Shape) -> _Head:
     )
 
 
-def _attention_work(situation: StageSetup, shape: Shape) -> float:
+def _attention_work(setup: StageSetup, shape: Shape) -> float:
     """What the attention term holds in a layer's backward: fp32 gradients, aligned copies."""
-    if not situation.attention:
+    if not setup.attention:
         return 0.0
-    tokens = situation.rows * situation.length
+    tokens = setup.rows * setup.length
     own = (shape.heads + shape.key_heads) * shape.head_width
     theirs = max(
         (s.heads + s.key_heads) * s.head_width
-        for s in (shape_of(t.config) for t in situation.teachers if t.captured)
+        for s in (shape_of(t.config) for t in setup.teachers if t.captured)
     )
-    copies = 2 if situation.train.packing else 1
+    copies = 2 if setup.train.packing else 1
     return tokens * 4.0 * (own * (1 + copies) + theirs * copies)
-
-
-def needs_of(teachers: Sequence[TeacherSetup], placement: Placement) -> tuple[TeacherSetup, ...]:
-    """The same teachers, held in another way."""
-    return tuple(
-        replace(t, placement=placement, captured=0 if placement == "cached" else t.captured)
-        for t in teachers
-    )

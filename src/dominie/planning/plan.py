@@ -1,4 +1,4 @@
-"""The plan of a recipe: what each of its stages needs on each device, and whether it fits."""
+"""Plans a recipe: what each stage needs on each device, what it costs, and whether it fits."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dominie.core.errors import InputError
-from dominie.core.hardware import Device, device_meant, device_named
-from dominie.planning.cost import EFFICIENCY, Cost, stage_cost
-from dominie.planning.fixes import Fix, FixSearch
-from dominie.planning.memory import BYTES, Memory, Placement, StageSetup, TeacherSetup, stage_memory
+from dominie.core.hardware import Machine as Machine
+from dominie.core.hardware import machine as machine
+from dominie.models.adapters import SharedBase, shared_base
+from dominie.models.info import ModelInfo
+from dominie.models.spec import Placement
+from dominie.planning.cost import Cost, Fix, FixSearch, stage_cost
+from dominie.planning.memory import BYTES, Memory, StageSetup, TeacherSetup, stage_memory
 from dominie.planning.sizes import (
     Shape,
     Size,
     Work,
-    adapter_over_base,
-    config_of,
+    plan_info,
     shape_of,
     source_sizes,
     work_of,
@@ -32,71 +33,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What a recipe is planned for.
-
-    Attributes:
-        device: each accelerator.
-        count: how many.
-        memory: bytes of each.
-        sharded: whether weights are shared out over them; a single one holds all.
-        price: of one for an hour, None where money is not asked for.
-        efficiency: share of the roofline that training is taken to reach.
-    """
-
-    device: Device
-    count: int
-    memory: float
-    sharded: bool
-    price: float | None = None
-    efficiency: float = EFFICIENCY
-
-
-def machine(
-    *,
-    gpu: str | None = None,
-    gpus: int | None = None,
-    memory: float | None = None,
-    price: float | None = None,
-    sharded: bool = True,
-    efficiency: float = EFFICIENCY,
-) -> Machine:
-    """What the options of the command line mean.
-
-    Args:
-        gpu: a name of the table; without it the one that `gpus` and `memory` speak of, else what
-            this machine has.
-        gpus: how many.
-        memory: GB (10⁹ bytes) of each; the device's own without it.
-        price: of a GPU hour.
-        sharded: whether several share weights, gradients and optimiser.
-        efficiency: share of the roofline.
-
-    Raises:
-        InputError: a GPU that is not known, or a number that is none.
-    """
-    for option, value in (("--gpus", gpus), ("--memory", memory), ("--price", price)):
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(
-                "this cannot be planned for",
-                where=option,
-                expected="a number above 0",
-                found=f"{value:g}",
-            )
-    if not 0 < efficiency <= 1:
-        raise InputError(
-            "no share of the roofline",
-            where="--efficiency",
-            expected="above 0, at most 1",
-            found=f"{efficiency:g}",
-        )
-    device = device_named(gpu or device_meant(gpus, memory))
-    count = gpus or 1
-    gigabytes = device.memory if memory is None else memory
-    return Machine(device, count, gigabytes * 1e9, sharded and count > 1, price, efficiency)
-
-
-@dataclass(frozen=True)
 class StagePlan:
     """A stage's needs.
 
@@ -106,14 +42,14 @@ class StagePlan:
         shape: of its model; None if it makes data.
         teachers: shapes by name.
         machine: it is planned for.
-        situation: what the memory was computed for; None where nothing is trained.
+        setup: what the memory was computed for; None if nothing is trained.
         memory: of a rank.
         weights: bytes of its model.
         activations: with and without gradient checkpointing.
         work: conversations, tokens, steps.
-        cost: products and time.
-        fix: what would make it fit, where it does not.
-        measures: single changes and the peak after each, where it does not fit.
+        cost: FLOPs and time.
+        fix: what would make it fit, if it does not.
+        measures: single changes and the peak after each, if it does not fit.
     """
 
     name: str
@@ -122,7 +58,7 @@ class StagePlan:
     teachers: Mapping[str, Shape]
     machine: Machine
     weights: float
-    situation: StageSetup | None = None
+    setup: StageSetup | None = None
     memory: Memory | None = None
     activations: Mapping[str, float] = dataclasses.field(default_factory=dict)
     work: Work | None = None
@@ -190,27 +126,27 @@ def plan_untrained(recipe: Recipe, name: str, stage: StageConfig, on: Machine) -
 
     A model is written a tensor at a time. Data are written by one of the models that are read.
     """
-    if stage.makes == "model":
-        shape = shape_of(config_of(recipe, name))
-        weights = shape.parameters * float(BYTES[_dtype_of(recipe, name)])
-        return StagePlan(name, stage.kind, shape, {}, on, weights)
-    held = [
-        shape_of(config_of(recipe, model)).parameters * float(BYTES[_dtype_of(recipe, model)])
-        for model in stage.models
+    makes_model = stage.makes == "model"
+    models = [plan_info(recipe, model) for model in ([name] if makes_model else stage.models)]
+    shapes = [shape_of(_config(info)) for info in models]
+    sizes = [
+        shape.parameters * float(BYTES[info.dtype or "fp32"])
+        for shape, info in zip(shapes, models, strict=True)
     ]
-    return StagePlan(name, stage.kind, None, {}, on, max(held, default=0.0))
+    shape = shapes[0] if makes_model else None
+    return StagePlan(name, stage.kind, shape, {}, on, max(sizes, default=0.0))
 
 
 def plan_training(
     recipe: Recipe, name: str, stage: TrainStage, on: Machine, sizes: Mapping[str, Size]
 ) -> StagePlan:
     """Plan a stage that trains: memory of its phases, time, and what would make it fit."""
-    situation, work = _situation(recipe, stage, on, sizes)
-    memory = stage_memory(situation)
+    setup, work = _setup(recipe, stage, on, sizes)
+    memory = stage_memory(setup)
     kept = {}
     for checkpointing in (False, True):
-        train = dataclasses.replace(situation.train, gradient_checkpointing=checkpointing)
-        either = stage_memory(dataclasses.replace(situation, train=train))
+        train = dataclasses.replace(setup.train, gradient_checkpointing=checkpointing)
+        either = stage_memory(dataclasses.replace(setup, train=train))
         kept["with checkpointing" if checkpointing else "without checkpointing"] = (
             either.traced.activations
         )
@@ -220,7 +156,7 @@ def plan_training(
         if teacher := stage.teacher_on(source):
             shares[teacher] = shares.get(teacher, 0.0) + stage.data[source].share / whole
     cost = stage_cost(
-        situation,
+        setup,
         device=on.device,
         tokens=work.tokens,
         steps=work.steps,
@@ -231,11 +167,11 @@ def plan_training(
     planned = StagePlan(
         name=name,
         kind=stage.kind,
-        shape=shape_of(situation.student),
-        teachers={t.name: shape_of(t.config) for t in situation.teachers},
+        shape=shape_of(setup.student),
+        teachers={t.name: shape_of(t.config) for t in setup.teachers},
         machine=on,
         weights=memory.traced.weights,
-        situation=situation,
+        setup=setup,
         memory=memory,
         activations=kept,
         work=work,
@@ -243,29 +179,27 @@ def plan_training(
     )
     if planned.fits:
         return planned
-    shop = FixSearch(
+    search = FixSearch(
         name,
         places={**dict.fromkeys(recipe.models, "models"), **dict.fromkeys(recipe.stages, "stages")},
         caches=all(not stage.loss_on(source).needs_live_teacher for source in stage.active),
     )
     measures = sorted(
-        ((change.words, peak) for change, peak in shop.measures(situation)), key=lambda m: m[1]
+        ((change.words, peak) for change, peak in search.single_changes(setup)), key=lambda m: m[1]
     )
-    return dataclasses.replace(
-        planned, fix=shop.fix(situation, on.memory), measures=tuple(measures)
-    )
+    return dataclasses.replace(planned, fix=search.fix(setup, on.memory), measures=tuple(measures))
 
 
-def _situation(
+def _setup(
     recipe: Recipe, stage: TrainStage, on: Machine, sizes: Mapping[str, Size]
 ) -> tuple[StageSetup, Work]:
     train = stage.train
     micro_batch = train.conversations_per_forward(on.count)
     work = work_of(stage, sizes, micro_batch)
-    student = config_of(recipe, stage.student)
+    student = plan_info(recipe, stage.student)
     names = [n for n in stage.models if n in {stage.teacher_on(s) for s in stage.active}]
-    configs = {teacher: config_of(recipe, teacher) for teacher in names}
-    lessons = [
+    infos = {teacher: _as_teacher(recipe, teacher) for teacher in names}
+    sources = [
         StageSource(
             name=source,
             train=(),
@@ -276,72 +210,70 @@ def _situation(
         )
         for source in stage.active
     ]
-    pairs, _ = layer_pairs(student, configs, lessons)
-    compared = {x.teacher for x in lessons if x.terms.weighs("attention")}
+    pairs, _ = layer_pairs(student, infos, sources)
+    compared = {x.teacher for x in sources if x.terms.weighs("attention")}
     captured = len({teacher for _, teacher in pairs})
+    live = {stage.teacher_on(source) for source in {*stage.active} - {*stage.cached}}
+    shared = shared_base(
+        student,
+        {name: info for name, info in infos.items() if name in live},
+        lora=train.lora,
+        precision=train.precision,
+        sharded=on.sharded,
+    )
     teachers = tuple(
         TeacherSetup(
-            teacher,
-            config,
-            _dtype_of(recipe, teacher),
-            _placement(recipe, stage, teacher),
-            captured if teacher in compared else 0,
-            _adapter_weights(recipe, stage, teacher, config),
+            name,
+            _config(info),
+            info.dtype or "fp32",
+            _live_placement(info) if name in live else "cached",
+            captured if name in compared else 0,
+            _adapter_weights(recipe, shared, info),
         )
-        for teacher, config in configs.items()
+        for name, info in infos.items()
     )
-    situation = StageSetup(
-        student=student,
+    setup = StageSetup(
+        student=_config(student),
         train=train,
         teachers=teachers,
         rows=work.rows,
         length=work.length,
         accumulates=train.batch // on.count > micro_batch,
-        compares=any(lesson.terms.weighs("prediction") for lesson in lessons),
-        routes=any(lesson.terms.weighs("router") for lesson in lessons),
+        compares=any(source.terms.weighs("prediction") for source in sources),
+        routes=any(source.terms.weighs("router") for source in sources),
         attention=len(pairs),
         ranks=on.count,
         sharded=on.sharded,
         on_cpu=on.device.is_cpu,
     )
-    return situation, work
+    return setup, work
 
 
-def _placement(recipe: Recipe, stage: TrainStage, teacher: str) -> Placement:
-    """How a teacher is held: a mind over the student's base has no weights of its own."""
-    taught = [source for source in stage.active if stage.teacher_on(source) == teacher]
-    if set(taught) <= set(stage.cached):
-        return "cached"
-    over_base, _ = adapter_over_base(recipe, stage, teacher)
-    alike = _dtype_of(recipe, teacher) == stage.train.precision
-    held = recipe.placement(teacher)
-    alike &= held in ("device", recipe.model(stage.student).held)
-    if over_base and alike:
-        return "shared"
-    return "device" if held == "cached" else held  # what cannot learn from a cache
+def _config(info: ModelInfo) -> Any:
+    return info.need("config", use="a plan")
 
 
-def _unmerged(stage: TrainStage) -> bool:
-    return stage.train.lora is not None and not stage.train.lora.merge
+def _as_teacher(recipe: Recipe, name: str) -> ModelInfo:
+    """Describe a model that is placed as the recipe places teachers."""
+    info = plan_info(recipe, name)
+    assert info.spec is not None, "so made by plan_info"
+    placed = dataclasses.replace(info.spec, placement=recipe.placement(name), quantize=None)
+    return dataclasses.replace(info, spec=placed)
 
 
-def _adapter_weights(recipe: Recipe, over: TrainStage, teacher: str, config: Any) -> float:
-    """Weights of the adapter that a stage wrote in place of a model, and `over` does not merge."""
-    stage = recipe.trained.get(teacher)
-    if stage is None or not _unmerged(stage) or adapter_over_base(recipe, over, teacher)[1] is None:
+def _live_placement(info: ModelInfo) -> Placement:
+    """Where a teacher's weights are placed if it is not cached on every source."""
+    placement = info.spec.placed if info.spec else "device"
+    return "device" if placement == "cached" else placement
+
+
+def _adapter_weights(recipe: Recipe, shared: SharedBase, info: ModelInfo) -> float | None:
+    """Weights of a teacher's adapter over the student's base; None if it has a base of its own."""
+    if info.name not in shared.adapters:
+        return None
+    adapter = shared.adapters[info.name]
+    stage = recipe.trained.get(adapter or "")
+    if stage is None:
         return 0.0
     adapted = Pass(rows=1, length=2, dtype="bf16", trained=True, lora=stage.train.lora)
-    return traced(config, adapted).trainable
-
-
-def _dtype_of(recipe: Recipe, name: str) -> str:
-    """The dtype a frozen model is held in: a stage's is that of its run."""
-    if name in recipe.trained:
-        return recipe.trained[name].train.precision
-    if name in recipe.stages:
-        return _dtype_of(recipe, recipe.stages[name].models[0])
-    spec = recipe.model(name)
-    if spec.dtype != "auto":
-        return spec.dtype
-    stored = str(getattr(config_of(recipe, name), "dtype", None)).removeprefix("torch.")
-    return {"bfloat16": "bf16", "float16": "fp16"}.get(stored, "fp32")
+    return traced(info.config, adapted).trainable

@@ -1,11 +1,10 @@
-"""What a stage is planned from: model configurations, shared bases, and how much data there is."""
+"""What a stage is planned from: what is known of its models, and how much data there is."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -17,13 +16,14 @@ from dominie.core.errors import hub_error
 from dominie.data.conversations import read_conversations
 from dominie.data.sampling import total_conversations
 from dominie.data.sources import Source
-from dominie.models.flops import experts_of_a_token, products_of
+from dominie.models.flops import ModelFlops, active_experts, model_flops
 from dominie.models.info import ModelInfo, info_of
 from dominie.models.spec import Model, allowed, base_and_adapter
 from dominie.planning.trace import Pass, bare_model
 from dominie.recipe import Recipe
 from dominie.recipe.validate import stage_order
 from dominie.toyworld import is_toyworld, materialise
+from dominie.training.settings import Lora
 
 if TYPE_CHECKING:
     from dominie.recipe import TrainStage
@@ -32,20 +32,18 @@ if TYPE_CHECKING:
 _SHIPPED = (Path(str(files("dominie"))) / "configs", Path(__file__).parents[3] / "recipes/configs")
 
 
-def config_of(recipe: Recipe, name: str) -> Any:
-    """The configuration of a model or of what a stage makes, its language part.
+def plan_info(recipe: Recipe, name: str) -> ModelInfo:
+    """Describe a model, or what a stage will make.
 
     Raises:
         InputError: no configuration can be reached.
     """
-
-    def info(model: str) -> ModelInfo:
-        stage = recipe.stages.get(model)
-        if stage is not None:
-            return stage.model_info(model, info)
-        return info_of(load_plan_config(recipe.model(model)), spec=None, name=model)
-
-    return info(name).config
+    stage = recipe.stages.get(name)
+    if stage is None:
+        spec = recipe.model(name)
+        return info_of(load_plan_config(spec), spec=spec, name=name)
+    info = stage.model_info(name, lambda model: plan_info(recipe, model))
+    return replace(info, spec=Model(path=name))
 
 
 def load_plan_config(spec: Model) -> Any:
@@ -98,35 +96,6 @@ def _toy_config(path: str) -> Any:
 
     request = parsed(path)
     return toy_config(request.thing, **request.size)
-
-
-def adapter_over_base(recipe: Recipe, stage: TrainStage, teacher: str) -> tuple[bool, str | None]:
-    """Whether a teacher's base is the one the student trains over, and its adapter's name.
-
-    `dominie.models.adapters.sharing` finds the same on disk. However many adapters lie over a
-    base, one of them over another perhaps, the base is held once. None is the
-    bare base, with what is merged into it.
-    """
-    lora = stage.train.lora
-    if lora is None:
-        return False, None
-    base, worn = _base_and_adapter(recipe, stage.student)
-    merged = worn if lora.merge else None  # an adapter that goes on being trained is not merged
-    place, adapter = _base_and_adapter(recipe, teacher)
-    if place != base:
-        return False, None
-    if adapter == merged:
-        return True, None
-    return (True, adapter) if adapter is not None and merged is None else (False, None)
-
-
-def _base_and_adapter(recipe: Recipe, name: str) -> tuple[str, str | None]:
-    if name not in recipe.stages:
-        return base_and_adapter(recipe.model(name))
-    made_by = recipe.trained.get(name)
-    if made_by is None or made_by.train.lora is None or made_by.train.lora.merge:
-        return name, None
-    return _base_and_adapter(recipe, made_by.student)[0], name
 
 
 #: Characters of a token, where there is no tokenizer at hand: about those of English text.
@@ -272,7 +241,7 @@ class Shape:
     Attributes:
         parameters: all weights.
         active: weights that a token passes through: of a mixture's experts those it is sent to.
-        multiplied: active weights that are factors of a product: no embedding table, no norm.
+        flops: what the FLOPs of a forward pass follow from.
         experts: weights of a mixture's experts, which are joined as they are loaded.
         quantisable: weights of linear layers but the head, and of experts: what 8 or 4 bits hold.
         in_layers: weights of all layers, without embeddings, last norm and head.
@@ -288,7 +257,7 @@ class Shape:
 
     parameters: int
     active: int
-    multiplied: int
+    flops: ModelFlops
     experts: int
     quantisable: int
     in_layers: int
@@ -302,43 +271,44 @@ class Shape:
     tied: bool
 
 
+#: By configuration, and by configuration and adapters.
+_SHAPES: dict[str, Shape] = {}
+_FLOPS: dict[tuple[str, str], ModelFlops] = {}
+
+
 def shape_of(config: Any) -> Shape:
     """The counts of a model of this configuration."""
-    return _shape(_Key(config))
+    key = config.to_json_string(use_diff=False)
+    if key not in _SHAPES:
+        _SHAPES[key] = _shape(config)
+    return _SHAPES[key]
 
 
-class _Key:
-    """A configuration, equal to one that is written the same."""
-
-    def __init__(self, config: Any) -> None:
-        self.config, self.text = config, config.to_json_string(use_diff=False)
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.text == other.text
+def training_flops(config: Any, lora: Lora | None) -> ModelFlops:
+    """What the FLOPs of a training pass follow from."""
+    key = config.to_json_string(use_diff=False), repr(lora)
+    if key not in _FLOPS:
+        run = Pass(rows=1, length=2, dtype="bf16", trained=True, lora=lora)
+        _FLOPS[key] = model_flops(bare_model(config, run))
+    return _FLOPS[key]
 
 
-@lru_cache(maxsize=64)
-def _shape(key: _Key) -> Shape:
-    config = key.config
+def _shape(config: Any) -> Shape:
     model = bare_model(config, Pass(rows=1, length=2, dtype="bf16"))
     parameters = sum(p.numel() for p in model.parameters())
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    chosen = experts_of_a_token(config)
-    active = parameters - round(experts * (1 - chosen))
+    info = info_of(config)
+    active = parameters - round(experts * (1 - active_experts(info)))
     head = model.get_output_embeddings().weight
     table = model.get_input_embeddings().weight
     tied = head is table
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
     layers = model.get_decoder().layers
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-    heads = config.num_attention_heads
     return Shape(
         parameters=parameters,
         active=active,
-        multiplied=round(products_of(model).weights),
+        flops=model_flops(model),
         experts=experts,
         quantisable=sum(w.numel() for w in linear if w is not head) + experts,
         in_layers=sum(sizes),
@@ -346,8 +316,8 @@ def _shape(key: _Key) -> Shape:
         vocabulary=head.shape[0],
         width=head.shape[1],
         layers=len(layers),
-        heads=heads,
-        key_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        heads=info.heads or 0,
+        key_heads=info.key_heads or 0,
+        head_width=info.head_size or 0,
         tied=tied,
     )

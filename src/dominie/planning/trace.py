@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,47 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dominie.models.head import causal_lm
+from dominie.models.info import info_of
 from dominie.models.loading import DTYPES, with_lora
 from dominie.models.moe import follow_autocast
 from dominie.training.settings import Lora
-
-#: glibc maps larger pieces one by one, and returns them when they are freed. Its threshold begins
-#: lower and rises to this with the sizes that are freed (mallopt(3), M_MMAP_THRESHOLD).
-MAPPED_ALONE = 32 << 20
-
-#: By how much a hole has to be larger than a piece that is to begin at a multiple of 64 bytes, as
-#: PyTorch asks: where one piece was freed, one of the same size does not fit.
-ALIGNING = 96
-
-
-class Heap:
-    """A heap that gives out the smallest hole that is large enough, else what lies above.
-
-    That is what glibc does. Holes do not grow together here: what an aligned piece leaves at its
-    ends is given to small objects that live as long as the graph, and these lie between. So a layer
-    of many temporary tensors leaves many holes that none of the next layer's fits into.
-
-    Attributes:
-        top: bytes that it reaches.
-    """
-
-    def __init__(self) -> None:
-        self.top = 0
-        self._holes: list[tuple[int, int]] = []  # (size, start), smallest first
-
-    def take(self, size: int) -> int:
-        """Where a piece comes to lie."""
-        place = bisect_left(self._holes, (size + ALIGNING, -1))
-        if place == len(self._holes):
-            self.top += size
-            return self.top - size
-        length, start = self._holes.pop(place)
-        self.give(start + size, length - size)
-        return start
-
-    def give(self, start: int, size: int) -> None:
-        """Take a piece back."""
-        insort(self._holes, (size, start))
 
 
 def with_layers(config: Any, layers: int) -> Any:
@@ -94,7 +56,6 @@ class Traced:
         activations: kept between forward and backward, casts apart.
         forward: most that the forward pass holds beyond weights and gradients.
         backward: the same of the backward pass.
-        holes: between the activations, that the forward pass leaves in the C library's heap.
     """
 
     parameters: float
@@ -106,7 +67,6 @@ class Traced:
     activations: float
     forward: float
     backward: float
-    holes: float
 
 
 @dataclass(frozen=True)
@@ -176,7 +136,7 @@ def _trace(config: Any, run: Pass) -> Traced:
         gradients = sum(p.numel() * p.element_size() for p in trainable)
         for parameter in trainable if run.trained else ():  # as every micro-batch but the first
             parameter.grad = torch.empty_like(parameter)
-        before, reach = live.now, live.reach
+        before = live.now
         peaks: dict[str, int] = {}
         precision = DTYPES[run.autocast or "bf16"]
         with (
@@ -186,7 +146,6 @@ def _trace(config: Any, run: Pass) -> Traced:
             hidden = _hidden(model, run)
             casts = live.casts
         kept, kept_casts = live.now - before, live.casts
-        holes = live.reach - reach - kept
         if run.trained:
             with live.peak_of("backward", peaks):
                 torch.autograd.backward([hidden], [torch.empty_like(hidden)])
@@ -200,7 +159,6 @@ def _trace(config: Any, run: Pass) -> Traced:
             activations=kept - kept_casts if run.trained else 0,
             forward=peaks["forward"] - before,
             backward=peaks.get("backward", before) - before,
-            holes=holes if run.trained else 0,
         )
 
 
@@ -249,20 +207,34 @@ def _hidden(model: Any, run: Pass) -> Tensor:
     return hidden
 
 
+def router_loss_memory(config: Any, tokens: int) -> tuple[float, float]:
+    """Bytes of `dominie.losses.router_losses.router_loss` over the layers of a student, in fp32.
+
+    Args:
+        config: of the student.
+        tokens: of a micro-batch, padding and all.
+
+    Returns:
+        Those kept for the backward pass, and working memory beside them.
+    """
+    info = info_of(config)
+    if info.experts is None or info.layers is None:
+        return 0.0, 0.0
+    experts, chosen = info.experts, info.experts_per_token or 0
+    logits = tokens * experts * 4.0  # without padding; of these the log-sum-exp
+    softmax = 0.0 if chosen == experts else logits  # nothing to balance if all are chosen
+    one_hot = 0.0 if chosen == experts else tokens * chosen * experts * (8.0 + 4.0)
+    return info.layers * (logits + softmax), one_hot
+
+
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that are alive, by their storages."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = self.casts = self._mapped = 0
-        self._heap = Heap()
+        self.now = self.peak = self.casts = 0
         self.parameters: set[Any] = set()
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    @property
-    def reach(self) -> int:
-        """Bytes that a process on a CPU holds for the tensors, with holes."""
-        return self._heap.top + self._mapped
 
     @contextlib.contextmanager
     def peak_of(self, name: str, peaks: dict[str, int]) -> Iterator[None]:
@@ -295,16 +267,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = storage.nbytes()
         self._count(size, is_cast)
         self.peak = max(self.peak, self.now)
-        place = self._heap.take(size) if 0 < size < MAPPED_ALONE else None
-        self._mapped += size if place is None else 0
-        weakref.finalize(storage, self._drop, size, is_cast, place)
-
-    def _drop(self, size: int, is_cast: bool, place: int | None) -> None:
-        self._count(-size, is_cast)
-        if place is None:
-            self._mapped -= size
-        else:
-            self._heap.give(place, size)
+        weakref.finalize(storage, self._count, -size, is_cast)
 
     def _count(self, size: int, is_cast: bool) -> None:
         self.now += size
@@ -314,8 +277,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _made(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The operator's result.
 
-    PyTorch knows the shapes of a mixture's grouped products in bf16 alone; in other dtypes an
-    empty tensor of that shape stands in for them.
+    PyTorch knows the shapes of a mixture's grouped matrix products in bf16 alone; in other dtypes
+    an empty tensor of that shape stands in for them.
     """
     if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
         a, b, groups = args[0], args[1], args[2]

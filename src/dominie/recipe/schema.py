@@ -156,4 +156,4 @@ class Recipe:
     def placement(self, name: str) -> Placement:
         """Where the weights of a teacher lie, whether a stage makes it or not."""
         stage = self.stages.get(name)
-        return self.model(name).held if stage is None else stage.placement or "device"
+        return self.model(name).placed if stage is None else stage.placement or "device"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dominie.data.rows import PreparedSource
-from dominie.models.spec import Model, rounded
+from dominie.models.spec import Model, bits_of
 from dominie.models.weights import model_identity
 from dominie.recipe import Recipe
 from dominie.training.arguments import SHOWN
@@ -76,7 +76,7 @@ def training_parts(
             "teacher": teacher and models[teacher],
             "rows": rows[source],
         }
-        if teacher in recipe.stages and (bits := rounded(recipe.placement(teacher))):
+        if teacher in recipe.stages and (bits := bits_of(recipe.placement(teacher))):
             sources[source]["quantize"] = bits  # of other models their own fingerprint tells
         if cache := stage.cache_on(source):
             sources[source]["cache"] = cache.identity

@@ -263,7 +263,7 @@ class TrainStage(StageKind):
         from dominie.teachers.cached import CachedTeacher
         from dominie.training.callbacks import StepProgress
         from dominie.training.metric_sums import MetricsLog
-        from dominie.training.train_stage import shared_minds, train_stage
+        from dominie.training.train_stage import shared_base_of, train_stage
 
         prepared, folder, display = run.prepared, run.folder, run.display
         assert isinstance(prepared, PreparedTraining)
@@ -274,7 +274,7 @@ class TrainStage(StageKind):
         teachers = {name: folder.teacher(name) for name in self.models if name in live}
         caches = filled_caches(folder, prepared, display)
         student = folder.model(self.student)
-        shared = shared_minds(student, teachers, self.train)
+        shared = shared_base_of(student, teachers, self.train)
         if shared.adapters:
             display.line(
                 f"{run.name}: {' and '.join(shared.adapters)} and the student share one base; "
@@ -290,6 +290,7 @@ class TrainStage(StageKind):
                 teachers=teachers,
                 lessons=sources,
                 settings=self.train,
+                shared=shared,
                 caches={name: CachedTeacher(cache) for name, cache in caches.items()},
                 callbacks=[StepProgress(advance)],
             )

@@ -2,11 +2,11 @@
 
 from dominie.losses.targets import Part, Signal
 from dominie.teachers.routed import RoutedTeacher, TeacherPrefetch
-from dominie.teachers.teacher import LocalTeacher, MindTeacher, Teacher
+from dominie.teachers.teacher import AdapterTeacher, LocalTeacher, Teacher
 
 __all__ = [
+    "AdapterTeacher",
     "LocalTeacher",
-    "MindTeacher",
     "Part",
     "RoutedTeacher",
     "Signal",

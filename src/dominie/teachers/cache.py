@@ -17,9 +17,15 @@ from typing import Any
 from dominie.core.errors import InputError, RunError
 from dominie.core.io import is_inside
 from dominie.data.shards import Entry, Shards, damaged_shards, shard_files
-from dominie.teachers.cache_codec import FORMAT_VERSION, Coder, Decoded, Vocabulary, load_vocabulary
+from dominie.teachers.cache_codec import (
+    FORMAT_VERSION,
+    Coder,
+    Damaged,
+    Decoded,
+    Vocabulary,
+    load_vocabulary,
+)
 from dominie.teachers.cache_sampling import SCHEMES, CacheSettings
-from dominie.teachers.rice import Damaged
 
 MANIFEST = "manifest.json"
 _VOCABULARY = "vocabulary.npy"

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from dominie.teachers.rice import BitReader, Damaged, by_magnitude, number, rice
+from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, wrapped
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,7 +85,7 @@ def _checksum(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when the same bytes come to mean something else."""
 
 _ENTROPY_STEPS = 16  # per nat
@@ -150,22 +149,16 @@ class Coder:
         heads, samples = chosen.heads, chosen.samples
         head_order, head_gaps = self._gaps(chosen.head_ids, heads, distinct=True)
         _, sample_gaps = self._gaps(chosen.sample_ids, samples, distinct=False)
-        levels = self._levels(chosen.head_probabilities[head_order])
-        lowest = int(levels.max()) if len(levels) else 0
         entropy = np.rint(chosen.tail_entropy * _ENTROPY_STEPS).astype(np.int64)
-        body = b"".join(
-            (
-                number(len(chosen)),
-                rice(heads),
-                rice(samples),
-                rice(self._mass_levels(chosen.tail)),
-                rice(self._mass_levels(chosen.pooled)),
-                rice(entropy),
-                number(lowest),
-                rice(lowest - levels),  # most are near the lowest
-                by_magnitude(head_gaps),
-                by_magnitude(sample_gaps),
-            )
+        body = struct.pack("<I", len(chosen)) + _packed(
+            heads,
+            samples,
+            self._mass_levels(chosen.tail),
+            self._mass_levels(chosen.pooled),
+            entropy,
+            self._levels(chosen.head_probabilities[head_order]),
+            head_gaps,
+            sample_gaps,
         )
         return struct.pack("<I", zlib.crc32(body, zlib.crc32(key))) + body
 
@@ -176,17 +169,13 @@ class Coder:
             Damaged: these are not the bytes that were written under this key.
         """
         body = data[4:]
-        if len(data) < 4 or struct.unpack("<I", data[:4])[0] != zlib.crc32(body, zlib.crc32(key)):
+        if len(data) < 8 or struct.unpack("<I", data[:4])[0] != zlib.crc32(body, zlib.crc32(key)):
             raise Damaged("the checksum is another")
-        reader = BitReader(body)
-        count = reader.number()
-        if count > 8 * len(body) * 64:  # before memory is asked for
-            raise Damaged("more tokens than so many bytes can hold")
-        heads, samples, tail, pooled, entropy = (reader.rice(count) for _ in range(5))
-        lowest = reader.number()
-        levels = lowest - reader.rice(int(heads.sum()))
-        head_gaps = reader.by_magnitude(int(heads.sum()))
-        sample_gaps = reader.by_magnitude(int(samples.sum()))
+        (count,) = struct.unpack("<I", body[:4])
+        reader = _Reader(body[4:])
+        heads, samples, tail, pooled, entropy = (reader.next(count) for _ in range(5))
+        levels = reader.next(int(heads.sum()))
+        head_gaps, sample_gaps = reader.next(int(heads.sum())), reader.next(int(samples.sum()))
         if not reader.at_end:
             raise Damaged("more bytes than were written")
         return self._assembled(
@@ -283,3 +272,70 @@ class Coder:
 def _starts(counts: Numbers) -> Numbers:
     """Where the entries of each token that has any begin."""
     return (np.cumsum(counts) - counts)[counts > 0]
+
+
+_NARROW, _WIDE = np.dtype(np.uint16), np.dtype(np.uint32)
+_TYPES = {_NARROW: "u16", _WIDE: "u32"}
+_MOST = 2**24 - 1  # values of one array, by pcodec's format
+
+
+class Damaged(ValueError):
+    """The bytes are not what a writer wrote."""
+
+
+def _packed(*arrays: Numbers) -> bytes:
+    """Whole numbers of 0 or more, as pcodec's header, which arrays are wide, and a chunk of each.
+
+    How many numbers an array holds is for the reader to know.
+    """
+    compressor = wrapped.FileCompressor()
+    wide = [len(array) > 0 and int(array.max()) > np.iinfo(_NARROW).max for array in arrays]
+    parts = [compressor.write_header(), bytes([sum(w << i for i, w in enumerate(wide))])]
+    for array, is_wide in zip(arrays, wide, strict=True):
+        if len(array):
+            config = ChunkConfig(
+                mode_spec=ModeSpec.classic(),
+                delta_spec=DeltaSpec.no_op(),  # gaps are differences already
+                paging_spec=PagingSpec.exact_page_sizes([len(array)]),
+            )
+            chunk = compressor.chunk_compressor(array.astype(_WIDE if is_wide else _NARROW), config)
+            parts += [chunk.write_meta(), chunk.write_page(0)]
+    return b"".join(parts)
+
+
+class _Reader:
+    """Reads the arrays that `_packed` wrote, one after the other, from bytes that are not trusted.
+
+    Raises:
+        Damaged: they are not what it wrote.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            self._decompressor, used = wrapped.FileDecompressor.new(data)
+            self._wide, self._left = data[used], data[used + 1 :]
+        except (RuntimeError, IndexError) as error:
+            raise Damaged(str(error)) from None
+
+    @property
+    def at_end(self) -> bool:
+        """Whether everything has been read."""
+        return not self._left
+
+    def next(self, count: int) -> Numbers:
+        """The next array, of [count] numbers."""
+        kind = _WIDE if self._wide & 1 else _NARROW
+        self._wide >>= 1
+        if not 0 <= count <= _MOST:  # before memory is asked for
+            raise Damaged("more values than any conversation has")
+        found = np.empty(count, kind)
+        if count:
+            try:
+                chunk, meta = self._decompressor.chunk_decompressor(self._left, _TYPES[kind])
+                progress, page = chunk.read_page_into(self._left[meta:], count, found)
+            except RuntimeError as error:
+                raise Damaged(" ".join(str(error).split())[:200]) from None
+            if progress.n_processed != count:
+                raise Damaged("an array holds another number of values")
+            self._left = self._left[meta + page :]
+        return found.astype(np.int64)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from dominie.core.hardware import gpu_of_this_machine
 from dominie.data.batch import IGNORED
-from dominie.models.flops import Load, Products
+from dominie.models.flops import ModelFlops, Workload
 
 #: Steps between two givings back: one costs milliseconds, and a hundred steps can keep a gigabyte.
 EVERY = 10
@@ -68,13 +68,13 @@ class FlopsMeter:
     for a teacher that speaks from a cache, for what checkpointing computes again, or for comparing.
 
     Args:
-        student: its products.
+        student: what its FLOPs follow from.
         teachers: by source index those of its teacher, None where no model runs.
         peak: operations a second of one process's device, None where that is not known.
     """
 
     def __init__(
-        self, student: Products, teachers: Sequence[Products | None], *, peak: float | None
+        self, student: ModelFlops, teachers: Sequence[ModelFlops | None], *, peak: float | None
     ) -> None:
         self.student, self.teachers, self.peak = student, list(teachers), peak
         models = [student, *(teacher for teacher in teachers if teacher)]
@@ -96,9 +96,9 @@ class FlopsMeter:
             found += teacher.forward(self._load(sums)) if teacher else 0.0
         return found
 
-    def _load(self, sums: Tensor) -> Load:
+    def _load(self, sums: Tensor) -> Workload:
         tokens, supervised, *keys = sums.tolist()
-        return Load(tokens, supervised, dict(zip(self.windows, keys, strict=True)))
+        return Workload(tokens, supervised, dict(zip(self.windows, keys, strict=True)))
 
     def told(self, flops: float, seconds: float, processes: int) -> dict[str, float]:
         """For a line of metrics: the rate of all processes, and `mfu` where the peak is known."""
@@ -122,7 +122,7 @@ class Counters:
     """Kept by every process alike, of what all of them spend.
 
     Args:
-        utilisation: counts the products of batches.
+        utilisation: counts the FLOPs of batches.
 
     Attributes:
         supervised_tokens: that the stage has learnt, those before an interruption included.

@@ -126,7 +126,7 @@ def _losses(
             segment_ids=batch.segment_ids if batch.packed else None,
             value=lesson.measured,
         )
-    with routers.heard() as layers:
+    with routers.recorded() as layers:
         hidden: Tensor = model.get_decoder()(**batch.model_inputs()).last_hidden_state
     router = None
     if objective.weighs_router:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-from torch import nn
 
 from dominie.core.errors import InputError
 from dominie.data.batch import Row
 from dominie.losses.terms import Attention, LossTerms, NextToken
-from dominie.models.adapters import Mind
 from dominie.models.info import ModelInfo
 from dominie.models.layer_mapping import check_heads, map_layers
-from dominie.teachers import LocalTeacher, MindTeacher, RoutedTeacher, Teacher
+from dominie.teachers import LocalTeacher, RoutedTeacher, Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +81,15 @@ def layer_pairs(
 
 
 def routed_teacher(
-    teachers: Mapping[str, nn.Module | Mind],
+    teachers: Mapping[str, LocalTeacher],
     lessons: Sequence[StageSource],
     pairs: Sequence[tuple[int, int]],
     caches: Mapping[str, Teacher],
 ) -> RoutedTeacher | None:
-    """The teachers of all sources behind one door; None where no source is taught.
+    """Route each source to its teacher; None if no source has one.
 
     Args:
-        teachers: models that are in memory, by name.
+        teachers: that are in memory, by name.
         lessons: what is taught.
         pairs: (student layer, teacher layer) of the attention term.
         caches: teachers that need no model, by name.
@@ -106,8 +102,6 @@ def routed_teacher(
         if lesson.share > 0 and lesson.terms.weighs("attention")
     }
     layers = sorted({teacher_layer for _, teacher_layer in pairs})
-    models: dict[str, Teacher] = {}
-    for name, model in teachers.items():
-        kind: Any = MindTeacher if isinstance(model, Mind) else LocalTeacher
-        models[name] = kind(model, attention_layers=layers if name in compared else ())
-    return RoutedTeacher({**models, **caches}, [lesson.speaker for lesson in lessons])
+    for name, teacher in teachers.items():
+        teacher.capture(layers if name in compared else ())
+    return RoutedTeacher({**teachers, **caches}, [lesson.speaker for lesson in lessons])

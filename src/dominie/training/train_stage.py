@@ -18,14 +18,14 @@ from dominie.core.errors import RunError
 from dominie.data.sampling import Mix, total_conversations
 from dominie.losses.objective import Objective
 from dominie.losses.terms import TERMS
-from dominie.models.adapters import Mind, Sharing, merged, sharing
+from dominie.models.adapters import SharedBase, merged, shared_base
 from dominie.models.export import prepare_export
-from dominie.models.flops import Products, products_of
+from dominie.models.flops import ModelFlops, model_flops
 from dominie.models.head import check_head, text_config
-from dominie.models.info import info_of
+from dominie.models.info import describe, info_of
 from dominie.models.loading import DTYPES, load_student
 from dominie.models.spec import Model
-from dominie.teachers import Teacher
+from dominie.teachers import AdapterTeacher, LocalTeacher, Teacher
 from dominie.teachers.teacher import load_teacher
 from dominie.training.arguments import load_whole_models, training_arguments
 from dominie.training.callbacks import SaveAndStop
@@ -63,6 +63,7 @@ def train_stage(
     lessons: Sequence[StageSource],
     settings: TrainSettings,
     caches: Mapping[str, Teacher] | None = None,
+    shared: SharedBase | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
     """Train, or go on from the newest whole checkpoint, and write `folder/model`.
@@ -75,6 +76,7 @@ def train_stage(
         lessons: taught sources first, watched ones after.
         settings: the stage's `train`.
         caches: what speaks in the place of teachers, by the names that `lessons` use.
+        shared: which teachers share the student's base, of `shared_base_of`; None finds it out.
         callbacks: progress displays.
 
     Raises:
@@ -96,21 +98,23 @@ def train_stage(
         gradient_checkpointing=settings.gradient_checkpointing,
     )
     check_head(model, where=student.path)
-    own = products_of(model)
+    own = model_flops(model)
     counts = [p.numel() for p in model.parameters()], [p.numel() for p in _trainable(model)]
-    shared = shared_minds(student, teachers, settings).adapters
-    pack = any(spec.held == "sharded" for spec in teachers.values())
+    shared = shared or shared_base_of(student, teachers, settings)
+    pack = any(spec.placed == "sharded" for spec in teachers.values())
     mesh = world_mesh() if pack else None
-    teacher_models = {
-        name: Mind(model, shared[name])
-        if name in shared
-        else load_teacher(spec, tokenizer=tokenizer, device=arguments.device, mesh=mesh)
+    loaded: dict[str, LocalTeacher] = {
+        name: AdapterTeacher(model, shared.adapters[name])
+        if name in shared.adapters
+        else LocalTeacher(
+            load_teacher(spec, tokenizer=tokenizer, device=arguments.device, mesh=mesh)
+        )
         for name, spec in teachers.items()
     }
     stop = SaveAndStop()
     trained = trainer_of(
         model,
-        teacher_models,
+        loaded,
         folder=folder,
         arguments=arguments,
         course=course,
@@ -146,12 +150,21 @@ def _verified_checkpoint(folder: Path) -> Path | None:
     return newest
 
 
-def shared_minds(student: Model, teachers: Mapping[str, Model], settings: TrainSettings) -> Sharing:
-    """The teachers that live in the student's model; none where its weights are sharded."""
+def shared_base_of(
+    student: Model, teachers: Mapping[str, Model], settings: TrainSettings
+) -> SharedBase:
+    """Find the teachers that share the student's base; none if its weights are sharded."""
     sharded = any(os.environ.get(f"ACCELERATE_USE_{kind}") for kind in ("FSDP", "DEEPSPEED"))
-    if sharded or settings.arguments.get("fsdp") or settings.arguments.get("deepspeed"):
-        return Sharing({}, {})
-    return sharing(student, teachers, lora=settings.lora, precision=settings.precision)
+    sharded |= bool(settings.arguments.get("fsdp") or settings.arguments.get("deepspeed"))
+    if settings.lora is None or not teachers:
+        return SharedBase({}, {})
+    return shared_base(
+        describe(student),
+        {name: describe(spec) for name, spec in teachers.items()},
+        lora=settings.lora,
+        precision=settings.precision,
+        sharded=sharded,
+    )
 
 
 def _trainable(model: Any) -> list[Any]:
@@ -192,14 +205,14 @@ def schedule_of(taught: Sequence[StageSource], settings: TrainSettings) -> Sched
 @contextlib.contextmanager
 def trainer_of(
     model: Any,
-    teacher_models: Mapping[str, Any],
+    teachers: Mapping[str, LocalTeacher],
     *,
     folder: Path,
     arguments: TrainingArguments,
     course: Schedule,
     lessons: Sequence[StageSource],
     settings: TrainSettings,
-    own: Products,
+    own: ModelFlops,
     caches: Mapping[str, Teacher] | None = None,
     teacher: Teacher | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -208,34 +221,26 @@ def trainer_of(
 
     Args:
         model: the student.
-        panel: teachers that are models or minds, by the names that `lessons` use.
+        teachers: that are in memory, by the names that `lessons` use.
         folder: the stage's folder.
         arguments: of transformers.
         course: how much is learnt.
         lessons: taught sources first, watched ones after.
         settings: the stage's `train`.
-        own: the student's products.
+        own: what the student's FLOPs follow from.
         caches: what speaks in the place of teachers, by the names that `lessons` use.
         teacher: who speaks on every batch in place of them all.
         callbacks: progress displays and the like.
     """
     taught = [lesson for lesson in lessons if lesson.share > 0]
-    configs = {
-        name: info_of(text_config(member.model if isinstance(member, Mind) else member))
-        for name, member in teacher_models.items()
-    }
-    pairs, options = layer_pairs(info_of(text_config(model)), configs, taught)
+    models = {name: info_of(text_config(each.model)) for name, each in teachers.items()}
+    pairs, options = layer_pairs(info_of(text_config(model)), models, taught)
     objective = Objective([lesson.terms for lesson in lessons])
     records = MetricsLog(folder / "metrics.jsonl")
-    products = {
-        name: products_of(member.model, adapters=False)
-        if isinstance(member, Mind)
-        else products_of(member)
-        for name, member in teacher_models.items()
-    }
+    flops = {name: each.flops() for name, each in teachers.items()}
     utilisation = FlopsMeter(
         own,
-        [products.get(lesson.speaker or "") for lesson in lessons],
+        [flops.get(lesson.speaker or "") for lesson in lessons],
         peak=peak_flops(settings.precision),
     )
     with loss_in_forward(model, objective, pairs, options=options):
@@ -245,7 +250,7 @@ def trainer_of(
             course,
             lessons,
             settings,
-            teacher=teacher or routed_teacher(teacher_models, lessons, pairs, caches or {}),
+            teacher=teacher or routed_teacher(teachers, lessons, pairs, caches or {}),
             records=records,
             utilisation=utilisation,
             callbacks=callbacks,

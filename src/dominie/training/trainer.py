@@ -66,7 +66,7 @@ class DistillationTrainer(CheckpointedTrainer):
         meter: sums metrics by source.
         validation: the forgetting curve, None without validation splits.
         records: `metrics.jsonl`.
-        utilisation: counts the products of its steps.
+        utilisation: counts the FLOPs of its steps.
         epochs: passes over the largest source that the whole run makes, for display.
         micro_batches_ahead: micro-batches in a forward pass of the teacher.
         source_gradients: whether logged steps measure the norm of each source's gradient.

@@ -10,10 +10,47 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dominie.teachers.cache_codec import Coder
+from dominie.teachers.cache_codec import Coder, Damaged, _packed, _Reader
 from dominie.teachers.cache_sampling import CacheSettings, choose
 from dominie.teachers.cached import target_of
-from dominie.teachers.rice import Damaged
+
+numbers = st.lists(st.integers(0, 2**32 - 1), max_size=60).map(lambda x: np.array(x, np.int64))
+small = st.lists(st.integers(0, 9), max_size=60).map(lambda x: np.array(x, np.int64))
+
+
+@given(st.lists(numbers | small, max_size=8))
+def test_arrays_are_read_as_they_were_written(arrays):
+    reader = _Reader(_packed(*arrays))
+    for array in arrays:
+        np.testing.assert_array_equal(reader.next(len(array)), array)
+    assert reader.at_end
+
+
+def read(data: bytes, *counts: int) -> list[np.ndarray]:
+    reader = _Reader(data)
+    return [reader.next(count) for count in counts]
+
+
+@given(numbers.filter(len), st.integers(0, 400))
+def test_an_array_that_is_cut_off_is_refused(array, cut):
+    written = _packed(array, array)
+    with pytest.raises(Damaged):
+        read(written[: min(cut, len(written) - 1)], len(array), len(array))
+
+
+@pytest.mark.parametrize("count", [-1, 2, 4, 2**40])
+def test_an_array_of_another_length_is_refused(count):
+    with pytest.raises(Damaged):
+        read(_packed(np.array([1, 2, 3])), count)
+
+
+def test_geometric_numbers_take_about_their_entropy():
+    p = 1 / 50
+    values = np.random.default_rng(0).geometric(p, 4000) - 1
+    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)) / p
+    assert 8 * len(_packed(values)) / len(values) < 1.05 * entropy
+    assert len(_packed(np.full(1000, 50))) < 16, "equal numbers take no room"
+
 
 KEY = b"0123456789abcdef"
 SCHEMES = [

@@ -17,10 +17,11 @@ from transformers.models.mistral import MistralForCausalLM
 from dominie.core.errors import InputError
 from dominie.data.tokenization import Encoded
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
-from dominie.models.adapters import Mind, sharing
+from dominie.models.adapters import SharedBase, shared_base
+from dominie.models.info import describe
 from dominie.models.loading import load_frozen, load_student
 from dominie.models.spec import Model
-from dominie.teachers import LocalTeacher, MindTeacher, RoutedTeacher
+from dominie.teachers import AdapterTeacher, LocalTeacher, RoutedTeacher
 from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training import train_stage as stage_module
 from dominie.training.settings import Lora, TrainSettings
@@ -72,9 +73,9 @@ def tuned(folder: Path, student: Model, seed: int, **changes: Any) -> Model:
 
 
 @pytest.fixture(scope="module")
-def minds(tmp_path_factory) -> dict[str, Model]:
+def models(tmp_path_factory) -> dict[str, Model]:
     """A base, a reference and an expert over it, the expert begun as the reference."""
-    folder = tmp_path_factory.mktemp("minds")
+    folder = tmp_path_factory.mktemp("adapters")
     set_seed(0)
     config = MistralConfig(
         vocab_size=61,
@@ -99,9 +100,9 @@ def logits(model: Any) -> torch.Tensor:
         return model.eval()(input_ids=torch.arange(8)[None]).logits
 
 
-def test_an_adapter_trained_on_is_an_adapter_over_the_same_base(minds, tmp_path):
-    config = json.loads((Path(minds["expert"].path) / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == minds["base"].path
+def test_an_adapter_trained_on_is_an_adapter_over_the_same_base(models, tmp_path):
+    config = json.loads((Path(models["expert"].path) / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == models["base"].path
     told = []
 
     class Keep(TrainerCallback):
@@ -115,7 +116,7 @@ def test_an_adapter_trained_on_is_an_adapter_over_the_same_base(minds, tmp_path)
     lesson = StageSource(name="rows", train=rows(24, 5), validation=(), share=1.0, terms=LABELS)
     train_stage(
         tmp_path / "on",
-        student=minds["reference"],
+        student=models["reference"],
         tokenizer=word_tokenizer(),
         teachers={},
         lessons=[lesson],
@@ -124,17 +125,17 @@ def test_an_adapter_trained_on_is_an_adapter_over_the_same_base(minds, tmp_path)
     )
     began, ended = told
     close = {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close(began, logits(load_frozen(minds["reference"])), **close)
+    torch.testing.assert_close(began, logits(load_frozen(models["reference"])), **close)
     torch.testing.assert_close(
         ended, logits(load_frozen(Model(path=str(tmp_path / "on" / "model")))), **close
     )
     assert float((ended - began).abs().max()) > 1e-2
 
 
-def test_an_adapter_of_another_shape_is_refused(minds):
+def test_an_adapter_of_another_shape_is_refused(models):
     with pytest.raises(InputError, match=r"(?s)another shape.*r 4.*r 3.*merge: true"):
-        load_student(minds["reference"], lora=Lora(r=4, alpha=6, merge=False))
-    load_student(minds["reference"], lora=Lora(r=4, alpha=6))  # over the merged weights
+        load_student(models["reference"], lora=Lora(r=4, alpha=6, merge=False))
+    load_student(models["reference"], lora=Lora(r=4, alpha=6))  # over the merged weights
 
 
 @pytest.mark.parametrize(
@@ -145,30 +146,32 @@ def test_an_adapter_of_another_shape_is_refused(minds):
         ("reference", True, ["reference"], [None]),
     ],
 )
-def test_who_shares_the_base(minds, student, merge, teachers, shared):
-    found = sharing(
-        minds[student],
-        {name: minds[name] for name in teachers},
+def test_who_shares_the_base(models, student, merge, teachers, shared):
+    found = shared_base(
+        describe(models[student]),
+        {name: describe(models[name]) for name in teachers},
         lora=Lora(**LORA, merge=merge),
         precision="fp32",
     )
-    expected = [name and minds[name].path for name in shared]
+    expected = [name and models[name].path for name in shared]
     assert found.adapters == dict(zip(teachers, expected, strict=True))
     assert not found.apart
 
 
-def test_who_does_not_share_the_base_and_why(minds, tmp_path):
+def test_who_does_not_share_the_base_and_why(models, tmp_path):
     lora = Lora(**LORA)
 
     def apart(student: Model, teacher: Model, precision: str = "fp32") -> dict[str, str]:
-        found = sharing(student, {"t": teacher}, lora=lora, precision=precision)
+        found = shared_base(
+            describe(student), {"t": describe(teacher)}, lora=lora, precision=precision
+        )
         assert not found.adapters
         return dict(found.apart)
 
-    base, reference, expert = minds["base"], minds["reference"], minds["expert"]
+    base, reference, expert = models["base"], models["reference"], models["expert"]
     assert "lacks" in apart(reference, base)["t"]
     assert "lacks" in apart(reference, expert)["t"]
-    assert "float32" in apart(base, expert, precision="bf16")["t"]
+    assert "fp32, the base's bf16" in apart(base, expert, precision="bf16")["t"]
     assert "attention" in apart(base, Model(path=base.path, attention="eager"))["t"]
     odd = tmp_path / "odd"
     odd.mkdir()
@@ -178,11 +181,12 @@ def test_who_does_not_share_the_base_and_why(minds, tmp_path):
     other = tmp_path / "other"
     AutoModelForCausalLM.from_pretrained(base.path).save_pretrained(other)
     assert apart(base, Model(path=str(other))) == {}, "another base"
-    whole = sharing(base, {"t": base}, lora=None, precision="fp32")
+    alone = describe(base)
+    whole = shared_base(alone, {"t": alone}, lora=None, precision="fp32")
     assert not whole.adapters, "a student whose every weight is trained holds no base"
 
 
-def dae(folder: Path, minds: dict[str, Model], terms: LossTerms, **changes: Any) -> Any:
+def dae(folder: Path, models: dict[str, Model], terms: LossTerms, **changes: Any) -> Any:
     """The alignment stage; general rows by the base, domain rows by the expert."""
     lessons = [
         StageSource(
@@ -204,9 +208,9 @@ def dae(folder: Path, minds: dict[str, Model], terms: LossTerms, **changes: Any)
     ]
     return train_stage(
         folder,
-        student=minds["reference"],
+        student=models["reference"],
         tokenizer=word_tokenizer(),
-        teachers={"base": minds["base"], "expert": minds["expert"]},
+        teachers={"base": models["base"], "expert": models["expert"]},
         lessons=lessons,
         settings=settings(evaluate_every=1, **changes),
     )
@@ -226,21 +230,21 @@ def lines(folder: Path) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_stage_learns_the_same_over_one_base(
-    minds, tmp_path, monkeypatch, terms, checkpointing, merge
+    models, tmp_path, monkeypatch, terms, checkpointing, merge
 ):
     """Dropout falls on the student alone, whose draws the teachers do not disturb."""
     if merge:  # then only the base's own student shares it
-        minds = {**minds, "reference": minds["base"]}
+        models = {**models, "reference": models["base"]}
     changes = {
         "lora": Lora(**LORA, dropout=0.3, merge=merge),
         "gradient_checkpointing": checkpointing,
     }
-    one = dae(tmp_path / "one", minds, terms, **changes)
+    one = dae(tmp_path / "one", models, terms, **changes)
     seen: list[Any] = []
     monkeypatch.setattr(
-        stage_module, "sharing", lambda *_, **__: seen.append(1) or stage_module.Sharing({}, {})
+        stage_module, "shared_base", lambda *_, **__: seen.append(1) or SharedBase({}, {})
     )
-    three = dae(tmp_path / "three", minds, terms, **changes)
+    three = dae(tmp_path / "three", models, terms, **changes)
     assert seen
     assert (one.parameters, one.trainable_parameters) == (
         three.parameters,
@@ -259,7 +263,7 @@ def test_a_stage_learns_the_same_over_one_base(
     assert {p.name for p in (tmp_path / "one" / "model").iterdir() if p.is_dir()} == set()
 
 
-def test_a_stage_over_one_base_resumes_with_the_student_alone(minds, tmp_path):
+def test_a_stage_over_one_base_resumes_with_the_student_alone(models, tmp_path):
     class Crash(Exception):
         pass
 
@@ -268,8 +272,8 @@ def test_a_stage_over_one_base_resumes_with_the_student_alone(minds, tmp_path):
             if state.global_step == 2:
                 raise Crash
 
-    dae(tmp_path / "whole", minds, PREDICTION)
-    teachers = {"base": minds["base"], "expert": minds["expert"]}
+    dae(tmp_path / "whole", models, PREDICTION)
+    teachers = {"base": models["base"], "expert": models["expert"]}
     lesson = {"share": 0.5, "terms": PREDICTION}
     general = StageSource(
         name="general", train=rows(24, 3), validation=rows(6, 8), teacher="base", **lesson
@@ -280,7 +284,7 @@ def test_a_stage_over_one_base_resumes_with_the_student_alone(minds, tmp_path):
     with pytest.raises(Crash):
         train_stage(
             tmp_path / "cut",
-            student=minds["reference"],
+            student=models["reference"],
             tokenizer=word_tokenizer(),
             teachers=teachers,
             lessons=[general, domain],
@@ -290,7 +294,7 @@ def test_a_stage_over_one_base_resumes_with_the_student_alone(minds, tmp_path):
     kept = tmp_path / "cut" / "checkpoints" / "checkpoint-2"
     assert (kept / "adapter_model.safetensors").is_file()
     assert not [path for path in kept.iterdir() if path.is_dir()], "no teacher is kept"
-    dae(tmp_path / "cut", minds, PREDICTION)
+    dae(tmp_path / "cut", models, PREDICTION)
     ours = load_file(tmp_path / "cut" / "model" / "adapter_model.safetensors")
     theirs = load_file(tmp_path / "whole" / "model" / "adapter_model.safetensors")
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -299,12 +303,12 @@ def test_a_stage_over_one_base_resumes_with_the_student_alone(minds, tmp_path):
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"]])
 @pytest.mark.parametrize("attention", [False, True])
 def test_the_gradient_in_float64_is_that_of_three_models(
-    minds, tmp_path, step_gradient, attention, targets
+    models, tmp_path, step_gradient, attention, targets
 ):
     """The student's weights are not the reference's, or a teacher could be mistaken for it."""
     lora = Lora(**LORA, dropout=0.0, target_modules=targets)
     kept = Lora(**LORA, target_modules=targets, merge=False)
-    expert = tuned(tmp_path / "expert", minds["base"], seed=6, lora=kept)
+    expert = tuned(tmp_path / "expert", models["base"], seed=6, lora=kept)
     terms = WITH_ATTENTION if attention else PREDICTION
     pairs = [(0, 0), (1, 1)] if attention else []
     layers = [0, 1] if attention else []
@@ -312,7 +316,7 @@ def test_the_gradient_in_float64_is_that_of_three_models(
 
     def student() -> Any:
         set_seed(7)
-        model = load_student(minds["base"], lora=lora)
+        model = load_student(models["base"], lora=lora)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -321,28 +325,24 @@ def test_the_gradient_in_float64_is_that_of_three_models(
     apart = RoutedTeacher(
         {
             name: LocalTeacher(load_frozen(spec).double(), attention_layers=layers)
-            for name, spec in (("base", minds["base"]), ("expert", expert))
+            for name, spec in (("base", models["base"]), ("expert", expert))
         },
         ["base", "expert"],
     )
     options = {"routes": [0, 1], "micro_batch": 4, "pairs": pairs}
     expected = step_gradient(student(), [general, domain], [terms, terms], teacher=apart, **options)
     model = student()
-    own = [Mind(model, None), Mind(model, expert.path)]
+    own = [AdapterTeacher(model, None), AdapterTeacher(model, expert.path)]
     model.double()
     for checkpointing in (False, True):
-        minded = RoutedTeacher(
-            {
-                name: MindTeacher(mind, attention_layers=layers)
-                for name, mind in zip(("base", "expert"), own, strict=True)
-            },
-            ["base", "expert"],
-        )
+        for adapter_teacher in own:
+            adapter_teacher.capture(layers)
+        shared = RoutedTeacher(dict(zip(("base", "expert"), own, strict=True)), ["base", "expert"])
         found = step_gradient(
             model,
             [general, domain],
             [terms, terms],
-            teacher=minded,
+            teacher=shared,
             gradient_checkpointing=checkpointing,
             **options,
         )
