@@ -8,7 +8,7 @@ from evidence_tables import REFERENCE, scores_of
 from markupsafe import Markup
 
 from dominie.report.compare import estimate, pareto_front
-from dominie.report.scatter import Mark, plane_chart
+from dominie.report.scatter import Mark, scatter_chart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ def plane(rows: Sequence[Row], cell: tuple[str, str], *, least: float = 0.0) -> 
         for model, (general, domain) in found.items()
     ]
     front = pareto_front({mark.name: (mark.x, mark.y) for mark in marks})
-    drawn = plane_chart("general", "domain", marks, [], front=front)
+    drawn = scatter_chart("general", "domain", marks, [], front=front)
     head = Markup('<svg xmlns="http://www.w3.org/2000/svg" ')
     return str(drawn.replace("<svg ", head, 1).replace(">", Markup(f"><style>{_STYLE}</style>"), 1))
 

@@ -40,7 +40,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "report": (("dominie report runs/mine", "after a run was copied here, say"),),
     "compare": (
-        ("dominie compare runs/one runs/two", "on the plane of their first two tasks"),
+        ("dominie compare runs/one runs/two", "as a scatter plot of their first two tasks"),
         ("dominie compare runs/a runs/b --x general --y domain --against distill", ""),
     ),
     "chat": (

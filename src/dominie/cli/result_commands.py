@@ -121,7 +121,7 @@ def compare(
         "compare.html"
     ),
 ) -> None:
-    """Draw the models of several runs on the plane of two tasks, with their Pareto front."""
+    """Draw the models of several runs as a scatter plot of two tasks, with their Pareto front."""
     from rich.console import Console
 
     from dominie.core.run_reader import found_run
@@ -133,7 +133,7 @@ def compare(
     Console(highlight=False, soft_wrap=True).print(comparison_table(comparison))
     for note in comparison.notes:
         typer.echo(f"note   {note}")
-    typer.echo(f"plane  {out}")
+    typer.echo(f"page   {out}")
 
 
 @app.command(rich_help_panel=PANEL, epilog=examples("chat"))
