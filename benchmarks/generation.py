@@ -22,7 +22,8 @@ import torch
 from _results import DEVICE, GPU, Row
 from transformers import MistralConfig, MistralForCausalLM
 
-from dominie.generation.generator import answers
+from dominie.generation.generator import GenerationRequest, Sampling, generate_all
+from dominie.generation.local import LocalGenerator
 from dominie.toyworld.toy_models import word_tokenizer
 
 if TYPE_CHECKING:
@@ -54,15 +55,12 @@ def spent(
 ) -> tuple[float, float]:
     """(wall, CPU) seconds for all prompts."""
     wall, cpu = time.perf_counter(), time.process_time()
-    stream = answers(
-        model,
-        word_tokenizer(),
-        prompts,
-        end_of_turn=[VOCABULARY - 1],
-        max_new_tokens=new,
-        batch=batch,
-    )
-    assert sum(1 for _ in stream) == len(prompts)
+    tokenizer, sampling = word_tokenizer(), Sampling(max_new_tokens=new)
+    stops = (VOCABULARY - 1,)
+    requests = [
+        GenerationRequest(token_ids=prompt, stop_ids=stops, sampling=sampling) for prompt in prompts
+    ]
+    generate_all(LocalGenerator(lambda: (model, tokenizer), batch=batch), requests)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 

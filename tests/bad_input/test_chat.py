@@ -1,4 +1,4 @@
-"""`dominie chat`: whom it talks to, what it remembers, and what it refuses."""
+"""`dominie chat`: which models answer, what is remembered, and what is refused."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import io
 import shutil
 
 import pytest
+import torch
 from rich.console import Console
 
-from dominie.data.tokenization import ends_of_turn, prompt_ids
-from dominie.generation.generator import answers
+from dominie.generation.generator import GenerationRequest, Sampling, generate_all
+from dominie.generation.local import LocalGenerator, configured_stops
 from dominie.models.loading import load_frozen, load_tokenizer
 from dominie.models.spec import Model
 from dominie.recipe import dump_recipe, load_recipe
 from dominie.toyworld.toy_models import save_model
-from dominie.workflows.chat import Partner, Settings, Talk
+from dominie.workflows.chat import ChatSession, ChatSettings, chat_model
 from dominie.workflows.chat_screens import Columns
 
 ASKED = "copy 1 2"
@@ -36,47 +37,45 @@ def run(work):
 
 @pytest.fixture
 def typed(monkeypatch):
-    def lines(*said: str) -> None:
-        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in said)))
+    def lines(*texts: str) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{text}\n" for text in texts)))
 
     return lines
 
 
+def loaded_model():
+    return chat_model("m", load_frozen(Model(path="m")), load_tokenizer(Model(path="m")))
+
+
 def answered(model, *conversation: str) -> str:
-    """What evaluation would have the model answer."""
+    """The answer of the shared generator."""
     loaded, tokenizer = load_frozen(Model(path=str(model))), load_tokenizer(Model(path=str(model)))
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": c} for i, c in enumerate(conversation)]
-    ((_, text),) = answers(
-        loaded,
-        tokenizer,
-        [prompt_ids(tokenizer, messages)],
-        end_of_turn=ends_of_turn(tokenizer),
-        max_new_tokens=6,
-        batch=1,
-    )
-    return text.strip()
+    request = GenerationRequest(messages=messages, sampling=Sampling(max_new_tokens=6))
+    (result,) = generate_all(LocalGenerator(lambda: (loaded, tokenizer)), [request])
+    return result.text
 
 
 def test_it_answers_remembers_and_forgets(work, run, dominie, typed):
     typed(ASKED, "", "again", "/reset", ASKED, "/quit", "never asked")
-    said = dominie("chat", "runs/small:s", *SHORT)
-    assert said.status == 0, said.err
+    shown = dominie("chat", "runs/small:s", *SHORT)
+    assert shown.status == 0, shown.err
     first = answered(run / "s" / "model", ASKED)
     second = answered(run / "s" / "model", ASKED, first, "again")
     assert first
-    assert said.out.splitlines() == [first, second, "forgotten", first]
+    assert shown.out.splitlines() == [first, second, "forgotten", first]
 
 
 def test_several_models_answer_under_their_names(work, run, dominie, typed):
     shutil.copytree(run, work / "runs" / "other")
     typed(ASKED)
-    said = dominie("chat", "small:s,before", *SHORT)
-    told = {"s": answered(run / "s" / "model", ASKED), "before": answered(work / "m", ASKED)}
-    assert said.out.splitlines() == [f"{name}: {text}" for name, text in told.items()]
+    shown = dominie("chat", "small:s,before", *SHORT)
+    expected = {"s": answered(run / "s" / "model", ASKED), "before": answered(work / "m", ASKED)}
+    assert shown.out.splitlines() == [f"{name}: {text}" for name, text in expected.items()]
     typed(ASKED)
-    said = dominie("chat", "small:s", "runs/other:s", *SHORT)
-    assert [line.partition(": ")[0] for line in said.out.splitlines()] == ["small:s", "other:s"]
+    shown = dominie("chat", "small:s", "runs/other:s", *SHORT)
+    assert [line.partition(": ")[0] for line in shown.out.splitlines()] == ["small:s", "other:s"]
 
 
 def test_the_folder_of_a_model_serves_and_a_system_message_counts(work, run, dominie, typed):
@@ -99,7 +98,7 @@ def test_the_folder_of_a_model_serves_and_a_system_message_counts(work, run, dom
         ("small", ["has no model"]),
     ],
 )
-def test_what_cannot_be_talked_to_is_named(work, run, dominie, refused, wanted, words):
+def test_what_cannot_chat_is_named(work, run, dominie, refused, wanted, words):
     if wanted == "recipes":
         (work / "recipes").mkdir()
         shutil.copy(work / "r.yaml", work / "recipes" / "recipe.yaml")
@@ -113,44 +112,60 @@ def test_a_run_comes_before_the_folder_of_its_recipe(work, run, dominie, typed):
     (work / "small").mkdir()
     shutil.copy(work / "r.yaml", work / "small" / "recipe.yaml")
     typed(ASKED)
-    said = dominie("chat", "small:s", *SHORT)
-    assert said.out.strip() == answered(run / "s" / "model", ASKED), said.err
+    shown = dominie("chat", "small:s", *SHORT)
+    assert shown.out.strip() == answered(run / "s" / "model", ASKED), shown.err
 
 
 def test_an_unknown_command_is_not_sent(work, run, dominie, typed):
     typed("/rest")
-    said = dominie("chat", "small:s", *SHORT)
-    assert said.out.startswith("no such command: /rest   /reset  forget")
+    shown = dominie("chat", "small:s", *SHORT)
+    assert shown.out.startswith("no such command: /rest   /reset  forget")
 
 
-def test_a_full_context_is_said_and_nothing_is_remembered(work, run, dominie, typed):
+def test_a_full_context_is_shown_and_nothing_is_remembered(work, run, dominie, typed):
     typed("1 " * 300, ASKED)
-    said = dominie("chat", "small:s", *SHORT)
-    full, answer = said.out.splitlines()
+    shown = dominie("chat", "small:s", *SHORT)
+    full, answer = shown.out.splitlines()
     assert "fills the whole context of s" in full
     assert answer == answered(run / "s" / "model", ASKED)
 
 
 def test_an_answer_comes_in_pieces_and_can_be_cut_short(work):
-    partner = Partner("m", load_frozen(Model(path="m")), load_tokenizer(Model(path="m")))
+    model = loaded_model()
     pieces: list[str] = []
-    Talk(partner, Settings(max_new_tokens=6)).answer(ASKED, pieces.append)
+    ChatSession(model, ChatSettings(max_new_tokens=6)).answer(ASKED, pieces.append)
     assert len(pieces) == 2  # a word is known to be whole when the next begins
 
     def interrupted(piece: str) -> None:
         raise KeyboardInterrupt
 
-    talk = Talk(partner, Settings(max_new_tokens=6))
-    assert talk.answer(ASKED, interrupted)
-    assert talk.messages[-1] == {"role": "assistant", "content": pieces[0].strip()}
+    session = ChatSession(model, ChatSettings(max_new_tokens=6))
+    assert session.answer(ASKED, interrupted)
+    assert session.messages[-1] == {"role": "assistant", "content": pieces[0].strip()}
 
 
-def test_an_answer_of_nothing_is_told(work):
-    partner = Partner("m", load_frozen(Model(path="m")), load_tokenizer(Model(path="m")))
-    partner.model.generate = lambda **_: None
-    talk, pieces = Talk(partner, Settings()), []
-    assert talk.answer(ASKED, pieces.append)
-    assert (pieces, talk.messages[-1]["content"]) == (["(nothing)"], "")
+def test_an_empty_answer_is_shown_as_such(work):
+    model = load_frozen(Model(path="m"))
+    stop = configured_stops(model).pop()
+    model.generate = lambda input_ids, **_: torch.nn.functional.pad(input_ids, (0, 1), value=stop)
+    session = ChatSession(chat_model("m", model, load_tokenizer(Model(path="m"))), ChatSettings())
+    pieces: list[str] = []
+    assert session.answer(ASKED, pieces.append)
+    assert (pieces, session.messages[-1]["content"]) == (["(nothing)"], "")
+
+
+def test_the_same_question_is_sampled_anew_and_a_seed_repeats_it(work):
+    model, found = loaded_model(), []
+    for seed in (1, 1, 2):
+        session = ChatSession(model, ChatSettings(max_new_tokens=6, temperature=5.0, seed=seed))
+        answers = []
+        for _ in range(3):
+            session.reset()
+            session.answer(ASKED, lambda _: None)
+            answers.append(session.messages[-1]["content"])
+        found.append(answers)
+    assert len(set(found[0])) == 3
+    assert found[0] == found[1] != found[2]
 
 
 def test_columns_stand_side_by_side():

@@ -14,7 +14,8 @@ from dominie.data.conversations import Conversation
 from dominie.evaluation.generative_task import generate_outputs, score_outputs
 from dominie.evaluation.likelihood import agreement
 from dominie.evaluation.task import MetricSettings, Question, questions
-from dominie.generation.generator import answers
+from dominie.generation.generator import GenerationRequest, Sampling, generate_all
+from dominie.generation.local import LocalGenerator
 from dominie.toyworld.world import WORDS
 
 END = 3
@@ -49,16 +50,20 @@ def naive_answer(model: Any, tokenizer: Any, prompt: list[int], limit: int) -> s
     return tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
 
 
+def request(prompt: list[int], stop: int) -> GenerationRequest:
+    sampling = Sampling(max_new_tokens=12)
+    return GenerationRequest(token_ids=prompt, stop_ids=(stop,), sampling=sampling)
+
+
 def test_batched_left_padded_answers_are_those_of_one_at_a_time(model, tokenizer, asked):
     prompts = [question.prompt_ids for question in asked]
     assert len({len(prompt) for prompt in prompts}) > 5, "there is padding"
     expected = [naive_answer(model, tokenizer, prompt, 12) for prompt in prompts]
     assert len({len(text.split()) for text in expected}) > 2, "some end before others"
     for batch in (1, 7, 64):
-        found = dict(
-            answers(model, tokenizer, prompts, end_of_turn=[END], max_new_tokens=12, batch=batch)
-        )
-        assert [found[i] for i in range(len(prompts))] == expected
+        generator = LocalGenerator(lambda: (model, tokenizer), batch=batch)
+        results = generate_all(generator, [request(prompt, END) for prompt in prompts])
+        assert [result.text for result in results] == expected
 
 
 def test_an_answer_s_own_stop_is_obeyed_beside_the_configured_one(model, tokenizer, asked):
@@ -66,10 +71,8 @@ def test_an_answer_s_own_stop_is_obeyed_beside_the_configured_one(model, tokeniz
     number, whole = next((i, words) for i, words in enumerate(wholes) if len(set(words)) > 2)
     prompt = asked[number].prompt_ids
     stop = tokenizer.convert_tokens_to_ids(whole[-1])
-    ((_, text),) = answers(
-        model, tokenizer, [prompt], end_of_turn=[stop], max_new_tokens=12, batch=1
-    )
-    assert text.split() == whole[: whole.index(whole[-1])]
+    (result,) = generate_all(LocalGenerator(lambda: (model, tokenizer)), [request(prompt, stop)])
+    assert result.text.split() == whole[: whole.index(whole[-1])]
 
 
 def test_exact_match_counts_word_for_word_answers(model, tokenizer, asked):

@@ -23,8 +23,8 @@ from dominie.data.formats import parsed_row
 from dominie.data.shards import Entry, Shards, ShardWriter, take_over
 from dominie.data.sources import Source
 from dominie.data.tokenization import encode
-from dominie.generation.client import Reply, read_reply
-from dominie.judge.verdicts import disarmed, identifier, letter, ranking, rating
+from dominie.generation.reply_log import Reply, read_reply
+from dominie.judge.prompts import disarmed, identifier, letter, ranking, rating
 from dominie.recipe import dump_recipe, load_recipe
 from dominie.teachers.cache import Cache, Identity
 from dominie.teachers.cache_codec import Coder, Damaged

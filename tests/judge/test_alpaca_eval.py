@@ -8,13 +8,19 @@ import math
 import pytest
 
 from dominie.core.errors import InputError
-from dominie.generation.calls import Calls, Ledger
-from dominie.judge.alpaca_eval import AlpacaEval, AlpacaEvalExam
+from dominie.generation.calls import Calls
+from dominie.generation.reply_log import ReplyLog
+from dominie.judge.alpaca_eval import AlpacaEval
 from dominie.judge.annotations import read_annotations, summarise
-from dominie.judge.controls import control_warnings, kinship_warning
-from dominie.judge.judge import Judge, Verdict, verdicts
+from dominie.judge.judge import (
+    Judge,
+    Verdict,
+    control_warnings,
+    kinship_warning,
+    verdicts,
+)
 
-from fault_server import said  # isort: skip
+from fault_server import reply  # isort: skip
 
 JUDGE = Judge(endpoint="http://127.0.0.1:9/v1", model="j")
 ROWS = [
@@ -29,29 +35,30 @@ UPSTREAM_2 = (
 
 
 @pytest.fixture
-def exam(tmp_path):
+def load(tmp_path):
     def make(rows=ROWS, prompt=None, judge=JUDGE, **more):
         (tmp_path / "base.json").write_text(json.dumps(rows))
         if prompt is not None:
             (tmp_path / "prompt.txt").write_text(prompt)
             more["prompt"] = str(tmp_path / "prompt.txt")
-        return AlpacaEvalExam(AlpacaEval(baseline=str(tmp_path / "base.json"), judge=judge, **more))
+        settings = AlpacaEval(baseline=str(tmp_path / "base.json"), judge=judge, **more)
+        return settings.load()
 
     return make
 
 
-def answers(exam):
-    return {d.id: [f"model says {d.id}"] for d in exam.dialogues}
+def answers(benchmark):
+    return {d.id: [f"model says {d.id}"] for d in benchmark.dialogues}
 
 
-def test_both_orders_are_judged_and_averaged(exam):
-    paper = exam(version=1)
-    cases = paper.cases(answers(paper))
+def test_both_orders_are_judged_and_averaged(load):
+    benchmark = load(version=1)
+    cases = benchmark.cases(answers(benchmark))
     assert cases[0].quoted == ("base 0", "model says 0")
     assert cases[1].quoted == ("model says 0", "base 0")
     letters = ["B", "A", "B", "B", "A", "B", "C", "C", "B", None, "A", "A"]
     found = [Verdict(letter, "", 1) for letter in letters]
-    judged = paper.judged(answers(paper), found, "me")
+    judged = benchmark.judged(answers(benchmark), found, "me")
     preferences = [row["preference"] for row in judged.files["annotations.json"]]
     assert preferences == [2.0, 1.5, 1.0, 1.5, None, 1.5]
     figures = judged.figures
@@ -65,40 +72,40 @@ def test_both_orders_are_judged_and_averaged(exam):
     assert figures["prompt"] == "own"
 
 
-def test_what_is_written_is_what_annotation_files_are_read_from(exam, tmp_path):
-    paper = exam(version=1)
+def test_what_is_written_is_what_annotation_files_are_read_from(load, tmp_path):
+    benchmark = load(version=1)
     found = [Verdict(letter, "", 1) for letter in "BABABBACBBCC"]
-    judged = paper.judged(answers(paper), found, "me")
+    judged = benchmark.judged(answers(benchmark), found, "me")
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(judged.files["annotations.json"]))
-    told = summarise(read_annotations(path), where=str(path)).percent()
-    assert told["win_rate"] == pytest.approx(100 * judged.figures["win_rate"])
-    assert told["length_controlled_win_rate"] == pytest.approx(
+    rates = summarise(read_annotations(path), where=str(path)).percent()
+    assert rates["win_rate"] == pytest.approx(100 * judged.figures["win_rate"])
+    assert rates["length_controlled_win_rate"] == pytest.approx(
         100 * judged.figures["length_controlled_win_rate"]
     )
     outputs = judged.files["model_outputs.json"]
     assert set(outputs[0]) == {"dataset", "instruction", "output", "generator"}
 
 
-def test_weighted_preferences_through_an_endpoint(exam, serve, tmp_path):
+def test_weighted_preferences_through_an_endpoint(load, serve, tmp_path):
     def likes_what_the_model_says(asked):
         assert asked.body["logprobs"] is True
         assert asked.body["max_tokens"] == 1
         first = asked.text.index("model says") < asked.text.index("base")
         odds = {"m": 0.8, "M": 0.2} if first else {"m": 0.4, "M": 0.6}
         top = [{"token": token, "logprob": math.log(p)} for token, p in odds.items()]
-        return said("m", finish_reason="length", logprobs={"content": [{"top_logprobs": top}]})
+        return reply("m", finish_reason="length", logprobs={"content": [{"top_logprobs": top}]})
 
     judge = Judge(endpoint=serve(likes_what_the_model_says).url, model="j")
-    paper = exam(prompt=UPSTREAM_2, judge=judge)
-    calls = Calls(judge, Ledger(tmp_path / "l.jsonl"), where="judge", say=print)
-    found = verdicts(judge, paper.cases(answers(paper)), calls, lambda *_: None)
-    figures = paper.judged(answers(paper), found, "me").figures
+    benchmark = load(prompt=UPSTREAM_2, judge=judge)
+    calls = Calls(judge, ReplyLog(tmp_path / "l.jsonl"), where="judge", show=print)
+    found = verdicts(judge, benchmark.cases(answers(benchmark)), calls, lambda *_: None)
+    figures = benchmark.judged(answers(benchmark), found, "me").figures
     assert figures["win_rate"] == pytest.approx((0.8 + 0.6) / 2)
     assert figures["prompt"] == "upstream"
 
 
-def test_an_annotation_file_serves_as_baseline(exam):
+def test_an_annotation_file_serves_as_baseline(load):
     rows = [
         {
             "instruction": r["instruction"],
@@ -108,24 +115,24 @@ def test_an_annotation_file_serves_as_baseline(exam):
         }
         for r in ROWS
     ]
-    paper = exam(rows)
-    assert [i.output for i in paper.instructions] == [r["output"] for r in ROWS]
-    assert paper.instructions[0].generator == "g"
+    benchmark = load(rows)
+    assert [i.output for i in benchmark.instructions] == [r["output"] for r in ROWS]
+    assert benchmark.instructions[0].generator == "g"
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rows": [*ROWS, ROWS[0]]}, "stands twice"),
+        ({"rows": [*ROWS, ROWS[0]]}, "occurs twice"),
         ({"rows": [{"instruction": "i"}]}, "no text under 'output'"),
         ({"rows": []}, "empty"),
         ({"prompt": "{instruction} {output_1}"}, r"lacks \{output_2\}"),
         ({"prompt": " \n"}, "empty"),
     ],
 )
-def test_bad_files_are_refused(exam, change, words):
+def test_bad_files_are_refused(load, change, words):
     with pytest.raises(InputError, match=words):
-        exam(**change)
+        load(**change)
 
 
 def test_kinship():
@@ -149,12 +156,12 @@ def test_warnings_say_what_controls_show():
         },
         "order_flips": 0.3,
     }
-    told = " | ".join(control_warnings(figures))
-    assert "constant scores 45 %" in told
-    assert "empty" not in told
-    assert "90 % of decided pairs" in told
-    assert "-0.70" in told
-    assert "30 % of verdicts flip" in told
+    text = " | ".join(control_warnings(figures))
+    assert "constant scores 45 %" in text
+    assert "empty" not in text
+    assert "90 % of decided pairs" in text
+    assert "-0.70" in text
+    assert "30 % of verdicts flip" in text
     apart = {
         **figures,
         "length_controlled_win_rate": 0.5,

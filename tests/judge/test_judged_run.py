@@ -13,10 +13,10 @@ import zlib
 from pathlib import Path
 
 import pytest
-from fault_server import Answer, said, shown_answers
+from fault_server import Answer, reply, shown_answers
 
 from dominie import cli
-from dominie.generation.client import read_reply
+from dominie.generation.reply_log import read_reply
 from dominie.toyworld.toy_models import save_model
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -97,8 +97,8 @@ def grade(asked) -> Answer:
     """A judge that likes long answers and echoes what it reads, or a model that answers."""
     answers = shown_answers(asked.text)
     if not answers:
-        return said(f"an answer to {asked.body['messages'][-1]['content']}")
-    return said(f"{answers[-1]} Grade: [[{min(10, 1 + len(answers[-1]) // 8)}]] {answers[-1]}")
+        return reply(f"an answer to {asked.body['messages'][-1]['content']}")
+    return reply(f"{answers[-1]} Grade: [[{min(10, 1 + len(answers[-1]) // 8)}]] {answers[-1]}")
 
 
 def run_folder(recipe: Path) -> Path:
@@ -116,7 +116,7 @@ def faulty(asked) -> Answer:
             kind
         ]
     if asked.before == 0 and kind == 5 and shown_answers(asked.text):
-        return Answer(**{**said("Grade: [[99]]").__dict__, "hang": 0.01})
+        return Answer(**{**reply("Grade: [[99]]").__dict__, "hang": 0.01})
     return Answer(**{**grade(asked).__dict__, "hang": 0.02})
 
 
@@ -257,7 +257,7 @@ def both(asked) -> Answer:
     """Rates, or prefers the longer."""
     answers = shown_answers(asked.text)
     if "answer A" in asked.text:
-        return said(f"[[{'A' if len(answers[0]) > len(answers[1]) else 'B'}]]")
+        return reply(f"[[{'A' if len(answers[0]) > len(answers[1]) else 'B'}]]")
     return grade(asked)
 
 
@@ -289,7 +289,7 @@ def test_a_local_model_on_both_benchmarks(serve, tmp_path, toy, finish):
 
 
 def test_a_headline_needs_95_percent(serve, tmp_path, toy, finish):
-    server = serve(lambda a: both(a) if "red 3" not in a.text else said("I would rather not."))
+    server = serve(lambda a: both(a) if "red 3" not in a.text else reply("I would rather not."))
     recipe = local_recipe(tmp_path, toy, server.url)
     _, err = finish(recipe, status=1)
     assert "too few verdicts" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from dominie.core.errors import InputError
 from dominie.evaluation.statistics import spearman
 from dominie.judge.judge import Judge, Verdict
-from dominie.judge.mt_bench import MtBench, MtBenchExam
+from dominie.judge.mt_bench import MtBench
 
 UPSTREAM = Path(__file__).parents[3] / "shared" / "data" / "mt_bench"
 JUDGE = Judge(endpoint="http://127.0.0.1:9/v1", model="j")
@@ -49,7 +50,7 @@ def rated(*values):
 
 
 def test_turns_references_and_prompts_go_together(settings):
-    cases = MtBenchExam(settings()).cases(ANSWERS)
+    cases = settings().load().cases(ANSWERS)
     assert [case.quoted for case in cases] == [
         ("one",),
         ("one", "one again"),
@@ -68,7 +69,7 @@ def test_turns_references_and_prompts_go_together(settings):
 
 
 def test_means_by_category_and_turn(settings):
-    judged = MtBenchExam(settings()).judged(ANSWERS, rated(8.0, 6.0, 4.0, None, 1.0), "m")
+    judged = settings().load().judged(ANSWERS, rated(8.0, 6.0, 4.0, None, 1.0), "m")
     assert (judged.scored, judged.total) == (4, 5)
     figures = judged.figures
     assert figures["metric"] == "mt_bench"
@@ -90,14 +91,16 @@ def test_means_by_category_and_turn(settings):
 
 def test_a_comparison_that_flips_with_the_order_is_a_tie(settings, tmp_path):
     theirs = [{"question_id": i, "choices": [{"turns": [f"b{i}", f"bb{i}"]}]} for i in (1, 2, 3)]
-    exam = MtBenchExam(settings(baseline=write(tmp_path / "b.jsonl", theirs)))
-    cases = exam.cases(ANSWERS)
+    benchmark = settings(baseline=write(tmp_path / "b.jsonl", theirs)).load()
+    cases = benchmark.cases(ANSWERS)
     assert len(cases) == 5 + 2 * 5
     first, second = cases[5], cases[6]
     assert first.quoted == ("one", "b1")
     assert second.quoted == ("b1", "one")
     letters = ["A", "B", "A", "A", "B", "A", "C", "C", "A", None]  # won, flipped, lost, tied, -
-    figures = exam.judged(ANSWERS, [*rated(5.0, 5.0, 5.0, 5.0, 5.0), *rated(*letters)], "m").figures
+    figures = benchmark.judged(
+        ANSWERS, [*rated(5.0, 5.0, 5.0, 5.0, 5.0), *rated(*letters)], "m"
+    ).figures
     assert figures["win_rate"] == pytest.approx((1 + 0.5 + 0 + 0.5) / 4)
     assert figures["order_flips"] == 0.25
     by_category = {name: group["score"] for name, group in figures["win_rate_groups"].items()}
@@ -113,11 +116,11 @@ def test_upstreams_own_files():
         prompts=str(UPSTREAM / "judge_prompts.jsonl"),
         baseline=None,
     )
-    exam = MtBenchExam(settings)
-    assert len(exam.dialogues) == 80
-    by_temperature = {d.temperature for d in exam.dialogues}
+    benchmark = settings.load()
+    assert len(benchmark.dialogues) == 80
+    by_temperature = {d.temperature for d in benchmark.dialogues}
     assert by_temperature == {0.0, 0.1, 0.7}
-    cases = exam.cases({d.id: ["first answer", "second answer"] for d in exam.dialogues})
+    cases = benchmark.cases({d.id: ["first answer", "second answer"] for d in benchmark.dialogues})
     assert len(cases) == 160
     assert {case.prompt.name for case in cases} == {
         "single-v1",
@@ -131,15 +134,15 @@ def test_upstreams_own_files():
         assert "{question" not in text
         assert "{ref_answer" not in text
         assert "{answer" not in text
-    assert len(exam.sample) == 40
-    category = {question.id: question.category for question in exam.questions}
-    assert len({category[d.id] for d in exam.sample}) == 8
+    assert len(benchmark.control_dialogues) == 40
+    category = {question.id: question.category for question in benchmark.questions}
+    assert len({category[d.id] for d in benchmark.control_dialogues}) == 8
 
 
 @pytest.mark.parametrize(
     ("questions", "references", "words"),
     [
-        ([*QUESTIONS, QUESTIONS[0]], REFERENCES, r"question 1 stands twice"),
+        ([*QUESTIONS, QUESTIONS[0]], REFERENCES, r"question 1 occurs twice"),
         (QUESTIONS, None, "no reference answers"),
         (QUESTIONS, REFERENCES[:1], "question 3 has none of the reference answers"),
         (QUESTIONS, [{**REFERENCES[0], "choices": []}], "no answers"),
@@ -153,27 +156,23 @@ def test_upstreams_own_files():
 )
 def test_bad_files_are_refused(settings, questions, references, words):
     with pytest.raises(InputError, match=words):
-        MtBenchExam(settings(questions, references))
+        settings(questions, references).load()
 
 
 def test_bad_prompts_and_folders_are_refused(settings, tmp_path):
     prompts = write(tmp_path / "p.jsonl", [{"name": "single-v1", "prompt_template": "{question}"}])
     with pytest.raises(InputError, match="system_prompt"):
-        MtBenchExam(settings(prompts=prompts))
+        settings(prompts=prompts).load()
     row = {"name": "single-v1", "prompt_template": "{question}", "system_prompt": "s"}
     with pytest.raises(InputError, match=r"lacks \{answer\}"):
-        MtBenchExam(settings(prompts=write(tmp_path / "p.jsonl", [row])))
+        settings(prompts=write(tmp_path / "p.jsonl", [row])).load()
     with pytest.raises(InputError, match="no prompt named 'single-v1'"):
-        MtBenchExam(settings(prompts=write(tmp_path / "p.jsonl", [{**row, "name": "x"}])))
+        settings(prompts=write(tmp_path / "p.jsonl", [{**row, "name": "x"}])).load()
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match="no reference answers in this folder"):
-        MtBenchExam(settings(references=None) and MtBench(
-            judge=JUDGE,
-            questions=str(tmp_path / "question.jsonl"),
-            references=str(tmp_path / "folder"),
-        ))  # fmt: skip
+        dataclasses.replace(settings(), references=str(tmp_path / "folder")).load()
     with pytest.raises(InputError, match="no such file of questions"):
-        MtBenchExam(MtBench(judge=JUDGE, questions=str(tmp_path / "none.jsonl")))
+        MtBench(judge=JUDGE, questions=str(tmp_path / "none.jsonl")).load()
 
 
 def test_rank_correlation():

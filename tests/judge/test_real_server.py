@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dominie.generation.client import read_reply
+from dominie.generation.reply_log import read_reply
 from dominie.toyworld.toy_models import save_model
 
 from test_judged_run import mt_bench_files, run_folder, write_recipe  # isort: skip

@@ -163,14 +163,14 @@ def chat(
     """
     from rich.console import Console
 
-    from dominie.workflows.chat import Settings, partners
+    from dominie.workflows.chat import ChatSettings, chat_models
     from dominie.workflows.chat import chat as begin
     from dominie.workflows.chat_screens import screen, typed_lines
 
     asides = shown_on(as_json=True)  # stdout is for what the models say
-    found = partners(wanted, runs, asides)
+    found = chat_models(wanted, runs, asides)
     console = Console(highlight=False, soft_wrap=True)
-    settings = Settings(
+    settings = ChatSettings(
         max_new_tokens=max_new_tokens, temperature=temperature, system=system, seed=seed
     )
     with interruptible(), contextlib.suppress(KeyboardInterrupt):

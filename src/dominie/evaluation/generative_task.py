@@ -9,7 +9,8 @@ from dominie.evaluation.answer_text import extract
 from dominie.evaluation.metrics import METRICS, may_be_invalid, score_answer
 from dominie.evaluation.results import ScoredTask, score_items
 from dominie.evaluation.task import MetricSettings, Question
-from dominie.generation.generator import answers
+from dominie.generation.generator import GenerationRequest, Sampling
+from dominie.generation.local import LocalGenerator
 
 #: Wraps a stream of so many items to show progress.
 Track = Callable[[Any, int], Any]
@@ -44,15 +45,16 @@ def generate_outputs(
         track: shows progress.
     """
     longest = max(len(q.encoded.input_ids) - len(q.prompt_ids) for q in questions)
-    stream = answers(
-        model,
-        tokenizer,
-        [q.prompt_ids for q in questions],
-        end_of_turn=sorted({q.end_of_turn for q in questions}),
-        max_new_tokens=max_new_tokens or max(longest, 1) + _SPARE_TOKENS,
-        batch=batch,
+    generator = LocalGenerator(lambda: (model, tokenizer), batch=batch)
+    sampling = Sampling(max_new_tokens=max_new_tokens or max(longest, 1) + _SPARE_TOKENS)
+    stops = tuple(sorted({q.end_of_turn for q in questions}))
+    stream = generator.stream(
+        [
+            GenerationRequest(token_ids=q.prompt_ids, stop_ids=stops, sampling=sampling)
+            for q in questions
+        ]
     )
-    outputs = dict(track(stream, len(questions)))
+    outputs = {index: result.text for index, result in track(stream, len(questions))}
     return [outputs[i] for i in range(len(questions))]
 
 

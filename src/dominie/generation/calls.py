@@ -4,114 +4,116 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import os
 import signal
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
+from dominie.core.display import Advance
 from dominie.core.errors import DominieError, InputError, RunError
-from dominie.generation.budget import Spending
-from dominie.generation.client import Client, Outcome, Reply, delay, read_reply
-from dominie.generation.endpoint import Endpoint
+from dominie.generation.endpoint import Client, Endpoint, Outcome, delay
+from dominie.generation.reply_log import Reply, ReplyLog, read_reply
+
+_CHARACTERS = 3.0  # of a prompt for each token, on the careful side for English
+_REPLY_TOKENS = 1024  # of a reply whose length is not bounded
+
+#: Counts a call by its outcome and returns its cost, None if no price is known.
+Settle = Callable[[Outcome, Reply | None], float | None]
 
 
-def call_key(*parts: Any) -> str:
-    """32 hexadecimal digits of all a reply depends on: model, prompt, sampling."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+class BudgetTracker:
+    """Counts calls and money of one reply log, those of earlier runs included.
 
-
-class Ledger:
-    """A JSON Lines file that is only appended to; each line is on disk before `append` returns.
-
-    A line that a crash cut in two is moved out of the way when the file is opened again.
+    A call that timed out counts as one: the server may charge for it.
 
     Args:
-        path: the file; made with its folder by the first `append`.
-
-    Raises:
-        InputError: the file cannot be read, or is damaged elsewhere than in its last line.
+        endpoint: with its price and budget.
+        records: what the log holds already.
+        where: how messages name the endpoint's place in the recipe.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._by_key: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        self._file: Any = None
-        for record in self._whole_lines():
-            self._by_key[record["key"]].append(record)
-
-    def of(self, key: str) -> list[dict[str, Any]]:
-        """What was written under a key, oldest first."""
-        return self._by_key.get(key, [])
+    def __init__(
+        self, endpoint: Endpoint, records: Sequence[Mapping[str, Any]], *, where: str
+    ) -> None:
+        self.endpoint, self.where = endpoint, where
+        self.calls = sum(_may_be_charged(record["status"]) for record in records)
+        self.money = sum(record.get("cost") or 0.0 for record in records)
+        self._reserved_calls, self._reserved_money = 0, 0.0
 
     @property
-    def records(self) -> list[dict[str, Any]]:
-        """All that was written, key by key."""
-        return [record for records in self._by_key.values() for record in records]
+    def note(self) -> str:
+        """What was spent, for a progress line."""
+        return f", {self.money:.2f} spent" if self.endpoint.price else ""
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Write a record, which has a `key`, and wait until it is on disk."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab")
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._by_key[record["key"]].append(dict(record))
+    @contextlib.contextmanager
+    def reserved(self, body: Mapping[str, Any]) -> Iterator[Settle]:
+        """Reserve what a call may cost while it is under way: calls at once cannot overspend.
 
-    def close(self) -> None:
-        """Close the file; a later `append` opens it again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        Raises:
+            RunError: the budget does not reach.
+        """
+        most = self._estimate(body)
+        self._check(most)
+        self._reserved_calls += 1
+        self._reserved_money += most
 
-    def _whole_lines(self) -> list[dict[str, Any]]:
+        def settle(outcome: Outcome, reply: Reply | None) -> float | None:
+            if not _may_be_charged(outcome.status) or outcome.refused:
+                return 0.0 if self.endpoint.price else None
+            self.calls += 1
+            if self.endpoint.price is None:
+                return None
+            usage = reply.usage if reply else None
+            cost = self.endpoint.price.of(*usage) if usage else most
+            self.money += cost
+            return cost
+
         try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise InputError("cannot be read", where=str(self.path), found=error.strerror) from None
-        lines = content.split(b"\n")
-        torn = lines.pop()  # empty where the last line is whole
-        if torn:
-            with self.path.open("r+b") as file:
-                file.truncate(len(content) - len(torn))
-                os.fsync(file.fileno())
-        return [self._parsed(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+            yield settle
+        finally:
+            self._reserved_calls -= 1
+            self._reserved_money -= most
 
-    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("key"), str):
-                return record
-            found = "no record of a reply"
-        except ValueError as error:
-            found = str(error)
-        raise InputError(
-            "the record of replies is damaged",
-            where=f"{self.path}:{number}",
+    def _estimate(self, body: Mapping[str, Any]) -> float:
+        if self.endpoint.price is None:
+            return 0.0
+        written = sum(len(message["content"]) for message in body["messages"])
+        return self.endpoint.price.of(written / _CHARACTERS, body.get("max_tokens", _REPLY_TOKENS))
+
+    def _check(self, most: float) -> None:
+        budget = self.endpoint.budget
+        if budget is None:
+            return
+        if budget.calls is not None and self.calls + self._reserved_calls + 1 > budget.calls:
+            raise self._spent(f"{self.calls} of {budget.calls} calls", "calls")
+        if budget.money is not None and self.money + self._reserved_money + most > budget.money:
+            raise self._spent(
+                f"{self.money:.4f} of {budget.money:g}, and the next call may cost {most:.4f}",
+                "money",
+            )
+
+    def _spent(self, found: str, kind: str) -> RunError:
+        return RunError(
+            "the budget is spent",
+            where=f"{self.where}.budget.{kind}",
             found=found,
-            do="correct or remove this line; what it held is then asked again",
+            do="raise it and run again: what was answered is kept and not paid for twice",
         )
+
+
+def _may_be_charged(status: int) -> bool:
+    return status in (0, 200)
 
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Shows progress: done, of how many, a few words.
-Advance = Callable[[int, int | None, str], None]
-
-#: Sends a request under a key: the reply, None where the endpoint gave none.
+#: Sends a request under a key; returns the reply, None if the endpoint gave none.
 Ask = Callable[[str, dict[str, Any]], Awaitable[Reply | None]]
 
-_REFUSALS = 3  # requests refused outright, with nothing answered, before all of it is given up
+_REFUSALS = 3  # requests refused outright, with nothing answered, before the run is given up
 
 
 class _Stopping(Exception):
@@ -121,21 +123,21 @@ class _Stopping(Exception):
 class Calls:
     """Works through items with calls to an endpoint.
 
-    Whatever stops it, the calls under way are waited for and written down: they are paid for. The
-    first SIGINT or SIGTERM stops it so, a second one at once.
+    Whatever stops it, the calls under way are waited for and logged: they are paid for. The first
+    SIGINT or SIGTERM stops it so, a second one at once.
 
     Args:
-        endpoint: whom to ask.
-        ledger: where every reply goes before it counts.
+        endpoint: to call.
+        log: holds every reply before it counts.
         where: how messages name the endpoint's place in the recipe.
-        say: prints a line.
+        show: prints a line.
     """
 
     def __init__(
-        self, endpoint: Endpoint, ledger: Ledger, *, where: str, say: Callable[[str], None]
+        self, endpoint: Endpoint, log: ReplyLog, *, where: str, show: Callable[[str], None]
     ) -> None:
-        self.endpoint, self.ledger, self.where, self.say = endpoint, ledger, where, say
-        self.spending = Spending(endpoint, ledger.records, where=where)
+        self.endpoint, self.log, self.where, self._show = endpoint, log, where, show
+        self.budget = BudgetTracker(endpoint, log.records, where=where)
         self._key: str | None = None
         self._answered = self._failed_in_a_row = 0
         self._client: Client
@@ -143,13 +145,13 @@ class Calls:
         self._error: DominieError | None = None
         self._signal: int | None = None
 
-    def over(
+    def run(
         self,
         items: Sequence[Item],
         work: Callable[[Item, Ask], Awaitable[Result]],
-        advance: Advance,
+        advance: Advance | None = None,
     ) -> list[Result]:
-        """What `work` makes of each item, several at a time, in the order of the items.
+        """Return the result of `work` for each item, several at a time, in the order of the items.
 
         Raises:
             InputError: the endpoint refuses what it is asked.
@@ -159,21 +161,21 @@ class Calls:
         if items:
             self._key = self.endpoint.key(where=self.where)
             try:
-                asyncio.run(self._over(items, work, advance, found))
+                asyncio.run(self._run(items, work, advance, found))
             finally:
-                self.ledger.close()
+                self.log.close()
         if self._signal is not None:
-            signal.raise_signal(self._signal)  # to whoever listened before
+            signal.raise_signal(self._signal)  # for the handler that was set before
             raise RunError("interrupted; what was answered is kept", where=self.where)
         if self._error is not None:
             raise self._error
         return [found[i] for i in range(len(items))]
 
-    async def _over(
+    async def _run(
         self,
         items: Sequence[Item],
         work: Callable[[Item, Ask], Awaitable[Result]],
-        advance: Advance,
+        advance: Advance | None,
         found: dict[int, Result],
     ) -> None:
         self._stopped = asyncio.Event()
@@ -189,11 +191,12 @@ class Calls:
                     self._error = self._error or error
                     self._stopped.set()
                     return
-                rate = len(found) / max(time.monotonic() - started, 1e-9)
-                advance(len(found), len(items), f"{rate:.1f}/s{self.spending.told}")
+                if advance is not None:
+                    rate = len(found) / max(time.monotonic() - started, 1e-9)
+                    advance(len(found), len(items), f"{rate:.1f}/s{self.budget.note}")
 
         async with Client(self.endpoint, self._key) as self._client:
-            with self._listening():
+            with self._handling_signals():
                 workers = min(self.endpoint.concurrency, len(items))
                 await asyncio.gather(*(worker() for _ in range(workers)))
 
@@ -210,17 +213,17 @@ class Calls:
             if outcome.status != 200 and not outcome.retryable:
                 break
             if outcome.refused and not self._answered and attempt >= 2:
-                break  # a server that restarts is waited for, one that never was is not
+                break  # a server that restarts is waited for, one that never answered is not
             if attempt < self.endpoint.retries:
                 await self._pause(delay(self.endpoint.backoff, attempt, outcome.wait))
         self._note_failure(outcome)
         return None
 
     async def _attempt(self, key: str, body: dict[str, Any]) -> tuple[Outcome, Reply | None]:
-        with self.spending.reserved(body) as settle:
+        with self.budget.reserved(body) as settle:
             began = time.time()
-            # The same until it is answered, then another: what a gateway repeats, it bills once.
-            answered = sum(record["status"] == 200 for record in self.ledger.of(key))
+            # The same until it is answered, then another: a gateway bills what it repeats once.
+            answered = sum(record["status"] == 200 for record in self.log.of(key))
             outcome = await self._client.send(body, call=f"{key}-{answered}")
             reply = read_reply(outcome.body) if outcome.status == 200 else None
             record = {
@@ -233,7 +236,7 @@ class Calls:
                 "body": outcome.body,
             }
             if not outcome.refused:  # nothing was sent, so nothing is owed
-                self.ledger.append(record)
+                self.log.append(record)
         return outcome, reply
 
     async def _pause(self, seconds: float) -> None:
@@ -241,7 +244,7 @@ class Calls:
             await asyncio.wait_for(self._stopped.wait(), seconds)
 
     def _note_failure(self, outcome: Outcome) -> None:
-        """Go on after the failure of one call; raise where it will be that of all."""
+        """Go on after the failure of one call; raise if all will fail alike."""
         self._failed_in_a_row += 1
         found = f"HTTP {outcome.status}: {_excerpt(outcome.body)}".removeprefix("HTTP 0: ")
         if outcome.status in (401, 403):
@@ -281,8 +284,8 @@ class Calls:
             )
 
     @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Within, the first signal stops further calls. Only the main thread can listen."""
+    def _handling_signals(self) -> Iterator[None]:
+        """Within, the first signal stops further calls. Only the main thread can handle signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -302,7 +305,7 @@ class Calls:
             os._exit(128 + signum)
         self._signal = signum
         self._stopped.set()
-        self.say("interrupted: waiting for the calls under way, which are paid for")
+        self._show("interrupted: waiting for the calls under way, which are paid for")
 
 
 def _excerpt(text: str) -> str:

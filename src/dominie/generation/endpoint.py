@@ -1,9 +1,14 @@
-"""A model behind an OpenAI-compatible endpoint: where it is, what it may cost, how it is asked."""
+"""A model behind an OpenAI-compatible endpoint: its settings, and one call to it."""
 
 from __future__ import annotations
 
+import asyncio
+import email.utils
+import math
 import os
+import random
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -17,7 +22,7 @@ STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """What tokens cost, in one currency, by the million.
+    """Prices of tokens, in one currency, by the million.
 
     Attributes:
         input: of a prompt.
@@ -33,13 +38,13 @@ class Price:
             raise ValueError("a price is finite and not negative")
 
     def of(self, prompt_tokens: float, reply_tokens: float) -> float:
-        """What so many tokens cost."""
+        """Return the cost of so many tokens."""
         return (prompt_tokens * self.input + reply_tokens * self.output) / 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What may be spent in one run folder, over all its runs.
+    """Limits of what is spent in one run folder, over all its runs.
 
     Attributes:
         calls: replies that may be paid for.
@@ -61,17 +66,17 @@ class Endpoint:
     """A model behind an endpoint.
 
     Attributes:
-        endpoint: URL up to and with the version, http://localhost:8000/v1 say.
+        endpoint: URL up to and with the version, for example http://localhost:8000/v1.
         model: the name it has there.
-        key_env: environment variable, in capitals, that holds the key; a key never stands here.
+        key_env: environment variable, in capitals, that holds the key, which never stands here.
         concurrency: calls under way at once.
         timeout: seconds for one call, from first byte sent to last byte read.
         retries: further attempts after 408, 429, 5xx, a timeout or a broken reply.
         backoff: seconds before the first of them; doubled each time, with jitter.
-        price: needed where the budget is in money.
+        price: needed if the budget is in money.
         budget: None spends without bound.
-        request: further fields of every request, `{reasoning_effort: low}` say.
-        omit: fields that this server refuses, `[temperature, max_tokens]` say.
+        request: further fields of every request, such as `{reasoning_effort: low}`.
+        omit: fields that this server refuses, such as `[temperature, max_tokens]`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
@@ -94,7 +99,7 @@ class Endpoint:
         if url.username or url.password or url.query:
             raise ValueError("the endpoint's URL carries no password and no key: use key_env")
         if self.key_env is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key_env):
-            # Not repeated here: it may be the key.
+            # Not repeated in the message: it may be the key.
             raise ValueError("key_env is the name of a variable in capitals, never the key itself")
         if not self.model.strip():
             raise ValueError("model names the model at the endpoint")
@@ -117,23 +122,23 @@ class Endpoint:
     def body(
         self, messages: Sequence[Mapping[str, str]], sampling: dict[str, Any]
     ) -> dict[str, Any]:
-        """The request of a chat completion."""
+        """Return the request of a chat completion."""
         fields = {"model": self.model, "messages": list(messages), **sampling, **self.request}
         return {name: value for name, value in fields.items() if name not in self.omit}
 
     @property
     def url(self) -> str:
-        """Where chat completions are asked for."""
+        """The URL of chat completions."""
         base = self.endpoint.rstrip("/").removesuffix("/chat/completions")
         return f"{base}/chat/completions"
 
     @property
     def identity(self) -> dict[str, str]:
-        """What tells its replies from those of another."""
+        """What distinguishes its replies from those of another."""
         return {"endpoint": self.url, "model": self.model}
 
     def key(self, *, where: str) -> str | None:
-        """The key, from the environment.
+        """Return the key, from the environment.
 
         Raises:
             InputError: the variable is not set, or holds what no header can carry.
@@ -149,3 +154,114 @@ class Endpoint:
                 do=f"export {self.key_env}=…",
             )
         return key
+
+
+_LARGEST = 8 * 2**20  # bytes of a reply; a server that sends more is broken or hostile
+_LONGEST_WAIT = 120.0  # seconds, whatever Retry-After says
+_RETRIED = {408, 409, 425, 429}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The response to a call, or why there is none.
+
+    Attributes:
+        status: HTTP status, 0 if no whole response came.
+        body: of the response, or what went wrong; the key is blacked out.
+        wait: seconds the server asks for before the next attempt.
+        refused: no server answered at this address.
+    """
+
+    status: int
+    body: str
+    wait: float | None = None
+    refused: bool = False
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may succeed later."""
+        if self.status == 429 and "insufficient_quota" in self.body:
+            return False
+        return self.status == 0 or self.status in _RETRIED or self.status >= 500
+
+
+class Client:
+    """Sends calls to an endpoint over one pool of connections. Use with `async with`.
+
+    Args:
+        endpoint: to call.
+        key: sent as a bearer token.
+    """
+
+    def __init__(self, endpoint: Endpoint, key: str | None) -> None:
+        import httpx2  # here, since recipes are read without it
+
+        self.endpoint, self._key = endpoint, key
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.AsyncClient(
+            headers=headers,
+            timeout=endpoint.timeout,
+            limits=httpx2.Limits(max_connections=endpoint.concurrency),
+        )
+
+    async def __aenter__(self) -> Client:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def send(self, body: dict[str, Any], *, call: str) -> Outcome:
+        """Send one attempt.
+
+        Args:
+            body: the request.
+            call: the same for every attempt at it, so that a gateway can recognise it.
+        """
+        import httpx2
+
+        try:
+            async with asyncio.timeout(self.endpoint.timeout):
+                return await self._sent(body, {"idempotency-key": call})
+        except TimeoutError:
+            return Outcome(0, f"no whole reply within {self.endpoint.timeout:g} s")
+        except httpx2.ConnectError as error:
+            return Outcome(0, self.redacted(str(error) or "cannot be reached"), refused=True)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            return Outcome(0, self.redacted(f"{type(error).__name__}: {error}"))
+
+    async def _sent(self, body: dict[str, Any], headers: dict[str, str]) -> Outcome:
+        async with self._http.stream(
+            "POST", self.endpoint.url, json=body, headers=headers
+        ) as response:
+            content = bytearray()
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > _LARGEST:
+                    return Outcome(0, f"more than {_LARGEST >> 20} MiB for one reply")
+            text = self.redacted(content.decode("utf-8", errors="replace"))
+            return Outcome(response.status_code, text, _wait(response.headers.get("retry-after")))
+
+    def redacted(self, text: str) -> str:
+        """Return a text without the key, should a server have sent it back."""
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+def delay(backoff: float, attempt: int, asked: float | None) -> float:
+    """Return seconds before the next attempt: exponential with jitter, at least those asked for."""
+    grown = min(backoff * 2.0 ** min(attempt, 30), _LONGEST_WAIT) * random.uniform(0.5, 1.0)
+    return max(grown, min(asked or 0.0, _LONGEST_WAIT))
+
+
+def _wait(retry_after: str | None) -> float | None:
+    """Return seconds from a Retry-After header: a number or a date; None for anything else."""
+    if retry_after is None:
+        return None
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except ValueError:
+            return None
+    return seconds if math.isfinite(seconds) and seconds > 0 else None

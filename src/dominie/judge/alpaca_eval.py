@@ -8,20 +8,88 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from dominie.core.errors import InputError
 from dominie.core.references import PathName
 from dominie.generation.endpoint import STRICT
-from dominie.generation.generator import Dialogue
 from dominie.judge.annotations import Difficulty, Summary, read_difficulty, summarise
 from dominie.judge.benchmark import (
     Answers,
+    Dialogue,
     Judged,
+    evenly_spaced,
     grouped_figures,
     interval_figures,
     paired_items,
-    spread_out,
 )
 from dominie.judge.judge import Case, Judge, Verdict
-from dominie.judge.published_files import Instruction, preference_prompt_of, read_baseline
+from dominie.judge.prompts import Prompt, preference_prompt
+from dominie.judge.published_files import by_unique, read_objects, read_text, text_field
+
+_FIELDS = ("instruction", "output_1", "output_2")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """An instruction and the baseline's answer.
+
+    Attributes:
+        id: its place in the evaluation set.
+        instruction: the text.
+        output: the baseline's answer.
+        generator: the baseline's name.
+        dataset: that the instruction is from.
+    """
+
+    id: int
+    instruction: str
+    output: str
+    generator: str
+    dataset: str
+
+
+def read_baseline(path: str) -> list[Instruction]:
+    """Return instructions with a baseline's answers: a file of outputs, or of annotations.
+
+    Raises:
+        InputError: the file is missing or malformed, or an instruction occurs twice.
+    """
+    placed = read_objects(Path(path), what="baseline outputs")
+    ending = "_1" if "output_1" in placed[0][1] else ""
+    found = [
+        (
+            where,
+            Instruction(
+                id=i,
+                instruction=text_field(row, "instruction", where=where),
+                output=text_field(row, f"output{ending}", where=where),
+                generator=str(row.get(f"generator{ending}", "baseline")),
+                dataset=str(row.get("dataset", "all")),
+            ),
+        )
+        for i, (where, row) in enumerate(placed)
+    ]
+    return list(by_unique(found, lambda item: item.instruction, what="instruction").values())
+
+
+def _prompt_of(path: str | None, version: Literal[1, 2]) -> Prompt:
+    """Return upstream's prompt of a version, or the default one.
+
+    Raises:
+        InputError: the file is missing, or lacks a field.
+    """
+    if path is None:
+        return preference_prompt(weighted=version == 2)
+    text = read_text(Path(path), what="the judge's prompt")
+    found = Prompt(Path(path).stem, text, None, "identifier" if version == 2 else "ranking")
+    if missing := [field for field in _FIELDS if field not in found.fields]:
+        raise InputError(
+            f"the prompt lacks {{{missing[0]}}}",
+            where=path,
+            expected=", ".join(f"{{{field}}}" for field in _FIELDS),
+            do="use upstream's prompt file, or leave prompt out for the default one",
+        )
+    return found
+
 
 _LETTERS = {"A": 1.0, "B": 2.0, "C": 1.5}
 
@@ -34,13 +102,13 @@ class AlpacaEval:
         kind: tells it from other benchmarks.
         baseline: the baseline's outputs with their instructions, in upstream's shape: a file of
             outputs, or an annotation file, whose `output_1` is the baseline's.
-        judge: who compares.
-        version: 1 asks for a preference, 2 weighs it by the odds of the judge's first token, where
+        judge: of the pairs.
+        version: 1 asks for a preference, 2 weighs it by the odds of the judge's first token, if
             the endpoint gives log-probabilities.
         prompt: upstream's prompt file, `alpaca_eval.txt` for version 1, `alpaca_eval_clf.txt` for
-            version 2; None judges by our own words, and says so.
+            version 2; None takes our own prompts, and the result says so.
         difficulty: upstream's `df_gamed.csv`, for length control as upstream; None leaves the
-            difficulty out, and says so.
+            difficulty out, and the result says so.
         limit: the first instructions only.
         max_new_tokens: longest answer.
         temperature: of the answers.
@@ -69,9 +137,17 @@ class AlpacaEval:
         if not 0 <= self.temperature <= 2:
             raise ValueError(f"temperature is from 0 to 2, got {self.temperature}")
 
+    def load(self) -> LoadedAlpacaEval:
+        """Return the benchmark with its files read.
 
-class AlpacaEvalExam:
-    """AlpacaEval, its files read.
+        Raises:
+            InputError: a file is missing or malformed.
+        """
+        return LoadedAlpacaEval(self)
+
+
+class LoadedAlpacaEval:
+    """AlpacaEval with its files read.
 
     Args:
         settings: of the recipe.
@@ -86,7 +162,7 @@ class AlpacaEvalExam:
         self.instructions: Sequence[Instruction] = read_baseline(settings.baseline)[
             : settings.limit
         ]
-        self.prompt = preference_prompt_of(settings.prompt, settings.version)
+        self.prompt = _prompt_of(settings.prompt, settings.version)
         self.difficulty: Difficulty | None = None
         if settings.difficulty:
             self.difficulty = read_difficulty(Path(settings.difficulty))
@@ -99,12 +175,12 @@ class AlpacaEvalExam:
         ]
 
     @property
-    def sample(self) -> Sequence[Dialogue]:
+    def control_dialogues(self) -> Sequence[Dialogue]:
         """Instructions of all data sets."""
-        return spread_out(self.dialogues, self.settings.control_questions)
+        return evenly_spaced(self.dialogues, self.settings.control_questions)
 
-    def line(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
-        """A row of upstream's `model_outputs.json`."""
+    def answer_row(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
+        """Return a row of upstream's `model_outputs.json`."""
         return {
             "dataset": self.instructions[int(dialogue.id)].dataset,
             "instruction": dialogue.turns[0],
@@ -112,41 +188,41 @@ class AlpacaEvalExam:
             "generator": model,
         }
 
-    def turns(self, line: Mapping[str, Any]) -> Sequence[str]:
-        """The answer in such a row."""
-        return [line["output"]]
+    def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
+        """Return the answer in such a row."""
+        return [row["output"]]
 
     def cases(self, answers: Answers) -> list[Case]:
-        """Each instruction twice: the baseline's answer first, then the model's first."""
+        """Return each instruction twice: the baseline's answer first, then the model's first."""
         return [
             self._case(instruction, *pair)
-            for instruction in self._asked(answers)
+            for instruction in self._answered(answers)
             for own in [answers[instruction.id][0]]
             for pair in ((instruction.output, own), (own, instruction.output))
         ]
 
     def judged(self, answers: Answers, verdicts: Sequence[Verdict], model: str) -> Judged:
-        """Win rate, plain and length-controlled, by data set."""
-        asked = self._asked(answers)
+        """Return the win rate, plain and length-controlled, by data set."""
+        instructions = self._answered(answers)
         orders = [
             (_preference(verdicts[2 * i]), _swapped(_preference(verdicts[2 * i + 1])))
-            for i in range(len(asked))
+            for i in range(len(instructions))
         ]
         rows = [
             self._annotation(instruction, answers[instruction.id][0], pair, model)
-            for instruction, pair in zip(asked, orders, strict=True)
+            for instruction, pair in zip(instructions, orders, strict=True)
         ]
         known = [(i, row["preference"] - 1.0) for i, row in enumerate(rows) if row["preference"]]
         figures: dict[str, Any] = {
             "metric": "alpaca_eval",
             "version": self.settings.version,
             "prompt": "upstream" if self.settings.prompt else "own",
-            "baseline": asked[0].generator,
+            "baseline": instructions[0].generator,
         }
         if known:
             values, clusters = [value for _, value in known], [i for i, _ in known]
             figures |= interval_figures(values, clusters)
-            groups = [asked[i].dataset for i in clusters]
+            groups = [instructions[i].dataset for i in clusters]
             figures["groups"] = grouped_figures(values, clusters, groups)
             figures |= _figures(summarise(rows, self.difficulty, where=self.settings.baseline))
             longer = sum(len(row["output_2"]) > len(row["output_1"]) for row in rows) / len(rows)
@@ -166,18 +242,18 @@ class AlpacaEvalExam:
         ]
         scored = sum(v.value is not None for v in verdicts)
         outputs = [
-            self.line(dialogue, answers[dialogue.id], model)
+            self.answer_row(dialogue, answers[dialogue.id], model)
             for dialogue in self.dialogues
             if dialogue.id in answers
         ]
         files = {"annotations.json": rows, "model_outputs.json": outputs}
         items = paired_items(
             [None if row["preference"] is None else row["preference"] - 1.0 for row in rows],
-            [instruction.id for instruction in asked],
+            [instruction.id for instruction in instructions],
         )
         return Judged(figures, scored, len(verdicts), shown, files, items)
 
-    def _asked(self, answers: Answers) -> list[Instruction]:
+    def _answered(self, answers: Answers) -> list[Instruction]:
         return [instruction for instruction in self.instructions if instruction.id in answers]
 
     def _case(self, instruction: Instruction, first: str, second: str) -> Case:
@@ -193,7 +269,7 @@ class AlpacaEvalExam:
         orders: tuple[float | None, float | None],
         model: str,
     ) -> dict[str, Any]:
-        """A row of upstream's annotation files; without a verdict in both orders it has none."""
+        """Return a row of upstream's annotation files; without both verdicts, no preference."""
         first, second = orders
         mean = None if first is None or second is None else (first + second) / 2
         return {
@@ -211,7 +287,7 @@ class AlpacaEvalExam:
 
 
 def _preference(verdict: Verdict) -> float | None:
-    """From 1 for what was shown first to 2 for what was shown second."""
+    """Return a preference from 1, for the answer shown first, to 2, for the other."""
     if isinstance(verdict.value, str):
         return _LETTERS[verdict.value]
     return verdict.value
@@ -222,7 +298,7 @@ def _swapped(preference: float | None) -> float | None:
 
 
 def _figures(summary: Summary) -> dict[str, Any]:
-    """As `results.json` holds them: fractions."""
+    """Return figures as `results.json` holds them: fractions."""
     found: dict[str, Any] = {
         "win_rate": summary.wins.win_rate,
         "win_rate_stderr": summary.wins.standard_error,

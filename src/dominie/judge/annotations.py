@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +23,7 @@ from dominie.judge.length_control import (
     win_rate,
     wins,
 )
-from dominie.judge.published_files import number_field, read_csv, read_objects
+from dominie.judge.published_files import read_objects, unreadable
 
 _GAMED_COLUMNS = {"preference", "std_delta_len", "not_gamed_baseline"}
 
@@ -126,7 +128,7 @@ def read_difficulty(path: Path) -> Difficulty:
     Raises:
         InputError: it is neither.
     """
-    rows = read_csv(path, what="instruction difficulty")
+    rows = _read_csv(path, what="instruction difficulty")
     columns = set(rows[0][1])
     index = "index" if "index" in columns else next(iter(rows[0][1]))
     if "instruction_difficulty" not in columns:
@@ -139,8 +141,8 @@ def read_difficulty(path: Path) -> Difficulty:
     of: dict[int, float] = {}
     for where, row in rows:
         of.setdefault(
-            int(number_field(row, index, where=where)),
-            number_field(row, "instruction_difficulty", where=where),
+            int(_number_field(row, index, where=where)),
+            _number_field(row, "instruction_difficulty", where=where),
         )
     if not columns >= _GAMED_COLUMNS:
         return Difficulty(of, None)
@@ -151,7 +153,7 @@ def read_difficulty(path: Path) -> Difficulty:
         and row["preference"].strip().lower() not in ("", "nan")
     ]
     preference, difference, difficulty = (
-        np.array([number_field(row, name, where=where) for where, row in kept])
+        np.array([_number_field(row, name, where=where) for where, row in kept])
         for name in ("preference", "std_delta_len", "instruction_difficulty")
     )
     if len(kept) and not (preference.min() >= 0 and preference.max() <= 1):
@@ -215,3 +217,35 @@ def _controlled(
     return length_controlled(
         values, lengths, difficulty=known, gamed=difficulty.gamed
     ), difficulty.label
+
+
+def _read_csv(path: Path, *, what: str) -> list[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file by column, each with its place.
+
+    Raises:
+        InputError: as `read_objects`.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            found = [(f"{path}:{reader.line_num}", dict(row)) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise unreadable(path, what, error) from None
+    if not found:
+        raise InputError(f"the file of {what} is empty", where=str(path))
+    return found
+
+
+def _number_field(row: Mapping[str, Any], name: str, *, where: str) -> float:
+    """A field that has to be a finite number, or to spell one.
+
+    Raises:
+        InputError: it is missing or something else.
+    """
+    try:
+        value = float(row[name])
+        if math.isfinite(value):
+            return value
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise InputError(f"no number under {name!r}", where=where, found=repr(row.get(name)))

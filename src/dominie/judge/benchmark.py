@@ -6,67 +6,144 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dominie.core.errors import InputError
 from dominie.evaluation.results import Items
 from dominie.evaluation.statistics import bootstrap_interval
-from dominie.generation.calls import Advance, Ledger, call_key
-from dominie.generation.generator import Dialogue, Generator
+from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
+from dominie.generation.reply_log import ReplyLog, call_key
 from dominie.judge.judge import Case, Judge, Verdict
+
+if TYPE_CHECKING:
+    from dominie.core.display import Advance
+    from dominie.data.formats import Message
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A question of one or several turns, each of which is asked after the answer before it.
+
+    Attributes:
+        id: of the question.
+        turns: of the user.
+        temperature: of the answers.
+    """
+
+    id: int | str
+    turns: tuple[str, ...]
+    temperature: float = 0.0
+
+    def next_turn(self, answers: Sequence[str]) -> list[Message]:
+        """Return the conversation up to the turn that follows on these answers."""
+        messages: list[Message] = []
+        for turn, answer in zip(self.turns, answers, strict=False):
+            messages.append({"role": "user", "content": turn})
+            messages.append({"role": "assistant", "content": answer})
+        return [*messages, {"role": "user", "content": self.turns[len(answers)]}]
+
 
 #: Answers by the id of their dialogue, one text for each turn.
 Answers = Mapping[int | str, Sequence[str]]
 
+#: Takes a dialogue with all its answers.
+OnComplete = Callable[[Dialogue, Sequence[str]], None]
 
-class AnswerFile:
+
+def answer_dialogues(
+    generator: Generator,
+    dialogues: Sequence[Dialogue],
+    on_complete: OnComplete,
+    advance: Advance | None = None,
+    *,
+    max_new_tokens: int,
+    seed: int = 0,
+) -> None:
+    """Have a generator answer dialogues turn by turn.
+
+    Args:
+        generator: of the answers.
+        dialogues: to answer, several at a time and in any order.
+        on_complete: called as soon as all turns of a dialogue are answered.
+        advance: shows progress.
+        max_new_tokens: longest answer to a turn.
+        seed: of sampled answers.
+    """
+    answers: list[list[str]] = [[] for _ in dialogues]
+
+    def request(index: int) -> GenerationRequest:
+        return GenerationRequest(
+            messages=dialogues[index].next_turn(answers[index]),
+            sampling=_sampling(dialogues[index], max_new_tokens, seed),
+        )
+
+    def on_result(index: int, result: Generation) -> GenerationRequest | None:
+        answers[index].append(result.text)
+        if len(answers[index]) < len(dialogues[index].turns):
+            return request(index)
+        on_complete(dialogues[index], answers[index])
+        return None
+
+    generator.generate([request(i) for i in range(len(dialogues))], on_result, advance=advance)
+
+
+def _sampling(dialogue: Dialogue, max_new_tokens: int, seed: int) -> Sampling:
+    return Sampling(max_new_tokens=max_new_tokens, temperature=dialogue.temperature, seed=seed)
+
+
+class AnswersFile:
     """Answers in a benchmark's published shape, one line each, with a `key` beside it.
 
     Args:
         path: JSON Lines.
-        line: a dialogue and its answers as the benchmark writes them.
-        turns: the answers in such a line.
+        benchmark: decides the shape.
+        model: the recipe's name of the model that answers.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        line: Callable[[Dialogue, Sequence[str]], dict[str, Any]],
-        turns: Callable[[Mapping[str, Any]], Sequence[str]],
-    ) -> None:
-        self.path, self._line, self._turns = path, line, turns
+    def __init__(self, path: Path, benchmark: Benchmark, model: str) -> None:
+        self.path, self._benchmark, self._model = path, benchmark, model
 
-    def complete(
-        self, dialogues: Sequence[Dialogue], speaker: Generator, advance: Advance
-    ) -> Answers:
-        """All answers: those in the file that are still true, the others asked for now.
+    def complete(self, generator: Generator, advance: Advance | None = None) -> Answers:
+        """Return all answers: those in the file that still hold; the others are generated now.
 
         When all are there, the file is rewritten to hold them alone, in the order of the questions.
 
         Raises:
-            InputError: a line that does not hold answers.
+            InputError: a line that holds no answers.
         """
-        ledger = Ledger(self.path)
-        keys = {d.id: call_key(speaker.identity, d.turns, d.temperature) for d in dialogues}
-        found = {d.id: self._read(kept[-1]) for d in dialogues if (kept := ledger.of(keys[d.id]))}
+        benchmark, log = self._benchmark, ReplyLog(self.path)
+        keys = {d.id: self._key(generator, d) for d in benchmark.dialogues}
+        found = {
+            d.id: self._read(kept[-1]) for d in benchmark.dialogues if (kept := log.of(keys[d.id]))
+        }
 
-        def done(dialogue: Dialogue, turns: Sequence[str]) -> None:
-            ledger.append({"key": keys[dialogue.id], **self._line(dialogue, turns)})
+        def on_complete(dialogue: Dialogue, turns: Sequence[str]) -> None:
+            row = benchmark.answer_row(dialogue, turns, self._model)
+            log.append({"key": keys[dialogue.id], **row})
             found[dialogue.id] = list(turns)
 
-        waiting = [d for d in dialogues if d.id not in found]
         try:
-            if waiting:
-                speaker.speak(waiting, done, advance)
+            if waiting := [d for d in benchmark.dialogues if d.id not in found]:
+                answer_dialogues(
+                    generator,
+                    waiting,
+                    on_complete,
+                    advance,
+                    max_new_tokens=benchmark.max_new_tokens,
+                    seed=benchmark.seed,
+                )
         finally:
-            ledger.close()
-        self._rewrite([ledger.of(keys[d.id])[-1] for d in dialogues])
-        return {d.id: found[d.id] for d in dialogues}
+            log.close()
+        self._rewrite([log.of(keys[d.id])[-1] for d in benchmark.dialogues])
+        return {d.id: found[d.id] for d in benchmark.dialogues}
+
+    def _key(self, generator: Generator, dialogue: Dialogue) -> str:
+        sampling = _sampling(dialogue, self._benchmark.max_new_tokens, self._benchmark.seed)
+        return call_key(generator.identity(sampling), dialogue.turns, dialogue.temperature)
 
     def _read(self, record: Mapping[str, Any]) -> Sequence[str]:
         try:
-            turns = self._turns(record)
+            turns = self._benchmark.answers_in(record)
             if all(isinstance(turn, str) for turn in turns):
                 return turns
         except (LookupError, TypeError):
@@ -90,15 +167,15 @@ class AnswerFile:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge's verdicts on a model come to.
+    """The result of a model on a judged benchmark.
 
     Attributes:
-        figures: as `results.json` holds them, without the score where too little was scored.
+        figures: as `results.json` holds them, without the score if too little was scored.
         scored: verdicts that could be read.
         total: verdicts that were asked for.
         rows: one for each question, for people to look at.
         files: what is written beside them in the benchmark's published shapes, by name.
-        items: what the score is made of, so that models can be compared in pairs.
+        items: the parts of the score, so that models can be compared in pairs.
     """
 
     figures: dict[str, Any]
@@ -110,19 +187,19 @@ class Judged:
 
 
 class Benchmark(Protocol):
-    """A benchmark, its files read."""
+    """A judged benchmark whose files have been read."""
 
     @property
     def judge(self) -> Judge:
-        """Who judges."""
+        """The judge of the recipe."""
 
     @property
     def dialogues(self) -> Sequence[Dialogue]:
-        """What every model is asked."""
+        """All questions."""
 
     @property
-    def sample(self) -> Sequence[Dialogue]:
-        """What the controls are judged on."""
+    def control_dialogues(self) -> Sequence[Dialogue]:
+        """The questions on which the controls are judged."""
 
     @property
     def max_new_tokens(self) -> int:
@@ -132,21 +209,21 @@ class Benchmark(Protocol):
     def seed(self) -> int:
         """Of sampled answers."""
 
-    def line(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
-        """Answers in the benchmark's published shape."""
+    def answer_row(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
+        """Return answers in the benchmark's published shape."""
 
-    def turns(self, line: Mapping[str, Any]) -> Sequence[str]:
-        """The answers in such a line."""
+    def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
+        """Return the answers in such a row."""
 
     def cases(self, answers: Answers) -> list[Case]:
-        """Everything the judge is asked about these answers, in a fixed order."""
+        """Return all that the judge is asked about these answers, in a fixed order."""
 
     def judged(self, answers: Answers, verdicts: Sequence[Verdict], model: str) -> Judged:
-        """What the verdicts on `cases(answers)` come to."""
+        """Return the result of the verdicts on `cases(answers)`."""
 
 
 def interval_figures(values: Sequence[float], clusters: Sequence[Any]) -> dict[str, Any]:
-    """Mean from 0 to 1 with its uncertainty, `n` independent clusters."""
+    """Return the mean from 0 to 1 with its interval; `n` counts independent clusters."""
     found = bootstrap_interval(values, clusters)
     return {
         "score": found.estimate,
@@ -159,7 +236,7 @@ def interval_figures(values: Sequence[float], clusters: Sequence[Any]) -> dict[s
 def grouped_figures(
     values: Sequence[float], clusters: Sequence[Any], groups: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The same for each group, in order of appearance."""
+    """Return the same for each group, in order of appearance."""
     found = {}
     for name in dict.fromkeys(groups):
         members = [i for i, group in enumerate(groups) if group == name]
@@ -168,13 +245,13 @@ def grouped_figures(
 
 
 def paired_items(values: Sequence[float | None], clusters: Sequence[int]) -> Items:
-    """Values from 0 to 1 for comparison in pairs; what is unscored weighs nothing."""
+    """Return values from 0 to 1 for comparison in pairs; what is unscored weighs nothing."""
     sums = [(0.0, 0.0) if value is None else (value, 1.0) for value in values]
     return Items("ratio", list(clusters), sums)
 
 
-def spread_out(items: Sequence[Dialogue], most: int) -> Sequence[Dialogue]:
-    """At most so many of the items, evenly over all of them."""
+def evenly_spaced(items: Sequence[Dialogue], most: int) -> Sequence[Dialogue]:
+    """Return at most so many of the items, evenly over all of them."""
     if len(items) <= most:
         return items
     return [items[i * len(items) // most] for i in range(most)]

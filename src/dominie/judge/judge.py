@@ -1,39 +1,35 @@
-"""Asks a judge about many cases: verdicts, and how many could not be had."""
+"""Asks a judge about many cases, and controls whether it can be believed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from dominie.generation.calls import Advance, Ask, Calls, call_key
-from dominie.generation.client import Reply, read_reply
+from dominie.core.display import Advance
+from dominie.generation.calls import Ask, Calls
 from dominie.generation.endpoint import STRICT, Endpoint
-from dominie.judge.judge_prompts import Message, Prompt
-from dominie.judge.verdicts import identifier, letter, ranking, rating
+from dominie.generation.reply_log import Reply, call_key
+from dominie.judge.prompts import READERS, Message, Prompt
+
+if TYPE_CHECKING:
+    from dominie.judge.benchmark import Answers, Benchmark, Judged
 
 #: Below this share of verdicts that could be read, no figure is given for the whole.
 LEAST_SCORED = 0.95
-_WARMER = (
-    0.3  # added to the temperature where a verdict could not be read, or it would read the same
-)
-
-_READERS: dict[str, Callable[[Reply, Sequence[str]], float | str | None]] = {
-    "rating": rating,
-    "letter": letter,
-    "ranking": ranking,
-    "identifier": identifier,
-}
+#: Added to the temperature if a verdict could not be read, or the reply would be the same.
+_WARMER = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judge(Endpoint):
-    """A model that judges.
+    """A model that judges, behind an endpoint.
 
     Attributes:
         temperature: of its replies.
         max_tokens: longest reply; verdicts of one token take one.
-        tries: how often it is asked in one run where its verdict cannot be read.
+        tries: how often it is asked in one run if its verdict cannot be read.
         logprobs: whether verdicts of one token are weighed by its odds; some servers have none.
     """
 
@@ -55,11 +51,11 @@ class Judge(Endpoint):
 
 @dataclass(frozen=True)
 class Case:
-    """Something to be judged.
+    """A case for a judge: one answer, or two to compare.
 
     Attributes:
-        prompt: what it is judged by.
-        messages: what the judge is sent.
+        prompt: that asks for the verdict.
+        messages: the chat that is sent.
         quoted: the answers in it, as their models wrote them.
     """
 
@@ -70,7 +66,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge made of a case.
+    """A judge's verdict on a case.
 
     Attributes:
         value: a rating, a letter or a preference; None is unscored.
@@ -84,17 +80,17 @@ class Verdict:
 
     @property
     def number(self) -> float | None:
-        """The value as a number, None where it is unscored."""
+        """The value as a number, None if it is unscored."""
         return None if self.value is None else float(self.value)
 
 
 def verdicts(judge: Judge, cases: Sequence[Case], calls: Calls, advance: Advance) -> list[Verdict]:
-    """The judge's verdict on each case, from the ledger where it gave one before.
+    """Return the judge's verdict on each case, from the reply log if it gave one before.
 
     Equal cases are asked once. An unreadable reply is asked for again, now and in later runs.
 
     Args:
-        judge: whom to ask.
+        judge: to ask.
         cases: what to judge.
         calls: to that judge.
         advance: shows progress.
@@ -103,7 +99,7 @@ def verdicts(judge: Judge, cases: Sequence[Case], calls: Calls, advance: Advance
     waiting = dict(zip(keys, cases, strict=True))
     known = {key: _known(case, key, calls) for key, case in waiting.items()}
 
-    async def asked(item: tuple[str, Case], ask: Ask) -> Verdict:
+    async def ask_until_read(item: tuple[str, Case], ask: Ask) -> Verdict:
         key, case = item
         verdict = known[key]
         for attempt in range(judge.tries):
@@ -116,13 +112,13 @@ def verdicts(judge: Judge, cases: Sequence[Case], calls: Calls, advance: Advance
         return verdict
 
     open_ones = [(key, case) for key, case in waiting.items() if known[key].value is None]
-    found = calls.over(open_ones, asked, advance)
+    found = calls.run(open_ones, ask_until_read, advance)
     known |= {key: verdict for (key, _), verdict in zip(open_ones, found, strict=True)}
     return [known[key] for key in keys]
 
 
 def enough_scored(scored: int, total: int) -> bool:
-    """Whether a figure may stand for the whole."""
+    """Return whether enough verdicts were read for a figure."""
     return scored > 0 and scored >= LEAST_SCORED * total
 
 
@@ -137,15 +133,131 @@ def _body(judge: Judge, case: Case, attempt: int) -> dict[str, Any]:
 
 
 def _read(reply: Reply, case: Case) -> float | str | None:
-    return _READERS[case.prompt.verdict](reply, case.quoted)
+    return READERS[case.prompt.verdict](reply, case.quoted)
 
 
 def _known(case: Case, key: str, calls: Calls) -> Verdict:
-    """The latest verdict in the ledger, or none, with the replies it took so far."""
-    bodies = [record["body"] for record in calls.ledger.of(key) if record["status"] == 200]
-    replies = [reply for body in bodies if (reply := read_reply(body)) is not None]
+    """Return the latest verdict in the log, or none, with the replies it took so far."""
+    replies = calls.log.replies(key)
     for reply in reversed(replies):
         value = _read(reply, case)
         if value is not None:
             return Verdict(value, reply.text, len(replies))
     return Verdict(None, replies[-1].text if replies else "", len(replies))
+
+
+_MODEL_FAMILIES = {
+    "OpenAI": r"gpt|chatgpt|davinci|\bo[134]\b",
+    "Anthropic": r"claude",
+    "Google": r"gemini|gemma|palm|bard",
+    "Llama": r"llama|vicuna|alpaca|tulu|guanaco",
+    "Mistral": r"mistral|mixtral|zephyr|ministral|magistral",
+    "Qwen": r"qwen|qwq",
+    "DeepSeek": r"deepseek",
+    "Phi": r"\bphi",
+    "Cohere": r"command|aya|cohere",
+    "GLM": r"glm",
+    "Yi": r"\byi\b",
+    "Falcon": r"falcon",
+    "OLMo": r"olmo",
+}
+
+
+def model_families(name: str) -> set[str]:
+    """Return the model families that a model's name mentions."""
+    spaced = re.sub(r"[-_/.:]+", " ", name.casefold())
+    return {family for family, pattern in _MODEL_FAMILIES.items() if re.search(pattern, spaced)}
+
+
+def kinship_warning(judge: str, names: Iterable[str]) -> str | None:
+    """Return a warning if the judge is of the family of a model or of one that taught it.
+
+    Args:
+        judge: name of the judge.
+        names: what the model is, started from and was taught by: hub ids, folders, architectures.
+    """
+    names = list(names)
+    if judge in names:
+        return f"the judge {judge} judges itself"
+    for name in names:
+        shared = model_families(judge) & model_families(name)
+        if shared:
+            family = " and ".join(sorted(shared))
+            return (
+                f"the judge {judge} and {name} are of one family ({family}): "
+                "judges favour their own; confirm with a judge of another"
+            )
+    return None
+
+
+#: Answers that are the same whatever was asked.
+CONSTANT_ANSWERS = {
+    "empty": "",
+    "constant": (
+        "Thank you for this interesting question. There are many aspects to consider here, and the "
+        "best approach depends on your situation. I hope this helps; let me know if you would like "
+        "to hear more about any of them."
+    ),
+}
+
+_MANY_FLIPS = 0.2
+_LONGER_WINS = 0.75
+_STRONG_CORRELATION = 0.5
+
+
+def constant_controls(benchmark: Benchmark, calls: Calls, advance: Advance) -> dict[str, Any]:
+    """Return how the judge scores an empty and a constant answer, on a sample of the questions.
+
+    A constant answer must score low, and length alone must not explain the scores.
+    """
+    found = {}
+    for name, text in CONSTANT_ANSWERS.items():
+        answers = {d.id: [text] * len(d.turns) for d in benchmark.control_dialogues}
+        judged = judged_answers(benchmark, answers, calls, advance, model=f"control-{name}")
+        kept = ("score", "stderr", "n", "interval", "win_rate") if "score" in judged.figures else ()
+        found[name] = {key: judged.figures[key] for key in kept if key in judged.figures}
+        found[name]["unscored"] = judged.total - judged.scored
+    return found
+
+
+def judged_answers(
+    benchmark: Benchmark, answers: Answers, calls: Calls, advance: Advance, *, model: str
+) -> Judged:
+    """Return the judge's results on answers; without a score if too few verdicts were read."""
+    found = verdicts(benchmark.judge, benchmark.cases(answers), calls, advance)
+    judged = benchmark.judged(answers, found, model)
+    judged.figures.update(unscored=judged.total - judged.scored, judge=benchmark.judge.model)
+    if not enough_scored(judged.scored, judged.total):
+        for name in ("score", "stderr", "n", "interval"):
+            judged.figures.pop(name, None)
+    return judged
+
+
+def control_warnings(figures: Mapping[str, Any]) -> list[str]:
+    """Return warnings that a person should read before believing a result."""
+    found = []
+    controls, (low, _) = figures["controls"], figures["interval"]
+    for name in CONSTANT_ANSWERS:
+        score = controls.get(name, {}).get("score")
+        if score is not None and score >= low:
+            found.append(
+                f"an answer that is {name} scores {100 * score:.0f} %, as much as the model: "
+                "this judge does not distinguish answers here"
+            )
+    length = controls.get("length_only", {})
+    if "length_controlled_win_rate" in figures and not 0.02 <= length.get("longer", 0.5) <= 0.98:
+        found.append(
+            "hardly any two answers are of similar length: the rate at equal length is extrapolated"
+        )
+    if (length.get("longer_answer_wins") or 0) > _LONGER_WINS:
+        found.append(
+            f"the longer answer won {100 * length['longer_answer_wins']:.0f} % of decided pairs: "
+            "read the win rate at equal length"
+        )
+    if abs(length.get("correlation") or 0) > _STRONG_CORRELATION:
+        found.append(f"ratings follow length (rank correlation {length['correlation']:.2f})")
+    if figures.get("order_flips", 0) > _MANY_FLIPS:
+        found.append(
+            f"{100 * figures['order_flips']:.0f} % of verdicts flip with the order of the answers"
+        )
+    return found

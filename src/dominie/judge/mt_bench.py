@@ -11,22 +11,22 @@ from typing import Any, ClassVar, Literal
 
 from dominie.core.references import PathName
 from dominie.evaluation.statistics import spearman
-from dominie.generation.calls import call_key
 from dominie.generation.endpoint import STRICT
-from dominie.generation.generator import Dialogue
+from dominie.generation.reply_log import call_key
 from dominie.judge.benchmark import (
     Answers,
+    Dialogue,
     Judged,
+    evenly_spaced,
     grouped_figures,
     interval_figures,
     paired_items,
-    spread_out,
 )
 from dominie.judge.judge import Case, Judge, Verdict
-from dominie.judge.mt_bench_files import (
+from dominie.judge.published_files import (
     MtQuestion,
     Prompts,
-    own_prompts,
+    default_prompts,
     read_answers,
     read_prompts,
     read_questions,
@@ -53,10 +53,10 @@ class MtBench:
     Attributes:
         kind: tells it from other benchmarks.
         questions: upstream's `question.jsonl`.
-        judge: who rates.
+        judge: of the answers.
         references: upstream's reference answers for math, reasoning and coding: a file, or a folder
             with one; whose answers they are does not matter.
-        prompts: upstream's `judge_prompts.jsonl`; None judges by our own words, and says so.
+        prompts: upstream's `judge_prompts.jsonl`; None takes default ones, and the result says so.
         baseline: another model's answers in upstream's shape, to be compared with in both orders.
         limit: the first questions only.
         max_new_tokens: longest answer to a turn.
@@ -82,9 +82,17 @@ class MtBench:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
+    def load(self) -> LoadedMtBench:
+        """Return the benchmark with its files read.
 
-class MtBenchExam:
-    """MT-Bench, its files read.
+        Raises:
+            InputError: a file is missing or malformed, or a question lacks its reference.
+        """
+        return LoadedMtBench(self)
+
+
+class LoadedMtBench:
+    """MT-Bench with its files read.
 
     Args:
         settings: of the recipe.
@@ -100,7 +108,7 @@ class MtBenchExam:
             settings.questions, settings.references
         )[: settings.limit]
         self.prompts: Prompts = (
-            read_prompts(settings.prompts) if settings.prompts else own_prompts()
+            read_prompts(settings.prompts) if settings.prompts else default_prompts()
         )
         self.baseline: Answers | None = None
         if settings.baseline:
@@ -115,12 +123,12 @@ class MtBenchExam:
         ]
 
     @property
-    def sample(self) -> Sequence[Dialogue]:
+    def control_dialogues(self) -> Sequence[Dialogue]:
         """Questions of all categories."""
-        return spread_out(self.dialogues, self.settings.control_questions)
+        return evenly_spaced(self.dialogues, self.settings.control_questions)
 
-    def line(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
-        """A line of upstream's `model_answer` files."""
+    def answer_row(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
+        """Return a row of upstream's `model_answer` files."""
         return {
             "question_id": dialogue.id,
             "answer_id": call_key(model, dialogue.id, list(turns))[:22],
@@ -129,13 +137,13 @@ class MtBenchExam:
             "tstamp": time.time(),
         }
 
-    def turns(self, line: Mapping[str, Any]) -> Sequence[str]:
-        """The answers in such a line."""
-        found: Sequence[str] = line["choices"][0]["turns"]
+    def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
+        """Return the answers in such a row."""
+        found: Sequence[str] = row["choices"][0]["turns"]
         return found
 
     def cases(self, answers: Answers) -> list[Case]:
-        """A rating of each turn, then comparisons of each turn in both orders."""
+        """Return a rating of each turn, then comparisons of each turn in both orders."""
         rated = [self._rating(question, turn, answers) for question, turn in self._rounds(answers)]
         if self.baseline is None:
             return rated
@@ -147,7 +155,7 @@ class MtBenchExam:
         return rated + compared
 
     def judged(self, answers: Answers, verdicts: Sequence[Verdict], model: str) -> Judged:
-        """Mean rating, by category and turn; the win rate where there is a baseline."""
+        """Return the mean rating, by category and turn; with a baseline, the win rate."""
         rounds = self._rounds(answers)
         ratings = list(zip(rounds, verdicts[: len(rounds)], strict=True))
         figures: dict[str, Any] = {"metric": "mt_bench", "prompt": self.prompts.origin}
@@ -159,7 +167,7 @@ class MtBenchExam:
         if self.baseline is not None:
             won, files["comparisons.jsonl"] = self._won(rounds, verdicts[len(rounds) :], model)
             figures |= won
-        rows = [self._row(question, answers, ratings) for question in self._asked(answers)]
+        rows = [self._row(question, answers, ratings) for question in self._answered(answers)]
         scored = sum(v.value is not None for v in verdicts)
         places = {question.id: i for i, question in enumerate(self.questions)}
         items = paired_items(
@@ -168,30 +176,30 @@ class MtBenchExam:
         )
         return Judged(figures, scored, len(verdicts), rows, files, items)
 
-    def _asked(self, answers: Answers) -> list[MtQuestion]:
+    def _answered(self, answers: Answers) -> list[MtQuestion]:
         return [question for question in self.questions if question.id in answers]
 
     def _rounds(self, answers: Answers) -> list[tuple[MtQuestion, int]]:
-        """Every (question, turn), turns counted from 1."""
-        asked = self._asked(answers)
-        return [(q, turn) for q in asked for turn in range(1, len(q.turns) + 1)]
+        """Return every (question, turn); turns count from 1."""
+        questions = self._answered(answers)
+        return [(q, turn) for q in questions for turn in range(1, len(q.turns) + 1)]
 
     def _rating(self, question: MtQuestion, turn: int, answers: Answers) -> Case:
         prompt = self.prompts.rating[question.needs_reference, turn]
-        said = answers[question.id]
-        shown = {"answer": said[0], "answer_1": said[0], "answer_2": said[turn - 1]}
+        texts = answers[question.id]
+        shown = {"answer": texts[0], "answer_1": texts[0], "answer_2": texts[turn - 1]}
         messages = prompt.messages(question.trusted, shown)
-        return Case(prompt, messages, tuple(said[:turn]))
+        return Case(prompt, messages, tuple(texts[:turn]))
 
     def _comparison(self, question: MtQuestion, turn: int, a: Answers, b: Answers) -> Case:
         prompt = self.prompts.comparison[question.needs_reference, turn]
         shown: dict[str, str] = {}
         for side, answers in (("a", a), ("b", b)):
-            said = answers[question.id]
+            texts = answers[question.id]
             shown |= {
-                f"answer_{side}": said[0],
-                f"answer_{side}_1": said[0],
-                f"answer_{side}_2": said[turn - 1],
+                f"answer_{side}": texts[0],
+                f"answer_{side}_1": texts[0],
+                f"answer_{side}_2": texts[turn - 1],
             }
         messages = prompt.messages(question.trusted, shown)
         return Case(prompt, messages, (*a[question.id][:turn], *b[question.id][:turn]))
@@ -199,15 +207,15 @@ class MtBenchExam:
     def _won(
         self, rounds: Sequence[tuple[MtQuestion, int]], verdicts: Sequence[Verdict], model: str
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The win rate over both orders; as upstream, a verdict that flips with them is a tie."""
-        values, asked, flips, lines = [], [], 0, []
+        """Return the win rate over both orders; a verdict that flips is a tie, as upstream."""
+        values, compared, flips, rows = [], [], 0, []
         for i, (question, turn) in enumerate(rounds):
             first, second = verdicts[2 * i], verdicts[2 * i + 1]
             winners = [
                 {"A": "model_1", "B": "model_2", "C": "tie"}.get(str(first.value), "error"),
                 {"A": "model_2", "B": "model_1", "C": "tie"}.get(str(second.value), "error"),
             ]
-            lines.append(
+            rows.append(
                 {
                     "question_id": question.id,
                     "model_1": model,
@@ -225,24 +233,24 @@ class MtBenchExam:
             agreed = winners[0] == winners[1]
             flips += not agreed
             values.append({"model_1": 1.0, "model_2": 0.0}.get(winners[0], 0.5) if agreed else 0.5)
-            asked.append(question)
+            compared.append(question)
         if not values:
-            return {}, lines
-        clusters = [question.id for question in asked]
+            return {}, rows
+        clusters = [question.id for question in compared]
         found = interval_figures(values, clusters)
-        told = {
+        figures = {
             "win_rate": found["score"],
             "win_rate_stderr": found["stderr"],
             "win_rate_interval": found["interval"],
-            "win_rate_groups": grouped_figures(values, clusters, [q.category for q in asked]),
+            "win_rate_groups": grouped_figures(values, clusters, [q.category for q in compared]),
             "order_flips": flips / len(values),
         }
-        return told, lines
+        return figures, rows
 
     def _judgment(
         self, question: MtQuestion, turn: int, verdict: Verdict, answers: Answers, model: str
     ) -> dict[str, Any]:
-        """A line of upstream's `model_judgment` files, where -1 stands for no rating."""
+        """Return a row of upstream's `model_judgment` files; -1 is no rating."""
         case = self._rating(question, turn, answers)
         return {
             "question_id": question.id,
@@ -274,7 +282,7 @@ class MtBenchExam:
 def _rating_figures(
     known: Sequence[tuple[MtQuestion, int, float]], answers: Answers
 ) -> dict[str, Any]:
-    """What (question, turn, rating) come to, by category and turn; empty without any."""
+    """Return figures of (question, turn, rating), by category and turn; empty without any."""
     if not known:
         return {}
     values = [number / 10 for _, _, number in known]

@@ -12,7 +12,6 @@ from dominie.evaluation.likelihood import candidates
 from dominie.evaluation.lm_eval import check_harness
 from dominie.evaluation.metrics import METRICS, check_rows
 from dominie.evaluation.task import check_group
-from dominie.judge.benchmark_registry import exam
 from dominie.models.attention_hooks import check_attention
 from dominie.models.tokenizer_compat import (
     check_context,
@@ -165,7 +164,7 @@ def check_tasks(
     for name, endpoint in evaluation.endpoints.items():
         endpoint.key(where=f"evaluate.endpoints.{name}")
     for name, benchmark in evaluation.benchmarks.items():
-        exam(benchmark)
+        benchmark.load()
         if not folder.replies(name).exists():
             benchmark.judge.key(where=f"evaluate.benchmarks.{name}.judge")
 

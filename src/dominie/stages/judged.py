@@ -12,17 +12,18 @@ from typing import Any
 from dominie.core.display import Display
 from dominie.core.errors import InputError, RunError
 from dominie.core.io import write_json
-from dominie.generation.calls import Calls, Ledger
-from dominie.generation.generator import EndpointGenerator, Generator, LocalGenerator
+from dominie.generation.calls import Calls
+from dominie.generation.generator import EndpointGenerator, Generator
+from dominie.generation.local import LocalGenerator
+from dominie.generation.reply_log import ReplyLog
 from dominie.judge.annotations import read_annotations, read_difficulty, summarise
-from dominie.judge.benchmark import AnswerFile, Answers, Benchmark, Judged
-from dominie.judge.benchmark_registry import exam
-from dominie.judge.controls import (
+from dominie.judge.benchmark import Answers, AnswersFile, Benchmark, Judged
+from dominie.judge.judge import (
     constant_controls,
     control_warnings,
-    families,
     judged_answers,
     kinship_warning,
+    model_families,
 )
 from dominie.recipe import Evaluation
 from dominie.stages.run_folder import RunFolder
@@ -60,7 +61,7 @@ class JudgedScores:
         self.folder, self.evaluation = folder, evaluation
         self._models, self.display = models, display
         self._path = folder.path / "evaluation"
-        self._exams = {name: exam(b) for name, b in evaluation.benchmarks.items()}
+        self._benchmarks = {name: b.load() for name, b in evaluation.benchmarks.items()}
         self._calls = functools.cache(self._judge_calls)
         self._controls = functools.cache(self._judged_controls)
         self._refused: list[str] = []
@@ -68,7 +69,7 @@ class JudgedScores:
     def scores(self, name: str) -> dict[str, Any]:
         """The results of a model or endpoint on all benchmarks; without those refused."""
         found = {}
-        for benchmark in self._exams:
+        for benchmark in self._benchmarks:
             result = self._result(name, benchmark)
             if result is not None:
                 found[benchmark] = result
@@ -91,10 +92,10 @@ class JudgedScores:
             )
 
     def _result(self, name: str, benchmark: str) -> dict[str, Any] | None:
-        paper, title = self._exams[benchmark], f"{name} on {benchmark}"
-        answers = self._answers(name, benchmark, paper)
+        loaded, title = self._benchmarks[benchmark], f"{name} on {benchmark}"
+        answers = self._answers(name, benchmark, loaded)
         with self.display.progress(f"{title}, judged") as advance:
-            judged = judged_answers(paper, answers, self._calls(benchmark), advance, model=name)
+            judged = judged_answers(loaded, answers, self._calls(benchmark), advance, model=name)
         self._write(self._path / name, benchmark, judged)
         if "score" not in judged.figures:
             self._refused.append(f"{title}: {judged.scored} of {judged.total}")
@@ -102,52 +103,46 @@ class JudgedScores:
             return None
         figures = judged.figures
         figures["controls"] = {**self._controls(benchmark), **figures.get("controls", {})}
-        kinship = kinship_warning(paper.judge.model, self._lineage(name))
+        kinship = kinship_warning(loaded.judge.model, self._lineage(name))
         figures["warnings"] = [*([kinship] if kinship else []), *control_warnings(figures)]
         self.display.done(title, _told(figures))
         for warning in figures["warnings"]:
             self.display.line(f"  warning: {warning}")
         return figures
 
-    def _answers(self, name: str, benchmark: str, paper: Benchmark) -> Answers:
-        file = AnswerFile(
-            self._path / name / benchmark / "answers.jsonl",
-            line=lambda dialogue, turns: paper.line(dialogue, turns, name),
-            turns=paper.turns,
-        )
+    def _answers(self, name: str, benchmark: str, loaded: Benchmark) -> Answers:
+        file = AnswersFile(self._path / name / benchmark / "answers.jsonl", loaded, name)
         with self.display.progress(f"{name} answers {benchmark}") as advance:
-            return file.complete(paper.dialogues, self._speaker(name, paper), advance)
+            return file.complete(self._generator(name), advance)
 
-    def _speaker(self, name: str, paper: Benchmark) -> Generator:
+    def _generator(self, name: str) -> Generator:
         if name in self.evaluation.endpoints:
             endpoint = self.evaluation.endpoints[name]
             calls = Calls(
                 endpoint,
-                Ledger(self._path / name / "replies.jsonl"),
+                ReplyLog(self._path / name / "replies.jsonl"),
                 where=f"evaluate.endpoints.{name}",
-                say=self.display.line,
+                show=self.display.line,
             )
-            return EndpointGenerator(endpoint, calls, max_new_tokens=paper.max_new_tokens)
+            return EndpointGenerator(endpoint, calls)
         model = self.evaluation.models[name]
         return LocalGenerator(
             lambda: self._models.load(model),
             self._models.fingerprint(model),
-            max_new_tokens=paper.max_new_tokens,
             batch=self.evaluation.batch,
-            seed=paper.seed,
         )
 
     def _judge_calls(self, benchmark: str) -> Calls:
         return Calls(
-            self._exams[benchmark].judge,
-            Ledger(self.folder.replies(benchmark)),
+            self._benchmarks[benchmark].judge,
+            ReplyLog(self.folder.replies(benchmark)),
             where=f"evaluate.benchmarks.{benchmark}.judge",
-            say=self.display.line,
+            show=self.display.line,
         )
 
     def _judged_controls(self, benchmark: str) -> dict[str, Any]:
         with self.display.progress(f"controls of {benchmark}") as advance:
-            return constant_controls(self._exams[benchmark], self._calls(benchmark), advance)
+            return constant_controls(self._benchmarks[benchmark], self._calls(benchmark), advance)
 
     def _lineage(self, name: str) -> list[str]:
         """What a model is, was made from and was taught by."""
@@ -165,7 +160,7 @@ class JudgedScores:
             else:
                 path = recipe.model(model).path
                 names += [Path(path).name if Path(path).exists() else path, model]
-                if not any(families(name) for name in names[-2:]):
+                if not any(model_families(name) for name in names[-2:]):
                     names += self._architecture(model)
         return names
 

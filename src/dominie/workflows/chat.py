@@ -11,37 +11,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TextStreamer
 
 from dominie.core.display import Display
 from dominie.core.errors import InputError
 from dominie.core.run_reader import is_run, no_such_run
-from dominie.data.tokenization import ends_of_turn, prompt_ids
-from dominie.generation.generator import configured_stops
-from dominie.models.head import text_config
-from dominie.models.info import info_of
+from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
+from dominie.generation.local import LocalGenerator
 from dominie.models.loading import load_frozen, load_tokenizer
 from dominie.models.spec import Model, is_model
 from dominie.recipe import Recipe, load_recipe
 from dominie.stages.run_folder import ChatTokenizers, RunFolder
-from dominie.workflows.chat_screens import Say, Screen
+from dominie.workflows.chat_screens import OnPiece, Screen
 
 if TYPE_CHECKING:
     from dominie.data.formats import Message
 
 
 @dataclass(frozen=True)
-class Partner:
-    """A model in evaluation mode, with its tokenizer."""
+class ChatModel:
+    """A model to chat with: its name on the screen and its generator."""
 
     name: str
-    model: Any
-    tokenizer: Any
+    generator: Generator
 
 
 @dataclass(frozen=True)
 class _Named:
-    """A model that was asked for: where it is from, and how its tokenizer is had."""
+    """A model that was asked for: its run, its name, its spec and the run's folder."""
 
     run: str
     name: str
@@ -49,51 +45,55 @@ class _Named:
     folder: RunFolder | None = None
 
 
-def partners(wanted: Sequence[str], runs: Path, display: Display) -> list[Partner]:
-    """Load the models that these words name.
+def chat_models(wanted: Sequence[str], runs: Path, display: Display) -> list[ChatModel]:
+    """Load the models of these names.
 
     Args:
         wanted: `RUN`, `RUN:NAME` or `RUN:NAME,NAME`: a run's folder, or its name in `runs`; a
-            stage, or a name under `evaluate.models` or `models`. Without a name the last stage.
-            The folder of a model serves, too.
+            stage, or a name under `evaluate.models` or `models`. Without a name, the last stage.
+            The folder of a model works, too.
         runs: the folder of all runs.
-        display: says what is loaded.
+        display: shows what is loaded.
 
     Raises:
         InputError: no such run, no such model in it, or a stage that has not been trained.
     """
-    named = [model for word in wanted for model in _named(word, runs)]
+    named = [model for name in wanted for model in _named(name, runs)]
     several_runs = len({each.run for each in named}) > 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = []
     for each in dict.fromkeys(named):
         name = f"{each.run}:{each.name}" if several_runs else each.name
         display.line(f"loading {name} from {each.spec.path}")
-        found.append(
-            Partner(name, load_frozen(each.spec, device=device), _tokenizer(each, display))
-        )
+        model = load_frozen(each.spec, device=device)
+        found.append(chat_model(name, model, _tokenizer(each, display)))
     return found
 
 
+def chat_model(name: str, model: Any, tokenizer: Any) -> ChatModel:
+    """Return a loaded model, in evaluation mode, to chat with."""
+    return ChatModel(name, LocalGenerator(lambda: (model, tokenizer)))
+
+
 def _tokenizer(named: _Named, display: Display) -> Any:
-    """The tokenizer a stage wrote beside its weights; else one with a template as in the run."""
+    """Return the tokenizer that a stage wrote; else one with a chat template, as in the run."""
     if named.folder is None or named.name in named.folder.recipe.stages:
         return load_tokenizer(named.spec)
     return ChatTokenizers(named.folder, display).of(_model_name(named.folder.recipe, named.name))
 
 
-def _named(word: str, runs: Path) -> list[_Named]:
-    place, names = Path(word), ""
-    if not place.is_dir() and ":" in word:
-        head, _, names = word.rpartition(":")
+def _named(wanted: str, runs: Path) -> list[_Named]:
+    place, names = Path(wanted), ""
+    if not place.is_dir() and ":" in wanted:
+        head, _, names = wanted.rpartition(":")
         place = Path(head)
-    there = [path for path in (place, runs / place) if path.is_dir()]
-    path = next((p for p in there if is_model(p) or _is_run(p)), there[0] if there else None)
+    folders = [path for path in (place, runs / place) if path.is_dir()]
+    path = next((p for p in folders if is_model(p) or _is_run(p)), next(iter(folders), None))
     if path is None:
-        raise no_such_run(word, place, runs)
+        raise no_such_run(wanted, place, runs)
     if is_model(path) and not names:
-        home = path.resolve()
-        name = home.parent.name if home.name == "model" else home.name
+        whole = path.resolve()
+        name = whole.parent.name if whole.name == "model" else whole.name
         return [_Named(str(path), name, Model(path=str(path)))]
     if not _is_run(path):
         recipe_here = (path / "recipe.yaml").is_file()
@@ -112,23 +112,23 @@ def _named(word: str, runs: Path) -> list[_Named]:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a folder is a run's; that of a recipe has no stages in it."""
+    """Return whether a folder is a run's; that of a recipe has no stages in it."""
     return (path / "recipe.yaml").is_file() and is_run(path)
 
 
 def _last(recipe: Recipe) -> str:
-    """Whom a run is about, where nobody is named: what its last stage made."""
+    """Return the model of a run if none is named: that of its last stage."""
     if recipe.stages:
         return list(recipe.stages)[-1]
     return list(recipe.evaluate.models if recipe.evaluate else recipe.models)[-1]
 
 
 def _model_name(recipe: Recipe, name: str) -> str:
-    """What a name of `evaluate.models` stands for; a stage's comes first."""
+    """Return the model of a name under `evaluate.models`; a stage's name comes first."""
     if name in recipe.stages or recipe.evaluate is None:
         return name
-    meant: str = recipe.evaluate.models.get(name, name)
-    return meant
+    model: str = recipe.evaluate.models.get(name, name)
+    return model
 
 
 def _spec(folder: RunFolder, name: str) -> Model:
@@ -142,11 +142,11 @@ def _spec(folder: RunFolder, name: str) -> Model:
             expected=", ".join(dict.fromkeys(known)),
             do=f"did you mean {folder.path}:{near[0]}?" if near else None,
         )
-    meant = _model_name(recipe, name)
-    spec = folder.model(meant)
-    if meant in recipe.stages and not is_model(Path(spec.path)):
+    model = _model_name(recipe, name)
+    spec = folder.model(model)
+    if model in recipe.stages and not is_model(Path(spec.path)):
         raise InputError(
-            f"stage {meant} has not been trained",
+            f"stage {model} has not been trained",
             where=spec.path,
             do="run `dominie run` on its recipe first",
         )
@@ -154,19 +154,19 @@ def _spec(folder: RunFolder, name: str) -> Model:
 
 
 HELP = (
-    "/reset  forget what was said   /quit  leave (so does the end of input)   /help  this   "
+    "/reset  forget the conversation   /quit  leave (so does the end of input)   /help  this   "
     "Ctrl-C  cut an answer short"
 )
 
 
 @dataclass(frozen=True)
-class Settings:
+class ChatSettings:
     """How answers are generated.
 
     Attributes:
         max_new_tokens: of the longest answer.
         temperature: of sampling; 0 takes the most probable token.
-        system: a system message, none where it is empty.
+        system: a system message, empty for none.
         seed: of sampling.
     """
 
@@ -177,17 +177,16 @@ class Settings:
 
 
 def chat(
-    speakers: Sequence[Partner], lines: Iterable[str], screen: Screen, settings: Settings
+    models: Sequence[ChatModel], lines: Iterable[str], screen: Screen, settings: ChatSettings
 ) -> None:
-    """Answer every line until there is none, or until `/quit`.
+    """Answer every line until the input ends, or until `/quit`.
 
-    Each model remembers what was said to it and what it answered itself.
+    Each model remembers the messages and its own answers.
 
     Raises:
         InputError: a chat template that refuses the conversation.
     """
-    torch.manual_seed(settings.seed)
-    talks = [Talk(partner, settings) for partner in speakers]
+    sessions = [ChatSession(model, settings) for model in models]
     for line in lines:
         text = line.strip()
         if not text:
@@ -195,88 +194,69 @@ def chat(
         if text == "/quit":
             return
         if text == "/reset":
-            for talk in talks:
-                talk.reset()
+            for session in sessions:
+                session.reset()
             screen.line("forgotten")
         elif text.startswith("/") and len(text.split()) == 1:
             screen.line(HELP if text == "/help" else f"no such command: {text}   {HELP}")
         else:
-            _answer(talks, text, screen)
+            _answer(sessions, text, screen)
 
 
-def _answer(talks: Sequence[Talk], text: str, screen: Screen) -> None:
+def _answer(sessions: Sequence[ChatSession], text: str, screen: Screen) -> None:
     full = []
-    with screen.answers([talk.partner.name for talk in talks]) as says:
-        for talk, say in zip(talks, says, strict=True):
-            if not talk.answer(text, say):
-                full.append(talk.partner.name)
+    with screen.answers([session.model.name for session in sessions]) as show:
+        for session, on_piece in zip(sessions, show, strict=True):
+            if not session.answer(text, on_piece):
+                full.append(session.model.name)
     for name in full:
         screen.line(f"the conversation fills the whole context of {name}; /reset begins anew")
 
 
-class Talk:
-    """What one model was told and has answered."""
+class ChatSession:
+    """The conversation with one model."""
 
-    def __init__(self, partner: Partner, settings: Settings) -> None:
-        self.partner, self.settings = partner, settings
-        self._stops = sorted(set(ends_of_turn(partner.tokenizer)) | configured_stops(partner.model))
+    def __init__(self, model: ChatModel, settings: ChatSettings) -> None:
+        self.model, self.settings = model, settings
+        self._answers = 0
         self.messages: list[Message] = []
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Forget the conversation."""
         system = self.settings.system
         self.messages = [{"role": "system", "content": system}] if system else []
 
-    def answer(self, text: str, say: Say) -> bool:
+    def answer(self, text: str, on_piece: OnPiece) -> bool:
         """Answer a message, piece by piece.
 
         Returns:
-            Whether there was room for an answer; else the message is as if it had not been said.
+            Whether there was room for an answer; if not, the message is not remembered.
         """
-        model, tokenizer = self.partner.model, self.partner.tokenizer
-        padding = tokenizer.pad_token_id  # named, since `generate` would warn where it is not
-        asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        prompt = prompt_ids(tokenizer, asked)
-        context = info_of(text_config(model)).context or 2**31
-        room = min(self.settings.max_new_tokens, context - len(prompt))
-        if room < 1:
-            return False
-        said: list[str] = []
+        messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
+        sampling = Sampling(
+            max_new_tokens=self.settings.max_new_tokens,
+            temperature=self.settings.temperature,
+            seed=self.settings.seed + self._answers,  # the same question is sampled anew
+        )
+        pieces: list[str] = []
+        results: list[Generation] = []
 
-        def heard(piece: str) -> None:
-            piece = piece if said else piece.lstrip()
+        def on_text(_: int, piece: str) -> None:
+            piece = piece if pieces else piece.lstrip()
             if piece:
-                said.append(piece)
-                say(piece)
+                pieces.append(piece)
+                on_piece(piece)
 
-        sampled = self.settings.temperature > 0
-        with torch.no_grad(), contextlib.suppress(KeyboardInterrupt):  # cut short, not thrown away
-            model.generate(
-                input_ids=torch.tensor([prompt], device=model.device),
-                attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=model.device),
-                max_new_tokens=room,
-                do_sample=sampled,
-                temperature=self.settings.temperature if sampled else None,
-                top_p=None,
-                top_k=None,
-                eos_token_id=self._stops or None,
-                pad_token_id=0 if padding is None else padding,
-                streamer=_Pieces(tokenizer, heard),
+        request = GenerationRequest(messages=messages, sampling=sampling)
+        with contextlib.suppress(KeyboardInterrupt):  # cut short, but kept
+            self.model.generator.generate(
+                [request], lambda _, result: results.append(result), on_text=on_text
             )
-        if not said:
-            say("(nothing)")
-        self.messages = [*asked, {"role": "assistant", "content": "".join(said).strip()}]
+        if any(result.token_ids == [] for result in results):
+            return False
+        if not pieces:
+            on_piece("(nothing)")
+        self._answers += 1
+        self.messages = [*messages, {"role": "assistant", "content": "".join(pieces).strip()}]
         return True
-
-
-class _Pieces(TextStreamer):
-    """Hands on text as soon as it is known how its tokens are written."""
-
-    def __init__(self, tokenizer: Any, heard: Say) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.heard = heard
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by `generate`."""
-        self.heard(text)

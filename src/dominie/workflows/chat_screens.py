@@ -1,4 +1,4 @@
-"""Where a chat is shown: columns in a terminal for several models, plain lines elsewhere."""
+"""Shows a chat: columns in a terminal for several models, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-Say = Callable[[str], None]
+#: Shows a piece of an answer.
+OnPiece = Callable[[str], None]
 
 
 def typed_lines(console: Console, prompt: str = "> ") -> Iterator[str]:
-    """What a person types, or what is piped in, line by line."""
+    """Yield what is typed or piped in, line by line."""
     if not (sys.stdin.isatty() and console.is_terminal):
         yield from sys.stdin
         return
@@ -31,29 +32,29 @@ def typed_lines(console: Console, prompt: str = "> ") -> Iterator[str]:
 
 
 class Screen(ABC):
-    """Where answers appear as they are generated."""
+    """Shows answers as they are generated."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def line(self, text: str) -> None:
-        """A line of our own."""
+        """Show a line that is not an answer."""
         self.console.print(text, markup=False, style="dim")
 
     @abstractmethod
-    def answers(self, names: Sequence[str]) -> contextlib.AbstractContextManager[Sequence[Say]]:
-        """Within, a function for each name that takes its answer piece by piece."""
+    def answers(self, names: Sequence[str]) -> contextlib.AbstractContextManager[Sequence[OnPiece]]:
+        """Within, give a function for each name that shows its answer piece by piece."""
 
 
 class PlainScreen(Screen):
-    """Answers as lines, each after the name of who says it where there are several."""
+    """Shows answers as lines, each after its model's name if there are several."""
 
     @contextlib.contextmanager
-    def answers(self, names: Sequence[str]) -> Iterator[Sequence[Say]]:
-        """Answers one after the other, each as it comes."""
+    def answers(self, names: Sequence[str]) -> Iterator[Sequence[OnPiece]]:
+        """Give functions that show answers one after the other."""
         begun: list[str] = []
 
-        def say(name: str) -> Say:
+        def shown(name: str) -> OnPiece:
             def piece(text: str) -> None:
                 if name not in begun:
                     self._end(begun)
@@ -65,7 +66,7 @@ class PlainScreen(Screen):
             return piece
 
         try:
-            yield [say(name) for name in names]
+            yield [shown(name) for name in names]
         finally:
             self._end(begun)
 
@@ -75,32 +76,32 @@ class PlainScreen(Screen):
 
 
 class Columns(Screen):
-    """Answers side by side, a column for each model."""
+    """Shows answers side by side, a column for each model."""
 
     @contextlib.contextmanager
-    def answers(self, names: Sequence[str]) -> Iterator[Sequence[Say]]:
-        """Columns that grow as answers come."""
-        said = [Text() for _ in names]
+    def answers(self, names: Sequence[str]) -> Iterator[Sequence[OnPiece]]:
+        """Give functions that add to columns."""
+        cells = [Text() for _ in names]
 
         def table() -> Table:
             drawn = Table(expand=True, show_edge=False, pad_edge=False)
             for name in names:
                 drawn.add_column(Text(name), ratio=1, overflow="fold")
-            drawn.add_row(*said)
+            drawn.add_row(*cells)
             return drawn
 
         with Live(console=self.console, get_renderable=table, refresh_per_second=8) as live:
 
-            def say(cell: Text) -> Say:
+            def shown(cell: Text) -> OnPiece:
                 def piece(text: str) -> None:
                     cell.append(text)
                     live.refresh()
 
                 return piece
 
-            yield [say(cell) for cell in said]
+            yield [shown(cell) for cell in cells]
 
 
 def screen(console: Console, *, several: bool) -> Screen:
-    """What suits the console."""
+    """Return the screen that suits the console."""
     return Columns(console) if several and console.is_terminal else PlainScreen(console)

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server of a few lines that misbehaves as told."""
+"""An OpenAI-compatible server of a few lines that misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import pytest
 
 Behaviour = Callable[["Asked"], "Answer"]
 
@@ -40,7 +42,7 @@ class Answer:
     cut: bool = False
 
 
-def said(text: str, **choice: Any) -> Answer:
+def reply(text: str, **choice: Any) -> Answer:
     """A completion."""
     return Answer(
         body=json.dumps(
@@ -134,3 +136,17 @@ def shown_answers(prompt: str) -> list[str]:
     )
     own = re.findall(r"<<<(?:\w+ )?answer[^>]*>>>\n(.*?)\n<<<end", prompt, re.DOTALL)
     return upstream or own
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Behaviour], Server]]:
+    """Starts servers and stops them."""
+    servers: list[Server] = []
+
+    def start(behave: Behaviour) -> Server:
+        servers.append(Server(behave))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

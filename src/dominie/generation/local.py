@@ -1,0 +1,259 @@
+"""The generator in this process: a local model, greedy or sampled, in left-padded batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TextStreamer
+
+from dominie.data.tokenization import ends_of_turn, prompt_ids
+from dominie.generation.generator import (
+    Generation,
+    GenerationRequest,
+    OnResult,
+    OnText,
+    Sampling,
+)
+from dominie.models.head import text_config
+from dominie.models.info import info_of
+
+if TYPE_CHECKING:
+    from dominie.core.display import Advance
+
+_GREEDY = 1e-4  # temperatures below are zero
+
+#: Returns a model in evaluation mode and its tokenizer.
+Load = Callable[[], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A request in tokens: the tokens that end its answer, and how many new ones fit."""
+
+    index: int
+    request: GenerationRequest
+    ids: Sequence[int]
+    stops: tuple[int, ...]
+    room: int
+
+
+class LocalGenerator:
+    """Generates with a model in this process.
+
+    An answer never runs past the model's context: without room for one it is empty, and its stop
+    reason is `length`. What is drawn for a prompt does not depend on the batch that it is in.
+
+    Args:
+        load: called once, when there is something to answer.
+        fingerprint: of the model, its tokens and its chat template.
+        batch: requests of one forward pass.
+    """
+
+    def __init__(self, load: Load, fingerprint: Sequence[str] = (), *, batch: int = 1) -> None:
+        self._load, self._fingerprint, self._batch = load, list(fingerprint), batch
+        self._loaded: tuple[Any, Any] | None = None
+
+    def identity(self, sampling: Sampling) -> Mapping[str, Any]:
+        """Return the model's fingerprint and the sampling."""
+        found = {
+            "model": self._fingerprint,
+            "max_new_tokens": sampling.max_new_tokens,
+            "seed": sampling.seed,
+        }
+        return found if sampling.top_p == 1.0 else {**found, "top_p": sampling.top_p}
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        on_result: OnResult,
+        *,
+        on_text: OnText | None = None,
+        advance: Advance | None = None,
+    ) -> None:
+        """Answer requests batch by batch, the shortest prompts first.
+
+        What follows on a batch is answered before the next one: if the process ends in between,
+        whole conversations are there.
+
+        Raises:
+            InputError: a chat template that refuses a conversation.
+        """
+        complete = 0
+        waiting = self._batches(enumerate(requests), 1 if on_text else self._batch)
+        while waiting:
+            following = []
+            for index, result in self._results(waiting.pop(0), on_text):
+                if (request := on_result(index, result)) is not None:
+                    following.append((index, request))
+                else:
+                    complete += 1
+            if advance is not None and not following:
+                advance(complete, len(requests), "")
+            waiting = [*self._batches(following, self._batch), *waiting]
+
+    def stream(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Generation]]:
+        """Yield (index, result) of each request as soon as it is there."""
+        for batch in self._batches(enumerate(requests), self._batch):
+            yield from self._results(batch)
+
+    def _batches(
+        self, requests: Iterator[tuple[int, GenerationRequest]] | Sequence[Any], size: int
+    ) -> list[list[_Prompt]]:
+        """Prompts that end alike together, in order of length."""
+        alike: dict[Any, list[_Prompt]] = defaultdict(list)
+        prompts = [self._prompt(index, request) for index, request in requests]
+        for prompt in sorted(prompts, key=lambda each: len(each.ids)):
+            alike[prompt.stops, prompt.room].append(prompt)
+        return [
+            group[start : start + size]
+            for group in alike.values()
+            for start in range(0, len(group), size)
+        ]
+
+    def _prompt(self, index: int, request: GenerationRequest) -> _Prompt:
+        model, tokenizer = self._model_and_tokenizer()
+        ids = request.token_ids
+        if ids is None:
+            ids = prompt_ids(tokenizer, list(request.messages or ()))
+        stops = request.stop_ids
+        if stops is None:
+            stops = tuple(ends_of_turn(tokenizer))
+        context = info_of(text_config(model)).context or 2**31
+        return _Prompt(
+            index,
+            request,
+            ids,
+            tuple(sorted({*stops, *configured_stops(model)})),
+            min(request.sampling.max_new_tokens, context - len(ids)),
+        )
+
+    def _model_and_tokenizer(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
+
+    def _results(
+        self, prompts: Sequence[_Prompt], on_text: OnText | None = None
+    ) -> Iterator[tuple[int, Generation]]:
+        """Yield the results of a batch, whose prompts have the same stops and room."""
+        if prompts[0].room < 1:
+            for prompt in prompts:
+                yield prompt.index, Generation("", "length", [])
+            return
+        model, tokenizer = self._model_and_tokenizer()
+        stops = prompts[0].stops
+        padding = (stops or (0,))[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        length = max(len(prompt.ids) for prompt in prompts)
+        ids = torch.full((len(prompts), length), padding)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, length - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            mask[row, length - len(prompt.ids) :] = 1
+        more: dict[str, Any] = {}
+        if any(prompt.request.sampling.temperature >= _GREEDY for prompt in prompts):
+            more |= {"logits_processor": [_Sampler(prompts, length)], "num_beams": 1}
+        if on_text is not None:
+            more["streamer"] = _Streamer(tokenizer, prompts[0].index, on_text)
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                **decoding_arguments(stops, padding, prompts[0].room),
+                **more,
+            )
+        for prompt, tokens in zip(prompts, output[:, length:].tolist(), strict=True):
+            end = next((i for i, token in enumerate(tokens) if token in stops), None)
+            text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+            yield (
+                prompt.index,
+                Generation(
+                    text if prompt.request.messages is None else text.strip(),
+                    "length" if end is None else "stop",
+                    tokens if end is None else tokens[: end + 1],
+                ),
+            )
+
+
+def decoding_arguments(stops: Sequence[int], padding: int, max_new_tokens: int) -> dict[str, Any]:
+    """Return arguments of `generate`: the one place that decides which settings of a model count.
+
+    `generate` takes from the model's generation_config whatever is not an argument. So obeyed is
+    what changes greedy decoding: repetition penalty, suppressed and forced tokens, beams, caches;
+    and, through `configured_stops`, the end-of-sequence tokens. Not obeyed are do_sample,
+    temperature, top_k and top_p, which a request sets (`_Sampler`), the lengths and the padding.
+    """
+    return {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+        "eos_token_id": list(stops) or None,
+        "pad_token_id": padding,
+    }
+
+
+def configured_stops(model: Any) -> set[int]:
+    """Return the tokens that end an answer according to the model's own generation settings."""
+    found = model.generation_config.eos_token_id
+    if found is None:
+        return set()
+    return set(found) if isinstance(found, list) else {found}
+
+
+class _Sampler:
+    """Draws each row's token with random numbers of that row's own; a logits processor.
+
+    The cumulative distribution is inverted at a uniform number, in float64, so that the draw does
+    not depend on the other rows. Rows of temperature 0 keep their logits.
+    """
+
+    def __init__(self, prompts: Sequence[_Prompt], length: int) -> None:
+        sampling = [prompt.request.sampling for prompt in prompts]
+        self._length = length
+        self._draws = torch.stack([_uniform(prompt) for prompt in prompts])
+        self._temperature = torch.tensor([s.temperature for s in sampling], dtype=torch.float64)
+        self._top_p = torch.tensor([s.top_p for s in sampling], dtype=torch.float64)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return [B, V] logits of which only the drawn token's is finite."""
+        draw = self._draws[:, input_ids.shape[1] - self._length, None].to(scores.device)
+        temperature = self._temperature[:, None].to(scores.device)
+        greedy = temperature < _GREEDY
+        weights = torch.softmax(scores.double() / temperature.masked_fill(greedy, 1.0), -1)
+        if (self._top_p < 1).any():
+            ordered, order = weights.sort(descending=True)
+            outside = ordered.cumsum(-1) - ordered >= self._top_p[:, None].to(scores.device)
+            weights = torch.zeros_like(weights).scatter(-1, order, ordered.masked_fill(outside, 0))
+        cumulative = weights.cumsum(-1)
+        token = (cumulative <= draw * cumulative[:, -1:]).sum(-1, keepdim=True)
+        drawn = torch.full_like(scores, -torch.inf).scatter(
+            -1, token.clamp(max=scores.shape[-1] - 1), 0.0
+        )
+        return torch.where(greedy, scores, drawn)
+
+
+def _uniform(prompt: _Prompt) -> torch.Tensor:
+    """[room] numbers from 0 to 1 of a prompt's own; the global random state is untouched."""
+    text = repr((prompt.request.sampling.seed, list(prompt.ids))).encode()
+    seed = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(prompt.room, dtype=torch.float64, generator=generator)
+
+
+class _Streamer(TextStreamer):
+    """Hands on text as soon as it is known how its tokens are written."""
+
+    def __init__(self, tokenizer: Any, index: int, on_text: OnText) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._index, self._on_text = index, on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Take a piece of text; called by `generate`."""
+        if text:
+            self._on_text(self._index, text)

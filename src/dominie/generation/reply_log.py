@@ -1,0 +1,158 @@
+"""Replies of an endpoint: read without trust, and logged on disk before they count."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dominie.core.errors import InputError
+
+_MOST_TOKENS = 10_000_000  # no call uses more; a server that says so is not believed
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A chat completion.
+
+    Attributes:
+        text: of the reply.
+        cut: whether its length limit ended it.
+        candidates: log-probabilities of the first token's alternatives, if they were given.
+        usage: (prompt, reply) tokens, if the server counted them believably.
+    """
+
+    text: str
+    cut: bool = False
+    candidates: Mapping[str, float] | None = None
+    usage: tuple[int, int] | None = None
+
+
+def read_reply(body: str) -> Reply | None:
+    """Return the reply in the body of a response, None if it holds none."""
+    try:
+        tree = json.loads(body)
+        choice = tree["choices"][0]
+        text = choice["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    if not isinstance(text, str):
+        return None
+    return Reply(
+        text=text,
+        cut=choice.get("finish_reason") == "length",
+        candidates=_candidates(choice),
+        usage=_usage(tree.get("usage")),
+    )
+
+
+def _candidates(choice: Mapping[str, Any]) -> dict[str, float] | None:
+    try:
+        first: Sequence[Any] = choice["logprobs"]["content"][0]["top_logprobs"]
+        found = {str(entry["token"]): float(entry["logprob"]) for entry in first}
+    except (LookupError, TypeError, ValueError):
+        return None
+    believable = {t: p for t, p in found.items() if not math.isnan(p) and p <= 1e-6}
+    return believable or None
+
+
+def _usage(usage: Any) -> tuple[int, int] | None:
+    if not isinstance(usage, dict):
+        return None
+    prompt, reply = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not (type(prompt) is int and type(reply) is int):
+        return None
+    believable = 0 <= prompt <= _MOST_TOKENS and 0 <= reply <= _MOST_TOKENS
+    return (prompt, reply) if believable else None
+
+
+def call_key(*parts: Any) -> str:
+    """Return 32 hexadecimal digits of all a reply depends on: model, prompt, sampling."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class ReplyLog:
+    """A JSON Lines file that is only appended to; each line is on disk before `append` returns.
+
+    A last line that a crash cut in two is removed when the file is opened again.
+
+    Args:
+        path: the file; made with its folder by the first `append`.
+
+    Raises:
+        InputError: the file cannot be read, or is damaged elsewhere than in its last line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._by_key: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._file: Any = None
+        for record in self._whole_lines():
+            self._by_key[record["key"]].append(record)
+
+    def of(self, key: str) -> list[dict[str, Any]]:
+        """Return what was written under a key, oldest first."""
+        return self._by_key.get(key, [])
+
+    def replies(self, key: str) -> list[Reply]:
+        """Return the whole replies under a key, oldest first."""
+        found = [read_reply(record["body"]) for record in self.of(key) if record["status"] == 200]
+        return [reply for reply in found if reply is not None]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """All that was written, key by key."""
+        return [record for records in self._by_key.values() for record in records]
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write a record, which has a `key`, and wait until it is on disk."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab")
+        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._by_key[record["key"]].append(dict(record))
+
+    def close(self) -> None:
+        """Close the file; a later `append` opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _whole_lines(self) -> list[dict[str, Any]]:
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise InputError("cannot be read", where=str(self.path), found=error.strerror) from None
+        lines = content.split(b"\n")
+        torn = lines.pop()  # empty if the last line is whole
+        if torn:
+            with self.path.open("r+b") as file:
+                file.truncate(len(content) - len(torn))
+                os.fsync(file.fileno())
+        return [self._parsed(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+
+    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("key"), str):
+                return record
+            found = "no record of a reply"
+        except ValueError as error:
+            found = str(error)
+        raise InputError(
+            "the log of replies is damaged",
+            where=f"{self.path}:{number}",
+            found=found,
+            do="correct or remove this line; the call is then made again",
+        )

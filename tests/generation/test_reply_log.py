@@ -1,0 +1,98 @@
+"""The reply log: on disk before a reply counts, whole after any crash; replies are not trusted."""
+
+import pytest
+
+from dominie.core.errors import InputError
+from dominie.generation.reply_log import Reply, ReplyLog, call_key, read_reply
+
+
+def test_what_was_appended_is_found_again(tmp_path):
+    log = ReplyLog(tmp_path / "deep" / "l.jsonl")
+    log.append({"key": "a", "body": "é\n"})
+    log.append({"key": "b", "body": 1})
+    log.append({"key": "a", "body": 2})
+    assert [r["body"] for r in ReplyLog(log.path).of("a")] == ["é\n", 2]
+    assert ReplyLog(log.path).of("c") == []
+    assert len(ReplyLog(log.path).records) == 3
+
+
+def test_a_line_torn_at_any_byte_is_taken_out_and_the_rest_kept(tmp_path):
+    whole = ReplyLog(tmp_path / "l.jsonl")
+    whole.append({"key": "a", "body": "one"})
+    first = whole.path.stat().st_size
+    whole.append({"key": "b", "body": "two é"})
+    content = whole.path.read_bytes()
+    for cut in range(first, len(content)):
+        path = tmp_path / "torn.jsonl"
+        path.write_bytes(content[:cut])
+        torn = ReplyLog(path)
+        assert len(torn.of("a")) == 1
+        assert torn.of("b") == []
+        torn.append({"key": "c", "body": "three"})
+        torn.close()
+        assert [r["key"] for r in ReplyLog(path).records] == ["a", "c"]
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[]", '{"body": 1}', '{"key": 7}'])
+def test_damage_elsewhere_is_an_error_with_its_place(tmp_path, line):
+    path = tmp_path / "l.jsonl"
+    path.write_text('{"key": "a"}\n' + line + '\n{"key": "b"}\n')
+    with pytest.raises(InputError, match=r"l\.jsonl:2"):
+        ReplyLog(path)
+
+
+def test_a_key_changes_with_everything_a_reply_depends_on():
+    def body(**changed):
+        chat = [{"role": "user", "content": "hi"}]
+        return {"messages": chat, "temperature": 0.0, "max_tokens": 5, **changed}
+
+    identity = {"endpoint": "http://h/v1", "model": "m"}
+    keys = {
+        call_key(identity, body()),
+        call_key({**identity, "model": "n"}, body()),
+        call_key({**identity, "endpoint": "http://g/v1"}, body()),
+        call_key(identity, body(temperature=0.7)),
+        call_key(identity, body(max_tokens=6)),
+        call_key(identity, body(messages=[{"role": "user", "content": "hi "}])),
+        call_key(identity, body(messages=[{"role": "system", "content": "hi"}])),
+    }
+    assert len(keys) == 7
+    assert call_key(identity, body()) in keys
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "{",
+        "[]",
+        '"text"',
+        '{"choices": []}',
+        '{"choices": [{"message": {"content": null}}]}',
+        '{"choices": [{"message": {"content": 7}}]}',
+        '{"choices": {"message": 1}}',
+        "[" * 100_000,
+    ],
+)
+def test_a_body_without_a_reply(body):
+    assert read_reply(body) is None
+
+
+def test_a_server_is_not_believed_in_everything():
+    body = (
+        '{"choices": [{"message": {"content": "x"}, "finish_reason": "length", "logprobs": '
+        '{"content": [{"top_logprobs": [{"token": "m", "logprob": 3.0}, '
+        '{"token": "M", "logprob": -1.0}]}]}}], '
+        '"usage": {"prompt_tokens": -5, "completion_tokens": 1}}'
+    )
+    reply = read_reply(body)
+    assert reply == Reply("x", cut=True, candidates={"M": -1.0}, usage=None)
+
+
+def test_only_whole_replies_are_found_again(tmp_path):
+    log = ReplyLog(tmp_path / "l.jsonl")
+    whole = '{"choices": [{"message": {"content": "%s"}}]}'
+    for status, body in ((500, whole % "no"), (200, whole % "a"), (200, "{"), (200, whole % "b")):
+        log.append({"key": "k", "status": status, "body": body})
+    assert [reply.text for reply in log.replies("k")] == ["a", "b"]
+    assert log.replies("other") == []
