@@ -173,7 +173,8 @@ def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _change(key: str, before: Any, now: Any) -> str:
     last = key.rpartition(".")[2]
-    if last in _HASHED and before is not None and now is not None:
+    of_stage = key == last or key.startswith("data.")  # and no setting of a kind of stage
+    if of_stage and last in _HASHED and before is not None and now is not None:
         return f"{key}: {_HASHED[last]}"
     if last.startswith("model ") and before is not None and now is not None:
         return f"{key}: {_HASHED['student']}"

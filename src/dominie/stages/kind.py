@@ -155,7 +155,7 @@ class StageKind(StageConfig):
         del sizes
         return plan_untrained(recipe, name, self, machine)
 
-    def summary(self, record: Mapping[str, Any]) -> str:
+    def describe(self, record: Mapping[str, Any]) -> str:
         """One line about a finished stage, for the terminal, `stage.json` and the report."""
         models = " and ".join(record.get("models", ()))
         parts = [f"{self.kind} of {models}" if models else self.kind]

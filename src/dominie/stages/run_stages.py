@@ -140,11 +140,11 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
     }
     run = StageRun(folder, prepared, record, earlier, display)
     record |= stage.run(run)
-    record |= {"status": "done", "summary": stage.summary(record)}
+    record |= {"status": "done", "description": stage.describe(record)}
     if is_main_process():
         write_stage(run.path, record | {"files": _written(run.path)})
         _drop_checkpoints(run.path)  # not before the stage is known to be done
-    display.done(name, record["summary"])
+    display.done(name, record["description"])
 
 
 def _interrupted(folder: RunFolder, prepared: Prepared, display: Display) -> dict[str, Any] | None:
@@ -159,7 +159,7 @@ def _interrupted(folder: RunFolder, prepared: Prepared, display: Display) -> dic
     if same and earlier.get("status") == "done" and (path / stage.makes).is_dir():
         check_whole(path, earlier, display)
         _drop_checkpoints(path)
-        display.done(name, f"already {stage.past} ({stage.summary(earlier)})")
+        display.done(name, f"already {stage.past} ({stage.describe(earlier)})")
         return None
     if path.exists() and not same:
         kept = set_aside(path)

@@ -307,7 +307,7 @@ class TrainStage(StageKind):
 
         return plan_training(recipe, name, self, machine, sizes)
 
-    def summary(self, record: Mapping[str, Any]) -> str:
+    def describe(self, record: Mapping[str, Any]) -> str:
         """One line about a finished stage."""
         return (
             f"{record['steps']} steps, {record['supervised_tokens']:,} supervised tokens, "
