@@ -16,7 +16,6 @@ from typing import Any
 
 from dominie.core.distributed import EXIT_PEER_LOST, LAUNCHER
 from dominie.core.errors import InputError
-from dominie.core.hardware import cores
 
 ENGINES = ("ddp", "fsdp2", "zero3")
 
@@ -39,6 +38,8 @@ def launch(arguments: Sequence[str], processes: int, *, engine: str = "ddp") -> 
     Raises:
         InputError: this machine cannot run them so.
     """
+    from dominie.core.hardware import cores
+
     _check(processes, engine)
     os.environ.update(accelerate_environment(engine, processes))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
