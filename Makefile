@@ -40,10 +40,10 @@ demo: $(VENV)/.demo
 	$(BIN)/dominie run $(RECIPE)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not full"
+	$(BIN)/python -m pytest -n 2 --durations=20 -m "not full"
 
 test-full: $(VENV)/.full lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --durations=20 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -66,7 +66,7 @@ docs: $(VENV)/.docs
 
 # What a program knows better than a person; tests compare.
 pages: $(VENV)/.dev
-	@for page in file_map recipe_reference recipe_keys cli_reference error_reference; do \
+	@for page in file_map recipe_reference cli_reference error_reference; do \
 		$(BIN)/python docs/$$page.py --write || exit 1; done
 
 clean:

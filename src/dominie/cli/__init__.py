@@ -1,9 +1,6 @@
-"""The command line: its commands and options, what they print, exit statuses."""
+"""The verbs of the command line. Nothing heavy is imported until one of them runs."""
 
-from dominie.cli import commands as before
-from dominie.cli import commands as running
-from dominie.cli import result_commands as results
-from dominie.cli.app import app
-from dominie.cli.entry import main
+from dominie.cli import commands, result_commands
+from dominie.cli.main import app, main
 
-__all__ = ["app", "before", "main", "results", "running"]
+__all__ = ["app", "commands", "main", "result_commands"]

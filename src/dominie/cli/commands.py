@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from dominie.cli import completion
-from dominie.cli.app import (
+from dominie.cli.help import examples, offered_keys
+from dominie.cli.main import (
     JsonOption,
     OnlyOption,
     OverridesArgument,
@@ -19,7 +19,6 @@ from dominie.cli.app import (
     RunsOption,
     app,
 )
-from dominie.cli.help import examples
 from dominie.cli.output import conclude, only_json, shown_on
 from dominie.core.distributed import is_main_process, world_size
 from dominie.core.launch import ENGINES, launch, without_options
@@ -27,9 +26,8 @@ from dominie.core.launch import ENGINES, launch, without_options
 PANEL = "Before anything is spent"
 
 
-def _templates() -> list[str]:
-    """What may stand after --template: `dominie.starting` knows them, and is slow to import."""
-    return ["kd", "kd-dae", "dae", "2x7b"]
+#: The names of `dominie.workflows.init.TEMPLATES`, which is slow to import.
+TEMPLATES = ["kd", "kd-dae", "dae", "2x7b"]
 
 
 @app.command(rich_help_panel=PANEL, epilog=examples("init"))
@@ -39,7 +37,9 @@ def init(
     ],
     template: Annotated[
         str,
-        typer.Option(metavar="NAME", help="kd, kd-dae, dae or 2x7b.", autocompletion=_templates),
+        typer.Option(
+            metavar="NAME", help="kd, kd-dae, dae or 2x7b.", autocompletion=lambda: TEMPLATES
+        ),
     ] = "kd-dae",
 ) -> None:
     """Write a first recipe and example data into a folder.
@@ -158,10 +158,6 @@ def cache(
 PANEL = "Training"
 
 
-def _engines() -> list[str]:
-    return list(ENGINES)
-
-
 @app.command(rich_help_panel=PANEL, epilog=examples("run"))
 def run(
     recipe: RecipeArgument,
@@ -177,7 +173,7 @@ def run(
         str,
         typer.Option(
             metavar="NAME",
-            autocompletion=_engines,
+            autocompletion=lambda: list(ENGINES),
             help="What they share: ddp (gradients), fsdp2 or zero3 (weights), or the file of an "
             "accelerate configuration.",
         ),
@@ -217,7 +213,7 @@ def sweep(
             "--over",
             metavar="KEY=V1,V2",
             help="Values to run the recipe under; several make a grid.",
-            autocompletion=completion.varied,
+            autocompletion=offered_keys,
         ),
     ] = None,
     seeds: Annotated[

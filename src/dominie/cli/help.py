@@ -1,8 +1,13 @@
-"""What `--help` adds to a command's options: examples, and where to read on."""
+"""Examples at the end of `--help`, and completion of runs, their models and recipe keys."""
 
 from __future__ import annotations
 
-import shlex
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
 
 #: By verb: commands as they are typed, each with what it does.
 EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -60,7 +65,7 @@ SEE_ALSO = (
 
 
 def examples(verb: str) -> str:
-    """The examples of a verb, for the end of its help."""
+    """Return the examples of a verb as Markdown, for the end of its help."""
     width = max(len(command) for command, _ in EXAMPLES[verb])
     one_line = width + 2 + max(len(why) for _, why in EXAMPLES[verb]) <= 74
     lines = []
@@ -72,7 +77,39 @@ def examples(verb: str) -> str:
     return "\n".join(["**Examples**", "", "```sh", *lines, "```"])
 
 
-def words(command: str) -> list[str]:
-    """The arguments after `dominie` in an example."""
-    said = shlex.split(command)
-    return said[said.index("dominie") + 1 :]
+def offered_keys(ctx: typer.Context) -> list[str]:
+    """Complete a key of the recipe that was typed before, as its file has it."""
+    from ruamel.yaml import YAML
+
+    with contextlib.suppress(Exception):  # a message would land in the user's command line
+        # While an option waits for its value, the arguments before it are in `args`.
+        path = Path(ctx.params.get("recipe") or ctx.args[0])
+        text = (path / "recipe.yaml" if path.is_dir() else path).read_text("utf-8")
+        return [f"{key}=" for key in _flat_keys(YAML(typ="safe", pure=True).load(text))]
+    return []
+
+
+def _flat_keys(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the dotted keys of nested mappings."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{key}" for key in _flat_keys(value))
+        else:
+            yield str(name)
+
+
+def offered_runs(ctx: typer.Context) -> list[str]:
+    """Complete the name of a run."""
+    from dominie.core.run_reader import runs_in
+
+    return runs_in(_runs(ctx))
+
+
+def offered_models(ctx: typer.Context) -> list[str]:
+    """Complete a run, or `RUN:STAGE`."""
+    models = (path.parent for path in _runs(ctx).glob("*/*/model"))
+    return [*offered_runs(ctx), *(f"{stage.parent.name}:{stage.name}" for stage in models)]
+
+
+def _runs(ctx: typer.Context) -> Path:
+    return Path(ctx.params.get("runs") or "runs")

@@ -9,9 +9,8 @@ from typing import Annotated
 
 import typer
 
-from dominie.cli import completion
-from dominie.cli.app import JsonOption, OptionalRecipeArgument, OverridesArgument, RunsOption, app
-from dominie.cli.help import examples
+from dominie.cli.help import examples, offered_models, offered_runs
+from dominie.cli.main import JsonOption, OptionalRecipeArgument, OverridesArgument, RunsOption, app
 from dominie.cli.output import conclude, interruptible, only_json, shown_on
 
 PANEL = "What came of it"
@@ -72,7 +71,7 @@ def report(
             metavar="RUN",
             help="A run: its folder, or its name.",
             show_default=False,
-            autocompletion=completion.run_names,
+            autocompletion=offered_runs,
         ),
     ],
     runs: RunsOption = Path("runs"),
@@ -92,21 +91,17 @@ def compare(
             metavar="RUN",
             help="Runs: folders, or names.",
             show_default=False,
-            autocompletion=completion.run_names,
+            autocompletion=offered_runs,
         ),
     ],
     runs: RunsOption = Path("runs"),
     x: Annotated[
         str | None,
-        typer.Option(
-            "--x", metavar="TASK", help="The task across.", autocompletion=completion.tasks
-        ),
+        typer.Option("--x", metavar="TASK", help="The task across."),
     ] = None,
     y: Annotated[
         str | None,
-        typer.Option(
-            "--y", metavar="TASK", help="The task upwards.", autocompletion=completion.tasks
-        ),
+        typer.Option("--y", metavar="TASK", help="The task upwards."),
     ] = None,
     against: Annotated[
         str | None,
@@ -114,7 +109,6 @@ def compare(
             "--against",
             metavar="MODEL",
             help="Show paired differences to this model.",
-            autocompletion=completion.compared,
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page to write.")] = Path(
@@ -144,7 +138,7 @@ def chat(
             metavar="RUN[:NAME,…]",
             help="A run and names of its models; its last stage without one.",
             show_default=False,
-            autocompletion=completion.models,
+            autocompletion=offered_models,
         ),
     ],
     runs: RunsOption = Path("runs"),
