@@ -56,17 +56,29 @@ def init_distributed(*, cpu: bool = False) -> PartialState:
     return PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=COLLECTIVE_TIMEOUT)
 
 
-def destroy_distributed() -> None:
-    """Destroy the process group, and make this process look like a single one to libraries."""
+def end_training() -> None:
+    """Make accelerate and transformers forget the engine of training; the process group stays."""
     if world_size() == 1:
         return
     from accelerate.state import AcceleratorState
 
-    init_distributed().destroy_process_group()
+    AcceleratorState._reset_state()
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_USE_")]:
+        del os.environ[name]
+
+
+def destroy_distributed() -> None:
+    """Destroy the process group, if there is one, once every process has come to this point."""
+    import torch.distributed
+
+    if world_size() == 1 or not torch.distributed.is_initialized():
+        return
+    from accelerate.state import AcceleratorState
+
+    state = init_distributed()
+    state.wait_for_everyone()
+    state.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
-    engines = [name for name in os.environ if name.startswith("ACCELERATE_USE_")]
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *engines):
-        os.environ.pop(name, None)  # a library that finds them would wait for the other ranks
 
 
 def broadcast_from_main(compute: Callable[[], T]) -> T:
@@ -83,6 +95,22 @@ def broadcast_from_main(compute: Callable[[], T]) -> T:
     found = [compute() if state.is_main_process else None]
     broadcast_object_list(found)
     return found[0]  # type: ignore[return-value]
+
+
+def all_gather(part: T) -> list[T]:
+    """Return what each process passes, in the order of ranks, on every process.
+
+    Args:
+        part: an object that can be pickled.
+    """
+    if world_size() == 1:
+        return [part]
+    import torch.distributed
+
+    init_distributed()
+    parts: list[T] = [part] * world_size()
+    torch.distributed.all_gather_object(parts, part)
+    return parts
 
 
 @contextlib.contextmanager

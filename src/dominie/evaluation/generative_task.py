@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dominie.evaluation.answer_text import extract
 from dominie.evaluation.metrics import METRICS, may_be_invalid, score_answer
 from dominie.evaluation.results import ScoredTask, score_items
-from dominie.evaluation.task import MetricSettings, Question
-from dominie.generation.generator import GenerationRequest, Sampling
+from dominie.evaluation.task import (
+    MetricSettings,
+    Question,
+    Track,
+    compute_over_ranks,
+    untracked,
+)
+from dominie.generation.generator import GenerationRequest, Sampling, generate_all
 from dominie.generation.local import LocalGenerator
-
-#: Wraps a stream of so many items to show progress.
-Track = Callable[[Any, int], Any]
-
-
-def untracked(items: Any, _: int) -> Any:
-    """Return the items; shows nothing."""
-    return items
-
 
 #: New tokens allowed beyond the longest target of a split.
 _SPARE_TOKENS = 8
@@ -34,7 +31,7 @@ def generate_outputs(
     batch: int = 64,
     track: Track = untracked,
 ) -> list[str]:
-    """Generate greedy answers, in the order of the questions.
+    """Generate greedy answers, in the order of the questions; ranks share the questions.
 
     Args:
         model: in evaluation mode.
@@ -48,14 +45,15 @@ def generate_outputs(
     generator = LocalGenerator(lambda: (model, tokenizer), batch=batch)
     sampling = Sampling(max_new_tokens=max_new_tokens or max(longest, 1) + _SPARE_TOKENS)
     stops = tuple(sorted({q.end_of_turn for q in questions}))
-    stream = generator.stream(
-        [
-            GenerationRequest(token_ids=q.prompt_ids, stop_ids=stops, sampling=sampling)
-            for q in questions
-        ]
-    )
-    outputs = {index: result.text for index, result in track(stream, len(questions))}
-    return [outputs[i] for i in range(len(questions))]
+    requests = [
+        GenerationRequest(token_ids=q.prompt_ids, stop_ids=stops, sampling=sampling)
+        for q in questions
+    ]
+
+    def generate(members: list[int]) -> list[str]:
+        return [result.text for result in generate_all(generator, [requests[i] for i in members])]
+
+    return compute_over_ranks([len(q.prompt_ids) for q in questions], batch, generate, track)
 
 
 def score_outputs(

@@ -15,9 +15,8 @@ from dominie.data.conversations import Conversation
 from dominie.data.ecommerce_formats import listed
 from dominie.data.tokenization import Encoded, encode_all
 from dominie.evaluation.answer_text import normalise
-from dominie.evaluation.generative_task import Track, untracked
 from dominie.evaluation.results import ScoredTask, score_items
-from dominie.evaluation.task import Question
+from dominie.evaluation.task import Question, Track, compute_over_ranks, untracked
 from dominie.losses.vocabulary import vocabulary_losses
 from dominie.models.head import decoder, output_head
 from dominie.teachers import LocalTeacher
@@ -38,7 +37,7 @@ def choice(
     """Score by the fraction of questions whose right option is the most probable answer.
 
     An option's log-likelihood is that of the whole answer with the token that ends the turn, so
-    that no option wins for being the beginning of another.
+    that no option wins for being the beginning of another. Ranks share the options.
 
     Args:
         model: in evaluation mode.
@@ -55,16 +54,16 @@ def choice(
     offered = [candidates(question.conversation, options) for question in questions]
     rows = _encoded(tokenizer, questions, [texts for texts, _ in offered])
     owners = [(i, j) for i, (texts, _) in enumerate(offered) for j in range(len(texts))]
-    order = sorted(range(len(rows)), key=lambda r: len(rows[r].input_ids))
-    totals = torch.zeros(len(rows), 2, dtype=torch.float64)
-    starts = range(0, len(order), batch)
-    for start in track(starts, len(starts)):
-        members = order[start : start + batch]
-        totals[members] = _log_likelihoods(model, [rows[r] for r in members])
+
+    def log_likelihoods(members: list[int]) -> list[list[float]]:
+        return _log_likelihoods(model, [rows[r] for r in members])
+
+    lengths = [len(row.input_ids) for row in rows]
+    totals = compute_over_ranks(lengths, batch, log_likelihoods, track)
     found: list[list[float]] = [[] for _ in questions]
-    for (i, j), (total, tokens) in zip(owners, totals.tolist(), strict=True):
-        lengths = {"sum": 1, "tokens": tokens, "bytes": len(offered[i][0][j].encode())}
-        found[i].append(total / max(1, lengths[likelihood]))
+    for (i, j), (total, tokens) in zip(owners, totals, strict=True):
+        units = {"sum": 1, "tokens": tokens, "bytes": len(offered[i][0][j].encode())}
+        found[i].append(total / max(1, units[likelihood]))
     samples, correct = [], []
     for question, (texts, right), values in zip(questions, offered, found, strict=True):
         chosen = max(range(len(values)), key=values.__getitem__)
@@ -144,16 +143,17 @@ def _encoded(
 
 
 @torch.no_grad()
-def _log_likelihoods(model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
+def _log_likelihoods(model: Any, rows: Sequence[Encoded]) -> list[list[float]]:
     """Return [B, 2]: the log-likelihood of each row's answer in nats, and its tokens."""
     batch = collate([(0, row) for row in rows]).to(model.device)
     supervised = batch.supervised
     hidden = decoder(model)(**batch.model_inputs()).last_hidden_state[supervised]
     losses = vocabulary_losses(hidden, output_head(model), labels=batch.labels[supervised])
     assert losses.per_token.next_token is not None, "labels were given"
-    per_token = torch.stack([-losses.per_token.next_token.double(), torch.ones(len(hidden))], dim=1)
+    log_likelihood = -losses.per_token.next_token.double()
+    per_token = torch.stack([log_likelihood, torch.ones_like(log_likelihood)], dim=1)
     row = supervised.nonzero()[:, 0]
-    return per_token.new_zeros((len(rows), 2)).index_add_(0, row, per_token).cpu()
+    return _summed(per_token, row, len(rows))
 
 
 def agreement(
@@ -168,7 +168,7 @@ def agreement(
 
     Only supervised tokens count. `kl` is KL(teacher ‖ model) and `loss` the model's next-token
     loss, in nats per token. Tokens of one question are not independent: errors are clustered by
-    question.
+    question. Ranks share the questions.
 
     Args:
         model: in evaluation mode.
@@ -177,14 +177,15 @@ def agreement(
         batch: conversations per forward pass.
         track: shows progress.
     """
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i].encoded.input_ids))
-    starts = range(0, len(order), batch)
     frozen_teacher = LocalTeacher(teacher)
-    sums = torch.zeros(len(questions), 4, dtype=torch.float64)
-    for start in track(starts, len(starts)):
-        members = order[start : start + batch]
-        rows = collate([(0, questions[i].encoded) for i in members])
-        sums[members] = _compare_batch(model, frozen_teacher, rows.to(model.device)).cpu()
+
+    def compare(members: list[int]) -> list[list[float]]:
+        rows = collate([(0, questions[i].encoded) for i in members]).to(model.device)
+        return _compare_batch(model, frozen_teacher, rows)
+
+    lengths = [len(question.encoded.input_ids) for question in questions]
+    found = compute_over_ranks(lengths, batch, compare, track)
+    sums = torch.tensor(found, dtype=torch.float64)
     tokens, _, divergence, next_token = sums.sum(dim=0).tolist()
     return score_items(
         sums[:, [1, 0]].tolist(),
@@ -196,7 +197,7 @@ def agreement(
 
 
 @torch.no_grad()
-def _compare_batch(model: Any, teacher: LocalTeacher, batch: Batch) -> torch.Tensor:
+def _compare_batch(model: Any, teacher: LocalTeacher, batch: Batch) -> list[list[float]]:
     """Return [B, 4], supervised sums of each row: count, agreement, KL, next-token loss."""
     supervised = batch.supervised
     hidden = decoder(model)(**batch.model_inputs()).last_hidden_state[supervised]
@@ -206,4 +207,11 @@ def _compare_batch(model: Any, teacher: LocalTeacher, batch: Batch) -> torch.Ten
     columns = [hidden.new_ones(len(hidden)), found.agreement, found.divergence, found.next_token]
     per_token = torch.stack([column.double() for column in columns if column is not None], dim=1)
     row = supervised.nonzero()[:, 0]
-    return per_token.new_zeros((len(batch.labels), 4)).index_add_(0, row, per_token)
+    return _summed(per_token, row, len(batch.labels))
+
+
+def _summed(per_token: torch.Tensor, row: torch.Tensor, rows: int) -> list[list[float]]:
+    """Sum [N, K] values of tokens by the row of each."""
+    sums = per_token.new_zeros((rows, per_token.shape[1])).index_add_(0, row, per_token)
+    found: list[list[float]] = sums.tolist()
+    return found

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
+from dominie.core.distributed import all_gather, rank, world_size
 from dominie.core.errors import InputError
 from dominie.core.references import PathName
 from dominie.data.conversations import Conversation
 from dominie.data.tokenization import Encoded, encode_all, prompt_ids
 from dominie.evaluation.metrics import METRICS, known_metric
+
+T = TypeVar("T")
 
 Ignored = Literal["case", "punctuation", "articles"]
 
@@ -190,3 +193,41 @@ def _shown(messages: Sequence[Mapping[str, Any]]) -> str:
     if len(messages) == 1:
         return str(messages[0]["content"])
     return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+
+
+#: Wraps a stream of so many items to show progress.
+Track = Callable[[Any, int], Any]
+
+
+def untracked(items: Any, _: int) -> Any:
+    """Return the items; shows nothing."""
+    return items
+
+
+def compute_over_ranks(
+    lengths: Sequence[int],
+    batch: int,
+    compute: Callable[[list[int]], Iterable[T]],
+    track: Track = untracked,
+) -> list[T]:
+    """Compute something for each item, a batch at a time; the ranks of a run share the batches.
+
+    The batches are those of a single process, so that the results are the same.
+
+    Args:
+        lengths: [N] of the items; those of like length share a batch.
+        batch: items of a batch.
+        compute: from the indices of a batch's items to their results, in the same order.
+        track: shows progress.
+
+    Returns:
+        [N] results in the order of the items, on every rank.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+    mine = batches[rank() :: world_size()]
+    results: dict[int, T] = {}
+    for members in track(mine, len(mine)):
+        results |= dict(zip(members, compute(members), strict=True))
+    found = {i: result for part in all_gather(results) for i, result in part.items()}
+    return [found[i] for i in range(len(lengths))]

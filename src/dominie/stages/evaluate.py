@@ -1,4 +1,4 @@
-"""Scores every model of a recipe on every task, and keeps what is still true."""
+"""Scores every model of a recipe on every task; keeps results that still hold."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dominie.core.display import Display
+from dominie.core.distributed import broadcast_from_main, destroy_distributed, is_main_process
 from dominie.core.errors import InputError
 from dominie.core.io import (
     file_manifest,
@@ -29,13 +28,13 @@ from dominie.evaluation.lm_eval import definitions_digest, harness_score
 from dominie.evaluation.results import Items, ScoredTask, compare_models
 from dominie.evaluation.task import Question, questions
 from dominie.models.head import check_head, text_config
-from dominie.models.info import ModelInfo, info_of
-from dominie.models.loading import load_frozen
+from dominie.models.info import info_of
 from dominie.models.tokenizer_compat import check_context, check_same_tokens, check_vocabulary
 from dominie.recipe import Evaluation, Task
-from dominie.stages.fingerprint import digest, model_fingerprint
+from dominie.stages.evaluation_models import EvaluationModels, Step, plan_steps
+from dominie.stages.fingerprint import digest
 from dominie.stages.judged import JudgedScores, LocalModels
-from dominie.stages.run_folder import ChatTokenizers, RunFolder
+from dominie.stages.run_folder import RunFolder
 
 #: Part of every result's fingerprint: raised when the same task would come to another result.
 _FORMAT = 2
@@ -46,39 +45,40 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score what has not been scored yet, and write `results.json`.
 
+    The ranks of a run share the questions of each task. The main process alone runs lm-eval, calls
+    judges and writes files; the others return when all models are scored.
+
     Args:
         folder: of the run.
         fingerprints: of the models that stages made.
         display: shows progress.
 
     Returns:
-        `{model: {task: {score, stderr, n, …}}}`.
+        `{model: {task: {score, stderr, n, …}}}`; empty on all processes but the main one.
     """
-    evaluation = folder.recipe.evaluate
+    evaluation, main = folder.recipe.evaluate, is_main_process()
     if evaluation is None:
-        (folder.path / "results.json").unlink(missing_ok=True)  # an earlier recipe's
+        if main:
+            (folder.path / "results.json").unlink(missing_ok=True)  # an earlier recipe's
         return {}
     _check_trained(folder, evaluation)
-    examiner = Evaluator(folder, evaluation, fingerprints, display)
-    judged = JudgedScores(folder, evaluation, examiner.models, display)
-    results = {name: examiner.scores(name) | judged.scores(name) for name in evaluation.models}
+    evaluator = Evaluator(folder, evaluation, fingerprints, display)
+    judged = JudgedScores(folder, evaluation, evaluator.local_models, display) if main else None
+    results = {}
+    for name in evaluation.models:
+        results[name] = evaluator.scores(name)
+        if judged is not None:
+            results[name] |= judged.scores(name)
+    evaluator.models.free()
+    destroy_distributed()
+    if judged is None:
+        return {}
     results |= {name: judged.scores(name) for name in evaluation.endpoints}
     baseline = evaluation.baseline or next(iter(results))
-    _compare(folder.path / "evaluation", results, baseline)
+    _write_comparisons(folder.path / "evaluation", results, baseline)
     write_json(folder.path / "results.json", results)
     judged.check_headlines()
     return results
-
-
-def _compare(folder: Path, results: Mapping[str, Mapping[str, Any]], baseline: str) -> None:
-    """Write how far models differ on the same questions, task by task."""
-    tasks: dict[str, dict[str, Items]] = {}
-    for model, scores in results.items():
-        for task in scores:
-            if (items := _kept_items(folder / model / f"{task}.json")) is not None:
-                tasks.setdefault(task, {})[model] = items
-    differences = {task: compare_models(items) for task, items in tasks.items()}
-    write_json(folder / "comparisons.json", {"baseline": baseline, "differences": differences})
 
 
 def _check_trained(folder: RunFolder, evaluation: Evaluation) -> None:
@@ -93,7 +93,14 @@ def _check_trained(folder: RunFolder, evaluation: Evaluation) -> None:
 
 
 class Evaluator:
-    """Holds one model and one teacher at a time while tasks are worked through."""
+    """Scores the models of a recipe on its tasks.
+
+    Args:
+        folder: of the run.
+        evaluation: of its recipe.
+        fingerprints: of the models that stages made.
+        display: shows progress.
+    """
 
     def __init__(
         self,
@@ -103,60 +110,58 @@ class Evaluator:
         display: Display,
     ) -> None:
         self.folder, self.evaluation, self.display = folder, evaluation, display
-        self._fingerprints = dict(fingerprints)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._load = functools.lru_cache(maxsize=2)(self._loaded)
+        self.models = EvaluationModels(folder, fingerprints, display)
         self._conversations = functools.cache(self._read)
-        self._tokenizers = ChatTokenizers(folder, display)
-        self._asked: dict[tuple[Any, ...], list[Question]] = {}
-        self._outputs: dict[tuple[Any, ...], list[str]] = {}
+        self._questions: dict[tuple[Any, ...], list[Question]] = {}
+        self._kept = broadcast_from_main(self._read_kept)
+        pending = {
+            name: [task for task in evaluation.tasks if task not in kept]
+            for name, kept in self._kept.items()
+        }
+        self._steps = plan_steps(evaluation, pending)
 
     @property
-    def models(self) -> LocalModels:
+    def local_models(self) -> LocalModels:
         """The same models, for benchmarks that are judged."""
-
-        def fingerprint(name: str) -> list[str]:
-            return [self._model_fingerprint(name), self._tokenizers.fingerprint(name)]
-
-        return LocalModels(self._load, fingerprint)
+        return LocalModels(
+            lambda name: (self._load(name), self.models.tokenizer(name)),
+            lambda name: [
+                self.models.weights_fingerprint(name),
+                self.models.tokenizer_fingerprint(name),
+            ],
+        )
 
     def scores(self, name: str) -> dict[str, Any]:
-        """The scores of one model on all tasks, from file where nothing has changed."""
-        model, scores, fresh = self.evaluation.models[name], {}, []
-        for task_name, task in self.evaluation.tasks.items():
-            kept = self.folder.path / "evaluation" / name / f"{task_name}.json"
-            fingerprint = self._fingerprint(model, task)
-            result = _kept_result(kept, fingerprint)
-            if result is None:
-                score = self._score(f"{name} on {task_name}", model, task)
-                result = dataclasses.replace(
-                    score.result, metric=task.metric, measure=task.measure
-                ).as_dict()
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                lines = "".join(json.dumps(sample) + "\n" for sample in score.samples)
-                write_atomic(kept.with_suffix(".jsonl"), lines)
-                items = score.items.as_dict()
-                record = {"fingerprint": fingerprint, "result": result, "items": items}
-                record["samples"] = file_manifest(kept.parent, [kept.with_suffix(".jsonl")])
-                write_checksummed(kept, record, indent=None)
-                fresh.append(task_name)
-            scores[task_name] = result
-        told = ", ".join(f"{task} {_told(scores[task])}" for task in scores)
-        if not scores:
-            return scores
-        self.display.done(name, told if fresh else f"already scored ({told})")
-        return scores
+        """Score one model on all tasks; results that still hold come from their files."""
+        found, fresh = dict(self._kept[name]), False
+        while self._steps and self._steps[0].model == name:
+            for task, scored in self._score(self._steps[0]).items():
+                found[task], fresh = self._write(name, task, scored), True
+            del self._steps[0]
+        found = {task: found[task] for task in self.evaluation.tasks if task in found}
+        if found:
+            text = ", ".join(f"{task} {_in_percent(result)}" for task, result in found.items())
+            self.display.done(name, text if fresh else f"already scored ({text})")
+        return found
 
-    def _score(self, title: str, name: str, task: Task) -> ScoredTask:
-        model, tokenizer = self._load(name)
+    def _score(self, step: Step) -> dict[str, ScoredTask]:
+        """Score the tasks of a step; on other processes than the main one, none of lm-eval's."""
+        tasks = {name: self.evaluation.tasks[name] for name in step.tasks}
+        first, task = next(iter(tasks.items()))
+        name, title = self.evaluation.models[step.model], f"{step.model} on {first}"
         batch, track = self.evaluation.batch, functools.partial(self._track, title)
+        tokenizer = self.models.tokenizer(name)
         if task.lm_eval is not None:
-            return harness_score(model, tokenizer, task.lm_eval, batch=batch, limit=task.limit)
-        asked = self._questions(task, name, tokenizer)
-        _check_questions(info_of(text_config(model)), asked, where=title)
+            if not is_main_process():
+                return {}
+            model = self._load(name)
+            scored = harness_score(model, tokenizer, task.lm_eval, batch=batch, limit=task.limit)
+            return {first: scored}
+        asked, model = self._asked(task, name), self._load(name)
+        _check_questions(model, asked, where=title)
         if task.metric == "choice":
             check_head(model, where=name)
-            return choice(
+            scored = choice(
                 model,
                 tokenizer,
                 asked,
@@ -165,96 +170,112 @@ class Evaluator:
                 batch=batch,
                 track=track,
             )
-        if task.metric != "agreement":
-            key = (name, task.source, task.split, task.limit, task.max_new_tokens)
-            if key not in self._outputs:  # tasks that ask one model the same are answered once
-                self._outputs = {k: v for k, v in self._outputs.items() if k[0] == name}
-                self._outputs[key] = generate_outputs(
-                    model,
-                    tokenizer,
-                    asked,
-                    max_new_tokens=task.max_new_tokens,
-                    batch=batch,
-                    track=track,
-                )
-            return score_outputs(asked, self._outputs[key], task)
-        assert task.teacher is not None, "checked by Task"
-        teacher, theirs = self._load(task.teacher)
-        check_same_tokens(tokenizer, theirs, where=f"{title}, teacher {task.teacher}")
-        _check_questions(
-            info_of(text_config(teacher)), asked, where=f"{title}, teacher {task.teacher}"
+            return {first: scored}
+        if step.teacher is not None:
+            where = f"{title}, teacher {step.teacher}"
+            check_same_tokens(tokenizer, self.models.tokenizer(step.teacher), where=where)
+            teacher = self.models.load(step.teacher, beside=name)
+            _check_questions(teacher, asked, where=where)
+            check_head(model, where=name)
+            check_head(teacher, where=step.teacher)
+            return {first: agreement(model, teacher, asked, batch=batch, track=track)}
+        outputs = generate_outputs(
+            model, tokenizer, asked, max_new_tokens=task.max_new_tokens, batch=batch, track=track
         )
-        check_head(model, where=name)
-        check_head(teacher, where=task.teacher)
-        return agreement(model, teacher, asked, batch=batch, track=track)
+        return {n: score_outputs(self._asked(t, name), outputs, t) for n, t in tasks.items()}
 
-    def _questions(self, task: Task, name: str, tokenizer: Any) -> list[Question]:
-        """The task's questions, encoded once for all models of one tokenizer."""
-        key = (task.source, task.split, task.limit, task.by, self._tokenizers.fingerprint(name))
-        if key not in self._asked:
-            self._asked[key] = questions(tokenizer, self._rows(task), by=task.by)
-        return self._asked[key]
+    def _load(self, name: str) -> Any:
+        """Return a model; the teacher that is needed next stays in memory."""
+        teacher = next((step.teacher for step in self._steps if step.teacher), None)
+        return self.models.load(name, beside=teacher)
+
+    def _asked(self, task: Task, name: str) -> list[Question]:
+        """Return the task's questions, encoded once for all models of one tokenizer."""
+        tokens = self.models.tokenizer_fingerprint(name)
+        key = (task.source, task.split, task.limit, task.by, tokens)
+        if key not in self._questions:
+            tokenizer = self.models.tokenizer(name)
+            self._questions[key] = questions(tokenizer, self._rows(task), by=task.by)
+        return self._questions[key]
 
     def _rows(self, task: Task) -> list[Conversation]:
-        """The rows a task asks, none where it brings its own questions."""
+        """Return the rows a task asks, none if it brings its own questions."""
         if task.source is None:
             return []
         return self._conversations(task.source, task.split)[: task.limit]
 
-    def _track(self, title: str, items: Any, total: int) -> Any:
-        return self.display.track(items, title, total)
-
-    def _loaded(self, name: str) -> tuple[Any, Any]:
-        model = load_frozen(self.folder.model(name), device=self._device)
-        return model, self._tokenizers.of(name)
-
     def _read(self, source: str, split: Any) -> list[Conversation]:
         return read_split(self.folder.source(source), split)
 
+    def _track(self, title: str, items: Any, total: int) -> Any:
+        return self.display.track(items, title, total)
+
+    def _write(self, model: str, task: str, scored: ScoredTask) -> dict[str, Any]:
+        """Keep a result with its samples in `evaluation/`; return what `results.json` has of it."""
+        settings = self.evaluation.tasks[task]
+        result = dataclasses.replace(
+            scored.result, metric=settings.metric, measure=settings.measure
+        ).as_dict()
+        if is_main_process():
+            path = self._path(model, task)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = "".join(json.dumps(sample) + "\n" for sample in scored.samples)
+            write_atomic(path.with_suffix(".jsonl"), lines)
+            record = {
+                "fingerprint": self._fingerprint(model, settings),
+                "result": result,
+                "items": scored.items.as_dict(),
+                "samples": file_manifest(path.parent, [path.with_suffix(".jsonl")]),
+            }
+            write_checksummed(path, record, indent=None)
+        return result
+
+    def _read_kept(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return the results of earlier runs that still hold, by model and task."""
+        kept: dict[str, dict[str, dict[str, Any]]] = {}
+        for model in self.evaluation.models:
+            kept[model] = {}
+            for name, task in self.evaluation.tasks.items():
+                fingerprint = self._fingerprint(model, task)
+                if (result := _kept_result(self._path(model, name), fingerprint)) is not None:
+                    kept[model][name] = result
+        return kept
+
+    def _path(self, model: str, task: str) -> Path:
+        return self.folder.path / "evaluation" / model / f"{task}.json"
+
     def _fingerprint(self, model: str, task: Task) -> str:
+        name = self.evaluation.models[model]
         return digest(
             _FORMAT,
             dataclasses.asdict(task),
             task.lm_eval and definitions_digest(task.lm_eval),
-            self._model_fingerprint(model),
-            self._tokenizers.fingerprint(model),
-            task.teacher and self._model_fingerprint(task.teacher),
+            self.models.weights_fingerprint(name),
+            self.models.tokenizer_fingerprint(name),
+            task.teacher and self.models.weights_fingerprint(task.teacher),
             [(conversation_digest(c).hex(), c.fields) for c in self._rows(task)],
         )
 
-    def _model_fingerprint(self, name: str) -> str:
-        if name not in self._fingerprints:
-            self._fingerprints[name] = model_fingerprint(self.folder.model(name))
-        return self._fingerprints[name]
 
-
-def _check_questions(info: ModelInfo, asked: Sequence[Question], *, where: str) -> None:
+def _check_questions(model: Any, asked: Sequence[Question], *, where: str) -> None:
     """Refuse questions that a model cannot place or has no embedding for."""
-    ids = [question.encoded.input_ids for question in asked]
+    info, ids = info_of(text_config(model)), [question.encoded.input_ids for question in asked]
     check_context(
         info, max(map(len, ids)), where=where, do="take the longest rows out of the split"
     )
     check_vocabulary(info, max(map(max, ids)), where=where)
 
 
-def _told(result: Mapping[str, Any]) -> str:
-    """A score with its interval in percent, and how many outputs were of no valid form."""
+def _in_percent(result: Mapping[str, Any]) -> str:
+    """Format a score with its interval, and how many outputs were of no valid form."""
     low, high = (100 * end for end in result["interval"])
-    told = f"{100 * result['score']:.1f} % ({low:.1f} to {high:.1f})"
+    text = f"{100 * result['score']:.1f} % ({low:.1f} to {high:.1f})"
     invalid = result.get("invalid", 0.0)
-    return f"{told}, {100 * invalid:.1f} % of outputs invalid" if invalid else told
-
-
-def _kept_items(path: Path) -> Items | None:
-    """What a kept score was computed from, None where it did not say."""
-    try:
-        return Items(**read_checksummed(path)["items"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return f"{text}, {100 * invalid:.1f} % of outputs invalid" if invalid else text
 
 
 def _kept_result(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """What was scored before and still holds; None where nothing does, or it cannot be read."""
+    """Return what was scored before and still holds; None if nothing does or can be read."""
     try:
         kept = read_checksummed(path)
         whole = manifest_error(path.parent, kept.get("samples", {})) is None
@@ -264,3 +285,19 @@ def _kept_result(path: Path, fingerprint: str) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None
+
+
+def _write_comparisons(
+    folder: Path, results: Mapping[str, Mapping[str, Any]], baseline: str
+) -> None:
+    """Write how far models differ on the same questions, task by task."""
+    tasks: dict[str, dict[str, Items]] = {}
+    for model, scores in results.items():
+        for task in scores:
+            try:
+                items = Items(**read_checksummed(folder / model / f"{task}.json")["items"])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # a result of an earlier version, which did not keep them
+            tasks.setdefault(task, {})[model] = items
+    differences = {task: compare_models(items) for task, items in tasks.items()}
+    write_json(folder / "comparisons.json", {"baseline": baseline, "differences": differences})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.display import Display
-from dominie.core.distributed import destroy_distributed, is_main_process
+from dominie.core.distributed import destroy_distributed, end_training, is_main_process
 from dominie.core.errors import InputError
 from dominie.core.run_reader import read_stage
 from dominie.recipe import Recipe
@@ -45,9 +45,10 @@ def run_recipe(
         finally:
             if first:  # of what was made before an interruption, too
                 write_cards(folder, scored=False)
+        end_training()
+        evaluate(folder, fingerprints, display)  # the ranks share the questions
         destroy_distributed()
         if first:
-            evaluate(folder, fingerprints, display)
             write_cards(folder, scored=True)
             write_report(folder.path)
     return folder.path
@@ -65,8 +66,10 @@ def evaluate_recipe(recipe: Recipe, runs: Path, display: Display | None = None) 
         for name in recipe.stages:
             check_whole(folder.stage(name), read_stage(folder.stage(name)), display)
         evaluate(folder, folder.trained_fingerprints(), display)
-        write_cards(folder, scored=True)
-        write_report(folder.path)
+        destroy_distributed()
+        if is_main_process():
+            write_cards(folder, scored=True)
+            write_report(folder.path)
     return folder.path
 
 

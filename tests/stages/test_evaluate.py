@@ -57,7 +57,7 @@ def quiet() -> Display:
 
 
 def evaluated(recipe: Path, *overrides: str) -> tuple[dict[str, Any], str]:
-    """The results, and what was said on the way to them."""
+    """The results, and what was printed on the way to them."""
     console = Console(file=io.StringIO(), width=200)
     run = evaluate_recipe(load_recipe(recipe, overrides), recipe.parent / "runs", Display(console))
     assert isinstance(console.file, io.StringIO)
@@ -66,7 +66,7 @@ def evaluated(recipe: Path, *overrides: str) -> tuple[dict[str, Any], str]:
 
 def test_tasks_are_scored_compared_and_kept(tmp_path):
     recipe = write_recipe(tmp_path)
-    results, said = evaluated(recipe)
+    results, printed = evaluated(recipe)
     assert list(results) == ["small", "large"]
     for scores in results.values():
         assert list(scores) == ["exact", "words", "number", "choice", "same"]
@@ -78,7 +78,7 @@ def test_tasks_are_scored_compared_and_kept(tmp_path):
     assert [small[task]["n"] for task in small] == [9, 9, 9, 3, 3]
     assert set(small["exact"]["groups"]) == {"name", "other"}
     assert small["number"]["invalid"] == 1.0
-    assert "100.0 % of outputs invalid" in said
+    assert "100.0 % of outputs invalid" in printed
     assert small["choice"]["measure"] == "most likely option"
     assert results["large"]["same"]["score"] == 1.0
 
@@ -92,11 +92,11 @@ def test_tasks_are_scored_compared_and_kept(tmp_path):
     assert (sample["correct"], sample["invalid"], sample["score"]) == (False, True, 0.0)
     assert "Over <span" in (folder / "report.html").read_text()
 
-    again, said = evaluated(recipe)
+    again, printed = evaluated(recipe)
     assert again == results
-    assert said.count("already scored") == 2
-    changed, said = evaluated(recipe, "evaluate.tasks.number.extract=red|blue|green")
-    assert "already scored" not in said
+    assert printed.count("already scored") == 2
+    changed, printed = evaluated(recipe, "evaluate.tasks.number.extract=red|blue|green")
+    assert "already scored" not in printed
     assert changed["small"]["exact"] == results["small"]["exact"]
 
 
@@ -155,7 +155,7 @@ def test_a_recipe_of_tasks_alone_can_be_checked(tmp_path):
     )
 
 
-GUIDE = Path(__file__).parents[1] / "docs" / "evaluation.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
 
 def test_the_guide_s_examples_are_valid(tmp_path):

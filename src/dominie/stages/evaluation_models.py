@@ -1,0 +1,129 @@
+"""Loads the models of an evaluation, one model and one teacher at a time, as rarely as it can."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dominie.core.display import Display
+from dominie.core.distributed import init_distributed, world_size
+from dominie.evaluation.metrics import METRICS
+from dominie.models.loading import load_frozen
+from dominie.recipe import Evaluation, Task
+from dominie.stages.fingerprint import model_fingerprint
+from dominie.stages.run_folder import ChatTokenizers, RunFolder
+from dominie.training.counters import give_back_freed_memory
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tasks that are scored together, since they ask a model for the same answers.
+
+    Attributes:
+        model: as `results.json` names it.
+        tasks: by name.
+        teacher: that has to be in memory beside the model.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    teacher: str | None
+
+
+def plan_steps(evaluation: Evaluation, pending: Mapping[str, Sequence[str]]) -> list[Step]:
+    """Order tasks so that few models are loaded when only one and one teacher fit in memory.
+
+    Of each model, tasks without a teacher come first, then those whose teacher is in memory.
+
+    Args:
+        evaluation: of the recipe.
+        pending: names of the tasks to score, by model.
+    """
+    steps: list[Step] = []
+    held: str | None = None
+    for name, tasks in pending.items():
+        together: dict[tuple[Any, ...], list[str]] = {}
+        for task in tasks:
+            together.setdefault(_answers_key(task, evaluation.tasks[task]), []).append(task)
+        mine = [Step(name, tuple(t), _teacher(evaluation.tasks[t[0]])) for t in together.values()]
+        order = [None, evaluation.models[name], held, *(step.teacher for step in mine)]
+        mine.sort(key=lambda step: order.index(step.teacher))
+        held = next((step.teacher for step in reversed(mine) if step.teacher), held)
+        steps += mine
+    return steps
+
+
+def _teacher(task: Task) -> str | None:
+    return task.teacher if task.metric == "agreement" else None
+
+
+def _answers_key(name: str, task: Task) -> tuple[Any, ...]:
+    """Equal for tasks that generate the same answers; any other task is alone."""
+    if METRICS[task.metric].score is None:
+        return (name,)
+    return task.source, task.split, task.limit, task.max_new_tokens
+
+
+class EvaluationModels:
+    """The models that a recipe names, each loaded when it is asked for.
+
+    Args:
+        folder: of the run.
+        fingerprints: of the models that stages made.
+        display: where a borrowed chat template is mentioned.
+    """
+
+    def __init__(
+        self, folder: RunFolder, fingerprints: Mapping[str, str], display: Display
+    ) -> None:
+        self.folder, self._trained = folder, fingerprints
+        self._tokenizers = ChatTokenizers(folder, display)
+        self._loaded: dict[str, Any] = {}
+        self._weights = functools.cache(self._weights_fingerprint)
+
+    def load(self, name: str, *, beside: str | None = None) -> Any:
+        """Return a model in evaluation mode. All others are freed first, except one.
+
+        Args:
+            name: of a stage or model of the recipe.
+            beside: the model that stays in memory, if it is there.
+        """
+        if name not in self._loaded:
+            self.free(keep=beside)
+            self._loaded[name] = load_frozen(self.folder.model(name), device=self._device)
+        return self._loaded[name]
+
+    def free(self, *, keep: str | None = None) -> None:
+        """Give the memory of all models but one back to the system."""
+        for name in self._loaded.keys() - {keep}:
+            del self._loaded[name]
+        gc.collect()  # modules and their hooks refer to each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        give_back_freed_memory()
+
+    def tokenizer(self, name: str) -> Any:
+        """Return a model's tokenizer, with a chat template."""
+        return self._tokenizers.of(name)
+
+    def tokenizer_fingerprint(self, name: str) -> str:
+        """Return what distinguishes a model's tokens and chat template."""
+        return self._tokenizers.fingerprint(name)
+
+    def weights_fingerprint(self, name: str) -> str:
+        """Return what distinguishes a model's weights."""
+        return self._trained.get(name) or self._weights(name)
+
+    def _weights_fingerprint(self, name: str) -> str:
+        return model_fingerprint(self.folder.model(name))
+
+    @property
+    def _device(self) -> torch.device:
+        if world_size() > 1:
+            return torch.device(init_distributed().device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")

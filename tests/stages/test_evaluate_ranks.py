@@ -1,0 +1,192 @@
+"""The ranks of a run share the questions of an evaluation; the results are those of one process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+RECIPE = """\
+name: shop
+data: {{shop: {{path: shop.jsonl, test_fraction: 1.0}}}}
+evaluate:
+  models: {{small: "toyworld:student", large: "toyworld:teacher"}}
+  batch: 4
+  tasks:
+    exact: {{source: shop, by: kind, max_new_tokens: 3}}
+    words: {{source: shop, metric: token_f1, max_new_tokens: 3}}
+    pick: {{source: shop, metric: choice, options: offered}}
+    near: {{source: shop, metric: agreement, teacher: "toyworld:teacher"}}
+    few: {{source: shop, limit: 2, max_new_tokens: 2}}
+  benchmarks:
+    mt: {{questions: questions.jsonl, control_questions: 1, max_new_tokens: 3,
+         judge: {{endpoint: "{url}", model: judge}}}}
+"""
+
+
+@pytest.fixture
+def judge() -> Iterator[ThreadingHTTPServer]:
+    """Rates everything 7, and counts what it is asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            server.calls += 1
+            message = {"role": "assistant", "content": "Rating: [[7]]"}
+            body = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]})
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.calls = 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def written_recipe(folder: Path, text: str, **values: Any) -> Path:
+    rows = [
+        {
+            "prompt": f"the {colour} {'big ' * (i % 3)}{thing} ?",
+            "completion": colour,
+            "kind": thing,
+            "offered": ["red", "blue", "green and black"],
+        }
+        for i, colour in enumerate(("red", "blue", "blue", "red"))
+        for thing in ("lamp", "desk", "scarf")
+    ]
+    (folder / "shop.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = {"question_id": 1, "category": "writing", "turns": ["copy red", "copy blue"]}
+    (folder / "questions.jsonl").write_text(json.dumps(asked) + "\n")
+    (folder / "shop.yaml").write_text(text.format(**values))
+    return folder / "shop.yaml"
+
+
+def dominie(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dominie", "run", str(recipe), *arguments]
+    return subprocess.run(
+        command, cwd=recipe.parent, env=ENVIRONMENT, capture_output=True, text=True, timeout=280
+    )
+
+
+def test_two_processes_score_what_one_does_and_pay_the_judge_once(tmp_path, judge):
+    url = f"http://127.0.0.1:{judge.server_address[1]}/v1"
+    recipe = written_recipe(tmp_path, RECIPE, url=url)
+    found, calls = [], []
+    for processes in (1, 2):
+        done = dominie(recipe, "--nproc", str(processes), "--json")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("small exact") == 1, "one process prints"
+        calls.append(judge.calls - sum(calls))
+        folder = tmp_path / "runs" / "shop"
+        evaluation = folder / "evaluation"
+        found.append(
+            {
+                "stdout": json.loads(done.stdout)["results"],
+                "results": (folder / "results.json").read_text(),
+                "comparisons": (evaluation / "comparisons.json").read_text(),
+                "rows": [
+                    path.read_text()
+                    for path in sorted(evaluation.glob("*/*.json*"))
+                    if path.stem != "mt"
+                ],
+                "files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*")),
+            }
+        )
+        shutil.rmtree(tmp_path / "runs")
+    one, two = found
+    assert two == one
+    assert list(json.loads(one["results"])["small"]) == [
+        "exact",
+        "words",
+        "pick",
+        "near",
+        "few",
+        "mt",
+    ]
+    assert len(one["rows"]) == 2 * 5 * 2
+    assert calls[0] == calls[1] > 4
+
+
+FAILING = """\
+import os, sys
+from dominie.core.errors import InputError
+from dominie.stages import evaluate
+original = evaluate.agreement
+def agreement(*given, **options):
+    if os.environ["RANK"] == "1":
+        raise InputError("no memory is left", where="rank 1")
+    return original(*given, **options)
+evaluate.agreement = agreement
+sys.argv = ["dominie", "run", {recipe!r}]
+from dominie.cli.entry import main
+main()
+"""
+
+
+def test_an_error_of_one_rank_ends_all_of_them_with_one_message(tmp_path):
+    tasks = RECIPE.split("  benchmarks:")[0]
+    recipe = written_recipe(tmp_path, tasks)
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING.format(recipe=str(recipe)))
+    launch = "import sys; from dominie.core.launch import run_ranks; "
+    launch += f"sys.exit(run_ranks([sys.executable, {str(script)!r}], 2))"
+    done = subprocess.run(
+        [sys.executable, "-c", launch],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "rank 1: no memory is left" in done.stderr
+    assert "Traceback" not in done.stderr
+    folder = tmp_path / "runs" / "shop"
+    assert (folder / "evaluation" / "small" / "exact.json").exists(), "what was scored is kept"
+    assert not (folder / "results.json").exists()
+
+
+@pytest.mark.full
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval")
+def test_lm_eval_runs_on_the_main_process_alone(tmp_path):
+    rows = [
+        {"question": f"{colour} {colour}", "answer": i % 2, "choices": [" red", " blue green"]}
+        for i, colour in enumerate(["red", "blue", "green", "black"])
+    ]
+    (tmp_path / "colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "colours.yaml").write_text(
+        "task: toy_colours\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'colours.jsonl'}}}}}\n"
+        'doc_to_text: "{{question}}"\ndoc_to_target: "{{answer}}"\ndoc_to_choice: "{{choices}}"\n'
+        "metric_list: [{metric: acc}]\n"
+    )
+    text = RECIPE.split("  tasks:")[0] + (
+        "  tasks:\n"
+        "    harness: {{metric: lm_eval, lm_eval: {{tasks: [toy_colours], include: tasks}}}}\n"
+        "    exact: {{source: shop, max_new_tokens: 3}}\n"
+    )
+    recipe = written_recipe(tmp_path, text)
+    results = []
+    for processes in ("1", "2"):
+        done = dominie(recipe, "--nproc", processes, "--json")
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout)["results"])
+        shutil.rmtree(tmp_path / "runs")
+    assert results[0] == results[1]
+    assert results[0]["small"]["harness"]["n"] == 4
