@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import kl_div
 
-from dominie.losses.objective import COLUMNS
+from dominie.losses.objective import Objective
+from dominie.losses.terms import LossTerms, Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -75,17 +76,17 @@ class PlainCache:
 def plainly_taught(
     student: Any, teachers: Sequence[Any], *, maps: bool, sources: int
 ) -> Iterator[None]:
-    """Within, `student(lesson=…)` returns the plain loss in the form of the product's learner."""
+    """Within, `student(inputs=…)` returns the plain loss in the form of the product's learner."""
     forward = student.forward
     attending = [student, *teachers] if maps else []
     for model in attending:
         model.set_attn_implementation("eager")
 
-    def taught(*args: Any, lesson: DistillationInputs | None = None, **kwargs: Any) -> Any:
-        if lesson is None:
+    def taught(*args: Any, inputs: DistillationInputs | None = None, **kwargs: Any) -> Any:
+        if inputs is None:
             return forward(*args, **kwargs)
         options = {"output_attentions": True} if maps else {}
-        return _outputs(forward(**lesson.batch.model_inputs(), **options), lesson, sources)
+        return _outputs(forward(**inputs.batch.model_inputs(), **options), inputs, sources)
 
     student.forward = taught
     try:
@@ -96,15 +97,16 @@ def plainly_taught(
             model.set_attn_implementation("sdpa")
 
 
-def _outputs(output: Any, lesson: DistillationInputs, sources: int) -> Mapping[str, Any]:
-    batch, said = lesson.batch, lesson.signal
+def _outputs(output: Any, inputs: DistillationInputs, sources: int) -> Mapping[str, Any]:
+    batch, said = inputs.batch, inputs.signal
     student = _log_probabilities(output.logits, batch)
     loss = kl_div(student, said.log_probabilities, reduction="sum", log_target=True)
     terms = {"prediction": loss.detach()}
     if said.maps:
         compared = _maps_compared(output.attentions, said.maps, batch)
         loss, terms["attention"] = loss + compared, compared.detach()
-    by_source = loss.new_zeros((sources, len(COLUMNS)), dtype=torch.float32)
+    columns = Objective([LossTerms(prediction=Prediction())]).columns
+    by_source = loss.new_zeros((sources, len(columns)), dtype=torch.float32)
     by_source[0, 0] = batch.supervised.sum()
     return {"loss": loss, "terms": terms, "by_source": by_source}
 

@@ -19,9 +19,11 @@ from transformers import TrainerCallback
 
 from dominie.models.attention_hooks import hooks_of
 from dominie.models.flops import model_flops
+from dominie.teachers import LocalTeacher
 from dominie.training.arguments import training_arguments
 from dominie.training.settings import TrainSettings
-from dominie.training.train_stage import schedule_of, trainer_of
+from dominie.training.stage_sources import StageTraining
+from dominie.training.train_stage import LoadedModels, build_trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -82,14 +84,14 @@ class TeacherSetup:
     """How a stage is taught.
 
     Attributes:
-        lessons: what.
-        teachers: models, by the names that `lessons` use.
+        sources: with their rows, losses and the names of their teachers.
+        teachers: models, by the names that `sources` use.
         caches: what speaks in their place.
         plainly: in place of the product's losses and teachers, where that is asked for: makes the
             student return others, and the teacher that goes with them.
     """
 
-    lessons: Sequence[StageSource]
+    sources: Sequence[StageSource]
     teachers: Mapping[str, Any]
     caches: Mapping[str, Teacher]
     plainly: tuple[Callable[[], AbstractContextManager[None]], Any] | None = None
@@ -117,25 +119,24 @@ def steps_taken(
         batch=batch, micro_batch=micro_batch, steps=_NEVER, max_length=length, precision="bf16",
         log_every=_NEVER - 1, checkpoint_every=_NEVER - 1, evaluate_every=_NEVER - 1,
     )  # fmt: skip
-    course = schedule_of(taught.lessons, settings)
     clock = _Clock(steps, deadline)
     before = settled()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        arguments = training_arguments(
-            settings, folder / "checkpoints", steps=course.steps, ranks=1
+        stage = StageTraining(folder=folder, sources=taught.sources, settings=settings)
+        arguments = training_arguments(settings, folder / "checkpoints", steps=_NEVER, ranks=1)
+        models = LoadedModels(
+            student=student,
+            flops=model_flops(student),
+            teachers={name: LocalTeacher(model) for name, model in taught.teachers.items()},
+            caches=taught.caches,
         )
         try:
             with contextlib.ExitStack() as stack:
                 loss_in_forward, teacher = taught.plainly or (contextlib.nullcontext, None)
                 trainer = stack.enter_context(
-                    trainer_of(
-                        student, taught.teachers, folder=folder, arguments=arguments,
-                        course=course, lessons=taught.lessons, settings=settings,
-                        own=model_flops(student), caches=taught.caches, teacher=teacher,
-                        callbacks=[clock],
-                    )
-                )  # fmt: skip
+                    build_trainer(stage, models, arguments, teacher=teacher, callbacks=[clock])
+                )
                 stack.enter_context(loss_in_forward())
                 trainer.resume(None)
             peak = peak_above(before)

@@ -102,7 +102,7 @@ def measured(way: str, folder: Path, size: dict[str, int]) -> dict[str, object]:
             _wait()
             began = time.perf_counter()
             outputs = student(
-                lesson=DistillationInputs(batch, router.signal(batch), measured=False)
+                inputs=DistillationInputs(batch, router.signal(batch), measured=False)
             )
             (outputs["loss"] / ids.numel()).backward()
             optimiser.step()

@@ -111,7 +111,7 @@ class Laboratory:
         """Forget all other models."""
         self.models = {name: model for name, model in self.models.items() if name in names}
 
-    def lessons(self, job: Job, length: int, rows: int) -> list[StageSource]:
+    def sources(self, job: Job, length: int, rows: int) -> list[StageSource]:
         """A source for each teacher."""
         terms = LossTerms(prediction=Prediction(), attention=Attention() if job.attention else None)
         size = self.configs["student"].vocab_size
@@ -125,7 +125,7 @@ class Laboratory:
         ]  # fmt: skip
 
     def taught(
-        self, job: Job, lessons: list[StageSource], scratch: Path, *, plain: bool
+        self, job: Job, sources: list[StageSource], scratch: Path, *, plain: bool
     ) -> TeacherSetup:
         """Who teaches a job, and how."""
         student = self.model("student")
@@ -133,21 +133,21 @@ class Laboratory:
         caches = {}
         if job.cached:
             caches = {
-                str(each.cache): self.cache(each, scratch / str(each.teacher)) for each in lessons
+                str(each.cache): self.cache(each, scratch / str(each.teacher)) for each in sources
             }
             models = {}
         if not plain:
-            return TeacherSetup(lessons, models, caches)
+            return TeacherSetup(sources, models, caches)
         teacher: Any = PlainTeacher(list(models.values()), maps=job.attention)
         if job.cached:
             teacher = PlainCache(*caches.values(), student.config.vocab_size)
         loss_in_forward = functools.partial(
             plainly_taught, student, list(models.values()), maps=job.attention,
-            sources=len(lessons),
+            sources=len(sources),
         )  # fmt: skip
-        return TeacherSetup(lessons, models, caches, (loss_in_forward, teacher))
+        return TeacherSetup(sources, models, caches, (loss_in_forward, teacher))
 
-    def cache(self, lessons: StageSource, folder: Path) -> CachedTeacher:
+    def cache(self, source: StageSource, folder: Path) -> CachedTeacher:
         """What a teacher says about a source's conversations, written down and opened."""
         from dominie.data.shards import ShardWriter
         from dominie.teachers import cache as caches
@@ -160,9 +160,9 @@ class Laboratory:
         )
         from dominie.teachers.cached import CachedTeacher
 
-        model, settings, rows = self.model(str(lessons.teacher)), CacheSettings(), lessons.train
+        model, settings, rows = self.model(str(source.teacher)), CacheSettings(), source.train
         identity = caches.Identity(
-            teacher=str(lessons.teacher), revision=None, weights="random", tokenizer="none",
+            teacher=str(source.teacher), revision=None, weights="random", tokenizer="none",
             vocabulary=model.config.vocab_size, temperature=1.0, scheme=settings.identity,
         )  # fmt: skip
         if not caches.exists(folder):
@@ -197,7 +197,7 @@ def job_rows(
     )
     micro_batch = max(1, TOKENS // length) * job.packed
     batch = micro_batch * ACCUMULATED
-    lessons = laboratory.lessons(job, length, rows=2 * batch)
+    sources = laboratory.sources(job, length, rows=2 * batch)
     gpu = gpu_of_this_machine()
     peak = gpu.half if gpu else speed
     ours: float | None = None
@@ -211,7 +211,7 @@ def job_rows(
                 note = "out of time"
             else:
                 try:
-                    taught = laboratory.taught(job, lessons, Path(scratch), plain=plain)
+                    taught = laboratory.taught(job, sources, Path(scratch), plain=plain)
                     found, too_large = fitting_steps(
                         laboratory.model("student"), taught, micro_batch=micro_batch,
                         length=length, batch=batch, steps=steps, deadline=deadline,

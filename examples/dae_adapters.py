@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from dominie.data.batch import Batch, collate
 from dominie.data.sources import Source, read_split
 from dominie.data.tokenization import Encoded, encode_all
-from dominie.losses.objective import COLUMNS, Objective
+from dominie.losses.objective import Objective
 from dominie.losses.terms import LossTerms, NextToken, Prediction
 from dominie.teachers import AdapterTeacher, RoutedTeacher, Teacher
 from dominie.toyworld import materialise
@@ -52,7 +52,7 @@ class TaughtTrainer(Trainer):
         """The mean loss of a batch over its supervised tokens."""
         batch = Batch.from_dict(inputs)
         signal = self.teacher.signal(batch) if self.teacher else None
-        outputs = model(lesson=DistillationInputs(batch, signal))
+        outputs = model(inputs=DistillationInputs(batch, signal))
         loss = outputs["loss"] / batch.supervised.sum()
         return (loss, outputs) if return_outputs else loss
 
@@ -89,9 +89,11 @@ def measured(model: Any, rows: Rows, teacher: Teacher) -> dict[str, float]:
     """KL to the teacher of each source, in nats per token."""
     batch = collate(rows.rows)
     model.eval()
-    with loss_in_forward(model, Objective([FOLLOW, FOLLOW])), torch.no_grad():
-        sums = model(lesson=DistillationInputs(batch, teacher.signal(batch)))["by_source"]
-    kl = sums[:, COLUMNS.index("divergence")] / sums[:, COLUMNS.index("tokens")]
+    objective = Objective([FOLLOW, FOLLOW])
+    with loss_in_forward(model, objective), torch.no_grad():
+        sums = model(inputs=DistillationInputs(batch, teacher.signal(batch)))["by_source"]
+    sums_of = dict(zip(objective.columns, sums.T, strict=True))
+    kl = sums_of["divergence"] / sums_of["tokens"]
     return dict(zip(SOURCES, kl.tolist(), strict=True))
 
 

@@ -54,8 +54,8 @@ def assert_same(one: Signal, other: Signal) -> None:
     assert len(one.parts) == len(other.parts)
     for ours, theirs in zip(one.parts, other.parts, strict=True):
         assert ours.rows.tolist() == theirs.rows.tolist()
-        torch.testing.assert_close(ours.target[0], theirs.target[0])
-        assert ours.target[1].weight.equal(theirs.target[1].weight)
+        torch.testing.assert_close(ours.target.hidden, theirs.target.hidden)
+        assert ours.target.head.weight.equal(theirs.target.head.weight)
         assert ours.attention.keys() == theirs.attention.keys()
         for layer in ours.attention:
             torch.testing.assert_close(ours.attention[layer].key, theirs.attention[layer].key)
@@ -66,7 +66,7 @@ def gradient(student: MistralForCausalLM, teacher: RoutedTeacher, rank: int) -> 
     student.zero_grad()
     for number, sources in enumerate(MICRO_BATCHES):
         batch = batch_of(sources[rank], 10 * number + rank)
-        student(lesson=DistillationInputs(batch, teacher.signal(batch)))["loss"].backward()
+        student(inputs=DistillationInputs(batch, teacher.signal(batch)))["loss"].backward()
     return torch.cat([p.grad.flatten() for p in student.parameters()])
 
 

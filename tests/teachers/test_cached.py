@@ -16,7 +16,7 @@ from dominie.core.errors import InputError, RunError
 from dominie.data.batch import collate
 from dominie.data.shards import ShardWriter, shard_files
 from dominie.data.tokenization import Encoded
-from dominie.losses.objective import Objective
+from dominie.losses.objective import ForwardPass, Objective
 from dominie.losses.terms import LossTerms, Prediction
 from dominie.models.head import decoder, output_head
 from dominie.teachers import LocalTeacher, RoutedTeacher
@@ -100,13 +100,14 @@ def loss_and_gradient(
     student.requires_grad_(True)
     batch = collate(rows, pack_to=pack_to, **o)
     objective = Objective([LossTerms(prediction=Prediction(temperature=t))] * 3)
-    total = objective(
+    forward = ForwardPass(
         decoder(student)(**batch.model_inputs()).last_hidden_state,
         output_head(student),
         labels=batch.labels,
         source_ids=batch.source_ids,
         signal=teacher.signal(batch),
-    ).total
+    )
+    total = objective(forward).total
     total.backward()
     gradients = [p.grad.flatten() for p in student.parameters() if p.grad is not None]
     return total.detach(), torch.cat(gradients)

@@ -70,7 +70,7 @@ def gradient(teacher: RoutedTeacher, batch: Batch) -> torch.Tensor:
     torch.manual_seed(2)
     student = MistralForCausalLM(MistralConfig(**SIZES))
     with loss_in_forward(student, Objective(TERMS), [(0, 0), (1, 1)]):
-        student(lesson=DistillationInputs(batch, teacher.signal(batch)))["loss"].backward()
+        student(inputs=DistillationInputs(batch, teacher.signal(batch)))["loss"].backward()
     return torch.cat([p.grad.flatten() for p in student.parameters()])
 
 

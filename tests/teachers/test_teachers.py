@@ -11,7 +11,7 @@ from transformers.models.mistral import MistralForCausalLM
 
 from dominie.data.batch import Batch, collate
 from dominie.data.tokenization import Encoded
-from dominie.losses.objective import Objective
+from dominie.losses.objective import ForwardPass, Objective
 from dominie.losses.terms import LossTerms, NextToken, Prediction
 from dominie.models.head import decoder, output_head
 from dominie.teachers import LocalTeacher, RoutedTeacher
@@ -65,7 +65,7 @@ def test_a_local_teacher_says_what_its_model_computes(rows):
     model = model_of(1)
     batch = collate(rows)
     (part,) = LocalTeacher(model, attention_layers=[1]).signal(batch).parts
-    hidden, head = part.target
+    hidden, head = part.target.hidden, part.target.head
     assert part.rows.tolist() == list(range(6))
     start = 0
     for number, (_, row) in enumerate(rows):
@@ -108,14 +108,14 @@ def test_routing_gives_each_source_the_loss_of_its_own_teacher_alone(rows):
 
     def loss(teacher: Any, chosen: list[tuple[int, Encoded]]) -> torch.Tensor:
         batch = collate(chosen)
-        return objective(
+        forward = ForwardPass(
             decoder(student)(**batch.model_inputs()).last_hidden_state,
             output_head(student),
             labels=batch.labels,
             source_ids=batch.source_ids,
             signal=teacher.signal(batch) if teacher else None,
-            attention=None,
-        ).total
+        )
+        return objective(forward).total
 
     together = loss(routed, rows)
     apart = sum(

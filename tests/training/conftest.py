@@ -16,16 +16,16 @@ from transformers.models.mixtral import MixtralForCausalLM
 from dominie.data.batch import Row
 from dominie.data.sampling import Mix
 from dominie.losses.objective import Objective
-from dominie.losses.terms import Attention, LossTerms
+from dominie.losses.terms import LossTerms
 from dominie.models.flops import model_flops
 from dominie.teachers import Teacher
 from dominie.training.arguments import training_arguments
 from dominie.training.counters import FlopsMeter
-from dominie.training.dataloader import Collator, MixedRows
+from dominie.training.dataloader import Collator, FixedRows
 from dominie.training.loss_forward import loss_in_forward
-from dominie.training.metric_sums import MetricsLog, MetricSums
+from dominie.training.metric_sums import MetricsLog
 from dominie.training.settings import TrainSettings
-from dominie.training.trainer import DistillationTrainer
+from dominie.training.trainer import DistillationTrainer, Monitor
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no folder on the path
 
@@ -86,7 +86,6 @@ def step_gradient(tmp_path: Path) -> GradientOf:
         pack_to: int | None = None,
         pairs: Sequence[tuple[int, int]] = (),
         gradient_checkpointing: bool = False,
-        options: Attention | None = None,
         seed: int = 0,
         source_gradients: bool = False,
         micro_batches_ahead: int = 1,
@@ -95,38 +94,34 @@ def step_gradient(tmp_path: Path) -> GradientOf:
         settings = TrainSettings(
             batch=batch,
             micro_batch=micro_batch,
+            teacher_micro_batch=micro_batches_ahead * micro_batch,
             steps=1,
             max_length=64,
             gradient_checkpointing=gradient_checkpointing,
+            source_gradients=source_gradients,
             arguments={"max_grad_norm": 1e9, "use_cpu": True},
         )
         names = [str(i) for i in range(len(rows))]
         sizes = {name: len(source) for name, source in zip(names, rows, strict=True)}
+        shares = {name: float(size) for name, size in sizes.items()}
+        mix = Mix(sizes, shares, batch=batch, micro_batch=micro_batch, steps=1, seed=0)
+        collator = Collator(routes or [0] * len(rows), pack_to)
         arguments = training_arguments(settings, tmp_path / "checkpoints", steps=1, ranks=1)
         arguments.save_strategy = "no"
-        kept = StepGradient()
-        with loss_in_forward(model, Objective(terms), pairs, options=options):
+        kept, objective = StepGradient(), Objective(terms)
+        with loss_in_forward(model, objective, pairs):
             trainer = DistillationTrainer(
                 model,
                 arguments,
-                rows=MixedRows(rows),
-                mix=Mix(
-                    sizes,
-                    {name: float(size) for name, size in sizes.items()},
-                    batch=batch,
-                    micro_batch=micro_batch,
-                    steps=1,
-                    seed=0,
-                ),
-                collator=Collator(routes or [0] * len(rows), pack_to),
+                settings,
+                objective=objective,
+                steps=FixedRows(dict(zip(names, rows, strict=True)), mix, collator),
                 teacher=teacher,
-                meter=MetricSums(names),
-                validation=None,
-                records=MetricsLog(tmp_path / "metrics.jsonl"),
-                utilisation=FlopsMeter(model_flops(model), [None] * len(rows), peak=None),
-                epochs=1,
-                source_gradients=source_gradients,
-                micro_batches_ahead=micro_batches_ahead,
+                monitor=Monitor(
+                    sources=names,
+                    log=MetricsLog(tmp_path / "metrics.jsonl"),
+                    flops=FlopsMeter(model_flops(model), [None] * len(rows), peak=None),
+                ),
                 callbacks=[kept],
             )
             state = {name: tensor.clone() for name, tensor in model.state_dict().items()}

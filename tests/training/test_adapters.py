@@ -25,8 +25,8 @@ from dominie.teachers import AdapterTeacher, LocalTeacher, RoutedTeacher
 from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training import train_stage as stage_module
 from dominie.training.settings import Lora, TrainSettings
-from dominie.training.stage_sources import StageSource
-from dominie.training.train_stage import train_stage
+from dominie.training.stage_sources import StageSource, StageTraining
+from dominie.training.train_stage import StageModels, train_stage
 
 LORA = {"r": 3, "alpha": 6}
 LABELS = LossTerms(next_token=NextToken())
@@ -60,14 +60,14 @@ def settings(**changes: Any) -> TrainSettings:
 
 def tuned(folder: Path, student: Model, seed: int, **changes: Any) -> Model:
     """A model tuned on labels, in `folder/model`."""
-    lesson = StageSource(name="rows", train=rows(24, seed), validation=(), share=1.0, terms=LABELS)
+    source = StageSource(name="rows", train=rows(24, seed), validation=(), share=1.0, terms=LABELS)
     train_stage(
-        folder,
-        student=student,
-        tokenizer=word_tokenizer(),
-        teachers={},
-        lessons=[lesson],
-        settings=settings(learning_rate=5e-2, steps=8, **changes),
+        StageTraining(
+            folder=folder,
+            sources=[source],
+            settings=settings(learning_rate=5e-2, steps=8, **changes),
+        ),
+        StageModels(student=student, tokenizer=word_tokenizer(), teachers={}),
     )
     return Model(path=str(folder / "model"))
 
@@ -113,14 +113,10 @@ def test_an_adapter_trained_on_is_an_adapter_over_the_same_base(models, tmp_path
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             told.append(logits(kwargs["model"]))
 
-    lesson = StageSource(name="rows", train=rows(24, 5), validation=(), share=1.0, terms=LABELS)
+    source = StageSource(name="rows", train=rows(24, 5), validation=(), share=1.0, terms=LABELS)
     train_stage(
-        tmp_path / "on",
-        student=models["reference"],
-        tokenizer=word_tokenizer(),
-        teachers={},
-        lessons=[lesson],
-        settings=settings(),
+        StageTraining(folder=tmp_path / "on", sources=[source], settings=settings()),
+        StageModels(student=models["reference"], tokenizer=word_tokenizer(), teachers={}),
         callbacks=[Keep()],
     )
     began, ended = told
@@ -188,7 +184,7 @@ def test_who_does_not_share_the_base_and_why(models, tmp_path):
 
 def dae(folder: Path, models: dict[str, Model], terms: LossTerms, **changes: Any) -> Any:
     """The alignment stage; general rows by the base, domain rows by the expert."""
-    lessons = [
+    sources = [
         StageSource(
             name="general",
             train=rows(24, 3),
@@ -207,12 +203,14 @@ def dae(folder: Path, models: dict[str, Model], terms: LossTerms, **changes: Any
         ),
     ]
     return train_stage(
-        folder,
-        student=models["reference"],
-        tokenizer=word_tokenizer(),
-        teachers={"base": models["base"], "expert": models["expert"]},
-        lessons=lessons,
-        settings=settings(evaluate_every=1, **changes),
+        StageTraining(
+            folder=folder, sources=sources, settings=settings(evaluate_every=1, **changes)
+        ),
+        StageModels(
+            student=models["reference"],
+            tokenizer=word_tokenizer(),
+            teachers={"base": models["base"], "expert": models["expert"]},
+        ),
     )
 
 
@@ -274,21 +272,21 @@ def test_a_stage_over_one_base_resumes_with_the_student_alone(models, tmp_path):
 
     dae(tmp_path / "whole", models, PREDICTION)
     teachers = {"base": models["base"], "expert": models["expert"]}
-    lesson = {"share": 0.5, "terms": PREDICTION}
+    common = {"share": 0.5, "terms": PREDICTION}
     general = StageSource(
-        name="general", train=rows(24, 3), validation=rows(6, 8), teacher="base", **lesson
+        name="general", train=rows(24, 3), validation=rows(6, 8), teacher="base", **common
     )
     domain = StageSource(
-        name="domain", train=rows(24, 4), validation=rows(6, 9), teacher="expert", **lesson
+        name="domain", train=rows(24, 4), validation=rows(6, 9), teacher="expert", **common
     )
     with pytest.raises(Crash):
         train_stage(
-            tmp_path / "cut",
-            student=models["reference"],
-            tokenizer=word_tokenizer(),
-            teachers=teachers,
-            lessons=[general, domain],
-            settings=settings(evaluate_every=1),
+            StageTraining(
+                folder=tmp_path / "cut",
+                sources=[general, domain],
+                settings=settings(evaluate_every=1),
+            ),
+            StageModels(student=models["reference"], tokenizer=word_tokenizer(), teachers=teachers),
             callbacks=[AtStep()],
         )
     kept = tmp_path / "cut" / "checkpoints" / "checkpoint-2"

@@ -1,5 +1,6 @@
 """What a step reads: the conversations of the mix, however they are laid out and shared."""
 
+import pickle
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -10,7 +11,7 @@ from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from dominie.data.batch import Batch
 from dominie.data.sampling import Mix
 from dominie.data.tokenization import Encoded
-from dominie.training.dataloader import Collator, MicroBatches, MicroBatchSampler, MixedRows
+from dominie.training.dataloader import Collator, FixedRows, MicroBatches, MicroBatchSampler
 
 SIZES = {"a": 37, "b": 5}
 STEPS, BATCH, MICRO_BATCH = 9, 12, 2
@@ -23,24 +24,22 @@ def mix_of(mixing: str) -> Mix:
     )
 
 
-def rows() -> MixedRows:
+def rows() -> dict[str, list[Encoded]]:
     """Rows whose first token names them: source and number in it."""
     lengths = np.random.default_rng(0).integers(2, 30, (2, 37))
-    return MixedRows(
-        [
-            [
-                Encoded([100 * source + row] + [1] * n, [False] + [True] * n)
-                for row, n in enumerate(lengths[source][:count])
-            ]
-            for source, count in enumerate(SIZES.values())
+    return {
+        name: [
+            Encoded([100 * source + row] + [1] * n, [False] + [True] * n)
+            for row, n in enumerate(lengths[source][:count])
         ]
-    )
+        for source, (name, count) in enumerate(SIZES.items())
+    }
 
 
 def read_by(rank: int, ranks: int, mixing: str, pack_to: int | None) -> Iterator[Batch]:
-    mix = mix_of(mixing)
-    batches = MicroBatches(rows(), mix, Collator([0, 1], pack_to))
-    for (place,) in BatchSamplerShard(MicroBatchSampler(mix), ranks, rank):
+    source = FixedRows(rows(), mix_of(mixing), Collator([0, 1], pack_to))
+    batches = MicroBatches(source)
+    for (place,) in BatchSamplerShard(MicroBatchSampler(source), ranks, rank):
         yield Batch.from_dict(batches[place])
 
 
@@ -76,9 +75,22 @@ def test_what_a_resumed_run_has_learnt_is_passed_over_unread():
         def __getitem__(self, index: object) -> NoReturn:
             raise AssertionError(f"{index} is read")
 
-    mix = mix_of("conversations")
-    batches = MicroBatches(MixedRows([Unread(), Unread()]), mix, Collator([0, 0], 60))
-    left = list(SkipBatchSampler(MicroBatchSampler(mix), skip_batches=30))
+    source = FixedRows(
+        {"a": Unread(), "b": Unread()}, mix_of("conversations"), Collator([0, 0], 60)
+    )
+    left = list(SkipBatchSampler(MicroBatchSampler(source), skip_batches=30))
     assert len(left) == STEPS * BATCH // MICRO_BATCH - 30
     with pytest.raises(AssertionError, match="is read"):
-        batches[left[0][0]]
+        MicroBatches(source)[left[0][0]]
+
+
+def test_a_step_is_the_same_whatever_was_asked_before():
+    source = FixedRows(rows(), mix_of("conversations"), Collator([0, 0], 60))
+    forwards = [names(source.micro_batch(step, 3)) for step in range(STEPS)]
+    copy = pickle.loads(pickle.dumps(source))  # as a worker process gets it
+    backwards = [names(copy.micro_batch(step, 3)) for step in reversed(range(STEPS))]
+    assert backwards[::-1] == forwards
+    listed = source.conversations(4)
+    assert [(("a", "b").index(each["source"]), each["row"]) for each in listed] == list(
+        mix_of("conversations")
+    )[4]

@@ -18,7 +18,7 @@ def test_what_lies_below_a_living_block_is_given_back():
     last = blocks[-1]
     del blocks
     kept = resident().rss
-    memory.give_back_freed_memory()
+    memory.trim_memory()
     assert kept - resident().rss > 150e6
     assert len(last)
 
@@ -26,14 +26,14 @@ def test_what_lies_below_a_living_block_is_given_back():
 def test_a_system_without_malloc_trim_is_left_alone(monkeypatch):
     memory._malloc_trim.cache_clear()
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
-    memory.give_back_freed_memory()
+    memory.trim_memory()
     memory._malloc_trim.cache_clear()
 
 
 def test_it_is_done_every_few_steps(monkeypatch):
     steps = []
-    callback = memory.GiveBackFreedMemory()
+    callback = memory.TrimMemory()
     for step in range(1, 3 * memory.EVERY + 1):
-        monkeypatch.setattr(memory, "give_back_freed_memory", lambda: steps.append(step))  # noqa: B023
+        monkeypatch.setattr(memory, "trim_memory", lambda: steps.append(step))  # noqa: B023
         callback.on_step_end(None, SimpleNamespace(global_step=step), None)
     assert steps == [memory.EVERY, 2 * memory.EVERY, 3 * memory.EVERY]

@@ -154,7 +154,7 @@ def test_a_router_beneath_adapters_is_taught(mixture):
     adapted = get_peft_model(mixture, LoraConfig(target_modules="all-linear", r=2))
     batch = collate([(0, row) for row in ragged_rows(3)])
     with loss_in_forward(adapted, Objective([TERMS])):
-        outputs = adapted(lesson=DistillationInputs(batch))
+        outputs = adapted(inputs=DistillationInputs(batch))
         outputs["loss"].backward()
     assert set(outputs["terms"]) == {"next_token", "router"}
     assert outputs["routing"].shape[0] == 2

@@ -27,8 +27,8 @@ from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
 from dominie.models.spec import Model
 from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training.settings import Lora, TrainSettings
-from dominie.training.stage_sources import StageSource
-from dominie.training.train_stage import Trained, train_stage
+from dominie.training.stage_sources import StageSource, StageTraining
+from dominie.training.train_stage import StageModels, Trained, train_stage
 
 STEPS = 6
 KD = LossTerms(prediction=Prediction(), attention=Attention(weight=0.5))
@@ -97,7 +97,7 @@ def train(models, tmp_path) -> Train:
             "log_every": 1,
             "arguments": {"use_cpu": True, "lr_scheduler_type": "constant", "warmup_steps": 0},
         }
-        lesson = StageSource(
+        source = StageSource(
             name="rows",
             train=rows or rows_of(24, seed=1),
             validation=validation,
@@ -106,12 +106,16 @@ def train(models, tmp_path) -> Train:
             teacher="teacher" if terms else None,
         )
         return train_stage(
-            tmp_path / name,
-            student=models["student"],
-            tokenizer=word_tokenizer(),
-            teachers={"teacher": models["teacher"]} if terms else {},
-            lessons=[lesson],
-            settings=TrainSettings(**options | settings),
+            StageTraining(
+                folder=tmp_path / name,
+                sources=[source],
+                settings=TrainSettings(**options | settings),
+            ),
+            StageModels(
+                student=models["student"],
+                tokenizer=word_tokenizer(),
+                teachers={"teacher": models["teacher"]} if terms else {},
+            ),
             callbacks=callbacks,
         )
 
@@ -328,7 +332,7 @@ def mixed_train(models, tmp_path) -> Train:
     def trained(
         name: str, *, callbacks: Sequence[TrainerCallback] = (), **settings: Any
     ) -> Trained:
-        lessons = [
+        sources = [
             StageSource(
                 name="general",
                 train=rows_of(24, seed=1),
@@ -349,12 +353,16 @@ def mixed_train(models, tmp_path) -> Train:
             "log_every": 1,
         }
         return train_stage(
-            tmp_path / name,
-            student=models["student"],
-            tokenizer=word_tokenizer(),
-            teachers={"teacher": models["teacher"]},
-            lessons=lessons,
-            settings=TrainSettings(**options | settings),
+            StageTraining(
+                folder=tmp_path / name,
+                sources=sources,
+                settings=TrainSettings(**options | settings),
+            ),
+            StageModels(
+                student=models["student"],
+                tokenizer=word_tokenizer(),
+                teachers={"teacher": models["teacher"]},
+            ),
             callbacks=callbacks,
         )
 

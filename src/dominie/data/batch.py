@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,7 @@ IGNORED = -100
 
 
 class Row(Protocol):
-    """One tokenised conversation."""
+    """One tokenised conversation; `weights` [n], where it has them, are factors of its tokens."""
 
     @property
     def input_ids(self) -> Any:
@@ -38,6 +38,9 @@ class Batch:
         position_ids: position within the segment.
         source_ids: index of the source a token comes from, -1 on padding.
         packed: whether a row may hold several conversations.
+        weights: factor of each position in every term of the loss, in whatever it is compared with
+            (the label, the teacher's prediction or its attention); None is 1 everywhere. The
+            denominator stays the number of supervised tokens.
     """
 
     input_ids: Tensor
@@ -46,6 +49,7 @@ class Batch:
     position_ids: Tensor
     source_ids: Tensor
     packed: bool = False
+    weights: Tensor | None = None
 
     @property
     def supervised(self) -> Tensor:
@@ -75,7 +79,8 @@ class Batch:
         return Batch(**moved, packed=self.packed)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "packed"}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "packed"}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def as_dict(self) -> dict[str, Any]:
         """A mapping that data loaders can move between devices."""
@@ -84,7 +89,7 @@ class Batch:
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Batch:
         """The inverse of `as_dict`; other keys are ignored."""
-        return cls(**{f.name: mapping[f.name] for f in fields(cls)})
+        return cls(**{f.name: mapping[f.name] for f in fields(cls) if f.name in mapping})
 
 
 def collate(
@@ -118,12 +123,14 @@ def filled(rows: Sequence[Sequence[tuple[int, Row]]], *, packed: bool) -> Batch:
     """
     length = max(sum(len(row.input_ids) for _, row in members) for members in rows)
     shape = (len(rows), length)
+    weighted = any(_weights(row) is not None for members in rows for _, row in members)
     batch = Batch(
         input_ids=torch.zeros(shape, dtype=torch.long),
         labels=torch.full(shape, IGNORED, dtype=torch.long),
         segment_ids=torch.zeros(shape, dtype=torch.long),
         position_ids=torch.zeros(shape, dtype=torch.long),
         source_ids=torch.full(shape, -1, dtype=torch.long),
+        weights=torch.ones(shape) if weighted else None,
         packed=packed,
     )
     for b, members in enumerate(rows):
@@ -137,18 +144,34 @@ def filled(rows: Sequence[Sequence[tuple[int, Row]]], *, packed: bool) -> Batch:
             batch.segment_ids[b, start:stop] = segment
             batch.position_ids[b, start:stop] = torch.arange(stop - start)
             batch.source_ids[b, start:stop] = source
+            if batch.weights is not None and (weights := _weights(row)) is not None:
+                batch.weights[b, start : stop - 1] = torch.as_tensor(weights)[1:]
             start = stop
         batch.segment_ids[b, start:] = len(members)
         batch.position_ids[b, start:] = torch.arange(length - start)
     return batch
 
 
+def _weights(row: Row) -> Any:
+    """[n] factor of each token of a conversation in the loss; None is 1 for all."""
+    return getattr(row, "weights", None)
+
+
 def joined(batches: Sequence[Batch]) -> Batch:
     """The rows of several batches in one, padded on the right to the longest."""
     length = max(batch.input_ids.shape[1] for batch in batches)
+    if any(batch.weights is not None for batch in batches):
+        batches = [_weighted(batch) for batch in batches]
     longer = [_padded(batch, length)._tensors() for batch in batches]
     rows = {name: torch.cat([tensors[name] for tensors in longer]) for name in longer[0]}
     return Batch(**rows, packed=any(batch.packed for batch in batches))
+
+
+def _weighted(batch: Batch) -> Batch:
+    """The batch with its weights written out."""
+    if batch.weights is not None:
+        return batch
+    return replace(batch, weights=torch.ones_like(batch.labels, dtype=torch.float32))
 
 
 def _padded(batch: Batch, length: int) -> Batch:
@@ -167,5 +190,6 @@ def _padded(batch: Batch, length: int) -> Batch:
         segment_ids=extended(batch.segment_ids, batch.segment_ids.amax(1, keepdim=True) + 1),
         position_ids=extended(batch.position_ids, torch.arange(added)),
         source_ids=extended(batch.source_ids, -1),
+        weights=None if batch.weights is None else extended(batch.weights, 1),
         packed=batch.packed,
     )

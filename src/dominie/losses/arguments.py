@@ -63,7 +63,7 @@ def _obstacle_to_triton(device: torch.device, precision: torch.dtype) -> str | N
 def checked_problem(
     hidden: Tensor,
     head: Head,
-    target: tuple[Tensor, Head | Tensor] | SparseTarget | None,
+    target: tuple[Tensor, Head | Tensor] | DenseTarget | SparseTarget | None,
     *,
     labels: Tensor | None,
     divergence_weights: Tensor | None,
@@ -132,7 +132,9 @@ def _check_states(name: str, hidden: Tensor, head: Head) -> None:
 
 
 def _checked_target(
-    target: tuple[Tensor, Head | Tensor] | SparseTarget | None, hidden: Tensor, kind: Kind
+    target: tuple[Tensor, Head | Tensor] | DenseTarget | SparseTarget | None,
+    hidden: Tensor,
+    kind: Kind,
 ) -> DenseTarget | SparseTarget | None:
     if target is None:
         return None
@@ -141,7 +143,8 @@ def _checked_target(
             raise ValueError(f"a sparse target has no {kind}: only forward_kl is defined on it")
         compared: DenseTarget | SparseTarget = target
     else:
-        compared = DenseTarget(target[0].detach(), as_head(target[1]).constant())
+        states, head = target if isinstance(target, tuple) else (target.hidden, target.head)
+        compared = DenseTarget(states.detach(), as_head(head).constant())
         _check_states("the target's hidden", compared.hidden, compared.head)
     if len(compared) != len(hidden):
         raise ValueError(f"the target has {len(compared)} tokens, hidden has {len(hidden)}")

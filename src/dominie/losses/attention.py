@@ -1,4 +1,4 @@
-"""Attention distillation without attention maps: the public function and its autograd node."""
+"""Attention distillation without attention maps: the function, its autograd node, and the term."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -15,9 +15,10 @@ from dominie.losses import attention_eager as eager
 from dominie.losses import attention_sdpa as sdpa
 from dominie.losses import attention_tiles as tiles
 from dominie.losses.attention_rows import Projections, Visibility, compute_dtype
+from dominie.losses.objective import BySource, Column, Computed, ForwardPass, Need, Term
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -263,3 +264,60 @@ def _check(
         raise ValueError(f"segment_ids: expected {[rows, length]}; found {list(segments.shape)}")
     if term.visible.sliding_window is not None and term.visible.sliding_window < 1:
         raise ValueError("sliding_window: expected at least 1")
+
+
+class AttentionLoss:
+    """The attention term of all sources; the maps are compared while the student's forward runs."""
+
+    columns: ClassVar[Sequence[Column]] = ()
+
+    def __init__(self, terms: Mapping[str, Sequence[Attention | None]]) -> None:
+        self._weights = BySource(each.weight if each else 0.0 for each in terms["attention"])
+        #: How maps are compared: the same for all sources but for the weight.
+        self.options = next(each for each in terms["attention"] if each and each.weighs)
+
+    def row_weights(
+        self, labels: Tensor, source_ids: Tensor, weights: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """[B, L] weight of each row of the maps: its source's times its own, 0 if unsupervised."""
+        found = self._weights.of_tokens(source_ids, weights, dtype)
+        return torch.where(labels >= 0, found, 0.0)
+
+    def __call__(self, forward: ForwardPass) -> Computed:
+        """Take over the sum; without metrics its gradient was computed and its value was not."""
+        value = forward.hidden.new_zeros(()) if forward.attention is None else forward.attention
+        terms = {"attention": value.detach()} if forward.metrics else {}
+        return Computed(forward.attention, terms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Term):
+    """KL between the attention maps of teacher and student, the mean over heads and mapped layers.
+
+    Attributes:
+        weight: factor of the term.
+        layers: which layers are compared; see `dominie.models.layer_mapping.map_layers`.
+        backend: how it is computed; see `dominie.losses.attention_divergence`.
+        row_fraction: share of the supervised rows compared at each step, drawn at random; the
+            expected loss is that of all.
+        layer_fraction: share of the layer pairs, likewise.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"attention"})
+    computation = AttentionLoss
+    weight: float = 1.0
+    layers: str | dict[str, int] | list[list[int]] = "all"
+    backend: Backend = "auto"
+    row_fraction: float = 1.0
+    layer_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("row_fraction", "layer_fraction"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
+
+    @property
+    def needs_live_teacher(self) -> bool:
+        """Whether the term weighs: no cache keeps attention."""
+        return self.weighs

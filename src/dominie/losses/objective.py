@@ -1,35 +1,204 @@
-"""From the student's forward pass and the teachers' signal to one summed loss.
+"""The loss of a stage: iterates over its terms and sums them, once, over the supervised tokens.
 
 The loss is a *sum* over supervised positions. Whoever steps divides once, by the supervised tokens
 of the whole optimiser step, so that micro-batches, ranks, padding and packing cannot change the
 objective.
+
+A term is a settings class (:class:`Term`: what it needs) and a :class:`Computation` (how it is
+computed, what it logs). To add one, write both in one file and add a field to
+`dominie.losses.terms.LossTerms`; nothing else knows the terms by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from dominie.losses.router_losses import Conversations
-from dominie.losses.targets import Signal, Target, of_tokens
-from dominie.losses.terms import LossTerms, Prediction, Router
+from dominie.losses.targets import Signal
 from dominie.losses.tiles import sum_precision
-from dominie.losses.vocabulary import Head, vocabulary_losses
 
-#: Columns of `Losses.by_source`, each a sum over the supervised tokens of a source. `taught` counts
-#: those that `divergence` was summed over, `measured` those of `agreement` and `teacher_entropy`.
-COLUMNS = (
-    "tokens",
-    "next_token",
-    "taught",
-    "divergence",
-    "measured",
-    "agreement",
-    "teacher_entropy",
-)
+if TYPE_CHECKING:
+    from dominie.losses.heads import Head
+    from dominie.losses.router_losses import Routing
+    from dominie.losses.terms import LossTerms
+
+#: What a term is computed from: the labels of the data, a teacher's next-token distribution, a
+#: teacher's attention, or the logits of the student's router.
+Need = Literal["labels", "distribution", "attention", "router"]
+
+ComputationT = TypeVar("ComputationT")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A value that is logged for each source, as a mean over supervised tokens in nats.
+
+    Attributes:
+        name: in `metrics.jsonl`.
+        over: the column that counts the tokens of the mean; `tokens` counts every supervised one.
+    """
+
+    name: str
+    over: str = "tokens"
+
+
+class Term:
+    """Settings of one term of a loss; subclasses are frozen dataclasses.
+
+    Attributes:
+        needs: what the term is computed from.
+        computation: computes the term; terms that share one are computed together.
+        suffices: whether a loss may consist of this term alone.
+        weight: factor of the term.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    computation: ClassVar[type[Computation]]
+    suffices: ClassVar[bool] = True
+    weight: float
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the term adds anything to the loss."""
+        return self.weight > 0.0
+
+    @property
+    def needs_live_teacher(self) -> bool:
+        """Whether it compares with more than the sparse predictions that a cache keeps."""
+        return False
+
+
+def check_weight(weight: float) -> None:
+    """Raise ValueError unless a weight is finite and not negative."""
+    if not 0.0 <= weight < float("inf"):
+        raise ValueError(f"weight must be finite and not negative, got {weight}")
+
+
+class BySource:
+    """One number for each source, copied to a device once."""
+
+    def __init__(self, values: Iterable[float]) -> None:
+        self.values = list(values)
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __bool__(self) -> bool:
+        return any(self.values)
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """[sources] on a device."""
+        key = (device, dtype)
+        if key not in self._copies:
+            self._copies[key] = torch.tensor(self.values, dtype=dtype, device=device)
+        return self._copies[key]
+
+    def of_tokens(self, source_ids: Tensor, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The number of each token's source, times the token's own weight where there are any.
+
+        Args:
+            source_ids: any shape; padding (negative) reads the first source.
+            weights: the same shape; None is 1 everywhere.
+            dtype: of the result.
+        """
+        found = self.on(source_ids.device, dtype)[source_ids.clamp(min=0)]
+        return found if weights is None else found * weights.to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """A student's forward pass over a batch, and what its teachers returned for it.
+
+    Attributes:
+        hidden: [B, L, D] last hidden states of the student.
+        head: the student's output projection.
+        labels: [B, L] next token where supervised, negative elsewhere.
+        source_ids: [B, L] index of each token's source, −1 on padding.
+        segment_ids: [B, L] which conversation of its row a token belongs to.
+        weights: [B, L] factor of each position in every term; None is 1 everywhere.
+        signal: the teachers' targets, None where no source has a teacher.
+        attention: scalar, the divergence of the attention maps, whose rows are already weighted
+            (`AttentionLoss.row_weights`); None where there are no maps.
+        routing: of each layer of a mixture of experts, what its router did.
+        metrics: whether to compute what is logged and moves nothing.
+    """
+
+    hidden: Tensor
+    head: Head
+    labels: Tensor
+    source_ids: Tensor
+    segment_ids: Tensor | None = None
+    weights: Tensor | None = None
+    signal: Signal | None = None
+    attention: Tensor | None = None
+    routing: Sequence[Routing] = ()
+    metrics: bool = True
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[N] indices of the supervised positions among the B·L."""
+        return (self.labels >= 0).flatten().nonzero().squeeze(1)
+
+    @cached_property
+    def supervised_hidden(self) -> Tensor:
+        """[N, D] hidden states of the supervised positions."""
+        return self.hidden.flatten(0, 1)[self.positions]
+
+    @cached_property
+    def supervised_labels(self) -> Tensor:
+        """[N] their next tokens."""
+        return self.labels.flatten()[self.positions]
+
+    @cached_property
+    def supervised_sources(self) -> Tensor:
+        """[N] the index of their source."""
+        return self.source_ids.flatten()[self.positions]
+
+    def coefficients(self, by_source: BySource) -> Tensor:
+        """[N] factor of each supervised position in a term with these weights."""
+        weights = None if self.weights is None else self.weights.flatten()[self.positions]
+        dtype = sum_precision(self.hidden.dtype)
+        return by_source.of_tokens(self.supervised_sources, weights, dtype)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a computation returns.
+
+    Attributes:
+        total: scalar, the weighted sum of its terms, to differentiate; None adds nothing.
+        terms: detached weighted sum of each term that was measured, by name.
+        columns: detached [N] values of the supervised tokens by column, counting columns included.
+    """
+
+    total: Tensor | None
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Computation(Protocol):
+    """Computes one term, or several that share their work, for all sources at once.
+
+    Args:
+        terms: the settings by the term's name, each by source index; None where a source lacks it.
+
+    Attributes:
+        columns: what it logs for each source.
+    """
+
+    columns: ClassVar[Sequence[Column]]
+
+    def __init__(self, terms: Mapping[str, Sequence[Any]]) -> None: ...
+
+    def __call__(self, forward: ForwardPass) -> Computed:
+        """Compute the terms on one batch."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +207,8 @@ class Losses:
 
     Attributes:
         total: the weighted sum of all terms, to differentiate.
-        terms: detached weighted sums of each term.
-        by_source: [sources, len(COLUMNS)] detached unweighted sums.
+        terms: detached weighted sums of each term that was measured.
+        by_source: [sources, columns] detached unweighted sums, see `Objective.columns`.
     """
 
     total: Tensor
@@ -52,191 +221,61 @@ class Objective:
 
     Args:
         by_source: the terms of each source, by source index.
+
+    Attributes:
+        terms: names of the terms that any source weighs, in the order of `LossTerms`.
+        needs: what those terms are computed from.
+        computations: what computes them.
+        logged: the columns of the sources' means.
+        columns: of `Losses.by_source`: `tokens`, and each logged column after the one that counts
+            its tokens.
     """
 
     def __init__(self, by_source: Sequence[LossTerms]) -> None:
         self.by_source = list(by_source)
-        self._weights = torch.tensor(
-            [
-                [
-                    term.weight if term else 0.0
-                    for term in (terms.next_token, terms.prediction, terms.attention)
-                ]
-                for terms in by_source
-            ],
-            dtype=torch.float64,
+        names = dict.fromkeys(name for terms in by_source for name in terms.names)
+        self.terms = [n for n in names if any(terms.weighs(n) for terms in by_source)]
+        self.needs: frozenset[Need] = frozenset().union(
+            *(term.needs for terms in by_source for term in terms.present.values() if term.weighs)
         )
-        routers = [terms.router or Router(weight=0.0) for terms in by_source]
-        self._router_weights = torch.tensor(
-            [[router.weight, router.z_weight] for router in routers], dtype=torch.float64
+        groups: dict[type[Computation], dict[str, list[Term | None]]] = {}
+        for name in names:
+            settings = [terms.measured(name) for terms in by_source]
+            for kind in dict.fromkeys(type(each).computation for each in settings if each):
+                groups.setdefault(kind, {})[name] = settings
+        self.computations = [
+            kind(terms)
+            for kind, terms in groups.items()
+            if any(name in self.terms or name in by_source[0].always for name in terms)
+        ]
+        self.logged = [column for each in self.computations for column in each.columns]
+        self.columns = list(
+            dict.fromkeys(["tokens", *(n for c in self.logged for n in (c.over, c.name))])
         )
 
-    @property
-    def _weighed(self) -> list[str]:
-        names = ("next_token", "prediction")
-        return [n for n, column in zip(names, self._weights.T, strict=False) if bool(column.any())]
+    def find(self, kind: type[ComputationT]) -> ComputationT | None:
+        """The computation of a kind; None where no source weighs its terms."""
+        return next((each for each in self.computations if isinstance(each, kind)), None)
 
-    def attention_weights(
-        self, labels: Tensor, source_ids: Tensor, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
-        """[B, L] weight of each row of the maps: its source's, zero where not supervised."""
-        weights = self._weights.to(labels.device, dtype)[:, 2]
-        return torch.where(labels >= 0, weights[source_ids.clamp(min=0)], 0.0)
-
-    @property
-    def weighs_router(self) -> bool:
-        """Whether the loss of any source has a term for the student's router."""
-        return bool(self._router_weights.any())
-
-    def conversations(
-        self, labels: Tensor, source_ids: Tensor, segment_ids: Tensor
-    ) -> Conversations:
-        """Whose tokens those of a batch are, for `router_loss`; B·L of them, row by row.
-
-        A conversation weighs what its source says, times its supervised tokens.
-        """
-        real = (source_ids >= 0).flatten()
-        rows = torch.arange(len(labels), device=labels.device)[:, None]
-        key = (rows * (labels.shape[1] + 1) + segment_ids).flatten()
-        found, number = torch.unique(key[real], return_inverse=True)
-        index = torch.full_like(key, -1)
-        index[real] = number
-        supervised = (labels >= 0).flatten()[real]
-        tokens = torch.bincount(number[supervised], minlength=len(found))
-        source = torch.zeros_like(found).scatter(0, number, source_ids.flatten()[real])
-        weights = self._router_weights.to(labels.device)[source] * tokens[:, None]
-        return Conversations(index, weights[:, 0], weights[:, 1])
-
-    def __call__(
-        self,
-        hidden: Tensor,
-        head: Head,
-        *,
-        labels: Tensor,
-        source_ids: Tensor,
-        signal: Signal | None = None,
-        attention: Tensor | None = None,
-        router: Tensor | None = None,
-        metrics: bool = True,
-    ) -> Losses:
+    def __call__(self, forward: ForwardPass) -> Losses:
         """The summed loss of a batch.
 
-        Args:
-            hidden: [B, L, D] last hidden states of the student.
-            head: the student's output projection.
-            labels: [B, L] next token where supervised, negative elsewhere.
-            source_ids: [B, L] index of each token's source.
-            signal: what the teachers say, None where no source has one.
-            attention: scalar, the attention term already weighted by `attention_weights`.
-            router: scalar, the `router_loss` weighted by `conversations`.
-            metrics: whether to take the teacher's entropy and the agreement too.
-
         Raises:
-            ValueError: a source whose loss compares predictions has no teacher's word in `signal`.
+            ValueError: a source whose loss compares predictions has no teacher in the signal.
         """
-        position = (labels >= 0).flatten().nonzero().squeeze(1)
-        source = source_ids.flatten()[position]
-        batch = _Supervised(
-            hidden=hidden.flatten(0, 1)[position],
-            labels=labels.flatten()[position],
-            source=source,
-            weights=self._weights.to(hidden.device, sum_precision(hidden.dtype))[source],
-        )
+        hidden, count = forward.hidden, len(forward.positions)
         # Joined to the last hidden states even where no token is scored: gradients then reach every
         # parameter, which DDP and FSDP wait for.
         total = hidden.sum() * 0.0
-        terms = {name: hidden.new_zeros(()) for name in self._weighed}
-        for name, term in (("attention", attention), ("router", router)):
-            if term is not None:
-                total = total + term
-                terms[name] = term.detach()
-        statistics = hidden.new_zeros((len(COLUMNS), len(position)), dtype=torch.float32)
-        statistics[0] = 1.0
-
-        for tokens, target, prediction in self._groups(batch, position // labels.shape[1], signal):
-            losses = vocabulary_losses(
-                batch.hidden[tokens],
-                head,
-                target,
-                labels=batch.labels[tokens],
-                label_weights=batch.weights[tokens, 0],
-                divergence_weights=None if target is None else batch.weights[tokens, 1],
-                temperature=prediction.temperature,
-                kind=prediction.kind,
-                beta=prediction.beta,
-                metrics=metrics,
-                check_finite=False,  # whoever steps looks once a step
-            )
-            total = total + losses.divergence + losses.next_token
-            for name, value in (
-                ("next_token", losses.next_token),
-                ("prediction", losses.divergence),
-            ):
-                if name in terms:
-                    terms[name] += value.detach()
-            for row, name in enumerate(COLUMNS):
-                if (measured := getattr(losses.per_token, name, None)) is not None:
-                    statistics[row, tokens] = measured.float()
-            if target is not None:
-                statistics[COLUMNS.index("taught"), tokens] = 1.0
-                statistics[COLUMNS.index("measured"), tokens] = float(metrics)
-
-        by_source = statistics.new_zeros((len(self.by_source), len(COLUMNS)))
-        by_source.index_add_(0, source, statistics.T)
+        terms: dict[str, Tensor] = {}
+        nothing = hidden.new_zeros(count, dtype=torch.float32)
+        values = dict.fromkeys(self.columns, nothing) | {"tokens": nothing + 1.0}
+        for compute in self.computations:
+            computed = compute(forward)
+            total = total if computed.total is None else total + computed.total
+            terms |= computed.terms
+            values |= computed.columns
+        rows = torch.stack([values[name].float() for name in self.columns], dim=1)
+        by_source = rows.new_zeros((len(self.by_source), len(self.columns)))
+        by_source.index_add_(0, forward.supervised_sources, rows)
         return Losses(total, terms, by_source)
-
-    def _groups(
-        self, batch: _Supervised, row: Tensor, signal: Signal | None
-    ) -> list[tuple[Tensor, Target | None, Prediction]]:
-        """Supervised tokens by what they are compared with: (token indices, target, options)."""
-        groups: list[tuple[Tensor, Target | None, Prediction]] = []
-        untaught = torch.ones_like(row, dtype=torch.bool)
-        for part in signal.parts if signal else ():
-            if part.target is None:
-                continue
-            spoken = torch.isin(row, part.rows)
-            untaught &= ~spoken
-            rank = spoken.cumsum(0) - 1  # of a token within the part's target
-            options: dict[Prediction, list[int]] = {}
-            for index, terms in enumerate(self.by_source):
-                options.setdefault(_options(terms), []).append(index)
-            for prediction, sources in options.items():
-                same = spoken
-                if len(options) > 1:
-                    same = spoken & torch.isin(
-                        batch.source, torch.tensor(sources, device=row.device)
-                    )
-                tokens = same.nonzero().squeeze(1)
-                if len(tokens):
-                    target = (
-                        part.target if len(options) == 1 else of_tokens(part.target, rank[tokens])
-                    )
-                    groups.append((tokens, target, prediction))
-        left = untaught.nonzero().squeeze(1)
-        if len(left):
-            if bool((batch.weights[left, 1] > 0).any()):
-                raise ValueError(
-                    "a source compares predictions and the signal has no teacher for it"
-                )
-            groups.append((left, None, Prediction()))
-        return groups
-
-
-@dataclass(frozen=True)
-class _Supervised:
-    """The N supervised positions of a batch: hidden [N, D], labels, source [N], weights [N, 3]."""
-
-    hidden: Tensor
-    labels: Tensor
-    source: Tensor
-    weights: Tensor
-
-
-def _options(terms: LossTerms) -> Prediction:
-    """How predictions are compared, whatever the weight."""
-    found = terms.prediction
-    return (
-        Prediction(kind=found.kind, temperature=found.temperature, beta=found.beta)
-        if found
-        else Prediction()
-    )

@@ -1,19 +1,30 @@
 """Load balancing and the z-loss of a mixture's router, per conversation.
 
 Both are means over the tokens of one conversation, which then count as often as the conversation
-has supervised tokens. The sum over conversations is therefore additive over micro-batches and
+has supervised tokens; where tokens have weights, as the sum of the weights of its supervised ones.
+The sum over conversations is therefore additive over micro-batches and
 ranks: load balancing is not linear in the tokens, and taken over whatever happens to share a batch
 it would change with the batch. Padding belongs to no conversation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from dominie.losses.objective import (
+    BySource,
+    Column,
+    Computed,
+    ForwardPass,
+    Need,
+    Term,
+    check_weight,
+)
 from dominie.losses.tiles import sum_precision
 
 
@@ -117,3 +128,67 @@ def routing_sums(layers: Sequence[Routing], real: Tensor) -> Tensor:
         log = logits.log_softmax(-1)
         sums.append(torch.cat([load, -(log.exp() * log).sum().view(1)]))
     return torch.stack(sums)
+
+
+class RouterLoss:
+    """The router term of all sources."""
+
+    columns: ClassVar[Sequence[Column]] = ()
+
+    def __init__(self, terms: Mapping[str, Sequence[Router | None]]) -> None:
+        self._balance = BySource(each.weight if each else 0.0 for each in terms["router"])
+        self._z = BySource(each.z_weight if each else 0.0 for each in terms["router"])
+
+    def __call__(self, forward: ForwardPass) -> Computed:
+        """The `router_loss` of the layers of a forward pass."""
+        loss = router_loss(forward.routing, self._conversations(forward))
+        return Computed(loss, {"router": loss.detach()})
+
+    def _conversations(self, forward: ForwardPass) -> Conversations:
+        """Whose tokens the B·L of a batch are, row by row, and what each conversation weighs."""
+        labels, source_ids = forward.labels, forward.source_ids
+        segments = torch.zeros_like(labels) if forward.segment_ids is None else forward.segment_ids
+        real = (source_ids >= 0).flatten()
+        rows = torch.arange(len(labels), device=labels.device)[:, None]
+        key = (rows * (labels.shape[1] + 1) + segments).flatten()
+        found, number = torch.unique(key[real], return_inverse=True)
+        index = torch.full_like(key, -1)
+        index[real] = number
+        supervised = (labels >= 0).flatten()[real]
+        weights = None if forward.weights is None else forward.weights.flatten()[real][supervised]
+        tokens = torch.bincount(
+            number[supervised],
+            weights=None if weights is None else weights.double(),
+            minlength=len(found),
+        )
+        source = torch.zeros_like(found).scatter(0, number, source_ids.flatten()[real])
+        balance, z = (
+            by_source.on(labels.device, torch.float64)[source] * tokens
+            for by_source in (self._balance, self._z)
+        )
+        return Conversations(index, balance, z)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router(Term):
+    """What keeps the router of a mixture of experts in order; see `dominie.losses.router_losses`.
+
+    Attributes:
+        weight: factor of load balancing, 0.01 in Switch Transformers.
+        z_weight: factor of the z-loss, 0.001 in ST-MoE.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"router"})
+    computation = RouterLoss
+    suffices: ClassVar[bool] = False
+    weight: float = 0.01
+    z_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_weight(self.z_weight)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether either part adds anything to the loss."""
+        return self.weight > 0.0 or self.z_weight > 0.0

@@ -22,6 +22,9 @@ class DenseTarget:
     def __len__(self) -> int:
         return len(self.hidden)
 
+    def __getitem__(self, rows: slice | Tensor) -> DenseTarget:
+        return DenseTarget(self.hidden[rows], self.head)
+
     @property
     def device(self) -> torch.device:
         """Where the target is."""
@@ -167,25 +170,18 @@ def sparse_forward_kl(
     return value, slope
 
 
-Target = tuple[Tensor, Head] | SparseTarget
-
-
-def of_tokens(target: Target, index: Tensor | slice) -> Target:
-    """The same target on some of its supervised positions."""
-    if isinstance(target, SparseTarget):
-        return target[index]
-    hidden, head = target
-    return hidden[index], head
+#: What a student is compared with at N positions; indexed by position.
+Target = DenseTarget | SparseTarget
 
 
 @dataclass(frozen=True)
 class Part:
-    """One teacher's word on some rows of a batch.
+    """One teacher's targets for some rows of a batch.
 
     Attributes:
-        rows: [R] indices of the batch rows it speaks about.
-        target: (hidden [n, D_t], head) or sparse probabilities, one entry for each supervised
-            position of those rows in row-major order; None where only attention was asked for.
+        rows: [R] indices of the rows of the batch, each once.
+        target: one entry for each supervised position of those rows in row-major order; None if
+            only attention was asked for.
         attention: teacher layer → query and key after rotary embedding, batch dimension R.
     """
 

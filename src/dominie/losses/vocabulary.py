@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from dominie.losses.arguments import checked_problem
 from dominie.losses.heads import Head, as_head
 from dominie.losses.scoring import PerToken, ValuesT, Weighted
-from dominie.losses.targets import SparseTarget
+from dominie.losses.targets import DenseTarget, SparseTarget
 from dominie.losses.tiles import Problem, scores_and_gradients, sum_precision
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class VocabularyLosses:
 def vocabulary_losses(
     hidden: Tensor,
     head: Head | Tensor,
-    target: tuple[Tensor, Head | Tensor] | SparseTarget | None = None,
+    target: tuple[Tensor, Head | Tensor] | DenseTarget | SparseTarget | None = None,
     *,
     labels: Tensor | None = None,
     divergence_weights: Tensor | None = None,
@@ -70,7 +70,8 @@ def vocabulary_losses(
     Args:
         hidden: [N, D] states of the positions that are trained, no others.
         head: the student's, a :class:`Head` or a bare weight [V, D].
-        target: the teacher's (hidden [N, D_t], head), a constant; or a :class:`SparseTarget`.
+        target: the teacher's (hidden [N, D_t], head), a constant, as a pair or a
+            :class:`DenseTarget`; or a :class:`SparseTarget`.
             Where one vocabulary is longer, its further rows are taken for padding: the other
             side's logits of them count as −inf. Ids must otherwise mean the same tokens
             (:meth:`Head.reordered`).

@@ -26,7 +26,7 @@ from dominie.planning.sizes import (
 from dominie.planning.trace import Pass, traced
 from dominie.recipe import Recipe, StageConfig
 from dominie.recipe.validate import stage_order
-from dominie.training.stage_sources import StageSource, layer_pairs
+from dominie.training.stage_sources import StageSource, attention_pairs
 
 if TYPE_CHECKING:
     from dominie.recipe import TrainStage
@@ -210,9 +210,7 @@ def _setup(
         )
         for source in stage.active
     ]
-    pairs, _ = layer_pairs(student, infos, sources)
-    compared = {x.teacher for x in sources if x.terms.weighs("attention")}
-    captured = len({teacher for _, teacher in pairs})
+    pairs = attention_pairs(student, infos, sources)
     live = {stage.teacher_on(source) for source in {*stage.active} - {*stage.cached}}
     shared = shared_base(
         student,
@@ -227,7 +225,7 @@ def _setup(
             _config(info),
             info.dtype or "fp32",
             _live_placement(info) if name in live else "cached",
-            captured if name in compared else 0,
+            len(pairs.layers_of(name)),
             _adapter_weights(recipe, shared, info),
         )
         for name, info in infos.items()
@@ -241,7 +239,7 @@ def _setup(
         accumulates=train.batch // on.count > micro_batch,
         compares=any(source.terms.weighs("prediction") for source in sources),
         routes=any(source.terms.weighs("router") for source in sources),
-        attention=len(pairs),
+        attention=len(pairs.pairs),
         ranks=on.count,
         sharded=on.sharded,
         on_cpu=on.device.is_cpu,

@@ -22,7 +22,7 @@ from dominie.models.tokenizer_compat import (
 from dominie.recipe import Task
 from dominie.stages.run_folder import ChatTokenizers, RunFolder
 from dominie.training.arguments import training_arguments
-from dominie.training.stage_sources import layer_pairs
+from dominie.training.stage_sources import attention_pairs
 
 if TYPE_CHECKING:
     from dominie.stages.train import PreparedTraining, TrainStage
@@ -101,14 +101,13 @@ def check_training(folder: RunFolder, prepared: PreparedTraining) -> None:
         check_context(model, stage.train.max_length, where=f"{where}, model {name}")
         check_vocabulary(model, highest, where=f"{where}, model {name}")
     try:
-        pairs, _ = layer_pairs(models[stage.student], models, learnt)
+        pairs = attention_pairs(models[stage.student], models, learnt)
     except InputError as error:
         raise error.within(where) from None
-    if pairs:
-        check_attention(models[stage.student], {student for student, _ in pairs})
-        compared = {x.teacher for x in learnt if x.teacher and x.terms.weighs("attention")}
-        for name in sorted(compared):
-            check_attention(models[name], {teacher for _, teacher in pairs})
+    if pairs.teachers:
+        check_attention(models[stage.student], pairs.student_layers)
+    for name in sorted(pairs.teachers):
+        check_attention(models[name], pairs.teacher_layers)
 
 
 def check_alike(folder: RunFolder, models: Sequence[str], *, where: str) -> None:

@@ -36,7 +36,7 @@ class Plan:
 
     Attributes:
         stage: that needs it.
-        name: of the cache, by which the stage's lessons know it.
+        name: of the cache, by which the stage's sources name it.
         teacher: the recipe's name of it.
         settings: how it is written down.
         temperature: of the softmax.
@@ -92,26 +92,26 @@ def plans_of(prepared: PreparedTraining) -> list[Plan]:
     """The caches of a stage: its taught sources' rows, by who speaks about them."""
     plans: dict[str, Plan] = {}
     visited = _visited(prepared)
-    for lesson in prepared.stage_sources:
-        settings = prepared.stage.cache_on(lesson.name) if lesson.share else None
-        if settings is None or lesson.cache is None or lesson.teacher is None:
+    for source in prepared.stage_sources:
+        settings = prepared.stage.cache_on(source.name) if source.share else None
+        if settings is None or source.cache is None or source.teacher is None:
             continue
-        prediction = lesson.terms.prediction
+        prediction = source.terms.prediction
         plan = plans.setdefault(
-            lesson.cache,
+            source.cache,
             Plan(
                 stage=prepared.name,
-                name=lesson.cache,
-                teacher=lesson.teacher,
+                name=source.cache,
+                teacher=source.teacher,
                 settings=settings,
                 temperature=prediction.temperature if prediction else 1.0,
                 rows={},
             ),
         )
-        train = lesson.train
-        chosen = [train[i] for i in visited[lesson.name]] if visited else train
+        train = source.train
+        chosen = [train[i] for i in visited[source.name]] if visited else train
         _add(plan.rows, chosen)
-        _add(plan.rows, lesson.validation)
+        _add(plan.rows, source.validation)
     return list(plans.values())
 
 
@@ -302,16 +302,16 @@ def _add(rows: dict[bytes, Row], more: Sequence[Row]) -> None:
 
 def _visited(prepared: PreparedTraining) -> dict[str, list[int]] | None:
     """The rows of each taught source that training will come by; None where it is all of them."""
-    from dominie.training.train_stage import schedule_of
+    from dominie.training.stage_sources import schedule_of
 
     settings = prepared.stage.train
-    taught = [lesson for lesson in prepared.stage_sources if lesson.share > 0]
-    course = schedule_of(taught, settings)
-    many = course.steps * settings.batch >= 2 * sum(course.sizes.values())
+    learnt = [source for source in prepared.stage_sources if source.share > 0]
+    schedule = schedule_of(learnt, settings)
+    many = schedule.steps * settings.batch >= 2 * sum(schedule.sizes.values())
     if many or settings.mixing == "micro_batches":  # whose order depends on the number of ranks
         return None
-    seen: list[set[int]] = [set() for _ in taught]
-    for step in course.mix(settings, micro_batch=settings.batch):
+    seen: list[set[int]] = [set() for _ in learnt]
+    for step in schedule.mix(settings, micro_batch=settings.batch):
         for source, row in step:
             seen[source].add(row)
-    return {lesson.name: sorted(rows) for lesson, rows in zip(taught, seen, strict=True)}
+    return {source.name: sorted(rows) for source, rows in zip(learnt, seen, strict=True)}

@@ -263,7 +263,8 @@ class TrainStage(StageKind):
         from dominie.teachers.cached import CachedTeacher
         from dominie.training.callbacks import StepProgress
         from dominie.training.metric_sums import MetricsLog
-        from dominie.training.train_stage import shared_base_of, train_stage
+        from dominie.training.stage_sources import StageTraining
+        from dominie.training.train_stage import StageModels, shared_base_of, train_stage
 
         prepared, folder, display = run.prepared, run.folder, run.display
         assert isinstance(prepared, PreparedTraining)
@@ -284,14 +285,14 @@ class TrainStage(StageKind):
             display.line(f"{run.name}: {name} is loaded beside the student's base: {why}")
         with display.progress(run.name) as advance:
             trained = train_stage(
-                run.path,
-                student=student,
-                tokenizer=prepared.tokenizer,
-                teachers=teachers,
-                lessons=sources,
-                settings=self.train,
-                shared=shared,
-                caches={name: CachedTeacher(cache) for name, cache in caches.items()},
+                StageTraining(folder=run.path, sources=sources, settings=self.train),
+                StageModels(
+                    student=student,
+                    tokenizer=prepared.tokenizer,
+                    teachers=teachers,
+                    caches={name: CachedTeacher(cache) for name, cache in caches.items()},
+                    shared=shared,
+                ),
                 callbacks=[StepProgress(advance)],
             )
         log = MetricsLog(run.path / "metrics.jsonl").read()

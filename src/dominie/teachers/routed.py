@@ -9,7 +9,7 @@ import torch
 
 from dominie.data.batch import Batch, joined
 from dominie.losses.attention_rows import Projections
-from dominie.losses.targets import Part, Signal, of_tokens
+from dominie.losses.targets import Part, Signal
 from dominie.teachers.teacher import LocalTeacher, Teacher
 
 
@@ -124,7 +124,7 @@ def _of_rows(
     tokens = slice(ends[first - 1] if first else 0, ends[last - 1])
     return Part(
         part.rows[first:last] - start,
-        None if part.target is None else of_tokens(part.target, tokens),
+        None if part.target is None else part.target[tokens],
         {
             layer: Projections(
                 each.query[first:last, :, :length],

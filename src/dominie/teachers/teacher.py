@@ -13,7 +13,7 @@ from torch import nn
 from dominie.core.distributed import one_process_at_a_time
 from dominie.core.errors import InputError
 from dominie.data.batch import Batch
-from dominie.losses.targets import Part, Signal
+from dominie.losses.targets import DenseTarget, Part, Signal
 from dominie.models.attention_capture import TeacherAttention
 from dominie.models.flops import ModelFlops, model_flops
 from dominie.models.head import check_head, decoder, output_head, text_config
@@ -73,7 +73,7 @@ class LocalTeacher:
         hidden = decoder(self.model)(**batch.model_inputs()).last_hidden_state
         captured = self._attention.take() if self._attention else {}
         rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
-        target = (hidden[batch.supervised], output_head(self.model))
+        target = DenseTarget(hidden[batch.supervised], output_head(self.model))
         return Signal((Part(rows, target, captured),))
 
     @torch.no_grad()

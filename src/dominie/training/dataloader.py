@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
-from dominie.data.batch import Row, filled
+from dominie.data.batch import Batch, Row, filled
 from dominie.data.packing import layout
 from dominie.data.sampling import Mix
 
 #: A conversation with the index of its source.
-Conversation = tuple[int, Row]
-#: A micro-batch: of the step with these (source index, row index) pairs, the one of this number.
-Place = tuple[Sequence[tuple[int, int]], int]
+IndexedRow = tuple[int, Row]
 
 
-class MixedRows(Dataset[Conversation]):
-    """Rows of several sources under one index, (source index, row index)."""
+class StepSource(Protocol):
+    """Where the micro-batches of each optimiser step come from.
 
-    def __init__(self, sources: Sequence[Sequence[Row]]) -> None:
-        self.sources = list(sources)
+    All ranks hold one and ask it for different micro-batches of the same step. What it returns
+    depends on the step and the number alone, so that a run that is resumed asks for the steps that
+    are left and gets what it would have got.
+    """
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """Names of the sources, by the index that `Batch.source_ids` holds."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the run."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step, over all ranks."""
+
+    @property
+    def one_source_per_step(self) -> bool:
+        """Whether the conversations of a step are all of one source."""
 
     def __len__(self) -> int:
-        return sum(len(rows) for rows in self.sources)
+        """Conversations there are to learn from, for display."""
 
-    def __getitem__(self, index: tuple[int, int]) -> Conversation:
-        source, row = index
-        return source, self.sources[source][row]
+    def micro_batch(self, step: int, number: int) -> Batch:
+        """One micro-batch of an optimiser step; both are counted from 0."""
+
+    def conversations(self, step: int) -> list[dict[str, Any]]:
+        """The conversations of a step for a message: each one's `source`, `row` and `tokens`."""
 
 
 class Collator:
-    """How conversations share rows and forward passes. Picklable.
+    """Lays conversations out in rows and forward passes. Picklable.
 
     Args:
         routes: route of each source; a row has one.
@@ -43,8 +61,8 @@ class Collator:
         self.routes, self.pack_to = list(routes), pack_to
 
     def pack(
-        self, conversations: Sequence[Conversation], micro_batches: int
-    ) -> list[list[list[Conversation]]]:
+        self, conversations: Sequence[IndexedRow], micro_batches: int
+    ) -> list[list[list[IndexedRow]]]:
         """The rows of so many micro-batches, and the conversations of each row."""
         laid = layout(
             [len(row.input_ids) for _, row in conversations],
@@ -54,71 +72,110 @@ class Collator:
         )
         return [[[conversations[i] for i in row] for row in rows] for rows in laid]
 
-    def __call__(self, rows: Sequence[Sequence[Conversation]]) -> dict[str, Any]:
-        """The dictionary form of a `Batch` of these rows."""
-        return filled(rows, packed=self.pack_to is not None).as_dict()
+    def __call__(self, rows: Sequence[Sequence[IndexedRow]]) -> Batch:
+        """A batch of these rows."""
+        return filled(rows, packed=self.pack_to is not None)
 
 
-class MicroBatchSampler:
-    """The batch sampler of a run: places of micro-batches, those of a step one after the other.
-
-    Nothing is laid out here, so that a resumed run passes over what it has learnt in no time.
-    """
-
-    batch_size, drop_last = 1, False  # what accelerate asks of a batch sampler
-
-    def __init__(self, mix: Mix) -> None:
-        self.mix = mix
-
-    def __len__(self) -> int:
-        return len(self.mix) * self.mix.micro_batches
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        for step in self.mix:
-            for number in range(self.mix.micro_batches):
-                yield [(step, number)]
-
-
-class MicroBatches(Dataset[dict[str, Any]]):
-    """The micro-batches of a run by their places.
+class FixedRows:
+    """A step source over rows that are there from the start, in the order of a mix.
 
     Args:
-        rows: tokenised conversations.
+        rows: tokenised conversations by the name of their source.
         mix: their order.
         collator: lays those of a step out.
     """
 
-    def __init__(self, rows: MixedRows, mix: Mix, collator: Collator) -> None:
-        self.rows, self.mix, self.collator = rows, mix, collator
-        self._step: Sequence[tuple[int, int]] = ()  # the one that was last laid out
-        self._laid: list[list[list[Conversation]]] = []
+    def __init__(self, rows: Mapping[str, Sequence[Row]], mix: Mix, collator: Collator) -> None:
+        self.rows, self.mix, self.collator = dict(rows), mix, collator
+        self.sources, self.steps, self.micro_batches = list(rows), mix.steps, mix.micro_batches
+        self.one_source_per_step = mix.turn == mix.batch
+        self._by_index = list(self.rows.values())
+        self._order: Iterator[list[tuple[int, int]]] = iter(())
+        self._next = mix.steps  # the step that the order yields next
+        self._laid: tuple[int, list[list[list[IndexedRow]]]] = (-1, [])
 
     def __len__(self) -> int:
-        return len(self.rows)  # what a run has to learn from
+        return sum(len(rows) for rows in self._by_index)
 
-    def __getitem__(self, place: Place) -> dict[str, Any]:
-        step, number = place
-        if step != self._step:
-            self._step, self._laid = step, self._laid_out(step)
-        return self.collator(self._laid[number])
+    def __getstate__(self) -> dict[str, Any]:  # a worker begins an order of its own
+        return vars(self) | {"_order": iter(()), "_next": self.mix.steps}
 
-    def _laid_out(self, step: Sequence[tuple[int, int]]) -> list[list[list[Conversation]]]:
+    def micro_batch(self, step: int, number: int) -> Batch:
+        """One micro-batch; a step is laid out once for all of its own."""
+        if step != self._laid[0]:
+            self._laid = step, self._laid_out(self._indices(step))
+        return self.collator(self._laid[1][number])
+
+    def conversations(self, step: int) -> list[dict[str, Any]]:
+        """The conversations of a step, over all ranks."""
+        return [
+            {
+                "source": self.sources[source],
+                "row": row,
+                "tokens": len(self._by_index[source][row].input_ids),
+            }
+            for source, row in self._indices(step)
+        ]
+
+    def _indices(self, step: int) -> list[tuple[int, int]]:
+        """(source index, row index) of a step; the order is run through up to it, unread."""
+        if step < self._next:
+            self._order, self._next = iter(self.mix), 0
+        while True:
+            indices, self._next = next(self._order), self._next + 1
+            if self._next > step:
+                return indices
+
+    def _laid_out(self, step: Sequence[tuple[int, int]]) -> list[list[list[IndexedRow]]]:
         if self.mix.turn != self.mix.micro_batch:
-            return self._shared_out(step)
+            return self._packed(step)
         sources = dict.fromkeys(source for source, _ in step)  # each has micro-batches of its own
         return [
             rows
             for source in sources
-            for rows in self._shared_out([index for index in step if index[0] == source])
+            for rows in self._packed([index for index in step if index[0] == source])
         ]
 
-    def _shared_out(self, step: Sequence[tuple[int, int]]) -> list[list[list[Conversation]]]:
-        return self.collator.pack(
-            [self.rows[index] for index in step], len(step) // self.mix.micro_batch
-        )
+    def _packed(self, step: Sequence[tuple[int, int]]) -> list[list[list[IndexedRow]]]:
+        rows = [(source, self._by_index[source][row]) for source, row in step]
+        return self.collator.pack(rows, len(step) // self.mix.micro_batch)
 
 
-def only(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The one batch that was fetched."""
+class MicroBatchSampler:
+    """The batch sampler of a run: (step, number) of each micro-batch in a list of its own.
+
+    Nothing is made here, so that a resumed run passes over its first steps in no time.
+    """
+
+    batch_size, drop_last = 1, False  # attributes that accelerate reads of a batch sampler
+
+    def __init__(self, source: StepSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return self.source.steps * self.source.micro_batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.source.steps):
+            for number in range(self.source.micro_batches):
+                yield [(step, number)]
+
+
+class MicroBatches(Dataset[dict[str, Any]]):
+    """The micro-batches of a step source as a data loader's dataset, in their dictionary form."""
+
+    def __init__(self, source: StepSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        return self.source.micro_batch(*place).as_dict()
+
+
+def unwrap(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The one micro-batch that was fetched."""
     (batch,) = batches
     return batch

@@ -1,4 +1,4 @@
-"""The losses run inside the student's own forward pass.
+"""Makes the student's own forward pass return its losses.
 
 DDP, FSDP2 and ZeRO-3 gather parameters and reduce gradients around a module's forward. A head
 taken from outside is a shard or empty, and a loss computed outside bypasses the reduction. So the
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from dominie.core.errors import InputError
 from dominie.data.batch import Batch
-from dominie.losses.objective import Losses, Objective
-from dominie.losses.router_losses import router_loss, routing_sums
+from dominie.losses.attention import AttentionLoss
+from dominie.losses.objective import ForwardPass, Objective
+from dominie.losses.router_losses import routing_sums
 from dominie.losses.targets import Signal
-from dominie.losses.terms import Attention
 from dominie.losses.tiles import sum_precision
 from dominie.models.attention_capture import AttentionTarget, StudentAttention
 from dominie.models.head import causal_lm, output_head
@@ -28,12 +28,12 @@ from dominie.models.moe import Routers
 
 @dataclass(frozen=True)
 class DistillationInputs:
-    """A batch and what the teachers say about it.
+    """A batch and its distillation targets.
 
     Attributes:
         batch: the conversations.
-        signal: the teachers' word, None where no source has a teacher.
-        measured: whether what does not move the student is wanted: the attention term's value
+        signal: the teachers' targets, None where no source has a teacher.
+        measured: whether to compute what does not move the student, too: the attention term's value
             beside its gradient, the teacher's entropy, the agreement.
     """
 
@@ -44,30 +44,25 @@ class DistillationInputs:
 
 @contextlib.contextmanager
 def loss_in_forward(
-    model: nn.Module,
-    objective: Objective,
-    layer_pairs: Sequence[tuple[int, int]] = (),
-    *,
-    options: Attention | None = None,
+    model: nn.Module, objective: Objective, layer_pairs: Sequence[tuple[int, int]] = ()
 ) -> Iterator[None]:
-    """Within, `model(lesson=…)` returns `{"loss": summed loss, "terms": …, "by_source": …}`.
+    """Within, `model(inputs=DistillationInputs(…))` returns its losses.
 
-    A mixture of experts adds `"routing"`, the `routing_sums` of its layers.
+    They are `{"loss": summed loss, "terms": …, "by_source": …}`, see `Losses`. A mixture of experts
+    adds `"routing"`, the `routing_sums` of its layers.
 
     Args:
         model: a transformers causal language model, or one under peft adapters.
         objective: the loss of the stage.
         layer_pairs: (student layer, teacher layer) compared by the attention term.
-        options: of that term, but for its weights, which are the objective's, and its layers.
 
     Raises:
         InputError: the loss has a router term and the student no router.
     """
     inner = causal_lm(model)
     plain_forward = inner.forward
-    options = options or Attention()
     routers = Routers(inner)
-    if objective.weighs_router and not routers:
+    if "router" in objective.needs and not routers:
         raise InputError(
             "the loss has a router term and the student no router",
             where="loss.router",
@@ -75,27 +70,20 @@ def loss_in_forward(
             found=type(inner).__name__,
             do="remove the term, or make a mixture of the student with an upcycle stage",
         )
-    attention = None
-    if layer_pairs:
+    attention, term = None, objective.find(AttentionLoss)
+    if layer_pairs and term is not None:
         attention = StudentAttention(
             inner,
             layer_pairs,
-            backend=options.backend,
-            row_fraction=options.row_fraction,
-            layer_fraction=options.layer_fraction,
+            backend=term.options.backend,
+            row_fraction=term.options.row_fraction,
+            layer_fraction=term.options.layer_fraction,
         )
 
-    def forward(*args: Any, lesson: DistillationInputs | None = None, **kwargs: Any) -> Any:
-        if lesson is None:
+    def forward(*args: Any, inputs: DistillationInputs | None = None, **kwargs: Any) -> Any:
+        if inputs is None:
             return plain_forward(*args, **kwargs)
-        losses, routing = _losses(inner, objective, attention, routers, lesson)
-        terms = dict(losses.terms)
-        if attention is not None:  # zero where no row of the batch has a map to match
-            terms.setdefault("attention", losses.total.new_zeros(()))
-        if not lesson.measured:
-            terms.pop("attention", None)  # its gradient was taken, its value was not
-        outputs = {"loss": losses.total, "terms": terms, "by_source": losses.by_source}
-        return outputs if routing is None else {**outputs, "routing": routing}
+        return _losses(inner, objective, attention, routers, inputs)
 
     inner.forward = forward
     try:
@@ -112,36 +100,36 @@ def _losses(
     objective: Objective,
     attention: StudentAttention | None,
     routers: Routers,
-    lesson: DistillationInputs,
-) -> tuple[Losses, Tensor | None]:
+    inputs: DistillationInputs,
+) -> dict[str, Any]:
     """The losses of a batch, and what its routers did (`routing_sums`)."""
-    batch, signal = lesson.batch, lesson.signal
+    batch, signal, term = inputs.batch, inputs.signal, objective.find(AttentionLoss)
     maps = [part for part in signal.parts if part.attention] if signal and attention else []
-    if attention is not None and maps:
-        weights = objective.attention_weights(
-            batch.labels, batch.source_ids, sum_precision(model.dtype)
+    if attention is not None and term is not None and maps:
+        weights = term.row_weights(
+            batch.labels, batch.source_ids, batch.weights, sum_precision(model.dtype)
         )
         attention.expect(
             [AttentionTarget(part.rows, weights[part.rows], dict(part.attention)) for part in maps],
             segment_ids=batch.segment_ids if batch.packed else None,
-            value=lesson.measured,
+            value=inputs.measured,
         )
     with routers.recorded() as layers:
         hidden: Tensor = model.get_decoder()(**batch.model_inputs()).last_hidden_state
-    router = None
-    if objective.weighs_router:
-        router = router_loss(
-            layers, objective.conversations(batch.labels, batch.source_ids, batch.segment_ids)
-        )
     losses = objective(
-        hidden,
-        output_head(model),
-        labels=batch.labels,
-        source_ids=batch.source_ids,
-        signal=signal,
-        metrics=lesson.measured,
-        attention=attention.take() if attention is not None and maps else None,
-        router=router,
+        ForwardPass(
+            hidden=hidden,
+            head=output_head(model),
+            labels=batch.labels,
+            source_ids=batch.source_ids,
+            segment_ids=batch.segment_ids,
+            weights=batch.weights,
+            signal=signal,
+            attention=attention.take() if attention is not None and maps else None,
+            routing=layers,
+            metrics=inputs.measured,
+        )
     )
+    outputs = {"loss": losses.total, "terms": losses.terms, "by_source": losses.by_source}
     real = (batch.source_ids >= 0).flatten()
-    return losses, routing_sums(layers, real) if layers else None
+    return {**outputs, "routing": routing_sums(layers, real)} if layers else outputs

@@ -15,8 +15,7 @@ from torch.nn.utils import get_total_norm
 
 from dominie.core.run_reader import read_lines
 from dominie.data.batch import IGNORED, Batch
-from dominie.losses.objective import COLUMNS
-from dominie.losses.terms import TERMS
+from dominie.losses.objective import Objective
 
 
 class MetricSums:
@@ -24,11 +23,14 @@ class MetricSums:
 
     Args:
         sources: names of the sources by index.
+        objective: the loss of the stage, which names its terms and columns.
         terms: the terms to take in; None takes all.
     """
 
-    def __init__(self, sources: Sequence[str], terms: Collection[str] | None = None) -> None:
-        self.sources, self.terms = list(sources), terms
+    def __init__(
+        self, sources: Sequence[str], objective: Objective, terms: Collection[str] | None = None
+    ) -> None:
+        self.sources, self.objective, self.terms = list(sources), objective, terms
         self.reset()
 
     def reset(self) -> None:
@@ -82,7 +84,7 @@ class MetricSums:
         """Means of the terms in one reduction, of those that only some ranks have measured, too."""
         assert self._by_source is not None, "checked by `means`"
         measured = self._terms if self.terms is None else self.terms
-        names = [name for name in TERMS if name in measured]  # in one order on all ranks
+        names = [n for n in self.objective.terms if n in measured]  # in one order on all ranks
         if not names:
             return {}
         nothing = self._by_source.new_zeros((), dtype=torch.float64)
@@ -98,18 +100,13 @@ class MetricSums:
     def _source_means(self, by_source: Tensor) -> dict[str, dict[str, float]]:
         means = {}
         for name, sums in zip(self.sources, by_source.tolist(), strict=True):
-            row = dict(zip(COLUMNS, sums, strict=True))
+            row = dict(zip(self.objective.columns, sums, strict=True))
             if not row["tokens"]:
                 continue
-            mean: dict[str, float] = {
-                "tokens": int(row["tokens"]),
-                "next_token": row["next_token"] / row["tokens"],
-            }
-            if row["taught"]:
-                mean["divergence"] = row["divergence"] / row["taught"]
-            if row["measured"]:
-                for column in ("agreement", "teacher_entropy"):
-                    mean[column] = row[column] / row["measured"]
+            mean: dict[str, float] = {"tokens": int(row["tokens"])}
+            for column in self.objective.logged:
+                if row[column.over]:
+                    mean[column.name] = row[column.name] / row[column.over]
             means[name] = mean
         return means
 

@@ -1,16 +1,20 @@
-"""Sources as a stage sees them: rows, share, loss and teacher; and the layer pairs of the stage."""
+"""What a stage trains on: its sources, its schedule, its layer pairs and its teachers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 
 from dominie.core.errors import InputError
 from dominie.data.batch import Row
+from dominie.data.sampling import Mix, total_conversations
 from dominie.losses.terms import Attention, LossTerms, NextToken
 from dominie.models.info import ModelInfo
 from dominie.models.layer_mapping import check_heads, map_layers
 from dominie.teachers import LocalTeacher, RoutedTeacher, Teacher
+from dominie.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,7 @@ class StageSource:
         share: fraction of the stage's conversations; 0 for a source that is only watched.
         terms: the loss on it.
         teacher: name of its teacher, None where the loss needs none.
-        cache: name of the cache that speaks in its teacher's place, None where it speaks itself.
+        cache: name of the cache that stands in for its teacher, None without one.
     """
 
     name: str
@@ -36,37 +40,120 @@ class StageSource:
     cache: str | None = None
 
     @property
-    def speaker(self) -> str | None:
-        """Who is asked about this source: a cache or a teacher, by name; None is nobody."""
+    def target_provider(self) -> str | None:
+        """Name of the cache or teacher that provides its targets; None without any."""
         return self.cache or self.teacher
 
 
-def layer_pairs(
-    student: ModelInfo, teachers: Mapping[str, ModelInfo], lessons: Sequence[StageSource]
-) -> tuple[list[tuple[int, int]], Attention]:
-    """(student layer, teacher layer) pairs of the attention term, none without one; its options.
+@dataclass(frozen=True)
+class Schedule:
+    """How much a stage learns: conversations and share of each source, optimiser steps, epochs."""
+
+    sizes: Mapping[str, int]
+    shares: Mapping[str, float]
+    steps: int
+    epochs: float
+
+    def mix(self, settings: TrainSettings, *, micro_batch: int) -> Mix:
+        """The order in which the stage reads its conversations."""
+        return Mix(
+            self.sizes,
+            self.shares,
+            batch=settings.batch,
+            micro_batch=micro_batch,
+            steps=self.steps,
+            seed=settings.seed,
+            mixing=settings.mixing,
+        )
+
+
+def schedule_of(active: Sequence[StageSource], settings: TrainSettings) -> Schedule:
+    """The schedule of a stage that learns from these sources."""
+    shares = {source.name: source.share for source in active}
+    sizes = {source.name: len(source.train) for source in active}
+    conversations = total_conversations(sizes, shares, settings.epochs)
+    steps = settings.steps or max(1, round(conversations / settings.batch))
+    return Schedule(sizes, shares, steps, steps * settings.batch / conversations * settings.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTraining:
+    """What a stage trains on and how.
+
+    Attributes:
+        folder: the stage's folder; `checkpoints/` and `metrics.jsonl` are made in it.
+        sources: those it learns from first, then those it only watches.
+        settings: the stage's `train`.
+    """
+
+    folder: Path
+    sources: Sequence[StageSource]
+    settings: TrainSettings
+
+    @property
+    def active(self) -> list[StageSource]:
+        """The sources it learns from."""
+        return [source for source in self.sources if source.share > 0]
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """How much it learns."""
+        return schedule_of(self.active, self.settings)
+
+
+@dataclass(frozen=True)
+class AttentionPairs:
+    """What the attention term of a stage compares.
+
+    Attributes:
+        pairs: (student layer, teacher layer), ascending; none without such a term.
+        teachers: names of the teachers whose attention is compared.
+    """
+
+    pairs: Sequence[tuple[int, int]] = ()
+    teachers: frozenset[str] = frozenset()
+
+    @property
+    def student_layers(self) -> list[int]:
+        """Layers of the student that are compared."""
+        return sorted({student for student, _ in self.pairs})
+
+    @property
+    def teacher_layers(self) -> list[int]:
+        """Layers of each of the teachers that are compared."""
+        return sorted({teacher for _, teacher in self.pairs})
+
+    def layers_of(self, teacher: str) -> list[int]:
+        """Layers of one teacher that are compared."""
+        return self.teacher_layers if teacher in self.teachers else []
+
+
+def attention_pairs(
+    student: ModelInfo, teachers: Mapping[str, ModelInfo], sources: Sequence[StageSource]
+) -> AttentionPairs:
+    """Decide which layers of student and teachers a stage compares.
 
     Args:
         student: what is known of the student.
         teachers: what is known of the teachers, by name.
-        lessons: what is taught.
+        sources: those the stage learns from.
 
     Raises:
         InputError: layers or heads that do not map, or sources that ask for different mappings.
     """
     found: dict[tuple[tuple[tuple[int, int], ...], Attention], str] = {}
-    for lesson in lessons:
-        term = lesson.terms.attention
-        if term is None or not lesson.terms.weighs("attention") or lesson.teacher is None:
+    compared = set()
+    for source in sources:
+        term = source.terms.attention
+        if term is None or not term.weighs or source.teacher is None:
             continue
-        models = student, teachers[lesson.teacher]
+        models = student, teachers[source.teacher]
         check_heads(*(model.need("heads", use="comparing attention") for model in models))
         depths = [model.need("layers", use="comparing attention") for model in models]
         mapped = map_layers(term.layers, *depths)
-        options = replace(
-            term, weight=1.0, layers="all"
-        )  # weights differ by source, layers are mapped
-        found.setdefault((tuple(mapped), options), lesson.name)
+        # Weights may differ by source, and layers are mapped.
+        found.setdefault((tuple(mapped), replace(term, weight=1.0, layers="all")), source.name)
+        compared.add(source.teacher)
     if len(found) > 1:
         raise InputError(
             "sources of one stage compare attention differently",
@@ -75,33 +162,27 @@ def layer_pairs(
             found=f"different ones on {', '.join(found.values())}",
             do="give the attention term of every source the same options but for its weight",
         )
-    for pairs, options in found:
-        return list(pairs), options
-    return [], Attention()
+    for pairs, _ in found:
+        return AttentionPairs(pairs, frozenset(compared))
+    return AttentionPairs()
 
 
 def routed_teacher(
     teachers: Mapping[str, LocalTeacher],
-    lessons: Sequence[StageSource],
-    pairs: Sequence[tuple[int, int]],
+    sources: Sequence[StageSource],
+    pairs: AttentionPairs,
     caches: Mapping[str, Teacher],
 ) -> RoutedTeacher | None:
-    """Route each source to its teacher; None if no source has one.
+    """The teachers of all sources as one; None if there are none.
 
     Args:
-        teachers: that are in memory, by name.
-        lessons: what is taught.
-        pairs: (student layer, teacher layer) of the attention term.
+        teachers: in memory, by name.
+        sources: of the stage.
+        pairs: what the attention term compares.
         caches: teachers that need no model, by name.
     """
     if not teachers and not caches:
         return None
-    compared = {
-        lesson.teacher
-        for lesson in lessons
-        if lesson.share > 0 and lesson.terms.weighs("attention")
-    }
-    layers = sorted({teacher_layer for _, teacher_layer in pairs})
     for name, teacher in teachers.items():
-        teacher.capture(layers if name in compared else ())
-    return RoutedTeacher({**teachers, **caches}, [lesson.speaker for lesson in lessons])
+        teacher.capture(pairs.layers_of(name))
+    return RoutedTeacher({**teachers, **caches}, [source.target_provider for source in sources])

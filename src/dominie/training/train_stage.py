@@ -7,17 +7,16 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
 from dominie.core.distributed import broadcast_from_main, init_distributed, world_mesh
 from dominie.core.errors import RunError
-from dominie.data.sampling import Mix, total_conversations
 from dominie.losses.objective import Objective
-from dominie.losses.terms import TERMS
 from dominie.models.adapters import SharedBase, merged, shared_base
 from dominie.models.export import prepare_export
 from dominie.models.flops import ModelFlops, model_flops
@@ -31,20 +30,56 @@ from dominie.training.arguments import load_whole_models, training_arguments
 from dominie.training.callbacks import SaveAndStop
 from dominie.training.checkpoints import newest_checkpoint, publish, writing
 from dominie.training.counters import FlopsMeter, peak_flops
-from dominie.training.dataloader import Collator, MixedRows
+from dominie.training.dataloader import Collator, FixedRows, StepSource
 from dominie.training.loss_forward import loss_in_forward
-from dominie.training.metric_sums import MetricsLog, MetricSums
+from dominie.training.metric_sums import MetricsLog
 from dominie.training.settings import TrainSettings
-from dominie.training.stage_sources import StageSource, layer_pairs, routed_teacher
-from dominie.training.trainer import DistillationTrainer
+from dominie.training.stage_sources import StageTraining, attention_pairs, routed_teacher
+from dominie.training.trainer import DistillationTrainer, Monitor
 from dominie.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageModels:
+    """The models of a stage, by their specifications.
+
+    Attributes:
+        student: the model that is trained.
+        tokenizer: the student's, with its chat template; saved beside the weights.
+        teachers: by the names that the sources use.
+        caches: teachers that read stored targets, by the names that the sources use.
+        shared: which teachers share the student's base, of `shared_base_of`; None finds it out.
+    """
+
+    student: Model
+    tokenizer: Any
+    teachers: Mapping[str, Model] = field(default_factory=dict)
+    caches: Mapping[str, Teacher] = field(default_factory=dict)
+    shared: SharedBase | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModels:
+    """The models of a stage, in memory.
+
+    Attributes:
+        student: the model that is trained.
+        flops: what the student's FLOPs follow from, before a teacher's adapter is loaded into it.
+        teachers: by the names that the sources use.
+        caches: teachers that read stored targets, by the names that the sources use.
+    """
+
+    student: Any
+    flops: ModelFlops
+    teachers: Mapping[str, LocalTeacher] = field(default_factory=dict)
+    caches: Mapping[str, Teacher] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a stage came to."""
+    """Figures of a stage that was trained, for `stage.json`."""
 
     steps: int
     supervised_tokens: int
@@ -55,28 +90,13 @@ class Trained:
 
 
 def train_stage(
-    folder: Path,
-    *,
-    student: Model,
-    tokenizer: Any,
-    teachers: Mapping[str, Model],
-    lessons: Sequence[StageSource],
-    settings: TrainSettings,
-    caches: Mapping[str, Teacher] | None = None,
-    shared: SharedBase | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
+    stage: StageTraining, models: StageModels, *, callbacks: Sequence[TrainerCallback] = ()
 ) -> Trained:
     """Train, or go on from the newest whole checkpoint, and write `folder/model`.
 
     Args:
-        folder: the stage's folder; `checkpoints/` and `metrics.jsonl` are made in it.
-        student: who learns.
-        tokenizer: the student's, with its chat template; saved beside the weights.
-        teachers: by the names that `lessons` use.
-        lessons: taught sources first, watched ones after.
-        settings: the stage's `train`.
-        caches: what speaks in the place of teachers, by the names that `lessons` use.
-        shared: which teachers share the student's base, of `shared_base_of`; None finds it out.
+        stage: what is trained on and how.
+        models: the student and its teachers.
         callbacks: progress displays.
 
     Raises:
@@ -84,70 +104,65 @@ def train_stage(
         RunError: the loss ceased to be finite.
         Interrupted: a signal came, and a checkpoint was saved.
     """
+    folder, settings = stage.folder, stage.settings
     set_seed(settings.seed)
-    taught = [lesson for lesson in lessons if lesson.share > 0]
-    course = schedule_of(taught, settings)
     arguments = training_arguments(
-        settings, folder / "checkpoints", steps=course.steps, ranks=init_distributed().num_processes
+        settings,
+        folder / "checkpoints",
+        steps=stage.schedule.steps,
+        ranks=init_distributed().num_processes,
     )
     load_whole_models()
-    model = load_student(
-        student,
+    loaded, counts = load_models(models, settings, arguments.device)
+    stop = SaveAndStop()
+    with (
+        build_trainer(stage, loaded, arguments, callbacks=[stop, *callbacks]) as trainer,
+        stop.listening(),
+    ):
+        trainer.resume(broadcast_from_main(lambda: _verified_checkpoint(folder / "checkpoints")))
+    stop.check(where=f"stage {folder.name}, step {trainer.state.global_step}")
+    trained = Trained(
+        steps=trainer.state.global_step,
+        supervised_tokens=trainer.counters.supervised_tokens,
+        seconds=round(trainer.counters.seconds, 1),
+        token_shares=trainer.monitor.log.token_shares(),
+        **counts,
+    )
+    save_model(trainer, folder / "model", tokenizer=models.tokenizer, settings=settings)
+    load_whole_models()  # what stages after this one and evaluation load
+    return trained
+
+
+def load_models(
+    models: StageModels, settings: TrainSettings, device: torch.device
+) -> tuple[LoadedModels, dict[str, int]]:
+    """Load the student, then its teachers, those over its base as adapters in it.
+
+    Returns:
+        The models, and how many parameters the student has and trains.
+    """
+    student = load_student(
+        models.student,
         lora=settings.lora,
         precision=settings.precision,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
-    check_head(model, where=student.path)
-    own = model_flops(model)
-    counts = [p.numel() for p in model.parameters()], [p.numel() for p in _trainable(model)]
-    shared = shared or shared_base_of(student, teachers, settings)
-    pack = any(spec.placed == "sharded" for spec in teachers.values())
-    mesh = world_mesh() if pack else None
-    loaded: dict[str, LocalTeacher] = {
-        name: AdapterTeacher(model, shared.adapters[name])
-        if name in shared.adapters
-        else LocalTeacher(
-            load_teacher(spec, tokenizer=tokenizer, device=arguments.device, mesh=mesh)
-        )
-        for name, spec in teachers.items()
+    check_head(student, where=models.student.path)
+    flops = model_flops(student)
+    counts = {
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "trainable_parameters": sum(p.numel() for p in student.parameters() if p.requires_grad),
     }
-    stop = SaveAndStop()
-    trained = trainer_of(
-        model,
-        loaded,
-        folder=folder,
-        arguments=arguments,
-        course=course,
-        lessons=lessons,
-        settings=settings,
-        own=own,
-        caches=caches,
-        callbacks=[stop, *callbacks],
-    )
-    with trained as trainer, stop.listening():
-        trainer.resume(broadcast_from_main(lambda: _verified_checkpoint(folder / "checkpoints")))
-    stop.check(where=f"stage {folder.name}, step {trainer.state.global_step}")
-    result = Trained(
-        steps=trainer.state.global_step,
-        supervised_tokens=trainer.account.supervised_tokens,
-        seconds=round(trainer.account.seconds, 1),
-        parameters=sum(counts[0]),
-        trainable_parameters=sum(counts[1]),
-        token_shares=trainer.records.token_shares(),
-    )
-    save_model(trainer, folder / "model", tokenizer=tokenizer, settings=settings)
-    load_whole_models()  # what stages after this one and evaluation load
-    return result
-
-
-def _verified_checkpoint(folder: Path) -> Path | None:
-    """Where to go on from, saying which checkpoints cannot be used and why."""
-    newest, skipped = newest_checkpoint(folder)
-    for path, why in skipped.items():
-        logger.warning("%s is passed over: %s", path, why)
-    if skipped:
-        logger.warning("going on from %s", newest.name if newest else "the start")
-    return newest
+    shared = models.shared or shared_base_of(models.student, models.teachers, settings)
+    mesh = world_mesh() if any(t.placed == "sharded" for t in models.teachers.values()) else None
+    teachers: dict[str, LocalTeacher] = {
+        name: AdapterTeacher(student, shared.adapters[name])
+        if name in shared.adapters
+        else LocalTeacher(load_teacher(spec, tokenizer=models.tokenizer, device=device, mesh=mesh))
+        for name, spec in models.teachers.items()
+    }
+    loaded = LoadedModels(student=student, flops=flops, teachers=teachers, caches=models.caches)
+    return loaded, counts
 
 
 def shared_base_of(
@@ -167,143 +182,80 @@ def shared_base_of(
     )
 
 
-def _trainable(model: Any) -> list[Any]:
-    return [p for p in model.parameters() if p.requires_grad]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How much a stage learns: conversations and share of each source, optimiser steps, epochs."""
-
-    sizes: Mapping[str, int]
-    shares: Mapping[str, float]
-    steps: int
-    epochs: float
-
-    def mix(self, settings: TrainSettings, *, micro_batch: int) -> Mix:
-        """The order in which the stage comes by its conversations."""
-        return Mix(
-            self.sizes,
-            self.shares,
-            batch=settings.batch,
-            micro_batch=micro_batch,
-            steps=self.steps,
-            seed=settings.seed,
-            mixing=settings.mixing,
-        )
-
-
-def schedule_of(taught: Sequence[StageSource], settings: TrainSettings) -> Schedule:
-    """The course of a stage that teaches these lessons."""
-    shares = {lesson.name: lesson.share for lesson in taught}
-    sizes = {lesson.name: len(lesson.train) for lesson in taught}
-    conversations = total_conversations(sizes, shares, settings.epochs)
-    steps = settings.steps or max(1, round(conversations / settings.batch))
-    return Schedule(sizes, shares, steps, steps * settings.batch / conversations * settings.epochs)
-
-
 @contextlib.contextmanager
-def trainer_of(
-    model: Any,
-    teachers: Mapping[str, LocalTeacher],
-    *,
-    folder: Path,
+def build_trainer(
+    stage: StageTraining,
+    models: LoadedModels,
     arguments: TrainingArguments,
-    course: Schedule,
-    lessons: Sequence[StageSource],
-    settings: TrainSettings,
-    own: ModelFlops,
-    caches: Mapping[str, Teacher] | None = None,
+    *,
     teacher: Teacher | None = None,
+    steps: StepSource | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Iterator[DistillationTrainer]:
     """The trainer of a stage; within, the student's forward pass returns its losses.
 
     Args:
-        model: the student.
-        teachers: that are in memory, by the names that `lessons` use.
-        folder: the stage's folder.
+        stage: what is trained on and how.
+        models: in memory.
         arguments: of transformers.
-        course: how much is learnt.
-        lessons: taught sources first, watched ones after.
-        settings: the stage's `train`.
-        own: what the student's FLOPs follow from.
-        caches: what speaks in the place of teachers, by the names that `lessons` use.
-        teacher: who speaks on every batch in place of them all.
+        teacher: in place of those of `models`, for every batch.
+        steps: where micro-batches come from; None is the stage's rows in the order of its schedule.
         callbacks: progress displays and the like.
     """
-    taught = [lesson for lesson in lessons if lesson.share > 0]
-    models = {name: info_of(text_config(each.model)) for name, each in teachers.items()}
-    pairs, options = layer_pairs(info_of(text_config(model)), models, taught)
-    objective = Objective([lesson.terms for lesson in lessons])
-    records = MetricsLog(folder / "metrics.jsonl")
-    flops = {name: each.flops() for name, each in teachers.items()}
-    utilisation = FlopsMeter(
-        own,
-        [flops.get(lesson.speaker or "") for lesson in lessons],
-        peak=peak_flops(settings.precision),
-    )
-    with loss_in_forward(model, objective, pairs, options=options):
-        yield _trainer(
-            model,
-            arguments,
-            course,
-            lessons,
-            settings,
-            teacher=teacher or routed_teacher(teachers, lessons, pairs, caches or {}),
-            records=records,
-            utilisation=utilisation,
-            callbacks=callbacks,
-        )
-
-
-def _trainer(
-    model: Any,
-    arguments: TrainingArguments,
-    course: Schedule,
-    lessons: Sequence[StageSource],
-    settings: TrainSettings,
-    *,
-    teacher: Teacher | None,
-    records: MetricsLog,
-    utilisation: FlopsMeter,
-    callbacks: Sequence[TrainerCallback],
-) -> DistillationTrainer:
-    """The trainer, with its rows in order and its validation splits."""
-    names = [lesson.name for lesson in lessons]
-    routes = list(dict.fromkeys(lesson.speaker for lesson in lessons))
+    sources, settings = stage.sources, stage.settings
+    infos = {name: info_of(text_config(each.model)) for name, each in models.teachers.items()}
+    pairs = attention_pairs(info_of(text_config(models.student)), infos, stage.active)
+    teacher = teacher or routed_teacher(models.teachers, sources, pairs, models.caches)
+    objective = Objective([source.terms for source in sources])
+    routes = list(dict.fromkeys(source.target_provider for source in sources))
     collator = Collator(
-        [routes.index(lesson.speaker) for lesson in lessons],
+        [routes.index(source.target_provider) for source in sources],
         settings.max_length if settings.packing else None,
     )
+    rows = {source.name: source.train for source in stage.active}
+    mix = stage.schedule.mix(settings, micro_batch=arguments.per_device_train_batch_size)
+    flops = {name: each.flops() for name, each in models.teachers.items()}
     validation = Validation(
-        [lesson.validation for lesson in lessons],
-        sources=names,
-        shares=course.shares,
+        sources,
+        objective,
         collator=collator,
         teacher=teacher,
         batch=max(arguments.per_device_train_batch_size, 8),
     )
-    watched = any(len(lesson.validation) for lesson in lessons)
-    early = [EarlyStoppingCallback(settings.patience)] if settings.patience and watched else []
-    weighed = {t for lesson in lessons if lesson.share for t in TERMS if lesson.terms.weighs(t)}
-    return DistillationTrainer(
-        model,
-        arguments,
-        rows=MixedRows([lesson.train for lesson in lessons]),
-        mix=course.mix(settings, micro_batch=arguments.per_device_train_batch_size),
-        collator=collator,
-        teacher=teacher,
-        meter=MetricSums(names, weighed),
-        validation=validation if watched else None,
-        records=records,
-        utilisation=utilisation,
-        epochs=course.epochs,
-        micro_batches_ahead=settings.micro_batches_ahead(init_distributed().num_processes),
-        source_gradients=settings.source_gradients,
-        max_spike=settings.max_spike,
-        callbacks=[*early, *callbacks],
-    )
+    stops_early = settings.patience is not None and bool(validation)
+    early = [EarlyStoppingCallback(settings.patience)] if stops_early else []
+    with loss_in_forward(models.student, objective, pairs.pairs):
+        yield DistillationTrainer(
+            models.student,
+            arguments,
+            settings,
+            objective=objective,
+            steps=steps or FixedRows(rows, mix, collator),
+            teacher=teacher,
+            monitor=Monitor(
+                sources=[source.name for source in sources],
+                terms={t for t in objective.terms if any(s.terms.weighs(t) for s in stage.active)},
+                epochs=stage.schedule.epochs,
+                log=MetricsLog(stage.folder / "metrics.jsonl"),
+                flops=FlopsMeter(
+                    models.flops,
+                    [flops.get(source.target_provider or "") for source in sources],
+                    peak=peak_flops(settings.precision),
+                ),
+                validation=validation if validation else None,
+            ),
+            callbacks=[*early, *callbacks],
+        )
+
+
+def _verified_checkpoint(folder: Path) -> Path | None:
+    """Where to go on from; warns of checkpoints that cannot be used and says why."""
+    newest, skipped = newest_checkpoint(folder)
+    for path, why in skipped.items():
+        logger.warning("%s is passed over: %s", path, why)
+    if skipped:
+        logger.warning("going on from %s", newest.name if newest else "the start")
+    return newest
 
 
 def save_model(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,17 @@ from transformers import (
 from dominie.core.distributed import broadcast_from_main
 from dominie.core.errors import InputError, RunError
 from dominie.data.batch import Batch
-from dominie.data.sampling import Mix
+from dominie.losses.objective import Objective
 from dominie.losses.targets import Signal
 from dominie.teachers import Teacher, TeacherPrefetch
 from dominie.training.arguments import OneRunAStage, flat, keep_tensorboard, rewind_tensorboard
 from dominie.training.checkpointed_trainer import CheckpointedTrainer
-from dominie.training.counters import Counters, FlopsMeter, GiveBackFreedMemory
-from dominie.training.dataloader import Collator, MicroBatches, MicroBatchSampler, MixedRows, only
+from dominie.training.counters import Counters, FlopsMeter, TrimMemory
+from dominie.training.dataloader import MicroBatches, MicroBatchSampler, StepSource, unwrap
 from dominie.training.loss_forward import DistillationInputs
 from dominie.training.loss_guard import ExpertCollapseWarning, SpikeGuard, broken_step, not_finite
 from dominie.training.metric_sums import MetricsLog, MetricSums, grad_norms_by_source, sources_of
+from dominie.training.settings import TrainSettings
 from dominie.training.validation import Validation
 
 
@@ -50,6 +51,27 @@ class _LastStep(TrainerCallback):
             control.should_save |= args.load_best_model_at_end
 
 
+@dataclass(frozen=True, kw_only=True)
+class Monitor:
+    """What a trainer measures and where it writes it.
+
+    Attributes:
+        sources: names of all sources by index, those that are only watched last.
+        log: `metrics.jsonl`.
+        flops: counts the operations of its steps.
+        terms: names of the loss terms that are logged; None is all.
+        validation: the forgetting curve, None without validation splits.
+        epochs: passes over the largest source that the whole run makes, for display.
+    """
+
+    sources: Sequence[str]
+    log: MetricsLog
+    flops: FlopsMeter
+    terms: Collection[str] | None = None
+    validation: Validation | None = None
+    epochs: float = 1.0
+
+
 class DistillationTrainer(CheckpointedTrainer):
     """Trains one stage.
 
@@ -57,20 +79,13 @@ class DistillationTrainer(CheckpointedTrainer):
     divided once by the supervised tokens of them all.
 
     Args:
-        model: the student, within `learner.teaching`.
+        model: the student, within `loss_in_forward`.
         args: from `training_arguments`.
-        rows: tokenised conversations, one dataset over all sources.
-        mix: their order.
-        collator: makes them batches.
-        teacher: speaks on every batch, None when no source has a teacher.
-        meter: sums metrics by source.
-        validation: the forgetting curve, None without validation splits.
-        records: `metrics.jsonl`.
-        utilisation: counts the FLOPs of its steps.
-        epochs: passes over the largest source that the whole run makes, for display.
-        micro_batches_ahead: micro-batches in a forward pass of the teacher.
-        source_gradients: whether logged steps measure the norm of each source's gradient.
-        max_spike: factor of its median that a step's loss may reach; None allows all.
+        settings: the stage's `train`.
+        objective: the loss that the student's forward pass returns.
+        steps: where micro-batches come from.
+        teacher: provides targets for every batch, None when no source has a teacher.
+        monitor: what is measured.
         callbacks: progress displays and the like.
     """
 
@@ -80,60 +95,62 @@ class DistillationTrainer(CheckpointedTrainer):
         self,
         model: nn.Module,
         args: TrainingArguments,
+        settings: TrainSettings,
         *,
-        rows: MixedRows,
-        mix: Mix,
-        collator: Collator,
+        objective: Objective,
+        steps: StepSource,
         teacher: Teacher | None,
-        meter: MetricSums,
-        validation: Validation | None,
-        records: MetricsLog,
-        utilisation: FlopsMeter,
-        epochs: float,
-        micro_batches_ahead: int = 1,
-        source_gradients: bool = False,
-        max_spike: float | None = None,
+        monitor: Monitor,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        self.mix, self.teacher, self.meter = mix, teacher, meter
-        self.validation, self.records, self.epochs = validation, records, epochs
-        self.account = Counters(utilisation)
-        self._ahead = TeacherPrefetch(teacher, micro_batches_ahead) if teacher else None
-        self._spikes = SpikeGuard(max_spike)
-        self.collapse, self.copied = ExpertCollapseWarning(), [records.path]
-        if validation is None:
+        self.steps, self.teacher, self.monitor = steps, teacher, monitor
+        self.metrics = MetricSums(monitor.sources, objective, monitor.terms)
+        self.counters, self.copied = Counters(monitor.flops), [monitor.log.path]
+        self._prefetch = (
+            TeacherPrefetch(teacher, settings.micro_batches_ahead(args.world_size))
+            if teacher
+            else None
+        )
+        self._spikes, self._collapse = SpikeGuard(settings.max_spike), ExpertCollapseWarning()
+        if monitor.validation is None:
             args.eval_strategy = "no"
+        dataset = MicroBatches(steps)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=rows,
-            eval_dataset=rows if validation else None,
-            data_collator=collator,
-            callbacks=[_LastStep(), GiveBackFreedMemory(), OneRunAStage(), *callbacks],
+            train_dataset=dataset,
+            eval_dataset=dataset if monitor.validation else None,
+            data_collator=unwrap,
+            callbacks=[_LastStep(), TrimMemory(), OneRunAStage(), *callbacks],
             compute_loss_func=_divided_already,
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        keep_tensorboard(self.callback_handler.callbacks, Path(args.output_dir).parent)
+        keep_tensorboard(self.callback_handler.callbacks, self.stage_folder)
         self._step_loss = torch.zeros((), device=args.device)
-        if source_gradients and self.is_deepspeed_enabled:
+        if settings.source_gradients and self.is_deepspeed_enabled:
             raise InputError(
-                "DeepSpeed's backward pass cannot be taken source by source",
+                "DeepSpeed's backward pass cannot be run source by source",
                 where="train.source_gradients",
-                do="remove it, or mix by steps (train.mixing: steps), whose norms come for nothing",
+                do="remove it, or mix by steps (train.mixing: steps), whose norms cost nothing",
             )
-        self._source_gradients = source_gradients and mix.turn < mix.batch
+        self._source_gradients = settings.source_gradients and not steps.one_source_per_step
         self._unmeasured: list[Batch] = []  # of the step that is about to begin
         self._source_norms: dict[str, float] = {}  # since the last line of metrics
+
+    @property
+    def stage_folder(self) -> Path:
+        """The stage's folder."""
+        return Path(self.args.output_dir).parent
 
     # Batches ---------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Step by step the micro-batches of the mix, split over the ranks."""
+        """The micro-batches of all steps, split over the ranks."""
         loader: DataLoader[Any] = DataLoader(
-            MicroBatches(self.train_dataset, self.mix, self.data_collator),
-            batch_sampler=MicroBatchSampler(self.mix),
-            collate_fn=only,
+            self.train_dataset,
+            batch_sampler=MicroBatchSampler(self.steps),
+            collate_fn=unwrap,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
         )
@@ -145,15 +162,15 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> tuple[list[Any], Tensor]:
         """The micro-batches of one optimiser step, and its supervised tokens over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        count = self.account.add(batches, self.accelerator, step=self.state.global_step + 1)
-        self._step_source = int(batches[0]["source_ids"].max())  # meant where a step has but one
+        count = self.counters.add(batches, self.accelerator, step=self.state.global_step + 1)
+        self._step_source = int(batches[0]["source_ids"].max())  # used if a step has only one
         measured = self._source_gradients and self._logs_this_step()
-        if self._ahead or measured:
-            whole = [Batch.from_dict(batch).to(device) for batch in batches]
-            if self._ahead:
-                self._ahead.begin(whole)
+        if self._prefetch or measured:
+            on_device = [Batch.from_dict(batch).to(device) for batch in batches]
+            if self._prefetch:
+                self._prefetch.begin(on_device)
             if measured:
-                self._unmeasured = whole
+                self._unmeasured = on_device
         return batches, count.clamp(min=1)
 
     # The loss --------------------------------------------------------------------------------
@@ -166,24 +183,28 @@ class DistillationTrainer(CheckpointedTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The micro-batch's share of the step's loss, times the ranks it is averaged over."""
-        said = self._ahead.next if self._ahead else None
         batch = Batch.from_dict(inputs)
-        outputs = self._outputs(model, batch, said, measured=self._logs_this_step())
-        self.meter.add(outputs["terms"], outputs["by_source"], outputs.get("routing"))
+        next_signal = self._prefetch.next if self._prefetch else None
+        outputs = self._outputs(model, batch, next_signal, measured=self._logs_this_step())
+        self.metrics.add(outputs["terms"], outputs["by_source"], outputs.get("routing"))
         loss = outputs["loss"] * self.accelerator.num_processes / num_items_in_batch
         self._step_loss += loss.detach().float()
         return (loss, outputs) if return_outputs else loss
 
     def _outputs(
-        self, model: nn.Module, batch: Batch, said: Callable[[], Signal] | None, *, measured: bool
+        self,
+        model: nn.Module,
+        batch: Batch,
+        compute_signal: Callable[[], Signal] | None,
+        *,
+        measured: bool,
     ) -> dict[str, Any]:
-        """What the student's forward pass returns, taught by what the teachers have said of it."""
+        """The outputs of the student's forward pass on a batch, given its teachers' targets."""
         try:
-            signal = said() if said else None
-            outputs: dict[str, Any] = model(
-                lesson=DistillationInputs(batch, signal, measured=measured)
-            )
-        except (ValueError, RunError) as error:  # the losses refuse what the models came to
+            signal = compute_signal() if compute_signal else None
+            inputs = DistillationInputs(batch, signal, measured=measured)
+            outputs: dict[str, Any] = model(inputs=inputs)
+        except (ValueError, RunError) as error:  # values of the models that the losses refuse
             raise self._broken_step("the loss cannot be computed", str(error)) from error
         return outputs
 
@@ -193,7 +214,7 @@ class DistillationTrainer(CheckpointedTrainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """One micro-batch; before a step's first the gradients of its sources, where asked for."""
+        """One micro-batch; before a step's first one the gradients of its sources, if asked for."""
         batches, self._unmeasured = self._unmeasured, []
         if batches:
             model.train()
@@ -201,18 +222,18 @@ class DistillationTrainer(CheckpointedTrainer):
             norms = grad_norms_by_source(
                 model,
                 batches,
-                sources_of(batches, len(self.meter.sources), self.accelerator),
-                loss_of=lambda batch: self._part(model, batch) * scale,
+                sources_of(batches, len(self.metrics.sources), self.accelerator),
+                loss_of=lambda batch: self._loss_of(model, batch) * scale,
                 accelerator=self.accelerator,
             )
-            self._source_norms |= {self.meter.sources[i]: norm for i, norm in norms.items()}
+            self._source_norms |= {self.metrics.sources[i]: norm for i, norm in norms.items()}
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
-    def _part(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The summed loss of a batch of which only some is supervised."""
-        said = partial(self.teacher.signal, batch) if self.teacher else None
-        loss: Tensor = self._outputs(model, batch, said, measured=False)["loss"]
+    def _loss_of(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The summed loss of a batch, its teachers run on it alone."""
+        compute_signal = partial(self.teacher.signal, batch) if self.teacher else None
+        loss: Tensor = self._outputs(model, batch, compute_signal, measured=False)["loss"]
         return loss
 
     def _logs_this_step(self) -> bool:
@@ -229,7 +250,7 @@ class DistillationTrainer(CheckpointedTrainer):
             raise self._broken_step(
                 "the loss or its gradient is not finite; stopped before the optimiser step",
                 f"loss {loss:.6g}, gradient norm {float(norm):.6g}, "
-                f"terms {self.meter.means()['terms']}",
+                f"terms {self.metrics.means()['terms']}",
                 model,
             )
         if self._spikes.factor is not None:
@@ -243,8 +264,8 @@ class DistillationTrainer(CheckpointedTrainer):
                     f"{self._spikes.factor:g}",
                 )
         self._step_loss.zero_()
-        if self.mix.turn == self.mix.batch and len(self.mix.sizes) > 1:
-            self._source_norms[self.meter.sources[self._step_source]] = float(norm)
+        if self.steps.one_source_per_step and len(self.steps.sources) > 1:
+            self._source_norms[self.metrics.sources[self._step_source]] = float(norm)
         return norm
 
     def _broken_step(
@@ -254,66 +275,56 @@ class DistillationTrainer(CheckpointedTrainer):
         model: nn.Module | None = None,
         do: str = "the last checkpoint is kept: lower the learning rate",
     ) -> RunError:
-        """What ends the stage at a step that is not taken, its particulars written down."""
-        step, means = self.state.global_step + 1, self.meter.means()
+        """The error that ends the stage before a step is taken; its details go to a file."""
+        step, means = self.state.global_step + 1, self.metrics.means()
         return broken_step(
-            Path(self.args.output_dir).parent,
+            self.stage_folder,
             step=step,
             what=what,
             found=found,
             means=means,
             culprits=not_finite(means, model),
-            conversations=self._conversations_of(step),
+            conversations=self.steps.conversations(step - 1),
             do=do,
         )
-
-    def _conversations_of(self, step: int) -> list[dict[str, Any]]:
-        """The conversations of a step, over all ranks."""
-        (conversations,) = islice(self.mix, step - 1, step)
-        return [
-            {
-                "source": self.meter.sources[source],
-                "row": row,
-                "tokens": len(self.train_dataset[source, row][1].input_ids),
-            }
-            for source, row in conversations
-        ]
 
     # Metrics ---------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Complete what Trainer logs with terms and sources; write a line of `metrics.jsonl`."""
-        if "learning_rate" not in logs:  # a summary or an evaluation, which writes its own line
+        if "learning_rate" not in logs:  # a summary, or an evaluation that writes its own line
             super().log(logs, start_time)
             return
-        means = self.meter.means(lambda tensor: self.accelerator.reduce(tensor, reduction="sum"))
-        self.meter.reset()
+        means = self.metrics.means(lambda tensor: self.accelerator.reduce(tensor, reduction="sum"))
+        self.metrics.reset()
         for source, norm in self._source_norms.items():
             means["sources"].setdefault(source, {})["grad_norm"] = norm
         self._source_norms = {}
         record = {
             "step": self.state.global_step,
-            "epoch": round(self.epochs * self.state.global_step / max(self.state.max_steps, 1), 4),
+            "epoch": round(
+                self.monitor.epochs * self.state.global_step / max(self.state.max_steps, 1), 4
+            ),
             "loss": sum(means["terms"].values()),
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
             **means,
-            **self.account.line(self.accelerator.num_processes),
+            **self.counters.line(self.accelerator.num_processes),
         }
-        self.collapse.look(means.get("router"), self.state.global_step)
+        self._collapse.look(means.get("router"), self.state.global_step)
         if self.is_world_process_zero():
-            self.records.append(record)
+            self.monitor.log.append(record)
         rates = {key: record[key] for key in ("loss", "tokens", "tokens_per_second")}
         super().log({**logs, **rates, **flat(means)}, start_time)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Losses by source on the validation splits: the forgetting curve."""
-        assert self.validation is not None
-        sources, loss = self.validation.measure(self.model_wrapped, self.accelerator)
+        assert self.monitor.validation is not None
+        sources, loss = self.monitor.validation.measure(self.model_wrapped, self.accelerator)
         if self.is_world_process_zero():
             record: dict[str, Any] = {"step": self.state.global_step, "evaluation": sources}
             record |= {} if loss is None else {"loss": loss}
-            self.records.append({**record, "seconds": round(self.account.seconds, 3)})
+            self.monitor.log.append({**record, "seconds": round(self.counters.seconds, 3)})
         metrics = {} if loss is None else {"eval_loss": loss}
         for source, values in sources.items():
             metrics |= {f"eval_{source}_{name}": value for name, value in values.items()}
@@ -327,9 +338,9 @@ class DistillationTrainer(CheckpointedTrainer):
         """Train to the end, from a checkpoint or from the start."""
         self.drop_half_written()
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-        lines = checkpoint and checkpoint / self.records.path.name
-        last = broadcast_from_main(lambda: self.records.rewind(step, lines))
-        self.account.go_on(last)
+        lines = checkpoint and checkpoint / self.monitor.log.path.name
+        last = broadcast_from_main(lambda: self.monitor.log.rewind(step, lines))
+        self.counters.go_on(last)
         if self.is_world_process_zero():
             rewind_tensorboard(self.callback_handler.callbacks, step)
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -10,7 +10,7 @@ from typing import Any
 from dominie.core.io import write_atomic
 from dominie.core.references import Kind, rewritten
 from dominie.core.run_reader import read_results, read_stage
-from dominie.losses.terms import TERMS, LossTerms
+from dominie.losses.terms import LossTerms
 from dominie.models.spec import is_model
 from dominie.recipe import Recipe, dump_recipe
 from dominie.stages.run_folder import RunFolder
@@ -267,7 +267,7 @@ def _without_places(recipe: Recipe) -> Recipe:
 
 def _terms(terms: LossTerms) -> str:
     return " + ".join(
-        f"{getattr(terms, term).weight:g} {term}" for term in TERMS if terms.weighs(term)
+        f"{term.weight:g} {name}" for name, term in terms.present.items() if term.weighs
     )
 
 
