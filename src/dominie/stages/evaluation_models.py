@@ -17,7 +17,7 @@ from dominie.models.loading import load_frozen
 from dominie.recipe import Evaluation, Task
 from dominie.stages.fingerprint import model_fingerprint
 from dominie.stages.run_folder import ChatTokenizers, RunFolder
-from dominie.training.counters import give_back_freed_memory
+from dominie.training.counters import trim_memory
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class EvaluationModels:
         gc.collect()  # modules and their hooks refer to each other
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        give_back_freed_memory()
+        trim_memory()
 
     def tokenizer(self, name: str) -> Any:
         """Return a model's tokenizer, with a chat template."""
