@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -166,18 +165,10 @@ class LoadedAlpacaEval:
         self.difficulty: Difficulty | None = None
         if settings.difficulty:
             self.difficulty = read_difficulty(Path(settings.difficulty))
-
-    @cached_property
-    def dialogues(self) -> Sequence[Dialogue]:
-        """All instructions."""
-        return [
-            Dialogue(i.id, (i.instruction,), self.settings.temperature) for i in self.instructions
+        self.dialogues: Sequence[Dialogue] = [
+            Dialogue(i.id, (i.instruction,), settings.temperature) for i in self.instructions
         ]
-
-    @property
-    def control_dialogues(self) -> Sequence[Dialogue]:
-        """Instructions of all data sets."""
-        return evenly_spaced(self.dialogues, self.settings.control_questions)
+        self.control_dialogues = evenly_spaced(self.dialogues, settings.control_questions)
 
     def answer_row(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
         """Return a row of upstream's `model_outputs.json`."""

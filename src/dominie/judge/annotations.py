@@ -34,7 +34,7 @@ class Difficulty:
 
     Attributes:
         of: difficulty by an instruction's place in the evaluation set.
-        gamed: preferences of baselines that were told to game the length, None without them.
+        gamed: preferences of baselines instructed to game the length, None without them.
     """
 
     of: dict[int, float]
@@ -42,17 +42,17 @@ class Difficulty:
 
     @property
     def label(self) -> str:
-        """What a figure made with it is called."""
+        """The label of a figure that was computed with it."""
         return "upstream" if self.gamed is not None else "difficulty, not regularised"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What annotations come to. Fractions, not percent.
+    """Figures of an annotation file. Fractions, not percent.
 
     Attributes:
         wins: the plain win rate.
-        controlled: at equal length; None where the outputs are not in the file.
+        controlled: at equal length; None if the outputs are not in the file.
         control: how length was controlled for.
         longer: share of decided pairs that the longer answer won.
         length: mean characters of the model's answers.
@@ -65,7 +65,7 @@ class Summary:
     length: float | None
 
     def percent(self) -> dict[str, Any]:
-        """As `--json` prints it: rates in percent."""
+        """Return figures as `--json` prints them: rates in percent."""
         rates = dataclasses.asdict(self.wins)
         found: dict[str, Any] = {
             "win_rate": 100 * rates["win_rate"],
@@ -93,7 +93,7 @@ class Summary:
 
 
 def read_annotations(path: Path) -> list[dict[str, Any]]:
-    """The rows of an annotation file.
+    """Return the rows of an annotation file.
 
     Raises:
         InputError: it cannot be read, holds no preferences, or those of several models.
@@ -121,7 +121,7 @@ def read_annotations(path: Path) -> list[dict[str, Any]]:
 
 
 def read_difficulty(path: Path) -> Difficulty:
-    """The authors' `df_gamed.csv`, or their `instruction_difficulty.csv`.
+    """Read the authors' `df_gamed.csv`, or their `instruction_difficulty.csv`.
 
     The first holds what regularises the fit as well, the second the difficulties alone.
 
@@ -164,7 +164,7 @@ def read_difficulty(path: Path) -> Difficulty:
 def summarise(
     rows: Sequence[dict[str, Any]], difficulty: Difficulty | None = None, *, where: str
 ) -> Summary:
-    """Win rate, plain and length-controlled, of rows in the evaluation set's order.
+    """Return the win rate, plain and length-controlled, of rows in the evaluation set's order.
 
     Args:
         rows: with `preference`, and `output_1` and `output_2` for the lengths.
@@ -220,7 +220,7 @@ def _controlled(
 
 
 def _read_csv(path: Path, *, what: str) -> list[tuple[str, dict[str, str]]]:
-    """The rows of a CSV file by column, each with its place.
+    """Return the rows of a CSV file by column, each with its place.
 
     Raises:
         InputError: as `read_objects`.
@@ -237,7 +237,7 @@ def _read_csv(path: Path, *, what: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def _number_field(row: Mapping[str, Any], name: str, *, where: str) -> float:
-    """A field that has to be a finite number, or to spell one.
+    """Return a field that has to be a finite number, or to spell one.
 
     Raises:
         InputError: it is missing or something else.

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dominie.core.errors import InputError
+from dominie.core.io import write_atomic
+from dominie.core.results import TaskResult
 from dominie.evaluation.results import Items
 from dominie.evaluation.statistics import bootstrap_interval
 from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
@@ -134,7 +136,10 @@ class AnswersFile:
                 )
         finally:
             log.close()
-        self._rewrite([log.of(keys[d.id])[-1] for d in benchmark.dialogues])
+        kept = [log.of(keys[d.id])[-1] for d in benchmark.dialogues]
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        if self.path.read_text(encoding="utf-8") != text:
+            write_atomic(self.path, text)
         return {d.id: found[d.id] for d in benchmark.dialogues}
 
     def _key(self, generator: Generator, dialogue: Dialogue) -> str:
@@ -154,15 +159,6 @@ class AnswersFile:
             found=json.dumps(record)[:120],
             do="remove this line; the question is then asked again",
         )
-
-    def _rewrite(self, records: Sequence[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        if self.path.exists() and self.path.read_text(encoding="utf-8") == text:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_name(f".{self.path.name}")
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(self.path)
 
 
 @dataclass(frozen=True)
@@ -187,27 +183,21 @@ class Judged:
 
 
 class Benchmark(Protocol):
-    """A judged benchmark whose files have been read."""
+    """A judged benchmark whose files have been read.
 
-    @property
-    def judge(self) -> Judge:
-        """The judge of the recipe."""
+    Attributes:
+        judge: of the recipe.
+        dialogues: all questions.
+        control_dialogues: the questions on which the controls are judged.
+        max_new_tokens: longest answer to a turn.
+        seed: of sampled answers.
+    """
 
-    @property
-    def dialogues(self) -> Sequence[Dialogue]:
-        """All questions."""
-
-    @property
-    def control_dialogues(self) -> Sequence[Dialogue]:
-        """The questions on which the controls are judged."""
-
-    @property
-    def max_new_tokens(self) -> int:
-        """Longest answer."""
-
-    @property
-    def seed(self) -> int:
-        """Of sampled answers."""
+    judge: Judge
+    dialogues: Sequence[Dialogue]
+    control_dialogues: Sequence[Dialogue]
+    max_new_tokens: int
+    seed: int
 
     def answer_row(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
         """Return answers in the benchmark's published shape."""
@@ -224,13 +214,7 @@ class Benchmark(Protocol):
 
 def interval_figures(values: Sequence[float], clusters: Sequence[Any]) -> dict[str, Any]:
     """Return the mean from 0 to 1 with its interval; `n` counts independent clusters."""
-    found = bootstrap_interval(values, clusters)
-    return {
-        "score": found.estimate,
-        "stderr": found.stderr,
-        "n": found.n,
-        "interval": [found.low, found.high],
-    }
+    return TaskResult.from_interval(bootstrap_interval(values, clusters)).as_dict()
 
 
 def grouped_figures(

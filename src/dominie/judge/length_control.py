@@ -38,7 +38,7 @@ class WinRate:
 
 
 def wins(preferences: Sequence[object]) -> list[float | None]:
-    """Preference - 1 for each row, None where there is no preference from 1 to 2.
+    """Return preference - 1 for each row, None without a preference from 1 to 2.
 
     Upstream writes a draw as 1.5 or, in old files, as 0.
     """
@@ -53,7 +53,7 @@ def _win(preference: object) -> float | None:
 
 
 def win_rate(preferences: Sequence[object]) -> WinRate | None:
-    """The win rate over all rows with a preference, None where no row has one."""
+    """Return the win rate over all rows with a preference, None if no row has one."""
     found = [value for value in wins(preferences) if value is not None]
     if not found:
         return None
@@ -73,11 +73,11 @@ def win_rate(preferences: Sequence[object]) -> WinRate | None:
 
 
 def longer_wins(lengths: Sequence[tuple[int, int]], values: Sequence[float | None]) -> float | None:
-    """Share of decided pairs in which the longer answer won, None where none is decided.
+    """Return the share of decided pairs that the longer answer won, None if none is decided.
 
     Args:
         lengths: (baseline's, model's) of each pair.
-        values: 0 to 1, above a half where the model won.
+        values: 0 to 1, above a half if the model won.
     """
     agreed = [
         (model > baseline) == (value > 0.5)
@@ -91,13 +91,13 @@ Floats = npt.NDArray[np.float64]
 
 _STRENGTHS = np.logspace(-4, 4, 10)
 _FOLDS = 5
-#: Weight of the answers of models that were told to be short or long, both together.
+#: Weight of the answers of models instructed to be short or long, both together.
 _GAMED_WEIGHT = 0.2
 
 
 @dataclass(frozen=True)
 class Gamed:
-    """Preferences of baselines that were told to be terse and verbose, which hold the fit down.
+    """Preferences of baselines instructed to be terse and verbose, which regularise the fit.
 
     Attributes:
         preference: from 0 to 1.
@@ -137,10 +137,10 @@ def length_controlled(
     difficulty: Sequence[float] | None = None,
     gamed: Gamed | None = None,
 ) -> LengthControlled:
-    """The win rate at equal length.
+    """Return the win rate at equal length.
 
     Args:
-        preferences: 0 to 1 for each row, None where there is none: such a row counts in the
+        preferences: 0 to 1 for each row, None if there is none: such a row counts in the
             prediction, not in the fit, as upstream has it.
         lengths: (baseline's, model's) of each row, in characters.
         difficulty: of each row's instruction; None leaves it out.
@@ -186,7 +186,7 @@ def length_controlled(
 
 
 def _cross_validated(rows: Floats, wanted: Floats, weights: Floats) -> tuple[Floats, float]:
-    """Coefficients of the fit on all rows, at the strength that predicts held-out rows best."""
+    """Return coefficients fitted to all rows, at the strength best for held-out rows."""
     fold = np.arange(len(rows))[::-1] % _FOLDS
     scores = np.zeros(len(_STRENGTHS))
     for held_out in range(min(_FOLDS, len(rows)) if len(rows) > 1 else 0):
@@ -202,7 +202,7 @@ def _cross_validated(rows: Floats, wanted: Floats, weights: Floats) -> tuple[Flo
 def _fitted(
     rows: Floats, wanted: Floats, weights: Floats, strength: float, start: Floats
 ) -> Floats:
-    """The minimum of ‖β‖₁ + strength Σ weight · log loss, by coordinate descent with Newton steps.
+    """Minimise ‖β‖₁ + strength Σ weight · log loss, by coordinate descent with Newton steps.
 
     A target between 0 and 1 is that share of a win; the problem stays convex.
     """
@@ -233,7 +233,7 @@ def _shortened(
     step: float,
     slope: float,
 ) -> float:
-    """How much of a step to take, so that the objective falls (Armijo)."""
+    """Return the fraction of a step to take, so that the objective falls (Armijo)."""
     if abs(step) < 1e-12:
         return 1.0
     scores = rows @ beta
@@ -249,18 +249,18 @@ def _shortened(
 
 
 def _shrunk(value: float, by: float) -> float:
-    """A value moved towards zero, at most to it."""
+    """Return a value moved towards zero, at most to it."""
     return math.copysign(max(abs(value) - by, 0.0), value)
 
 
 def _losses(scores: Floats, wanted: Floats, weights: Floats) -> Floats:
-    """[n] weighted log losses of logits."""
+    """Return [n] weighted log losses of logits."""
     loss: Floats = weights * (np.logaddexp(0.0, scores) - wanted * scores)
     return loss
 
 
 def _sandwich(rows: Floats, wanted: Floats, weights: Floats, beta: Floats) -> Floats:
-    """Covariance of the coefficients (Huber 1967, White 1982), the penalty left aside."""
+    """Return the coefficients' covariance (Huber 1967, White 1982), without the penalty."""
     p = _logistic(rows @ beta)
     bread = np.linalg.pinv((rows * (weights * p * (1 - p))[:, None]).T @ rows)
     scores = rows * (weights * (p - wanted))[:, None]

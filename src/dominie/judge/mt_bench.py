@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
@@ -113,19 +112,11 @@ class LoadedMtBench:
         self.baseline: Answers | None = None
         if settings.baseline:
             self.baseline = read_answers(settings.baseline, self.questions, what="baseline answers")
-
-    @cached_property
-    def dialogues(self) -> Sequence[Dialogue]:
-        """All questions, at the temperature of their category."""
-        return [
+        self.dialogues: Sequence[Dialogue] = [
             Dialogue(q.id, q.turns, TEMPERATURES.get(q.category, _OTHER_TEMPERATURE))
             for q in self.questions
         ]
-
-    @property
-    def control_dialogues(self) -> Sequence[Dialogue]:
-        """Questions of all categories."""
-        return evenly_spaced(self.dialogues, self.settings.control_questions)
+        self.control_dialogues = evenly_spaced(self.dialogues, settings.control_questions)
 
     def answer_row(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
         """Return a row of upstream's `model_answer` files."""
