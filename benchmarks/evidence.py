@@ -35,8 +35,8 @@ from ruamel.yaml import YAML
 from dominie.core.display import Display
 from dominie.core.hardware import cores
 from dominie.recipe import MergeStage, Recipe, UpcycleStage, load_recipe
-from dominie.workflows.sweep import run_cells
-from dominie.workflows.sweep_cells import Cell, grid, rows_of, seeds_of
+from dominie.workflows.sweep import run_trials
+from dominie.workflows.sweep_trials import Trial, grid, rows_of, seeds_of
 
 sys.path.insert(0, str(Path(__file__).parent / "parts"))
 from evidence_plane import plane
@@ -71,7 +71,7 @@ STEP = {"teacher": 0.052, "labels": 0.028, "prediction": 0.038, "attention": 0.0
 START, SCORED = 12.0, 5.0
 
 
-def cells_of(group: dict[str, Any], chosen: dict[str, Any]) -> list[Cell]:
+def trials_of(group: dict[str, Any], chosen: dict[str, Any]) -> list[Trial]:
     """The runs of one group of evidence.yaml."""
     recipe = (HERE / group["recipe"]).resolve()
     stages = load_recipe(recipe).stages
@@ -94,12 +94,12 @@ def _written(value: object) -> str:
     return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
-def estimate(cells: Sequence[Cell]) -> float:
+def estimate(trials: Sequence[Trial]) -> float:
     """Seconds on one core; what two runs share is counted once."""
     known: set[str] = set()
     total = 0.0
-    for cell in cells:
-        recipe = cell.loaded()
+    for trial in trials:
+        recipe = trial.loaded()
         total += START + SCORED * len(recipe.evaluate.models if recipe.evaluate else ())
         for name in recipe.stages:
             key = _key(recipe, name)
@@ -132,10 +132,10 @@ def _seconds(recipe: Recipe, name: str) -> float:
     return (stage.train.steps or 0) * step * stage.train.batch / 32
 
 
-def flat_rows(group: str, cell: Cell, folder: Path) -> Iterator[dict[str, Any]]:
+def flat_rows(group: str, trial: Trial, folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of a run as the CSV holds them."""
-    setting = " ".join(f"{key}={value}" for key, value in cell.values.items())
-    for row in rows_of(cell, folder):
+    setting = " ".join(f"{key}={value}" for key, value in trial.values.items())
+    for row in rows_of(trial, folder):
         flat = row.flat()
         yield {**{c: flat.get(c) for c in COLUMNS}, "group": group, "setting": setting}
 
@@ -168,10 +168,10 @@ def write_docs(rows: list[dict[str, str]], docs: Path) -> None:
     page.write_text(f"{head}{BEGIN}\n{tables(rows)}\n{END}{tail}", encoding="utf-8")
     there = {(row["group"], row["setting"]) for row in rows}
     told = [row for row in rows if row["model"] in DRAWN]
-    for cell in PICTURES:
-        if cell in there:
-            drawing = plane(told, cell, least=0.5)
-            (docs / f"evidence-{cell[0]}.svg").write_text(drawing, encoding="utf-8")
+    for trial in PICTURES:
+        if trial in there:
+            drawing = plane(told, trial, least=0.5)
+            (docs / f"evidence-{trial[0]}.svg").write_text(drawing, encoding="utf-8")
 
 
 def main() -> None:
@@ -201,29 +201,29 @@ def main() -> None:
     groups = plan[part]
     chosen = plan["chosen"] if part == "groups" else {}
     names: dict[str, str] = {}
-    cells: list[Cell] = []
+    trials: list[Trial] = []
     for group in groups:
-        for cell in cells_of(group, chosen):
-            assert cell.name not in names, f"two runs of one name: {cell.name}"
-            cells.append(cell)
-            names[cell.name] = group["name"]
+        for trial in trials_of(group, chosen):
+            assert trial.name not in names, f"two runs of one name: {trial.name}"
+            trials.append(trial)
+            names[trial.name] = group["name"]
     display = Display(Console(highlight=False, soft_wrap=True, stderr=options.json))
-    about = "" if options.gpu else f", about {estimate(cells) / jobs / 60:.0f} minutes"
-    display.line(f"{len(cells)} runs{about} with {jobs} at a time")
+    about = "" if options.gpu else f", about {estimate(trials) / jobs / 60:.0f} minutes"
+    display.line(f"{len(trials)} runs{about} with {jobs} at a time")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "runs" if options.quick else options.runs.resolve()
         results = Path(scratch) / "evidence.csv" if options.quick else RESULTS[part]
         written = {row["run"] for row in read(results)}
 
-        def finished(cell: Cell) -> None:
-            rows = list(flat_rows(names[cell.name], cell, folder))
-            if cell.name not in written:
+        def finished(trial: Trial) -> None:
+            rows = list(flat_rows(names[trial.name], trial, folder))
+            if trial.name not in written:
                 appended(results, rows)
             for row in rows if options.json else ():
                 print(json.dumps(row), flush=True)
 
-        run_cells(
-            cells,
+        run_trials(
+            trials,
             folder,
             jobs=jobs,
             display=display,

@@ -1,8 +1,9 @@
-"""A sweep through the command line: shared stages are trained once, failures stay alone."""
+"""A sweep skips what is done, trains equal stages once, and a failed run stops no other."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -11,7 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file
+
+from dominie.core.display import Display
+from dominie.core.errors import RunError
+from dominie.workflows import sweep
+from dominie.workflows.sweep import run_trials, sweep_recipe
+from dominie.workflows.sweep_trials import Trial, grid, rows_of
 
 MINI = Path(__file__).parents[1] / "recipes" / "mini.yaml"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -117,3 +125,94 @@ def test_a_stage_taken_over_is_the_stage_that_would_have_been_trained(tmp_path):
     assert "sft: taken from two/sft" in followed.stdout
     assert json.loads((tmp_path / "runs/one/sft/stage.json").read_text())["steps"] == 4
     assert list((tmp_path / "runs/one/.replaced").iterdir()), "the earlier result is kept"
+
+
+STEPS = "stages.sft.train.steps"
+
+#: In place of `dominie run`: writes what a run writes, or fails if the steps are 13.
+RUN = """
+import json, pathlib, sys, time
+run, steps = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+time.sleep(0.2)
+if steps == 13:
+    sys.exit("error: stage sft: unlucky\\n  do        take another number")
+run.mkdir(parents=True, exist_ok=True)
+with (run / "times").open("a") as file:
+    file.write("ran\\n")
+(run / "recipe.yaml").write_text("name: x")
+score = {"score": steps / 100, "stderr": 0.1, "n": 9, "metric": "exact_match"}
+(run / "results.json").write_text(json.dumps({"sft": {"general": score}}))
+(run / "sft").mkdir(exist_ok=True)
+record = {"fingerprint": "f", "status": "done", "steps": steps, "supervised_tokens": 7}
+(run / "sft" / "stage.json").write_text(json.dumps(record))
+"""
+
+
+@pytest.fixture
+def shown(monkeypatch) -> tuple[Display, io.StringIO]:
+    """A display that keeps its lines, with a quick program in place of `dominie run`."""
+
+    def started(trial: Trial, folder: Path) -> subprocess.Popen[bytes]:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", RUN, str(folder / trial.name), trial.values[STEPS]]
+        with (folder / f"{trial.name}.log").open("wb") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log)
+
+    monkeypatch.setattr(sweep, "_start_run", started)
+    out = io.StringIO()
+    return Display(Console(file=out, width=200)), out
+
+
+def test_a_failure_stops_no_other_run_and_what_is_done_is_skipped(shown, tmp_path):
+    display, out = shown
+    trials = grid(MINI, [f"{STEPS}=5,13,7"], only=["sft"])
+    names: list[str] = []
+    with pytest.raises(RunError, match=r"(?s)1 of 3 runs failed.*stage sft: unlucky"):
+        run_trials(
+            trials, tmp_path, jobs=2, display=display, finished=lambda t: names.append(t.name)
+        )
+    assert sorted(names) == ["steps-5", "steps-7"]
+    changed = grid(MINI, [f"{STEPS}=5,6,7"], only=["sft"])
+    done = run_trials(changed, tmp_path, jobs=2, display=display)
+    assert len(done) == 3
+    assert "2 of 3 runs are done already" in out.getvalue()
+    assert (tmp_path / "steps-5" / "times").read_text() == "ran\n"
+    (row,) = rows_of(changed[1], tmp_path)
+    assert (row.score, row.steps, row.tokens) == (0.06, 6, 7)
+    record = json.loads((tmp_path / "steps-6" / "sweep.json").read_text())
+    assert (record["values"], record["seed"]) == ({STEPS: "6"}, None)
+    # Another value of the same trial's recipe is another run.
+    again = grid(MINI, [f"{STEPS}=5"], only=["sft"], fixed=["train.batch=16"])
+    run_trials(again, tmp_path, jobs=1, display=display)
+    assert (tmp_path / "steps-5" / "times").read_text() == "ran\nran\n"
+
+
+def test_no_run_starts_after_the_deadline(shown, tmp_path):
+    display, out = shown
+    trials = grid(MINI, [f"{STEPS}=5,6"], only=["sft"])
+    done = run_trials(trials, tmp_path, jobs=1, display=display, deadline=time.monotonic() - 1)
+    assert done == []
+    assert "2 runs are left for another call" in out.getvalue()
+
+
+def test_a_sweep_ends_in_one_table_and_the_best_values(shown, tmp_path):
+    display, out = shown
+    printed: list[str] = []
+    options = {
+        "over": [f"{STEPS}=5,70"],
+        "seeds": None,
+        "fixed": ["evaluate.tasks={general: {source: general, split: validation}}"],
+        "only": ["sft"],
+        "best_by": ["general"],
+        "jobs": 2,
+        "runs": tmp_path,
+        "display": display,
+    }
+    folder = sweep_recipe(MINI, **options, print_json=printed.append)
+    assert json.loads(printed[0])["best"] == {"sft": {STEPS: "70"}}
+    lines = (folder / "results.csv").read_text().splitlines()
+    assert lines[0] == f"run,{STEPS},seed,model,task,score,stderr,n,steps,tokens,seconds"
+    assert lines[2].startswith("steps-70,70,,sft,general,0.7,0.1,9,70,7,")
+    sweep_recipe(MINI, **options)
+    assert "best of sft by general: stages.sft.train.steps=70" in out.getvalue()
+    assert "70.0" in out.getvalue()

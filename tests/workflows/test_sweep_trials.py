@@ -1,4 +1,4 @@
-"""What a sweep runs, and by what it chooses."""
+"""The trials of a grid, and the values with the best validation scores."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 
 from dominie.core.errors import InputError
 from dominie.recipe import load_recipe
-from dominie.workflows.sweep_cells import (
+from dominie.workflows.sweep_trials import (
     Row,
-    best_cells,
+    best_values,
     check_selection,
     grid,
     seeds_of,
@@ -22,25 +22,25 @@ RATE, SHARE = "stages.sft.train.learning_rate", "stages.align.data.domain.share"
 
 
 def test_a_grid_is_every_combination_under_every_seed():
-    cells = grid(MINI, [f"{RATE}=1e-3,2e-3", f"{SHARE}=0.1, 0.5"], seeds=[0, 1], only=["sft"])
-    assert len(cells) == len({cell.name for cell in cells}) == 8
-    assert [cell.seed for cell in cells[:4]] == [0, 1, 0, 1], "neighbours share the least"
-    recipe = cells[3].loaded()
-    assert recipe.name == cells[3].name == "learning-rate-1e-3-share-0.5-seed-1"
+    trials = grid(MINI, [f"{RATE}=1e-3,2e-3", f"{SHARE}=0.1, 0.5"], seeds=[0, 1], only=["sft"])
+    assert len(trials) == len({trial.name for trial in trials}) == 8
+    assert [trial.seed for trial in trials[:4]] == [0, 1, 0, 1], "neighbours share the least"
+    recipe = trials[3].loaded()
+    assert recipe.name == trials[3].name == "learning-rate-1e-3-share-0.5-seed-1"
     assert recipe.train.seed == 1
     assert recipe.trained["sft"].train.learning_rate == 1e-3
     assert list(recipe.stages) == ["teacher", "sft"], "sft, and the teacher of a task"
-    assert len({cell.digest() for cell in cells}) == 8
+    assert len({trial.digest() for trial in trials}) == 8
 
 
-def test_a_list_may_be_a_value_and_names_are_told_apart():
+def test_a_list_may_be_a_value_and_names_are_with_unique_names():
     key = "stages.distill.loss.attention.layers"
-    cells = grid(MINI, [f"{key}=[[0,0],[1,1]],[[2,2]]"])
-    assert [cell.values[key] for cell in cells] == ["[[0,0],[1,1]]", "[[2,2]]"]
+    trials = grid(MINI, [f"{key}=[[0,0],[1,1]],[[2,2]]"])
+    assert [trial.values[key] for trial in trials] == ["[[0,0],[1,1]]", "[[2,2]]"]
     long = grid(MINI, [f"data.general.path=toyworld:general?rows={'0' * 90}{n}" for n in "12"][:1])
     assert len(long[0].name) <= 80
     alike = grid(MINI, ["a.weight=1,2", "b.weight=2,1"])
-    assert len({cell.name for cell in alike}) == 4
+    assert len({trial.name for trial in alike}) == 4
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_list_may_be_a_value_and_names_are_told_apart():
         ("name=a,b", "a sweep gives these itself"),
     ],
 )
-def test_lists_that_are_none(over, words):
+def test_lists_that_cannot_be_parsed(over, words):
     with pytest.raises(InputError, match=words):
         grid(MINI, [over])
     with pytest.raises(InputError, match="varied twice"):
@@ -80,11 +80,11 @@ def test_values_are_never_chosen_on_the_test_split():
 
 
 def rows(scores: dict[tuple[str, int, str], float], model: str = "sft") -> list[Row]:
-    cells = grid(MINI, [f"{RATE}=1e-3,2e-3,4e-3"], seeds=[0, 1])
-    by_point = {(cell.values[RATE], cell.seed): cell for cell in cells}
+    trials = grid(MINI, [f"{RATE}=1e-3,2e-3,4e-3"], seeds=[0, 1])
+    by_point = {(trial.values[RATE], trial.seed): trial for trial in trials}
     return [
         Row(
-            cell=by_point[rate, seed],
+            trial=by_point[rate, seed],
             model=model,
             task=task,
             result={"score": score, "stderr": 0.1, "n": 9, "metric": "exact_match", "groups": {}},
@@ -100,8 +100,8 @@ def test_the_best_is_best_in_the_mean_over_seeds_and_tasks():
         ("4e-3", 0, "a"): 1.0, ("4e-3", 1, "a"): 1.0,
     }  # fmt: skip
     found = rows(scores) + rows({("1e-3", 0, "a"): 0.2, ("2e-3", 0, "a"): 0.1}, model="align")
-    assert best_cells(found, ["a", "b"]) == {"sft": ("2e-3",)}, "4e-3 was not scored on b"
-    assert best_cells(found, ["a"]) == {"sft": ("4e-3",), "align": ("1e-3",)}
+    assert best_values(found, ["a", "b"]) == {"sft": ("2e-3",)}, "4e-3 was not scored on b"
+    assert best_values(found, ["a"]) == {"sft": ("4e-3",), "align": ("1e-3",)}
 
 
 def test_the_table_has_a_row_for_every_score(tmp_path):

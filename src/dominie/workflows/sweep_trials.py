@@ -1,10 +1,11 @@
-"""The cells of a sweep, their results as rows, and values chosen by validation only."""
+"""The trials of a sweep, their scores as rows, and the best values by validation scores."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import hashlib
+import io
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,21 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.errors import InputError
+from dominie.core.io import write_atomic
 from dominie.core.run_reader import read_results, read_stage
 from dominie.recipe import Recipe, dump_recipe, load_recipe, only_models
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One run of a sweep.
+class Trial:
+    """One run of a sweep: a point of the grid under a seed.
 
     Attributes:
-        name: of its run folder within the sweep's.
+        name: of its run folder in the sweep's.
         recipe: the recipe's file.
         seed: `train.seed` of the run; None leaves the recipe's.
-        values: what the sweep varies, by the recipe's key: a point of the grid.
+        values: of the keys that the sweep varies.
         fixed: further overrides, the same for the whole sweep.
-        only: the models that are scored; all where empty.
+        only: the models that are scored; empty is all.
     """
 
     name: str
@@ -39,7 +41,7 @@ class Cell:
 
     @property
     def overrides(self) -> list[str]:
-        """Everything that is set over the recipe."""
+        """All overrides of the recipe."""
         seed = [] if self.seed is None else [f"train.seed={self.seed}"]
         varied = [f"{key}={value}" for key, value in self.values.items()]
         return [*self.fixed, *varied, *seed, f"name={self.name}"]
@@ -48,13 +50,13 @@ class Cell:
         """The recipe as the run will read it.
 
         Raises:
-            InputError: a value of the cell cannot be used.
+            InputError: a value of the trial cannot be used.
         """
         recipe = load_recipe(self.recipe, self.overrides)
         return only_models(recipe, self.only) if self.only else recipe
 
     def digest(self) -> str:
-        """Changes exactly when the resolved recipe does."""
+        """Return a hash of the resolved recipe."""
         return hashlib.blake2b(dump_recipe(self.loaded()).encode(), digest_size=8).hexdigest()
 
 
@@ -66,10 +68,10 @@ def grid(
     fixed: Sequence[str] = (),
     only: Sequence[str] = (),
     prefix: str = "",
-) -> list[Cell]:
-    """Every combination of the values, for every seed; seeds vary fastest.
+) -> list[Trial]:
+    """Return a trial for every combination of the values and seeds; seeds vary fastest.
 
-    Runs that stand beside each other then share the fewest stages, so that none waits for another.
+    Neighbours then share the fewest stages, and no run waits for another one's stage.
 
     Args:
         recipe: the recipe's file.
@@ -77,10 +79,10 @@ def grid(
         seeds: of the runs.
         fixed: overrides of all of them.
         only: the models that are scored.
-        prefix: what the names of runs begin with.
+        prefix: of the names of runs.
 
     Raises:
-        InputError: a list of values that is none.
+        InputError: a list of values cannot be parsed.
     """
     axes: dict[str, list[str]] = {}
     for each in over:
@@ -95,8 +97,8 @@ def grid(
             raise InputError("a key is varied twice", where=f"--over {each}")
         axes[key] = list(dict.fromkeys(values))
     points = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
-    cells = [
-        Cell(
+    trials = [
+        Trial(
             name=_name(prefix, values, seed),
             recipe=recipe,
             seed=seed,
@@ -107,14 +109,14 @@ def grid(
         for values in points
         for seed in seeds
     ]
-    return _told_apart(cells)
+    return _with_unique_names(trials)
 
 
 def seeds_of(text: str) -> list[int]:
-    """`0-4`, `3` or `0,2,5-7` as numbers.
+    """Parse seeds: `0-4`, `3` or `0,2,5-7`.
 
     Raises:
-        InputError: it is none of these.
+        InputError: the text is none of these.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -127,7 +129,7 @@ def seeds_of(text: str) -> list[int]:
 
 
 def _values_of(text: str) -> list[str]:
-    """What stands between commas, those within a list or a mapping aside."""
+    """Split at commas outside of lists and mappings."""
     values, depth = [""], 0
     for letter in text:
         depth += (letter in "[{") - (letter in "]}")
@@ -147,32 +149,32 @@ def _name(prefix: str, values: Mapping[str, str], seed: int | None) -> str:
     return name[:80] or "run"
 
 
-def _told_apart(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells, each with a name of its own."""
-    names = [cell.name for cell in cells]
+def _with_unique_names(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials with unique names."""
+    names = [trial.name for trial in trials]
     if len(set(names)) == len(names):
-        return list(cells)
+        return list(trials)
     return [
-        dataclasses.replace(cell, name=f"{cell.name}_{number}")
-        for number, cell in enumerate(cells, start=1)
+        dataclasses.replace(trial, name=f"{trial.name}_{number}")
+        for number, trial in enumerate(trials, start=1)
     ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A score of one model of one run.
+    """The score of one model on one task in one run.
 
     Attributes:
-        cell: the run.
+        trial: the run.
         model: its name under `evaluate.models`.
-        task: what it was scored on.
+        task: its name.
         result: the entry of `results.json`.
-        steps: optimiser steps of the stage that made it, None for a model that no stage trained.
-        tokens: supervised tokens, likewise.
-        seconds: likewise.
+        steps: optimiser steps of the stage that made the model; None if no stage trained it.
+        tokens: its supervised tokens.
+        seconds: its training time.
     """
 
-    cell: Cell
+    trial: Trial
     model: str
     task: str
     result: Mapping[str, Any]
@@ -186,16 +188,16 @@ class Row:
         return float(self.result["score"])
 
     def flat(self) -> dict[str, Any]:
-        """The row as a table writes it."""
+        """Return the row as a flat mapping, for CSV and JSON."""
         kept = {
             key: round(value, 6) if isinstance(value, float) else value
             for key, value in self.result.items()
             if isinstance(value, int | float)
         }
         return {
-            "run": self.cell.name,
-            **self.cell.values,
-            "seed": self.cell.seed,
+            "run": self.trial.name,
+            **self.trial.values,
+            "seed": self.trial.seed,
             "model": self.model,
             "task": self.task,
             **kept,
@@ -205,11 +207,11 @@ class Row:
         }
 
 
-def rows_of(cell: Cell, folder: Path) -> list[Row]:
-    """Everything a finished run scored, with what each model's own stage cost."""
-    recipe, run = cell.loaded(), folder / cell.name
+def rows_of(trial: Trial, folder: Path) -> list[Row]:
+    """Return all scores of a finished run, with the cost of each model's stage."""
+    recipe, run = trial.loaded(), folder / trial.name
     return [
-        Row(cell=cell, model=model, task=task, result=result, **_cost(recipe, run, model))
+        Row(trial=trial, model=model, task=task, result=result, **_cost(recipe, run, model))
         for model, tasks in read_results(run).items()
         for task, result in tasks.items()
     ]
@@ -228,30 +230,29 @@ def _cost(recipe: Recipe, run: Path, model: str) -> dict[str, Any]:
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:
-    """All rows as CSV, replaced in one step."""
+    """Write rows as CSV, atomically."""
     flat = [row.flat() for row in rows]
     columns = list(dict.fromkeys(key for row in flat for key in row))
     cost: list[str] = [key for key in ("steps", "tokens", "seconds") if key in columns]
     columns = [key for key in columns if key not in cost] + cost
-    scratch = path.with_name(f".{path.name}")
-    with scratch.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
-    scratch.replace(path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    write_atomic(path, text.getvalue())
 
 
 def points(rows: Sequence[Row]) -> dict[tuple[tuple[str, ...], str], dict[str, list[float]]]:
-    """Scores over seeds: (values of the grid, model) → task → one score for each run."""
+    """Group scores: (values of the grid, model) → task → a score for each seed."""
     found: dict[tuple[tuple[str, ...], str], dict[str, list[float]]] = {}
     for row in rows:
-        key = (tuple(row.cell.values.values()), row.model)
+        key = (tuple(row.trial.values.values()), row.model)
         found.setdefault(key, {}).setdefault(row.task, []).append(row.score)
     return found
 
 
 def check_selection(recipe: Recipe, tasks: Sequence[str]) -> None:
-    """Refuse to choose by what the choice is later judged by.
+    """Refuse to choose values by scores on a test split.
 
     Raises:
         InputError: a task does not exist, or is scored on the test split.
@@ -275,10 +276,10 @@ def check_selection(recipe: Recipe, tasks: Sequence[str]) -> None:
             )
 
 
-def best_cells(rows: Sequence[Row], tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """For each model the point of the grid with the highest mean over these tasks and all seeds.
+def best_values(rows: Sequence[Row], tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return for each model the values with the highest mean score over tasks and seeds.
 
-    Of equal points the first one is taken.
+    Of equal means the first counts.
     """
     best: dict[str, tuple[float, tuple[str, ...]]] = {}
     for (values, model), scores in points(rows).items():
