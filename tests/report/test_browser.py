@@ -60,10 +60,10 @@ def test_the_console_stays_empty_and_the_script_runs(report, tmp_path):
 
 _KEYS = """
 const figure = document.querySelector("#curves figure"), chart = figure.querySelector("svg");
-const told = () => [...figure.querySelectorAll(".last, .step")].map((each) => each.textContent);
+const shown = () => [...figure.querySelectorAll(".last, .step")].map((each) => each.textContent);
 const key = (name) => chart.dispatchEvent(new KeyboardEvent("keydown", { key: name }));
-const seen = [told()];
-for (const name of ["Home", "ArrowRight", "Escape"]) { key(name); seen.push(told()); }
+const seen = [shown()];
+for (const name of ["Home", "ArrowRight", "Escape"]) { key(name); seen.push(shown()); }
 document.title = JSON.stringify([chart.tabIndex, ...seen]);
 """
 

@@ -49,7 +49,7 @@ def three(tmp_path) -> list[Path]:
     ]
 
 
-def test_runs_of_different_recipes_are_told_apart(tmp_path):
+def test_models_of_different_recipes_are_named_with_their_run(tmp_path):
     scores = {"small": (0.1, 0.0), "align": (0.2, 0.3)}
     mine = run(tmp_path / "mine", scores)
     half = run(tmp_path / "half", {**scores, "align": (0.2, 0.5)})
@@ -138,7 +138,7 @@ def test_what_is_not_there_is_named(three, options, words):
         compare_runs(three, **asked)
 
 
-def test_runs_without_results_are_told_of(three, tmp_path):
+def test_runs_without_results_are_noted(three, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "recipe.yaml").write_text("name: empty")
@@ -161,10 +161,10 @@ def test_a_run_of_other_tasks_is_not_left_out_in_silence(three, tmp_path):
     assert note.startswith("other: left out, none of its models was scored on both")
 
 
-def test_the_page_stands_alone_and_the_table_says_the_same(three, tmp_path):
+def test_the_page_needs_no_other_file_and_has_the_figures_of_the_table(three, tmp_path):
     found = compare_runs(three, across=None, upwards=None, against="mix")
-    write_comparison(found, tmp_path / "out" / "plane.html")
-    page = (tmp_path / "out" / "plane.html").read_text()
+    write_comparison(found, tmp_path / "out" / "compared.html")
+    page = (tmp_path / "out" / "compared.html").read_text()
     assert not re.search(r'(?:src|href)="|@import|url\(', page)
     assert page.count("<circle") == 4
     assert 'class="front"' in page

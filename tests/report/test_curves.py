@@ -51,7 +51,7 @@ def test_long_lines_are_thinned_without_losing_a_spike():
     assert max(heights) - min(heights) > 80  # the spike still spans the chart
 
 
-def test_a_chart_tells_those_who_hear_it_what_it_shows():
+def test_a_chart_is_described_for_screen_readers():
     chart = ElementTree.fromstring(
         line_chart("Training loss", [Series("loss", [(0, 5.0), (10, 0.25)], "total")])
     )
@@ -69,7 +69,7 @@ def test_names_are_escaped():
     )
 
 
-def test_a_line_says_how_to_read_values_off_its_path():
+def test_values_can_be_read_off_the_path_of_a_line():
     lines = [Series("a", [(0, 8.0), (10, 2.0)], "c0"), Series("b", [(0, 4.0), (10, 4.0)], "c1")]
     chart = ElementTree.fromstring(line_chart("loss", lines))
     low, high, start, end = map(float, chart.attrib["data-y"].split())

@@ -73,3 +73,24 @@ def test_listed():
         "a and b",
         "a, b and c",
     ]
+
+
+def test_a_template_keeps_the_names_in_it_marked():
+    found = formats.rich("{a:model} keeps {size} in {tasks}.", a="x", size="5", tasks=_tasks("t"))
+    assert formats.plain(found) == "x keeps 5 in t."
+    assert [(part.text, part.kind) for part in found if part.kind != "text"] == [
+        ("x", "model"),
+        ("t", "task"),
+    ]
+    braces = formats.rich("{a:model}.", a="{b} {0}")
+    assert formats.plain(braces) == "{b} {0}.", "names are filled in, never formats"
+
+
+def test_rich_texts_are_joined_as_a_list():
+    texts = [formats.joined([_tasks(name) for name in names]) for names in ("", "a", "ab", "abc")]
+    assert [formats.plain(text) for text in texts] == ["", "a", "a and b", "a, b and c"]
+    assert formats.plain(formats.joined([_tasks("a"), _tasks("b")], " but ")) == "a but b"
+
+
+def _tasks(name):
+    return formats.rich("{t:task}", t=name)

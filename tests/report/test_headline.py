@@ -55,7 +55,7 @@ def ladder(**changed):
     return scores | changed
 
 
-def test_the_aligned_model_is_told_against_the_student_it_started_from():
+def test_the_aligned_model_is_compared_with_the_student_it_started_from():
     assert headline(ladder(), LADDER) == (
         "align keeps 99 % of the general score of distill (within noise) "
         "and gains 41 points in domain."
@@ -110,7 +110,7 @@ def test_a_student_within_noise_of_its_teacher_and_of_plain_tuning():
     )
 
 
-def test_without_stages_the_best_model_is_told_with_its_interval():
+def test_without_stages_the_best_model_is_named_with_its_interval():
     results = {"a": {"t": (0.5, 0.01)}, "b": {"t": (0.6, 0.01)}}
     assert headline(results) == "b scores 60.0 % (58.0–62.0) in t."
 
@@ -143,7 +143,7 @@ def test_a_difference_on_the_same_questions_decides():
     assert run.within_noise("t", "a", "b")
 
 
-def test_ratings_are_told_in_points_of_10():
+def test_ratings_differ_in_points_of_10():
     run = made_run({"a": {"t": (0.6, 0.01)}, "b": {"t": (0.655, 0.01)}}, (("b", "a", {}),))
     for name in run.results:
         run.results[name]["t"] = replace(run.results[name]["t"], metric="mt_bench")
@@ -152,7 +152,7 @@ def test_ratings_are_told_in_points_of_10():
     assert plain(findings(alone).headline) == "b scores 6.55 (6.35–6.75) in t."
 
 
-def test_where_nothing_is_solved_likeness_has_the_word():
+def test_if_nothing_is_solved_the_headline_is_about_agreement():
     stages = (("distill", "base", {"s": "teacher"}), ("align", "distill", {"s": "distill"}))
     run = made_run({name: {"answers": (0.0, 0.0)} for name in ("base", "distill", "align")}, stages)
     for name, agreed, kl in (("base", 0.05, 5.2), ("distill", 0.40, 2.31), ("align", 0.41, 2.3)):
@@ -169,7 +169,7 @@ def test_where_nothing_is_solved_likeness_has_the_word():
     assert "agrees" not in plain(findings(run).headline)
 
 
-def test_a_run_of_likeness_alone_has_a_headline():
+def test_a_run_of_agreement_alone_has_a_headline():
     run = made_run({"a": {}, "b": {}})
     run.results["a"]["like"] = TaskResult(0.7, 0.01, 50, "agreement")
     assert plain(findings(run).headline).replace(THIN, " ") == (
@@ -184,7 +184,7 @@ def test_agreement_is_no_ability():
     assert findings(run).model == "a"
 
 
-def test_what_is_open_is_told_before_there_are_results():
+def test_open_stages_are_named_before_there_are_results():
     run = made_run({}, LADDER)
     run.stages["align"] = Stage("align")
     assert plain(findings(run).headline) == "3 of 4 stages done, align still open."

@@ -119,7 +119,7 @@ def test_judged_tasks_have_a_radar_bars_and_their_controls(tmp_path):
     assert "align: writing" in radar["aria-label"]
 
 
-def test_differences_from_the_baseline_are_told_in_words(tmp_path):
+def test_differences_from_the_baseline_are_in_words(tmp_path):
     page = page_of(judged(tmp_path))
     assert "Over sft, in points (of ratings: of 10)" in page.words
     assert "within noise" in page.words
@@ -138,7 +138,7 @@ def test_the_page_needs_nothing_from_outside(page, finished):
     assert len(html.encode()) < 300_000
 
 
-def test_the_opening_tells_what_was_learned_and_what_was_kept(page):
+def test_the_opening_shows_what_was_learned_and_what_was_kept(page):
     opening = page.words.partition("Results Scores")[0]
     assert re.search(r"general \d+\.\d.% → \d+\.\d.% within noise domain", opening)
     assert re.search(r"domain \d+\.\d.% → \d+\.\d.% \+\d+\.\d points", opening)
@@ -156,7 +156,7 @@ def unsolved(folder, *, agreements):
     return folder / "quickstart"
 
 
-def test_where_nothing_is_solved_the_opening_tells_likeness(tmp_path):
+def test_if_nothing_is_solved_the_opening_shows_agreement(tmp_path):
     one = page_of(unsolved(tmp_path / "one", agreements=1))
     assert "scatter" not in figures(one), "all points would lie in one corner"
     assert "agrees with the teacher on" in one.words
@@ -179,7 +179,7 @@ def test_answers_of_a_model_can_be_left_out(page, finished):
 def test_changes_from_the_baseline_stand_once(tmp_path):
     page = page_of(judged(tmp_path))
     assert "Over sft" in page.words
-    assert "distill → align" in page.words, "no step from the baseline: told on its own"
+    assert "distill → align" in page.words, "no step from the baseline: in its own table"
 
 
 def test_held_out_losses_share_an_axis_over_stages(page):
@@ -209,7 +209,7 @@ def test_the_policy_allows_the_one_script_and_no_other(page):
     assert policy.startswith("default-src 'none'")
 
 
-def test_figures_and_tables_can_be_heard(page):
+def test_figures_and_tables_are_named_for_screen_readers(page):
     for attributes in page.all("svg"):
         named = attributes.get("role") == "img" and attributes.get("aria-label")
         assert named or attributes.get("aria-hidden") == "true"
@@ -230,14 +230,14 @@ def test_drawings_are_well_formed(finished):
 HOSTILE = '</pre></script><script>alert(1)</script><img src=x onerror="alert(2)">{{ 7*7 }}'
 
 
-def test_whatever_a_model_says_is_text(tmp_path):
+def test_whatever_a_model_writes_is_text(tmp_path):
     name = HOSTILE.replace("/", "|")
     families = {f"{HOSTILE}{i}": entry(0.5) for i in range(4)}
-    told = {"groups": families, "measure": HOSTILE, "warnings": [HOSTILE]}
-    told["controls"] = {HOSTILE: 0.1}
-    rated, won = {**told, "metric": "mt_bench"}, {**told, "metric": "alpaca_eval"}
+    hostile = {"groups": families, "measure": HOSTILE, "warnings": [HOSTILE]}
+    hostile["controls"] = {HOSTILE: 0.1}
+    rated, won = {**hostile, "metric": "mt_bench"}, {**hostile, "metric": "alpaca_eval"}
     results = {
-        name: {name: entry(0.5, **told), HOSTILE: entry(0.4, **rated), "w": entry(0.5, **won)},
+        name: {name: entry(0.5, **hostile), HOSTILE: entry(0.4, **rated), "w": entry(0.5, **won)},
         "b": {name: entry(0.2)},
     }
     pair = {"difference": 0.3, "interval": [0.1, 0.5], "verdict": HOSTILE}
@@ -306,7 +306,7 @@ def test_half_a_surrogate_pair_is_no_obstacle(copy):
 
 
 @pytest.mark.parametrize(
-    ("missing", "says"),
+    ("missing", "text"),
     [
         (["results.json", "evaluation"], "No results yet."),
         (["evaluation"], "align keeps"),
@@ -317,11 +317,11 @@ def test_half_a_surrogate_pair_is_no_obstacle(copy):
         (["results.json", "evaluation", "recipe.yaml"], "5 stages done"),
     ],
 )
-def test_what_is_missing_is_left_out_with_a_word(copy, missing, says):
+def test_what_is_missing_is_left_out_and_noted(copy, missing, text):
     for name in missing:
         path = copy / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert says in page_of(copy).words
+    assert text in page_of(copy).words
 
 
 def test_a_recipe_alone_has_a_page(tmp_path):
@@ -331,7 +331,7 @@ def test_a_recipe_alone_has_a_page(tmp_path):
     assert "name: soon" in page.text
 
 
-def test_one_task_has_no_plane(tmp_path):
+def test_one_task_has_no_scatter(tmp_path):
     write_json(tmp_path / "results.json", {"a": {"t": entry(0.5)}, "b": {"t": entry(0.7)}})
     assert "scatter" not in figures(page_of(tmp_path))
 

@@ -61,7 +61,7 @@ def test_ratings_are_from_1_to_10():
     assert {"8", "80"} <= set(texts)
 
 
-def test_models_in_one_place_are_still_told_apart():
+def test_models_in_one_place_have_names_apart():
     marks = [Mark(f"model-{index}", 0.5, 0.5) for index in range(4)]
     boxes = labels(drawn(marks))
     assert len({(round(left), round(top)) for left, top, _, _ in boxes}) == 4

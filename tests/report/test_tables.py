@@ -51,7 +51,7 @@ def test_n_stands_in_the_heading_only_where_it_is_everyones(read):
     assert [cell.n for cell in column(grid, "t").values()] == [None, None]
 
 
-def test_the_teacher_does_not_compete_in_likeness_to_itself(read):
+def test_the_teacher_does_not_compete_in_agreement_to_itself(read):
     grid = results_grid(
         read(
             {
@@ -72,9 +72,9 @@ def test_the_teacher_does_not_compete_in_likeness_to_itself(read):
 
 
 def test_of_a_model_to_itself_there_is_nothing_to_estimate(read):
-    likeness = {"score": 1.0, "stderr": 0.0, "n": 100, "metric": "agreement"}
-    near = {**likeness, "score": 0.9, "stderr": 0.03}
-    grid = results_grid(read({"teacher": {"like": likeness}, "near": {"like": near}}))
+    agreement = {"score": 1.0, "stderr": 0.0, "n": 100, "metric": "agreement"}
+    near = {**agreement, "score": 0.9, "stderr": 0.03}
+    grid = results_grid(read({"teacher": {"like": agreement}, "near": {"like": near}}))
     cells = column(grid, "like")
     assert (cells["teacher"].text, cells["teacher"].interval, cells["teacher"].mark) == (
         "100.0",

@@ -22,7 +22,7 @@ def test_the_table_names_models_and_gives_scores_with_intervals(tmp_path):
     assert "n = 300" in text
 
 
-def test_differences_from_the_baseline_are_told_in_words(tmp_path):
+def test_differences_from_the_baseline_are_in_words(tmp_path):
     text = printed(judged(tmp_path), width=200)
     below = text[text.index("points over") :].splitlines()
     assert below[1].split() == ["sft", "general", "domain", "mt-bench", "alpaca-eval"]
@@ -31,7 +31,7 @@ def test_differences_from_the_baseline_are_told_in_words(tmp_path):
     assert not any(line.startswith("sft  ") for line in below[2:]), "not with itself"
 
 
-def test_ratings_are_from_1_to_10_and_invalid_outputs_are_told(tmp_path):
+def test_ratings_are_from_1_to_10_and_invalid_outputs_are_counted(tmp_path):
     rated = {**entry(0.762), "metric": "mt_bench", "interval": [0.7, 0.8]}
     write_json(tmp_path / "results.json", {"a": {"mt": rated, "t": entry(0.5, invalid=0.125)}})
     text = printed(tmp_path)
@@ -47,6 +47,6 @@ def test_markup_in_names_is_printed_as_it_is(tmp_path):
     assert "[b]t" in text
 
 
-def test_a_run_without_results_says_so(tmp_path):
+def test_a_run_without_results_has_a_headline_alone(tmp_path):
     (tmp_path / "recipe.yaml").write_text("name: a")
     assert printed(tmp_path).strip() == "Nothing has been trained or evaluated yet."

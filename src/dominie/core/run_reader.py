@@ -1,7 +1,7 @@
 """Find runs and read their files: strictly for a run that goes on, tolerantly for a report.
 
 Every reader takes `notes`. Without a list, a file that cannot be read is an `InputError`; with one,
-it is left out and a note says so. A file that is not there is empty either way.
+it is left out and noted. A file that is not there is empty either way.
 """
 
 from __future__ import annotations

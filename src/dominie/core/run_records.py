@@ -49,7 +49,7 @@ class Stage:
     Attributes:
         kind: as `stage.json` has it: `train`, `merge`, or any other.
         description: one line that describes what the stage does, empty if there is none.
-        models: that it was made from, where it has no student.
+        models: that it was made from, if it has no student.
         teachers: by source.
         data: counts by source.
         made: of a stage that makes data: the size in bytes of each file of its folder `data/`.

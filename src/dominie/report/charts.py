@@ -111,7 +111,7 @@ class Scale:
         return self.start + (inside - low) / (high - low) * (self.end - self.start)
 
     def label(self, tick: float) -> str:
-        """A tick as text, with as many digits as tell the ticks apart."""
+        """A tick as text, with as many digits as the ticks differ in."""
         return tick_label(tick, self.ticks, logarithmic=self.logarithmic)
 
 
@@ -131,7 +131,7 @@ def linear_scale(
         start: the position of the lower end.
         end: the position of the upper end.
         count: about how many steps between ticks there are room for.
-        whole: whether the axis ends on ticks, or where the values end.
+        whole: whether the axis ends on ticks, or at the last value.
         least_step: the smallest step between ticks: 1 for what is counted.
     """
     numbers = list(values)
@@ -148,7 +148,7 @@ def linear_scale(
 
 
 def value_scale(values: Iterable[float], start: float, end: float, *, count: int = 4) -> Scale:
-    """An axis for a loss: logarithmic where it falls by orders of magnitude, else linear."""
+    """An axis for a loss: logarithmic if it falls by orders of magnitude, else linear."""
     numbers = list(values)
     low, high = min(numbers), max(numbers)
     if low > 0 and high / low >= _LOG_FROM:
@@ -166,7 +166,7 @@ def tick_step(span: float, count: int) -> float:
 
 
 def tick_label(tick: float, ticks: tuple[float, ...], *, logarithmic: bool = False) -> str:
-    """A tick as text; thousands as `k` where all ticks are multiples of them."""
+    """A tick as text; thousands as `k` if all ticks are multiples of them."""
     largest = max((abs(other) for other in ticks), default=0.0)
     if not logarithmic and largest >= 1e6:
         text = f"{tick / 1e6:g}M" if tick else "0"
@@ -228,7 +228,7 @@ def bar_chart(
         title: what is drawn, for screen readers.
         groups: at least one, the first on top.
         ticks: positions from 0 to 1 and what is written there.
-        half: whether a line marks the middle, where two sides are even.
+        half: whether a line marks the middle, at which two sides are even.
     """
     scale = linear_scale((0.0, 1.0), _LEFT, _WIDTH - _RIGHT)
     height = _TOP + _BOTTOM + sum(_tall(group) for group in groups)

@@ -27,7 +27,7 @@ _COLOURS = 6
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart: its name, its points by step (gaps where not finite), its style."""
+    """A line of a chart: its name, its points by step (gaps if not finite), its style."""
 
     label: str
     points: Sequence[Point]
@@ -117,7 +117,7 @@ def _values(figures: Iterable[Sequence[Series]]) -> list[float]:
 
 
 def _training_losses(stage: Stage) -> list[Series]:
-    """The loss and, where there are several or another, its terms."""
+    """The loss, and its terms if there are several."""
     total = [(line.step, line.values["loss"]) for line in stage.train if "loss" in line.values]
     names = dict.fromkeys(term for line in stage.train for term in line.terms)
     terms = [
@@ -198,7 +198,7 @@ def line_chart(
         spanned: further values that the axis has room for.
 
     Returns:
-        The chart, or None where there is nothing to draw.
+        The chart, or None if there is nothing to draw.
     """
     shown = [line for line in series if line.drawable]
     if not shown:
@@ -235,7 +235,7 @@ def line_chart(
 
 
 def _ends(axis: Scale) -> str:
-    """An axis for the script: the data at its ends, where those lie, and whether it is log."""
+    """An axis for the script: the data at its ends, their positions, and whether it is log."""
     written = f"{axis.low:.9g} {axis.high:.9g} {axis.start:g} {axis.end:g}"
     return f"{written} log" if axis.logarithmic else written
 
@@ -271,7 +271,7 @@ def _line(line: Series, number: int, steps: Scale, values: Scale, points: int) -
 
 
 def _path(points: Sequence[Point], steps: Scale, values: Scale) -> str:
-    """The path through the points, lifted where one is not finite."""
+    """The path through the points, lifted if one is not finite."""
     written, lifted = [], True
     for x, y in points:
         if not math.isfinite(y):

@@ -195,7 +195,7 @@ def _contents(run: Run, detail: _Detail) -> Mapping[str, Any]:
 
 
 def _comparable_tasks(run: Run) -> tuple[str, ...]:
-    """The tasks that tell models apart: of ability if any is solved at all, else of agreement."""
+    """The tasks in which models differ: of ability if any is solved at all, else of agreement."""
     abilities = run.ability_tasks
     if any(scores[t].score for scores in run.results.values() for t in abilities if t in scores):
         return abilities
@@ -203,7 +203,7 @@ def _comparable_tasks(run: Run) -> tuple[str, ...]:
 
 
 def _scatter(run: Run, chosen: str | None) -> Markup | None:
-    """The scatter of the first two tasks that tell models apart, of models measured on both."""
+    """The scatter of the first two tasks in which models differ, of models measured on both."""
     tasks = _comparable_tasks(run)
     if len(tasks) < 2:
         return None

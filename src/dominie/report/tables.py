@@ -186,7 +186,7 @@ def _task(column: Column) -> str:
 
 
 def _columns(run: Run) -> list[Column]:
-    """Scores and further figures by task, with strips beside the scores where there is room."""
+    """Scores and further figures by task, with strips beside the scores if there is room."""
     columns = list(_plain_columns(run))
     scores = sum(column.key == SCORE for column in columns)
     taken = _MODEL + _SCORE * scores + _FIGURE * (len(columns) - scores)

@@ -15,11 +15,11 @@ from dominie.core.errors import InputError
 from dominie.core.io import (
     file_manifest,
     manifest_error,
-    read_checksummed,
     write_atomic,
     write_checksummed,
     write_json,
 )
+from dominie.core.run_reader import read_object
 from dominie.data.conversations import Conversation
 from dominie.data.sources import conversation_digest, read_split
 from dominie.evaluation.generative_task import generate_outputs, score_outputs
@@ -277,12 +277,12 @@ def _in_percent(result: Mapping[str, Any]) -> str:
 def _kept_result(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """Return what was scored before and still holds; None if nothing does or can be read."""
     try:
-        kept = read_checksummed(path)
+        kept = read_object(path)
         whole = manifest_error(path.parent, kept.get("samples", {})) is None
         if whole and kept["fingerprint"] == fingerprint and 0 <= kept["result"]["score"] <= 1:
             result: dict[str, Any] = kept["result"]
             return result
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None
 
@@ -295,8 +295,8 @@ def _write_comparisons(
     for model, scores in results.items():
         for task in scores:
             try:
-                items = Items(**read_checksummed(folder / model / f"{task}.json")["items"])
-            except (OSError, ValueError, KeyError, TypeError):
+                items = Items(**read_object(folder / model / f"{task}.json")["items"])
+            except (InputError, KeyError, TypeError):
                 continue  # a result of an earlier version, which did not keep them
             tasks.setdefault(task, {})[model] = items
     differences = {task: compare_models(items) for task, items in tasks.items()}

@@ -20,6 +20,7 @@ from dominie.core.display import Display
 from dominie.core.errors import InputError, RunError
 from dominie.core.hardware import cores
 from dominie.core.io import write_json
+from dominie.core.run_reader import read_object
 from dominie.models.spec import passed_on
 from dominie.recipe import load_recipe
 from dominie.workflows.sweep_trials import (
@@ -122,10 +123,7 @@ def run_trials(
 
 def is_done(run: Path, digest: str) -> bool:
     """Return whether a trial's run is done with the recipe as it is now."""
-    try:
-        recorded = json.loads((run / RECORD).read_text(encoding="utf-8"))["digest"] == digest
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    recorded = read_object(run / RECORD, []).get("digest") == digest
     return recorded and (run / "recipe.yaml").is_file()
 
 
