@@ -50,8 +50,6 @@ def test_a_stage_of_any_kind_is_read_by_what_it_wrote(run):
     assert (new.kind, new.description, new.models) == ("new", "what it does", ("org/big",))
     assert dict(new.made) == {"rows.jsonl": 9}
     assert stages["c_merges"].description == "merge of a_reads and x"
-    write_json(run / "c_merges" / "stage.json", {"kind": "merge", "summary": "merge, 3 s"})
-    assert read_run(run).stages["c_merges"].description == "merge, 3 s"
 
 
 def test_a_folder_that_is_half_made_is_no_stage(run):

@@ -1,4 +1,4 @@
-"""Model cards: what they say, what they keep to themselves, and when they are written."""
+"""Model cards: what is in them, what is kept out of them, and when they are written."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from dominie.models.export import prepare_export
 from dominie.models.spec import Model
 from dominie.recipe import load_recipe
 from dominie.stages.fingerprint import model_fingerprint
 from dominie.stages.run_folder import RunFolder, write_stage
-from dominie.toyworld.toy_models import word_tokenizer
-from dominie.workflows.lineage import lineage, warnings
 from dominie.workflows.model_card import write_cards
 
 RECIPE = """
@@ -75,16 +72,16 @@ def card(folder: RunFolder, name: str) -> Path:
     return folder.stage(name) / "model" / "README.md"
 
 
-def test_a_card_tells_lineage_data_losses_and_figures(folder):
+def test_a_card_has_lineage_data_losses_and_figures(folder):
     (folder.path / "results.json").write_text(json.dumps(RESULTS))
     assert len(write_cards(folder, scored=True)) == 4
     loaded = ModelCard.load(card(folder, "align"))
-    told = loaded.data.to_dict()
-    assert told["license"] == "mit"
-    assert "base_model" not in told  # a folder is nothing that the hub could link to
-    assert told["datasets"] == ["org/chats"]
-    assert told["library_name"] == "transformers"
-    assert "domain-alignment-from-expert" in told["tags"]
+    data = loaded.data.to_dict()
+    assert data["license"] == "mit"
+    assert "base_model" not in data  # a folder is nothing that the hub could link to
+    assert data["datasets"] == ["org/chats"]
+    assert data["library_name"] == "transformers"
+    assert "domain-alignment-from-expert" in data["tags"]
     (result,) = loaded.data.eval_results
     assert (result.metric_type, result.metric_value) == ("exact_match", 0.25)
     assert result.dataset_name == "domain validation"
@@ -118,10 +115,10 @@ def test_a_hub_student_is_the_base_model(folder, tmp_path):
     write_cards(hub, scored=True)
     relations = {}
     for name in ("distill", "merged", "align"):
-        told = ModelCard.load(card(hub, name)).data.to_dict()
-        assert told["base_model"] == "org/small"
-        assert "license" not in told
-        relations[name] = (told["base_model_relation"], told["library_name"])
+        data = ModelCard.load(card(hub, name)).data.to_dict()
+        assert data["base_model"] == "org/small"
+        assert "license" not in data
+        relations[name] = (data["base_model_relation"], data["library_name"])
     assert relations == {
         "distill": ("finetune", "transformers"),
         "merged": ("merge", "transformers"),
@@ -149,22 +146,6 @@ def test_a_card_that_was_taken_over_stays_and_a_form_is_filled_in(folder):
     assert card(folder, "align").read_text() == "mine"
 
 
-def test_warnings_where_licences_restrict():
-    assert warnings("mit", {"a": "apache-2.0", "b": "MIT"}, "s") == []
-    told = warnings(None, {"a": "llama3.1", "b": None}, "s")
-    assert ["licence of s" in told[0], "`llama3.1`" in told[1], "b could not" in told[2]] == [
-        True,
-        True,
-        True,
-    ]
-
-
-def test_a_merge_begins_as_what_its_models_began_as(folder):
-    found = lineage(folder.recipe, "merged")
-    assert found.stages == ("distill", "expert", "merged")
-    assert (found.students, found.teachers) == (("local",), ("big",))
-
-
 def test_a_card_changes_no_fingerprint(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     before = model_fingerprint(Model(path=str(tmp_path)))
@@ -172,25 +153,3 @@ def test_a_card_changes_no_fingerprint(tmp_path):
     assert model_fingerprint(Model(path=str(tmp_path))) == before
     (tmp_path / "config.json").write_text("{ }")
     assert model_fingerprint(Model(path=str(tmp_path))) != before
-
-
-def test_a_model_stops_where_its_template_ends_an_answer(tmp_path):
-    tokenizer = word_tokenizer()
-    end = tokenizer.convert_tokens_to_ids("<|end|>")
-    for config, settings, expected in (
-        ({"use_cache": False, "eos_token_id": 7}, {}, [7, end]),
-        ({}, {"eos_token_id": [8, 9], "temperature": 0.5}, [8, 9, end]),
-        ({}, {"eos_token_id": end}, end),
-        (None, None, end),  # an adapter
-    ):
-        for name, value in (("config.json", config), ("generation_config.json", settings)):
-            (tmp_path / name).unlink(missing_ok=True)
-            if value:
-                (tmp_path / name).write_text(json.dumps(value))
-        prepare_export(tmp_path, tokenizer)
-        made = json.loads((tmp_path / "generation_config.json").read_text())
-        assert made["eos_token_id"] == expected
-        assert made["pad_token_id"] == tokenizer.pad_token_id
-        assert made.get("temperature") == (settings or {}).get("temperature")
-        if config:
-            assert json.loads((tmp_path / "config.json").read_text())["use_cache"] is True

@@ -237,13 +237,12 @@ def _stage(folder: Path, notes: list[str]) -> Stage:
     so_far = train[-1].values if train else {}
     kind = text(record.get("kind")) or "train"
     models = tuple(filter(None, map(text, sequence(record.get("models")))))
-    described = (text(record.get(key)) for key in ("description", "summary"))
     of_models = f"{kind} of {' and '.join(models)}" if models else ""
     return Stage(
         name=folder.name,
         status=text(record.get("status")) or "unfinished",
         kind=kind,
-        description=next(filter(None, described), of_models),
+        description=text(record.get("description")) or of_models,
         student=text(record.get("student")),
         models=models,
         teachers={

@@ -6,12 +6,11 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dominie.models.spec import Model, base_and_adapter
 from dominie.recipe import Recipe
 
-#: Licences, by the hub's names, that bind nobody who learns from a model's words.
+#: Licences, by the hub's names, that do not restrict models trained on a model's outputs.
 PERMISSIVE = {
     "0bsd", "apache-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0",
     "cc-by-4.0", "cc0-1.0", "isc", "mit", "ms-pl", "ncsa", "pddl", "unlicense", "wtfpl", "zlib",
@@ -19,7 +18,7 @@ PERMISSIVE = {
 
 
 def licence_of(spec: Model) -> str | None:
-    """The licence that a model's card names, None where there is none to be read.
+    """The licence that a model's card names, None if there is none to be read.
 
     Args:
         spec: a folder, or a model of the hub, whose card is read if it was fetched, else asked for.
@@ -28,65 +27,55 @@ def licence_of(spec: Model) -> str | None:
     return _licence(base, spec.revision)
 
 
-def warnings(inherited: str | None, teachers: Mapping[str, str | None], student: str) -> list[str]:
+@functools.cache
+def _licence(path: str, revision: str | None) -> str | None:
+    from huggingface_hub import ModelCard, model_info, try_to_load_from_cache
+
+    try:
+        if Path(path).is_dir():
+            data = ModelCard.load(Path(path) / "README.md").data
+        elif isinstance(
+            fetched := try_to_load_from_cache(path, "README.md", revision=revision), str
+        ):
+            data = ModelCard.load(fetched).data
+        else:
+            data = model_info(path, revision=revision, timeout=10).card_data
+    except Exception:  # no card, somebody's YAML, or whatever the hub client raises
+        return None
+    licence = getattr(data, "license", None)
+    if licence == "other":
+        licence = getattr(data, "license_name", None) or licence
+    return str(licence) if licence else None
+
+
+def warnings(
+    inherited: str | None, teachers: Mapping[str, str | None], student: str | None
+) -> list[str]:
     """What whoever publishes a model has to look at first.
 
     Args:
         inherited: the licence of the model that it began as.
         teachers: licences of those it learnt from, by name.
-        student: the model it began as.
+        student: the model it began as; None if nobody has to be asked about it.
     """
-    told = []
-    if inherited is None:
-        told.append(
+    found = []
+    if inherited is None and student is not None:
+        found.append(
             f"The licence of {student}, which this model began as, could not be read. Put it under "
             "`license:` at the top of this file before you publish."
         )
     for name, licence in teachers.items():
         if licence is None:
-            told.append(
+            found.append(
                 f"The licence of the teacher {name} could not be read. Make sure that it lets you "
-                "train other models on what it says."
+                "train other models on its outputs."
             )
         elif licence.lower() not in PERMISSIVE:
-            told.append(
+            found.append(
                 f"The teacher {name} is under `{licence}`, which may restrict models that were "
-                "trained on what it says. Read its terms before you publish this one."
+                "trained on its outputs. Read its terms before you publish this one."
             )
-    return told
-
-
-@functools.cache
-def _licence(path: str, revision: str | None) -> str | None:
-    from huggingface_hub import model_info, try_to_load_from_cache
-
-    card = Path(path) / "README.md"
-    if not Path(path).is_dir():
-        cached = try_to_load_from_cache(path, "README.md", revision=revision)
-        if not isinstance(cached, str):
-            try:
-                return _named(model_info(path, revision=revision, timeout=10).card_data)
-            except Exception:  # the hub client raises whatever it pleases; nothing is known then
-                return None
-        card = Path(cached)
-    return _licence_in(card)
-
-
-def _licence_in(card: Path) -> str | None:
-    from huggingface_hub import ModelCard
-
-    try:
-        return _named(ModelCard.load(card).data)
-    except Exception:  # none there, or somebody's YAML
-        return None
-
-
-def _named(data: Any) -> str | None:
-    """The licence in a card's metadata; `other` is known by the name beside it."""
-    licence = getattr(data, "license", None)
-    if licence == "other":
-        licence = getattr(data, "license_name", None) or licence
-    return str(licence) if licence else None
+    return found
 
 
 @dataclass(frozen=True)
@@ -128,14 +117,12 @@ def _began_as(recipe: Recipe, name: str) -> list[str]:
     """The models at the beginning of the chain of students."""
     if name not in recipe.stages:
         return [name]
-    stage = recipe.stages[name]
-    return list(
-        dict.fromkeys(root for parent in stage.begins_from for root in _began_as(recipe, parent))
-    )
+    parents = recipe.stages[name].begins_from
+    return list(dict.fromkeys(root for parent in parents for root in _began_as(recipe, parent)))
 
 
 def public_name(recipe: Recipe, name: str) -> str:
-    """What to call a model in public: its id on the hub, the last part of a folder's path."""
+    """The public name of a model: its id on the hub, or the last part of a folder's path."""
     if name in recipe.stages:
         return name
     path = recipe.model(name).path
@@ -143,11 +130,11 @@ def public_name(recipe: Recipe, name: str) -> str:
 
 
 def is_private(path: str) -> bool:
-    """Whether a path is a place on this machine, which says nothing to others."""
+    """Whether a path is a place on this machine, which nobody else has."""
     return path.startswith(("/", ".", "~")) or Path(path).exists()
 
 
 def hub_id(recipe: Recipe, name: str) -> str | None:
-    """The id of a model on the hub, None where it has none."""
+    """The id of a model on the hub, None if it has none."""
     path = recipe.model(name).path
     return None if is_private(path) or path.startswith("toyworld:") else path
