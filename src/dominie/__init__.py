@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "Run", "__version__", "check", "evaluate", "load_recipe", "plan", "run"]
 
-_HOMES = {"Recipe": "dominie.recipe", "load_recipe": "dominie.recipe"}
+_MODULES = {"Recipe": "dominie.recipe", "load_recipe": "dominie.recipe"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is: `import dominie` alone takes no time."""
+    """Import a public name on first access, so that `import dominie` is quick."""
     if name not in __all__:
         raise AttributeError(f"module 'dominie' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES.get(name, "dominie.api")), name)
+    return getattr(import_module(_MODULES.get(name, "dominie.api")), name)
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,4 @@
-"""dominie in a notebook or a program: what the command line does, with objects for results.
-
-Everything here is reached as `dominie.run`, `dominie.check` and so on; importing `dominie` itself
-imports nothing heavy.
-"""
+"""The Python API: `dominie.run`, `dominie.check` and so on, as on the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ RecipeLike = str | Path | Mapping[str, Any] | Recipe
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, read when it is asked.
+    """A run, read from its folder when an attribute is accessed.
 
     Attributes:
         folder: `runs/NAME`.
@@ -34,26 +30,26 @@ class Run:
 
     @property
     def results(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """`{model: {task: {score, stderr, n, interval, …}}}`; empty where nothing was scored."""
+        """`{model: {task: {score, stderr, n, interval, …}}}`; empty if nothing was scored."""
         return read_results(self.folder)
 
     @property
     def report(self) -> Path:
-        """The page."""
+        """The file of the report."""
         return self.folder / "report.html"
 
     @property
     def stages(self) -> list[str]:
-        """The stages that are done, in dependency order."""
+        """The names of finished stages, in dependency order."""
         from dominie.core.run_records import read_run
 
         return [stage.name for stage in read_run(self.folder).stages.values() if stage.done]
 
     def model(self, stage: str) -> Path:
-        """The folder of a stage's model.
+        """Return the folder of a stage's model.
 
         Raises:
-            InputError: the stage is not done, or there is none of this name.
+            InputError: no finished stage has this name.
         """
         if stage not in self.stages:
             raise InputError(
@@ -65,11 +61,11 @@ class Run:
         return self.folder / stage / "model"
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
-        """The lines of a stage's `metrics.jsonl`."""
+        """Return the lines of a stage's `metrics.jsonl`."""
         return read_metrics(self.folder / stage)
 
     def load(self, stage: str) -> tuple[Any, Any]:
-        """A stage's model, in evaluation mode, and its tokenizer."""
+        """Load a stage's model, in evaluation mode, and its tokenizer."""
         from dominie.models.loading import load_frozen, load_tokenizer
         from dominie.models.spec import Model
 
@@ -84,14 +80,14 @@ def run(
     only: Sequence[str] = (),
     reuse: bool = False,
 ) -> Run:
-    """Train what is not trained, score what is not scored, write the report.
+    """Train the stages that are not done, score the models, write the report.
 
     Args:
         recipe: a YAML file, the mapping it would hold, or a loaded recipe.
         overrides: values that replace the recipe's, as in `"train.seed=1"`.
         runs: the folder of all runs.
-        only: models of `evaluate` to score, and to train what they need.
-        reuse: take over stages that another of these runs has finished.
+        only: models of `evaluate` to score; only the stages they need are trained.
+        reuse: link stages that another run has finished.
 
     Raises:
         InputError: the recipe, the data or a model is at fault.
@@ -104,10 +100,10 @@ def run(
 
 
 def check(recipe: RecipeLike, *overrides: str, runs: str | Path = "runs") -> Checked:
-    """Read all data through all templates, compare tokenizers, plan memory and time.
+    """Render all data with all templates, compare tokenizers, plan memory and time.
 
     Raises:
-        InputError: whatever `run` would stop at for the user's input.
+        InputError: the recipe, the data or a model is at fault, as `run` would find.
     """
     from dominie.workflows.check import check_recipe
 
@@ -133,7 +129,7 @@ def plan(
     memory: float | None = None,
     price: float | None = None,
 ) -> Plan:
-    """What each stage needs in memory, time and money, from configurations alone.
+    """Estimate the memory, time and cost of each stage from configurations alone.
 
     Args:
         recipe: as for `run`.

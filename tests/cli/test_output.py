@@ -1,4 +1,4 @@
-"""Where words go: stdout is one JSON object where asked for, and free of libraries' worries."""
+"""stdout is one JSON object if asked for, and free of what libraries print."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ import logging
 import subprocess
 import sys
 
-from dominie.cli.output import only_json, shown_on
+from dominie.cli.output import display_for, only_json
 
 
-def test_where_stdout_is_for_json_nothing_else_gets_there(capfd):
-    say = [sys.executable, "-c", "print('a compiler')"]
+def test_nothing_but_json_is_printed_on_stdout(capfd):
+    compiler = [sys.executable, "-c", "print('a compiler')"]
     with only_json(True):
         print("a library")
-        subprocess.run(say, check=True)
+        subprocess.run(compiler, check=True)
     print("{}")
-    said = capfd.readouterr()
-    assert said.out == "{}\n"
-    assert said.err.splitlines() == ["a library", "a compiler"]
+    printed = capfd.readouterr()
+    assert printed.out == "{}\n"
+    assert printed.err.splitlines() == ["a library", "a compiler"]
     with only_json(False):
-        subprocess.run(say, check=True)
+        subprocess.run(compiler, check=True)
     assert capfd.readouterr().out == "a compiler\n"
 
 
-def test_deepspeed_tells_errors_alone(capsys):
+def test_deepspeed_logs_errors_only(capsys):
     logger = logging.getLogger("DeepSpeed")
-    shown_on(as_json=False)
-    heard: list[str] = []
+    display_for(as_json=False)
+    messages: list[str] = []
 
-    class Ear(logging.Handler):
+    class Recorder(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(record.getMessage())
+            messages.append(record.getMessage())
 
-    ear = Ear()
-    logger.addHandler(ear)
+    recorder = Recorder()
+    logger.addHandler(recorder)
     level = logger.level
     logger.setLevel(logging.WARNING)  # as it does itself when it is imported
     try:
         logger.warning("Setting accelerator to CPU")
         logger.error("out of memory")
     finally:
-        logger.removeHandler(ear)
+        logger.removeHandler(recorder)
         logger.setLevel(level)
-    assert heard == ["out of memory"]
+    assert messages == ["out of memory"]

@@ -19,7 +19,7 @@ from dominie.cli.main import (
     RunsOption,
     app,
 )
-from dominie.cli.output import conclude, only_json, shown_on
+from dominie.cli.output import display_for, only_json, print_summary
 from dominie.core.distributed import is_main_process, world_size
 from dominie.core.launch import ENGINES, launch, without_options
 
@@ -33,7 +33,8 @@ TEMPLATES = ["kd", "kd-dae", "dae", "2x7b"]
 @app.command(rich_help_panel=PANEL, epilog=examples("init"))
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Made if it is not there.", show_default=False)
+        Path,
+        typer.Argument(metavar="DIR", help="Created if it does not exist.", show_default=False),
     ],
     template: Annotated[
         str,
@@ -44,8 +45,8 @@ def init(
 ) -> None:
     """Write a first recipe and example data into a folder.
 
-    The recipe runs as it stands, offline, on tiny models. Its comments say where your own models
-    and data go.
+    The recipe runs unchanged, offline, on tiny models. Its comments mark where your own models and
+    data go.
     """
     from dominie.workflows.init import start
 
@@ -61,11 +62,11 @@ def check(
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Check a recipe, its data, chat templates and tokenizers; show what is trained on.
+    """Check a recipe, its data, chat templates and tokenizers; show the supervised text.
 
-    Nothing is trained. What lies on a hub that cannot be reached is listed as not checked.
+    Nothing is trained. If a hub cannot be reached, what is on it is listed as not checked.
     """
-    display = shown_on(as_json)
+    display = display_for(as_json)
     from dominie.recipe import load_recipe
     from dominie.workflows.check import check_recipe
 
@@ -104,8 +105,8 @@ def plan(
     ] = 0.4,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a recipe's stages need in memory, time and money, from configurations alone."""
-    display = shown_on(as_json)
+    """Estimate the memory, time and cost of a recipe's stages, from configurations alone."""
+    display = display_for(as_json)
     with only_json(as_json):
         from dominie.planning.plan import machine, plan_recipe
         from dominie.planning.plan_output import as_json as plan_object
@@ -135,16 +136,16 @@ def cache(
     estimate: Annotated[
         bool,
         typer.Option(
-            "--estimate", help="Say what it would cost and keep, from a sample; write nothing."
+            "--estimate", help="Estimate time, size and fidelity from a sample; write nothing."
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write down what the teachers of stages with `cache` say; training then needs no teacher.
+    """Cache the predictions of teachers for stages with `cache`; training then needs no teacher.
 
-    What is there already is kept, what is damaged is computed again.
+    Existing entries are kept, damaged ones are computed again.
     """
-    display = shown_on(as_json)
+    display = display_for(as_json)
     from dominie.recipe import load_recipe
     from dominie.workflows.pipeline import cache_recipe
 
@@ -164,7 +165,7 @@ def run(
     overrides: OverridesArgument = None,
     only: OnlyOption = None,
     reuse: Annotated[
-        bool, typer.Option("--reuse", help="Take over what another of these runs has finished.")
+        bool, typer.Option("--reuse", help="Link stages that another run has finished.")
     ] = False,
     nproc: Annotated[
         int, typer.Option("--nproc", metavar="N", help="Processes on this machine.", min=1)
@@ -183,13 +184,13 @@ def run(
 ) -> None:
     """Run a recipe: train its stages, score its models, write the report.
 
-    What is done already is skipped, what was cut off goes on from its last checkpoint. A changed
+    Finished stages are skipped, an interrupted one goes on from its last checkpoint. A changed
     recipe runs only the stages that depend on the change.
     """
     if nproc > 1 and world_size() == 1:
         arguments = without_options(sys.argv[1:], "--nproc", "--engine")
         raise typer.Exit(launch(arguments, nproc, engine=engine))
-    display = shown_on(as_json)
+    display = display_for(as_json)
     from dominie.recipe import load_recipe, only_models
     from dominie.workflows.pipeline import run_recipe
 
@@ -197,10 +198,10 @@ def run(
         loaded = load_recipe(recipe, overrides or ())
         if only:
             loaded = only_models(loaded, only.split(","))
-        speaks = is_main_process()
+        is_main = is_main_process()  # before evaluation ends the process group
         folder = run_recipe(loaded, runs, display, reuse=reuse)
-    if speaks:
-        conclude(folder, display, as_json, stages=loaded.stages)
+    if is_main:
+        print_summary(folder, display, as_json, stages=loaded.stages)
 
 
 @app.command(rich_help_panel=PANEL, epilog=examples("sweep"))
@@ -236,10 +237,10 @@ def sweep(
 ) -> None:
     """Run a recipe under many values and seeds, in parallel, into one table of results.
 
-    What is done is skipped, and stages that depend on the same are trained once.
+    Finished runs are skipped, and equal stages are trained once.
     """
-    display = shown_on(as_json)
-    told: list[str] = []
+    display = display_for(as_json)
+    lines: list[str] = []
     with only_json(as_json):
         from dominie.workflows.sweep import sweep_recipe
 
@@ -253,7 +254,7 @@ def sweep(
             jobs=jobs,
             runs=runs,
             display=display,
-            print_json=told.append if as_json else None,
+            print_json=lines.append if as_json else None,
         )
-    for line in told:
+    for line in lines:
         typer.echo(line)

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-#: By verb: commands as they are typed, each with what it does.
+#: By verb: example commands, each with a comment.
 EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "init": (
         ("dominie init shop", "the whole method: KD, an expert, DAE"),
@@ -25,8 +25,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("dominie plan mine.yaml --gpu h200 --conversations 500000", "data not here yet"),
     ),
     "cache": (
-        ("dominie cache mine.yaml --estimate", "what it would cost and keep"),
-        ("dominie cache mine.yaml", "write what is missing, mend what is damaged"),
+        ("dominie cache mine.yaml --estimate", "time, size and fidelity"),
+        ("dominie cache mine.yaml", "write what is missing or damaged"),
     ),
     "run": (
         ("dominie run mine.yaml", "everything; run it again to go on"),
@@ -43,7 +43,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("dominie evaluate mine.yaml", "score what has been trained"),
         ("dominie evaluate --from-annotations annotations.json --json", "of AlpacaEval"),
     ),
-    "report": (("dominie report runs/mine", "after a run was copied here, say"),),
+    "report": (("dominie report runs/mine", "after copying a run here, for example"),),
     "compare": (
         ("dominie compare runs/one runs/two", "as a scatter plot of their first two tasks"),
         ("dominie compare runs/a runs/b --x general --y domain --against distill", ""),

@@ -149,7 +149,7 @@ def _unexpected(error: Exception) -> str:
 
 _ADVICE = {
     "SafetensorError": "make room; the same command goes on from what is done",
-    "OSError": "make room or mend permissions; the same command goes on from what is done",
+    "OSError": "make room or correct permissions; the same command goes on from what is done",
     "OutOfMemoryError": "lower train.micro_batch or train.max_length, "
     "or set train.gradient_checkpointing=true",
 }

@@ -1,4 +1,4 @@
-"""Where words go: to a person, or out of the way of JSON."""
+"""Where output goes: progress and results, or one JSON object on stdout."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def only_json(as_json: bool) -> Iterator[None]:
-    """Within, what libraries and the programs they start print goes to stderr, stdout is JSON's."""
+    """Send what libraries and child processes print in the block to stderr, if stdout is JSON."""
     if not as_json:
         yield
         return
     sys.stdout.flush()
     stdout = os.dup(1)
-    os.dup2(2, 1)  # a compiler that DeepSpeed starts knows no `sys.stdout`
+    os.dup2(2, 1)  # a compiler that DeepSpeed starts does not use `sys.stdout`
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -40,8 +40,8 @@ def only_json(as_json: bool) -> Iterator[None]:
         os.close(stdout)
 
 
-def shown_on(as_json: bool) -> Display:
-    """Where words go: stdout, or stderr when stdout is for JSON."""
+def display_for(as_json: bool) -> Display:
+    """Return a display that writes to stdout, or to stderr if stdout is for JSON."""
     from rich.console import Console
 
     from dominie.core.display import Display
@@ -54,49 +54,51 @@ def shown_on(as_json: bool) -> Display:
 
 
 def _quiet_libraries() -> None:
-    """Keep other people's progress bars and advice out of ours."""
+    """Switch off progress bars and warnings of libraries."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.simplefilter("ignore")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    # DeepSpeed sets its level anew when it is imported, and then tells stdout about a missing GPU.
-    logging.getLogger("DeepSpeed").addFilter(_is_grave)
+    # DeepSpeed resets its level when it is imported, and then logs a missing GPU to stdout.
+    logging.getLogger("DeepSpeed").addFilter(_is_error)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         with contextlib.suppress(ImportError):
             backend = importlib.import_module("deepspeed.comm.torch")
-            vars(backend)["print"] = lambda *_: None  # each process tells what it has built
+            vars(backend)["print"] = lambda *_: None  # each rank prints its build
     import transformers
 
     transformers.logging.set_verbosity_error()
     if not is_main_process():
-        logging.getLogger("dominie").setLevel(logging.ERROR)  # what the first process says, too
+        logging.getLogger("dominie").setLevel(logging.ERROR)  # the main process logs it
     transformers.logging.disable_progress_bar()
 
 
-def _is_grave(record: logging.LogRecord) -> bool:
+def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within, Ctrl-C interrupts what is under way, and need not end the program."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Let Ctrl-C raise KeyboardInterrupt in the block, instead of ending the program."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)
 
 
-def conclude(folder: Path, display: Display, as_json: bool, *, stages: Collection[str]) -> None:
-    """What was made, where, and the next thing to do.
+def print_summary(
+    folder: Path, display: Display, as_json: bool, *, stages: Collection[str]
+) -> None:
+    """Print the results of a run, its models and report, and commands to go on with.
 
     Args:
         folder: of the run.
-        display: where to say it.
-        as_json: say it as an object.
-        stages: of the recipe that was run; others' models may lie beside them.
+        display: to print on.
+        as_json: print one JSON object.
+        stages: of the recipe; the folder may hold models of others.
     """
     from dominie.report import results_table
 
@@ -105,22 +107,22 @@ def conclude(folder: Path, display: Display, as_json: bool, *, stages: Collectio
         return
     if (folder / "results.json").exists():
         display.console.print(results_table(folder))
-    made = {k: v for k, v in finished_stages(folder).items() if k in stages}
-    width = max(map(len, made), default=0)
-    for place, (name, size) in enumerate(made.items()):
+    models = {k: v for k, v in finished_stages(folder).items() if k in stages}
+    width = max(map(len, models), default=0)
+    for place, (name, size) in enumerate(models.items()):
         head = "models" if place == 0 else ""
         display.line(f"{head:<8}{name:<{width}}  {folder / name / 'model'}{size}")
     display.line(f"report  {folder / 'report.html'}")
-    if made:
-        two = ",".join(list(made)[-2:])
-        publish = f"hf upload ORG/NAME {folder / list(made)[-1] / 'model'}"
+    if models:
+        two = ",".join(list(models)[-2:])
+        publish = f"hf upload ORG/NAME {folder / list(models)[-1] / 'model'}"
         steps = {f"dominie chat {folder}:{two}": "talk to them", publish: "after its README.md"}
         for place, (command, why) in enumerate(steps.items()):
             display.line(f"{'next' if place == 0 else '':<8}{command}   # {why}")
 
 
 def finished_stages(folder: Path) -> dict[str, str]:
-    """The stages of a run that are done, in dependency order, each with its size in words."""
+    """Return the finished stages with a model, in dependency order, each with its size as text."""
     from dominie.core.run_records import read_run
     from dominie.report.formatting import size
 

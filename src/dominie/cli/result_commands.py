@@ -11,9 +11,9 @@ import typer
 
 from dominie.cli.help import examples, offered_models, offered_runs
 from dominie.cli.main import JsonOption, OptionalRecipeArgument, OverridesArgument, RunsOption, app
-from dominie.cli.output import conclude, interruptible, only_json, shown_on
+from dominie.cli.output import display_for, interruptible, only_json, print_summary
 
-PANEL = "What came of it"
+PANEL = "Results"
 
 
 @app.command(rich_help_panel=PANEL, epilog=examples("evaluate"))
@@ -44,14 +44,14 @@ def evaluate(
         raise typer.BadParameter("one of the two: RECIPE, or --from-annotations FILE")
     if difficulty is not None and from_annotations is None:
         raise typer.BadParameter("--difficulty goes with --from-annotations")
-    display = shown_on(as_json)
+    display = display_for(as_json)
     if from_annotations is not None:
         with only_json(as_json):
             from dominie.stages.judged import annotated_win_rates
 
-            told = annotated_win_rates(from_annotations, difficulty, display)
+            rates = annotated_win_rates(from_annotations, difficulty, display)
         if as_json:
-            typer.echo(json.dumps(told))
+            typer.echo(json.dumps(rates))
         return
     assert recipe is not None, "checked above"
     with only_json(as_json):
@@ -60,7 +60,7 @@ def evaluate(
 
         loaded = load_recipe(recipe, overrides or ())
         folder = evaluate_recipe(loaded, runs, display)
-    conclude(folder, display, as_json, stages=loaded.stages)
+    print_summary(folder, display, as_json, stages=loaded.stages)
 
 
 @app.command(rich_help_panel=PANEL, epilog=examples("report"))
@@ -76,7 +76,7 @@ def report(
     ],
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Write a run's report again from what lies in its folder."""
+    """Write a run's report again from the files in its folder."""
     from dominie.core.run_reader import found_run
     from dominie.report import write_report
 
@@ -161,8 +161,8 @@ def chat(
     from dominie.workflows.chat import chat as begin
     from dominie.workflows.chat_screens import screen, typed_lines
 
-    asides = shown_on(as_json=True)  # stdout is for what the models say
-    found = chat_models(wanted, runs, asides)
+    progress = display_for(as_json=True)  # stdout is for the answers
+    found = chat_models(wanted, runs, progress)
     console = Console(highlight=False, soft_wrap=True)
     settings = ChatSettings(
         max_new_tokens=max_new_tokens, temperature=temperature, system=system, seed=seed

@@ -1,4 +1,4 @@
-"""Progress: bars in a terminal, plain lines elsewhere."""
+"""Progress on a console: bars in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from rich.progress import (
 
 T = TypeVar("T")
 
-#: Seconds between lines of progress where there is no terminal to draw a bar in.
+#: Seconds between lines of progress if the console is not a terminal.
 PLAIN_INTERVAL = 15.0
 
 Advance = Callable[[int, int | None, str], None]
 
 
 class Display:
-    """Says what happens. Everything goes to one console, stderr when stdout carries JSON.
+    """Prints lines and progress on one console.
 
     Args:
-        console: where to write.
+        console: to print on; stdout if there is none.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
 
     def line(self, text: str) -> None:
-        """One line, as it is."""
+        """Print one line without markup."""
         self.console.print(text, markup=False)
 
     def done(self, name: str, text: str) -> None:
-        """One line about something that ended well."""
+        """Print one line about something that is done."""
         mark = "✓" if self.console.is_terminal else "done"
         self.console.print(f"[green]{mark}[/green] [bold]{name}[/bold]", end=" ")
         self.console.print(text, markup=False)
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Advance]:
-        """A bar with ETA; `advance(completed, total, note)` moves it."""
+        """Show a bar with the time left, which `advance(completed, total, note)` moves."""
         if not self.console.is_terminal:
             yield _PlainProgress(self, title)
             return
@@ -61,7 +61,7 @@ class Display:
             yield advance
 
     def track(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
-        """The items, with progress."""
+        """Yield the items, and show progress."""
         with self.progress(title) as advance:
             for done, item in enumerate(items, start=1):
                 yield item
@@ -83,7 +83,7 @@ class Display:
 
 
 class _PlainProgress:
-    """A line now and then: rarely enough for a log file, often enough to see that it lives."""
+    """Prints a line of progress every `PLAIN_INTERVAL` seconds."""
 
     def __init__(self, display: Display, title: str) -> None:
         self.display, self.title = display, title

@@ -43,7 +43,7 @@ class InputError(DominieError):
     exit_status = 2
 
     def within(self, place: str) -> InputError:
-        """The same, where its place is a key within another one."""
+        """Return the same error, with its place inside another key."""
         return InputError(
             self.what,
             where=".".join(filter(None, [place, self.where])),
@@ -54,31 +54,31 @@ class InputError(DominieError):
 
 
 class OutOfReach(InputError):
-    """The hub could not be asked: what it holds may be right or wrong.
+    """The hub cannot be reached, so it is not known whether a name on it is right.
 
-    Where something has to be loaded that is the end; a check goes on and lists it.
+    A run ends with it; a check goes on, and lists what was not checked.
     """
 
 
 class RunError(DominieError):
-    """The run failed though its input was acceptable, a non-finite loss say: exit status 1."""
+    """The run failed with acceptable input, by a non-finite loss for example: exit status 1."""
 
 
 def hub_error(error: Exception) -> type[InputError]:
-    """The kind of error that a call to the hub came to: refused by it, or never answered."""
-    met: BaseException | None = error
-    while met is not None:
-        if isinstance(met, ConnectionError | TimeoutError) or _UNANSWERED & {
-            base.__name__ for base in type(met).__mro__
+    """Return the class for an error of a hub call: `OutOfReach` if the hub did not answer."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConnectionError | TimeoutError) or _UNANSWERED & {
+            base.__name__ for base in type(cause).__mro__
         }:
             return OutOfReach
-        status = getattr(getattr(met, "response", None), "status_code", 0)
-        if status >= 500 or (status in _BARRED and type(met).__name__ == "HfHubHTTPError"):
-            return OutOfReach  # or a proxy in its place: the hub gives a reason of its own
-        met = met.__cause__
+        status = getattr(getattr(cause, "response", None), "status_code", 0)
+        if status >= 500 or (status in _BARRED and type(cause).__name__ == "HfHubHTTPError"):
+            return OutOfReach  # or from a proxy: the hub itself raises other errors
+        cause = cause.__cause__
     return InputError
 
 
-#: By name, since which client the hub's library calls with depends on its version.
+#: By name, as the HTTP client of the hub's library depends on its version.
 _UNANSWERED = {"TransportError", "LocalEntryNotFoundError"}
 _BARRED = (401, 403, 407)

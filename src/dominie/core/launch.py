@@ -60,7 +60,7 @@ def run_ranks(command: Sequence[str], processes: int) -> int:
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_TIMEOUT))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    logging.disable(logging.CRITICAL)  # the agent's own account of what went wrong
+    logging.disable(logging.CRITICAL)  # the agent's own messages
     with tempfile.TemporaryDirectory(prefix="dominie-") as scratch:
         config = LaunchConfig(
             min_nodes=1,

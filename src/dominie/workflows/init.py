@@ -1,4 +1,4 @@
-"""`dominie init`: a folder to start from, with a commented recipe and data that it runs on."""
+"""`dominie init`: writes a commented recipe and example data into a folder."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ SOURCES = {
 }
 
 TRAIN = """
-train:                        # for every stage that does not say otherwise
+train:                        # defaults of every stage
   learning_rate: 2e-3         # <- 2e-5 for a model of 7B
   steps: 200                  # <- or epochs: 2
   batch: 32                   # conversations a step, over all GPUs and accumulated micro-batches
   max_length: 64              # <- 2048: tokens of the longest conversation
   # precision: bf16           # <- on a GPU
   # gradient_checkpointing: true
-  # lora: {r: 64, alpha: 128} # where the whole student does not fit
+  # lora: {r: 64, alpha: 128} # if the whole student does not fit
 
 stages:
 """
@@ -112,7 +112,7 @@ ROWS = 600
 
 @dataclass(frozen=True)
 class Template:
-    """A first recipe: what it is for, its sources, its stages, and from whom KD or DAE starts."""
+    """A first recipe: purpose, sources, stages, and the model that the first stage trains."""
 
     purpose: str
     sources: tuple[str, ...]
@@ -149,14 +149,14 @@ def start(folder: Path, template: str) -> list[Path]:
     """Write `recipe.yaml` and its example data into a folder.
 
     Args:
-        folder: made if it is not there.
+        folder: created if it does not exist.
         template: a name of `TEMPLATES`.
 
     Returns:
-        What was written.
+        The files that were written.
 
     Raises:
-        InputError: no such template, a file that is already there, or a folder that cannot be
+        InputError: there is no such template, a file exists already, or the folder cannot be
             written.
     """
     if template not in TEMPLATES:
@@ -178,7 +178,7 @@ def start(folder: Path, template: str) -> list[Path]:
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".starting-", dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".init-", dir=folder) as scratch:
             for source, path in data.items():
                 materialise(f"toyworld:{source}?rows={ROWS}", Path(scratch)).rename(path)
         recipe.write_text(recipe_text(wanted, name=_run_name(folder)), encoding="utf-8")
@@ -190,11 +190,11 @@ def start(folder: Path, template: str) -> list[Path]:
 
 
 def recipe_text(template: Template, *, name: str) -> str:
-    """The YAML of a template."""
+    """Return the YAML of a template."""
     with_teacher = "taught" in template.stages
     student = "distill" if "distill" in template.stages else template.starts_from
     models = dict.fromkeys([template.starts_from, *template.stages])
-    told = ", ".join(f"{name}: {name}" for name in models)
+    names = ", ".join(f"{name}: {name}" for name in models)
     stages = (
         STAGES[stage].replace("STUDENT", template.starts_from if stage == "distill" else student)
         for stage in template.stages
@@ -204,13 +204,13 @@ def recipe_text(template: Template, *, name: str) -> str:
         [TEACHER_MODEL] if with_teacher else [],
         [DATA, *(SOURCES[source] for source in template.sources), TRAIN],
         ["\n".join(stages)],
-        [EVALUATE.replace("MODELS", told)],
+        [EVALUATE.replace("MODELS", names)],
         [TASKS[source] for source in template.sources],
     )
     return "".join(itertools.chain(*parts))
 
 
 def _run_name(folder: Path) -> str:
-    """A run's name after the folder's, where that can be one."""
+    """Return a valid run name made of the folder's name."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")
     return name or "first"
