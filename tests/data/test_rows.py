@@ -256,7 +256,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, tokenizer, monkeypatch):
         source = source_of(tmp_path, [qa(i, "four " * 40) for i in range(count)], f"n{count}")
         arrow = pa.total_allocated_bytes()
         tracemalloc.start()
-        made = prepared(tmp_path, tokenizer, source, max_length=128)
+        made = prepared(tmp_path, tokenizer, source, max_length=128, processes=1)
         grown = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert len(made[source.name].train) == count

@@ -12,12 +12,12 @@ import os
 import re
 import threading
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
-from dominie.data.child_processes import memory_limit, template_fault
+from dominie.data.child_processes import template_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -220,7 +220,7 @@ class ChatTemplate:
         for form in with_arguments_in_both_forms(messages):
             # A template is somebody's program: it may raise anything.
             try:
-                with time_limit(), memory_limit(BYTES) if in_worker else nullcontext():
+                with time_limit():
                     text = str(
                         self.tokenizer.apply_chat_template(
                             form,

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,7 +31,7 @@ T = TypeVar("T")
 Batch = list[tuple[T, "Conversation"]]
 """Conversations, each with something that is handed back beside its row."""
 
-SERIAL_BATCHES = 8
+SERIAL_BATCHES = 16
 """So many batches are tokenised in this process before others are started, which takes a second."""
 _MOST_WORKERS = 16  # one process reads and writes for all of them, and feeds no more
 _BEGUN = b"begun\n"
@@ -143,22 +143,29 @@ def try_template() -> None:
     sys.stdout.flush()
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # its signal ends the process
-    with memory_limit(memory), contextlib.suppress(Exception):
-        template = environment.from_string(source)
-        for messages, tools in chats:
-            for prompt in (False, True):
-                try:
-                    text = template.render(
-                        messages=messages, tools=tools, add_generation_prompt=prompt, **variables
-                    )
-                except MemoryError:
-                    sys.stdout.write(f"MemoryError: it takes more than {memory >> 20:,} MiB")
-                    return
-                except Exception:
-                    continue
-                if len(text) > characters:
-                    sys.stdout.write(f"it writes {len(text):,} characters")
-                    return
+    with memory_limit(memory):
+        sys.stdout.write(_rendering_fault(environment, source, variables, chats, characters))
+
+
+def _rendering_fault(
+    environment: Any, source: str, variables: Any, chats: Any, characters: int
+) -> str:
+    """What is wrong with one of the renderings of `chats`; empty if nothing is."""
+    try:
+        template = environment.from_string(source)  # jinja computes constants here
+    except Exception as error:
+        return "MemoryError" if isinstance(error, MemoryError) else ""
+    for (messages, tools), prompt in product(chats, (False, True)):
+        given = {"messages": messages, "tools": tools, "add_generation_prompt": prompt}
+        try:
+            length = len(template.render(**variables, **given))
+        except MemoryError:
+            return "MemoryError"
+        except Exception:  # it refuses this conversation
+            continue
+        if length > characters:
+            return f"it writes {length:,} characters"
+    return ""
 
 
 @contextlib.contextmanager
@@ -317,9 +324,9 @@ class _Worker:
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             raise RunError(
                 "a process that tokenises conversations ended",
-                where=f"256 conversations from {conversations[0].where} on",
+                where=f"conversations from {conversations[0].where} on",
                 found=f"exit status {self.process.wait()}, negative if a signal ended it",
-                do="see whether memory ran out; correct or remove a row that is very long",
+                do="make room in memory, and see whether a row from there on is very long",
             ) from error
         if isinstance(reply, dict):
             raise InputError(**reply)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dominie.data import chat_template
 from dominie.data.assistant_spans import assistant_turns
 from dominie.data.chat_template import PROBED, ChatTemplate
+from dominie.data.child_processes import memory_limit
 from dominie.data.formats import Conversation, parsed_messages
 
 if TYPE_CHECKING:
@@ -91,7 +94,8 @@ def encode_all(
     """`encode` for several conversations, which are tokenised in parallel."""
     template = ChatTemplate(tokenizer)
     template.check([(c.messages, c.tools) for c in conversations[:PROBED]])
-    turns = [assistant_turns(template, conversation) for conversation in conversations]
+    with memory_limit(chat_template.BYTES) if chat_template.in_worker else nullcontext():
+        turns = [assistant_turns(template, conversation) for conversation in conversations]
     encodings = tokenizer(
         [text for text, _ in turns],
         add_special_tokens=False,
