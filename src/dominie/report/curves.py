@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ class Series:
     points: Sequence[Point]
     style: str
 
-    @property
+    @cached_property
     def drawable(self) -> list[Point]:
         """The points that have a place on paper."""
         return [point for point in self.points if all(map(math.isfinite, point))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 import tempfile
@@ -12,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dominie import __version__
@@ -134,29 +135,35 @@ def _rendered(template: str, **contents: Any) -> bytes:
     """A page from its template, with the style and the script that all pages share."""
     script = _shipped("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "percent": formats.percent,
-        "count": formats.count,
-        "size": formats.size,
-        "duration": formats.duration,
-        "shortened": formats.shortened,
-        "signed_points": formats.signed_points,
-        "with_unit": formats.with_unit,
-        "file_size": formats.file_size,
-    }
     now = datetime.now(UTC)
-    page = environment.from_string(_shipped(template)).render(
-        style=Markup(_shipped("page.css")),
-        script=Markup(script),
-        script_digest=digest,
-        version=__version__,
-        made=f"{now.day} {now:%B %Y, %H:%M} UTC",
-        **contents,
+    page = (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup(_shipped("page.css")),
+            script=Markup(script),
+            script_digest=digest,
+            version=__version__,
+            made=f"{now.day} {now:%B %Y, %H:%M} UTC",
+            **contents,
+        )
     )
     return page.encode("utf-8", errors="replace")
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("dominie.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    numbers = (formats.percent, formats.count, formats.size, formats.duration, formats.file_size)
+    filters = (*numbers, formats.shortened, formats.signed_points, formats.with_unit)
+    environment.filters |= {each.__name__: each for each in filters}
+    return environment
 
 
 def _shipped(name: str) -> str:
