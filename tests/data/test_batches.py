@@ -1,10 +1,12 @@
 """Batches: what is supervised, what shares a row, and nothing lost in packing."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 
-from dominie.data.batch import IGNORED, Batch, collate
+from dominie.data.batch import IGNORED, Batch, collate, joined
 from dominie.data.sampling import Mix, total_conversations
 from dominie.data.tokenization import Encoded
 
@@ -157,3 +159,29 @@ def test_the_order_is_a_function_of_the_seed():
 def test_epochs_count_the_largest_source():
     assert total_conversations({"a": 900, "b": 10}, {"a": 0.9, "b": 0.1}, epochs=2) == 2000
     assert total_conversations({"a": 900, "b": 5000}, {"a": 1.0, "b": 0.0}, epochs=1) == 900
+
+
+@dataclass(frozen=True)
+class Weighted:
+    input_ids: list[int]
+    supervised: list[bool]
+    weights: list[float]
+
+
+def test_weights_go_with_their_tokens_through_every_form_of_a_batch():
+    one = Weighted([1, 2, 3], [False, True, True], [9.0, 0.5, 2.0])
+    plain = Encoded([4, 5], [False, True])
+    assert collate([(0, plain)]).weights is None, "nothing is multiplied where nothing is said"
+    batch = collate([(0, one), (1, plain)])
+    assert batch.weights is not None
+    assert batch.weights.tolist() == [[0.5, 2.0, 1.0], [1.0, 1.0, 1.0]]
+    packed = collate([(0, one), (0, plain)], pack_to=8)
+    assert packed.weights is not None
+    assert packed.weights.tolist() == [[0.5, 2.0, 1.0, 1.0, 1.0]]
+    again = Batch.from_dict(batch.as_dict()).to("cpu").select(torch.tensor([0]))
+    assert again.weights is not None
+    assert again.weights.tolist() == [[0.5, 2.0, 1.0]]
+    both = joined([collate([(0, plain)]), batch])
+    assert both.weights is not None
+    assert both.weights.tolist() == [[1.0, 1.0, 1.0], [0.5, 2.0, 1.0], [1.0, 1.0, 1.0]]
+    assert "weights" not in collate([(0, plain)]).as_dict()

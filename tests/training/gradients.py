@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -18,6 +21,28 @@ def ragged_rows(count: int, seed: int = 0) -> list[Row]:
         supervised[-1] = True
         rows.append(Encoded(rng.integers(0, 61, length).tolist(), supervised.tolist()))
     return rows
+
+
+@dataclass(frozen=True)
+class WeightedRow:
+    """A conversation whose tokens have weights of their own."""
+
+    input_ids: list[int]
+    supervised: list[bool]
+    weights: list[float]
+
+
+def weighted(rows: Sequence[Row], seed: int) -> list[Row]:
+    """The same rows with weights, a few of them 0."""
+    rng = np.random.default_rng(seed)
+    return [
+        WeightedRow(
+            row.input_ids,
+            row.supervised,
+            (rng.random((2, len(row.input_ids))) * 3).round(1).prod(0).tolist(),
+        )
+        for row in rows
+    ]
 
 
 def assert_equal_gradients(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradients import assert_equal_gradients, ragged_rows
+from gradients import WeightedRow, assert_equal_gradients, ragged_rows, weighted
 from torch.nn.functional import log_softmax
 
 from dominie.data.batch import Batch, Row, collate
@@ -39,6 +39,8 @@ def naive_gradient(
     for row in rows:
         ids = torch.tensor(row.input_ids)[None]
         positions = [i for i in range(len(row.input_ids) - 1) if row.supervised[i + 1]]
+        own = torch.as_tensor(getattr(row, "weights", [1.0] * len(row.input_ids))).double()
+        own = own[[i + 1 for i in positions]]
         tokens += len(positions)
         mine = model(input_ids=ids, output_attentions=True, use_cache=False)
         with torch.no_grad():
@@ -48,15 +50,16 @@ def naive_gradient(
         total = (
             total
             - terms.next_token.weight
-            * log_softmax(logits, -1)[torch.arange(len(positions)), labels].sum()
+            * (own * log_softmax(logits, -1)[torch.arange(len(positions)), labels]).sum()
         )
         heat = terms.prediction.temperature
         p, q = log_softmax(target / heat, -1), log_softmax(logits / heat, -1)
-        total = total + terms.prediction.weight * heat**2 * (p.exp() * (p - q)).sum()
+        total = total + terms.prediction.weight * heat**2 * (own[:, None] * p.exp() * (p - q)).sum()
         if terms.attention:
             for a, b in zip(theirs.attentions, mine.attentions, strict=True):
                 kl = a * (a.clamp(min=1e-300).log() - b.clamp(min=1e-300).log())
-                kl = kl[0, :, positions].sum() / (a.shape[1] * len(mine.attentions))
+                kl = (own[:, None] * kl[0, :, positions]).sum()
+                kl = kl / (a.shape[1] * len(mine.attentions))
                 total = total + terms.attention.weight * kl
     (total / tokens).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -180,6 +183,40 @@ def test_the_gradient_of_each_source_is_its_part_of_the_step_s(
 
 def norm(gradient: dict[str, torch.Tensor]) -> float:
     return float(torch.cat([g.flatten() for g in gradient.values()]).norm())
+
+
+@pytest.mark.parametrize(("micro_batch", "pack_to"), [(8, None), (2, None), (4, 40), (8, 64)])
+def test_every_term_is_multiplied_by_the_weights_of_its_tokens(
+    student, teacher_model, step_gradient, micro_batch, pack_to
+):
+    """Two sources, one of them without weights; the denominator still counts supervised tokens."""
+    general, domain = weighted(ragged_rows(5, 1), 7), ragged_rows(3, 2)
+    light = LossTerms(
+        next_token=NextToken(weight=0.1),
+        prediction=Prediction(weight=0.5),
+        attention=Attention(weight=0.4),
+    )
+    teacher = RoutedTeacher({"t": LocalTeacher(teacher_model, attention_layers=[0, 1])}, ["t", "t"])
+    options = {"teacher": teacher, "pairs": PAIRS, "pack_to": pack_to, "micro_batch": micro_batch}
+    found = step_gradient(student, [general, domain], [KD, light], **options)
+    counts = [sum(sum(r.supervised[1:]) for r in rows) for rows in (general, domain)]
+    parts = [
+        naive_gradient(student, teacher_model, general, KD),
+        naive_gradient(student, teacher_model, domain, light),
+    ]
+    expected = {
+        name: sum(c * part[name] for c, part in zip(counts, parts, strict=True)) / sum(counts)
+        for name in parts[0]
+    }
+    assert_equal_gradients(found, expected, ORACLE)
+
+
+def test_weights_of_one_change_nothing(student, taught, step_gradient):
+    rows = ragged_rows(8)
+    ones = [WeightedRow(r.input_ids, r.supervised, [1.0] * len(r.input_ids)) for r in rows]
+    plain = step_gradient(student, [rows], [KD], teacher=taught, pairs=PAIRS, pack_to=40)
+    found = step_gradient(student, [ones], [KD], teacher=taught, pairs=PAIRS, pack_to=40)
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
 
 
 class CountedTeacher:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradients import assert_equal_gradients, ragged_rows
+from gradients import assert_equal_gradients, ragged_rows, weighted
 from peft import LoraConfig, get_peft_model
 from transformers import MixtralConfig, Qwen3MoeConfig, set_seed
 from transformers.models.mixtral import MixtralForCausalLM
@@ -62,16 +62,18 @@ def naive_gradient(model: Any, rows: Any) -> dict[str, torch.Tensor]:
         ids = torch.tensor(row.input_ids)[None]
         positions = [i for i in range(len(row.input_ids) - 1) if row.supervised[i + 1]]
         tokens += len(positions)
+        own = torch.as_tensor(getattr(row, "weights", [1.0] * len(row.input_ids))).double()
+        own = own[[i + 1 for i in positions]]
         out = model(input_ids=ids, output_router_logits=True, use_cache=False)
         labels = ids[0, [i + 1 for i in positions]]
         logs = out.logits[0, positions].log_softmax(-1)
-        total = total - 0.5 * logs[torch.arange(len(positions)), labels].sum()
+        total = total - 0.5 * (own * logs[torch.arange(len(positions)), labels]).sum()
         for logits in out.router_logits:
             count = logits.shape[-1]
             chosen = torch.zeros_like(logits).scatter(1, logits.topk(2).indices, 0.5)
             balance = count * (chosen.mean(0) * logits.softmax(-1).mean(0)).sum()
             z = (logits.logsumexp(-1) ** 2).mean()
-            total = total + len(positions) * (0.7 * balance + 0.3 * z) / len(out.router_logits)
+            total = total + own.sum() * (0.7 * balance + 0.3 * z) / len(out.router_logits)
     (total / tokens).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -79,6 +81,13 @@ def naive_gradient(model: Any, rows: Any) -> dict[str, torch.Tensor]:
 def test_the_gradient_is_that_of_the_formulas(mixture, step_gradient):
     rows = ragged_rows(8)
     found = step_gradient(mixture, [rows], [TERMS])
+    assert_equal_gradients(found, naive_gradient(mixture, rows), GATE)
+
+
+@pytest.mark.parametrize("pack_to", [None, 40])
+def test_a_conversation_counts_as_the_weights_of_its_tokens(mixture, step_gradient, pack_to):
+    rows = weighted(ragged_rows(8), 5)
+    found = step_gradient(mixture, [rows], [TERMS], micro_batch=4, pack_to=pack_to)
     assert_equal_gradients(found, naive_gradient(mixture, rows), GATE)
 
 

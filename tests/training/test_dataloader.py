@@ -1,17 +1,28 @@
 """What a step reads: the conversations of the mix, however they are laid out and shared."""
 
+import json
 import pickle
 from collections.abc import Iterator
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
+from tiny import tiny_model
+from transformers import TrainerCallback
 
-from dominie.data.batch import Batch
+from dominie.data.batch import Batch, collate
 from dominie.data.sampling import Mix
 from dominie.data.tokenization import Encoded
+from dominie.models.flops import model_flops
+from dominie.training.arguments import training_arguments
+from dominie.training.checkpoints import newest_checkpoint
 from dominie.training.dataloader import Collator, FixedRows, MicroBatches, MicroBatchSampler
+from dominie.training.settings import TrainSettings
+from dominie.training.stage_sources import StageSource, StageTraining
+from dominie.training.train_stage import LoadedModels, build_trainer
 
 SIZES = {"a": 37, "b": 5}
 STEPS, BATCH, MICRO_BATCH = 9, 12, 2
@@ -94,3 +105,55 @@ def test_a_step_is_the_same_whatever_was_asked_before():
     assert [(("a", "b").index(each["source"]), each["row"]) for each in listed] == list(
         mix_of("conversations")
     )[4]
+
+
+class FreshRows:
+    """A second step source: rows that exist from the moment a step asks for them, as rollouts do."""
+
+    sources, steps, micro_batches, one_source_per_step = ("made",), 6, 2, False
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+
+    def __len__(self) -> int:
+        return self.steps * 8
+
+    def micro_batch(self, step: int, number: int) -> Batch:
+        self.made.append(step)
+        rng = np.random.default_rng([step, number])
+        return collate([(0, Encoded(rng.integers(0, 61, 6).tolist(), [True] * 6)) for _ in "four"])
+
+    def conversations(self, step: int) -> list[dict[str, Any]]:
+        return [{"source": "made", "row": 8 * step + row, "tokens": 6} for row in range(8)]
+
+
+def test_another_step_source_trains_and_goes_on_where_it_was_cut_off(tmp_path):
+    def trained(folder: Path, stop_at: int | None = None) -> tuple[dict[str, Any], FreshRows]:
+        class Stop(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                control.should_training_stop |= state.global_step == stop_at
+
+        settings = TrainSettings(
+            steps=FreshRows.steps, batch=8, micro_batch=4, checkpoint_every=1, log_every=1,
+            learning_rate=1e-2, arguments={"use_cpu": True},
+        )  # fmt: skip
+        source = StageSource(
+            name="made", train=[Encoded([1, 2], [True] * 2)], validation=(), share=1.0
+        )
+        stage = StageTraining(folder=folder, sources=[source], settings=settings)
+        arguments = training_arguments(settings, folder / "checkpoints", steps=6, ranks=1)
+        model, steps = tiny_model(seed=3), FreshRows()
+        models = LoadedModels(student=model, flops=model_flops(model))
+        with build_trainer(stage, models, arguments, steps=steps, callbacks=[Stop()]) as trainer:
+            trainer.resume(newest_checkpoint(folder / "checkpoints")[0])
+        return {name: tensor.clone() for name, tensor in model.state_dict().items()}, steps
+
+    whole, steps = trained(tmp_path / "whole")
+    assert steps.made == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    trained(tmp_path / "cut", stop_at=3)
+    weights, steps = trained(tmp_path / "cut")
+    assert set(steps.made) == {3, 4, 5}, "what was learnt is not made again"
+    assert all(torch.equal(whole[name], weights[name]) for name in whole)
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["tokens"] == 6 * 8 * 5
