@@ -1,9 +1,9 @@
 """What a checkpoint costs that is verified and on the disk, beside a plain one of the same content.
 
 The plain way is what transformers does: weights by `save_pretrained`, the optimiser's state by
-`torch.save`, nothing hashed and nothing synced. Ours writes the same weights, the state as tensors
-and JSON, a manifest of SHA-256, syncs every file and renames the folder. The two take turns; ratios
-are medians over the rounds. Reading back is verified here and not there.
+`torch.save`, nothing hashed and nothing synced. Ours writes the same files and a manifest of
+SHA-256, syncs every file and renames the folder. The two take turns; ratios are medians over the
+rounds. Reading back is verified here and not there.
 
     python benchmarks/checkpoints.py [--quick] [--json]
 
@@ -26,7 +26,7 @@ import torch
 from _results import DEVICE, Row
 from transformers import MistralConfig, MistralForCausalLM
 
-from dominie.training.checkpoints import fault, publish, read_state, seal, write_state
+from dominie.training.checkpoints import fault, publish, seal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ def verified(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> None
     """As dominie writes it."""
     scratch = folder.with_name(".writing")
     model.save_pretrained(scratch)
-    write_state(scratch / "optimizer", optimizer.state_dict())
+    torch.save(optimizer.state_dict(), scratch / "optimizer.pt")
     seal(scratch)
     publish(scratch, folder)
 
@@ -75,7 +75,7 @@ def read_plain(folder: Path) -> None:
 def read_verified(folder: Path) -> None:
     """The optimiser's state, once every file of the checkpoint is known to be as it was written."""
     assert fault(folder) is None
-    read_state(folder / "optimizer")
+    read_plain(folder)
 
 
 def spent(work: Callable[..., None], *arguments: Any) -> tuple[float, float]:

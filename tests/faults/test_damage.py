@@ -14,7 +14,7 @@ HOWS = ("flip", "cut", "empty", "delete")
 FEW = (
     ("prepared", "rows/*/train.arrow", "flip"),
     ("cached", "cache/*/shard-*.arrow", "flip"),
-    ("training", "second/checkpoints/checkpoint-2/optimizer.safetensors", "flip"),
+    ("training", "second/checkpoints/checkpoint-2/optimizer.pt", "flip"),
     ("training", "second/metrics.jsonl", "flip"),
     ("done", "second/model/model.safetensors", "flip"),
     ("done", "first/stage.json", "flip"),

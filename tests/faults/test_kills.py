@@ -13,7 +13,7 @@ MOMENTS = (
     ("kill", "open rows/"),
     ("kill", "rename first/.stage.json"),
     ("kill", "rename first/checkpoints/.writing/checkpoint-2"),
-    ("torn", "fsync first/checkpoints/.writing/checkpoint-4/optimizer.safetensors"),
+    ("torn", "fsync first/checkpoints/.writing/checkpoint-4/optimizer.pt"),
     ("kill", "remove first/checkpoints/checkpoint-4/"),
     ("kill", "rename cache/"),
     ("torn", "fsync second/.writing-model/model.safetensors"),

@@ -1,27 +1,13 @@
-"""Checkpoints: verified by content, rotated without losing the last good one, free of pickles."""
+"""Checkpoints: verified by content, rotated without losing the last good one."""
 
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 
-from dominie.training.checkpoints import (
-    drop_old,
-    fault,
-    has_state,
-    newest_checkpoint,
-    random_states,
-    read_state,
-    restore_random_states,
-    seal,
-    write_state,
-)
+from dominie.training.checkpoints import drop_old, fault, newest_checkpoint, seal
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -80,33 +66,11 @@ def test_rotation_deletes_nothing_while_too_few_are_whole(tmp_path):
     assert paths[1].is_dir()
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path):
-    shared = torch.randn(3)
-    state = {
-        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3).T}, 7: {}},
-        "param_groups": [{"lr": 0.1 + 0.2, "betas": (0.9, 0.999), "name": None, "on": True}],
-        "twice": [shared, shared],
-        "none": torch.zeros(0, dtype=torch.bfloat16),
-    }
-    write_state(tmp_path / "optimizer", state)
-    assert has_state(tmp_path / "optimizer")
-    found = read_state(tmp_path / "optimizer")
-    assert list(found["state"]) == [0, 7]
-    assert found["param_groups"] == state["param_groups"]
-    assert torch.equal(found["state"][0]["exp_avg"], state["state"][0]["exp_avg"])
-    assert found["none"].dtype == torch.bfloat16
-    assert all(torch.equal(tensor, shared) for tensor in found["twice"])
-
-
-@pytest.mark.parametrize("state", [{"a": {1, 2}}, {(1, 2): 3}, [SimpleNamespace()]])
-def test_what_is_no_state_is_refused(tmp_path, state):
-    with pytest.raises(TypeError):
-        write_state(tmp_path / "x", state)
-
-
-def test_generators_go_on_where_they_were(tmp_path):
-    np.random.standard_normal()  # leaves half a pair behind
-    write_state(tmp_path / "random", random_states())
-    drawn = [random.random(), np.random.standard_normal(3).tolist(), torch.rand(3).tolist()]
-    restore_random_states(read_state(tmp_path / "random"))
-    assert drawn == [random.random(), np.random.standard_normal(3).tolist(), torch.rand(3).tolist()]
+def test_a_checkpoint_of_an_earlier_version_is_passed_over_in_one_message(tmp_path):
+    kept, earlier = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4)
+    for name in ("optimizer.safetensors", "optimizer.json", "random-0.json"):
+        (earlier / name).write_bytes(b"{}")
+    seal(earlier)
+    newest, skipped = newest_checkpoint(tmp_path)
+    assert newest == kept, "or the optimiser would begin anew without a word"
+    assert "earlier version of dominie" in skipped[earlier]

@@ -108,7 +108,7 @@ def test_a_step_is_the_same_whatever_was_asked_before():
 
 
 class FreshRows:
-    """A second step source: rows that exist from the moment a step asks for them, as rollouts do."""
+    """A second step source: rows that are made when a step asks for them, as rollouts are."""
 
     sources, steps, micro_batches, one_source_per_step = ("made",), 6, 2, False
 

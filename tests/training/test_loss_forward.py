@@ -64,7 +64,7 @@ def test_a_term_of_one_file_is_differentiated_and_logged(
     terms = WithNorm(next_token=NextToken(weight=0.5), norm=HiddenNorm(weight=0.2))
     expected = by_hand(student, rows, 0.5, 0.2)
     found = step_gradient(student, [rows], [terms], micro_batch=micro_batch, pack_to=pack_to)
-    assert_equal_gradients(found, expected, 1e-5)
+    assert_equal_gradients(found, expected, 2e-5)
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert list(line["terms"]) == ["next_token", "norm"]
     source = line["sources"]["0"]
@@ -82,7 +82,7 @@ def test_only_the_sources_that_have_the_term_get_its_gradient(student, step_grad
         name: sum(n * part[name] for n, part in zip(counts, parts, strict=True)) / sum(counts)
         for name in parts[0]
     }
-    assert_equal_gradients(found, expected, 1e-5)
+    assert_equal_gradients(found, expected, 2e-5)
 
 
 def test_the_objective_says_what_it_needs_and_logs():

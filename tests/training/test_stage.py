@@ -26,6 +26,7 @@ from dominie.data.tokenization import Encoded
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
 from dominie.models.spec import Model
 from dominie.toyworld.toy_models import word_tokenizer
+from dominie.training.checkpoints import seal
 from dominie.training.settings import Lora, TrainSettings
 from dominie.training.stage_sources import StageSource, StageTraining
 from dominie.training.train_stage import StageModels, Trained, train_stage
@@ -298,7 +299,7 @@ def test_a_stage_that_was_cut_off_ends_as_if_it_had_not_been(train, tmp_path, da
         file = newest / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-1])
     if damage == "flipped":
-        file = newest / "optimizer.safetensors"
+        file = newest / "optimizer.pt"
         content = bytearray(file.read_bytes())
         content[-5] ^= 1
         file.write_bytes(content)
@@ -395,12 +396,32 @@ def test_turns_of_sources_go_on_where_they_were_cut_off(mixed_train, tmp_path, m
             assert line["grad_norm"] <= sum(parts) + 1e-5, "the triangle inequality"
 
 
-def test_a_checkpoint_holds_no_pickle(train, tmp_path):
+class Bomb:
+    """Pickled, it makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_what_is_pickled_into_a_checkpoint_is_not_run(train, tmp_path, name):
     with pytest.raises(Crash):
         train("cut", callbacks=[AtStep(3, crash)])
-    files = {path.name for path in (tmp_path / "cut" / "checkpoints" / "checkpoint-2").iterdir()}
-    assert {"model.safetensors", "optimizer.safetensors", "random-0.json"} <= files
-    assert not {Path(name).suffix for name in files} & {".bin", ".pt", ".pth", ".pkl"}
+    folder = tmp_path / "cut" / "checkpoints" / "checkpoint-2"
+    files = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= files
+    assert "training_args.bin" not in files
+    manifest = json.loads((folder / "manifest.json").read_text())["files"]
+    assert set(manifest) == files - {"manifest.json"}, "every file is sealed"
+    torch.save({"state": Bomb(tmp_path / "ran")}, folder / name)
+    (folder / "manifest.json").unlink()
+    seal(folder)  # by someone who knows how
+    with pytest.raises(RunError, match="more than tensors"):
+        train("cut")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(train, tmp_path, monkeypatch):

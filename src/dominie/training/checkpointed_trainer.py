@@ -1,4 +1,4 @@
-"""transformers.Trainer with checkpoints that are whole or not there, and hold no pickle."""
+"""transformers.Trainer with checkpoints that are whole or not there."""
 
 from __future__ import annotations
 
@@ -13,17 +13,7 @@ from transformers import Trainer
 
 from dominie.models.head import causal_lm
 from dominie.models.loading import restore_weights
-from dominie.training.checkpoints import (
-    drop_old,
-    has_state,
-    publish,
-    random_states,
-    read_state,
-    restore_random_states,
-    seal,
-    write_state,
-    writing,
-)
+from dominie.training.checkpoints import drop_old, publish, seal, writing
 
 logger = logging.getLogger(__name__)
 
@@ -34,28 +24,27 @@ KEPT_CHECKPOINTS = 2
 class CheckpointedTrainer(Trainer):
     """Saves and restores a stage: weights, optimiser, schedule, loss scale, random states.
 
-    Everything that transformers would pickle is written as tensors and JSON, except where an
-    engine (FSDP, DeepSpeed) has a format of its own.
+    The files are transformers' own, in a folder that is sealed by a manifest of their SHA-256. What
+    `torch.save` wrote is read with `weights_only=True`, which builds tensors and plain values and
+    runs no code; only DeepSpeed unpickles its own files.
     """
 
     #: Files of the stage that a checkpoint keeps a copy of, as they are when it is written.
     copied: Sequence[Path] = ()
 
-    _scratch: Path | None = None  # set while a checkpoint is being written
-
     # Whole or not there ----------------------------------------------------------------------
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._scratch or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Have transformers write to a scratch folder, and name it when it is whole."""
         folder = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
-        scratch = self._scratch = folder / ".writing"
+        scratch = folder / ".writing"
         with writing(scratch):
-            super()._save_checkpoint(model, trial)
-            self._scratch = None
+            self.args.output_dir = str(scratch)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.output_dir = str(folder)
             self.accelerator.wait_for_everyone()
             if self.state.best_global_step:
                 self.state.best_model_checkpoint = str(
@@ -79,6 +68,14 @@ class CheckpointedTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(Path(self.args.output_dir) / ".writing", ignore_errors=True)
 
+    def warn_of_pickles(self) -> None:
+        """Say so if states are restored by running what is in their files."""
+        if self.is_deepspeed_enabled:
+            logger.warning(
+                "DeepSpeed unpickles its optimiser state, which runs whatever is in it: the files "
+                "are those that the manifest names, but go on from your own alone"
+            )
+
     # Weights ---------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -101,52 +98,5 @@ class CheckpointedTrainer(Trainer):
     @property
     def _plain(self) -> bool:
         """Whether the student is whole on this rank and has no adapters."""
-        return not self._sharded and causal_lm(self.model) is self.model
-
-    @property
-    def _sharded(self) -> bool:
-        """Whether an engine holds the states of this rank in a format of its own."""
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
-
-    # States ----------------------------------------------------------------------------------
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self._sharded:
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
-            write_state(Path(output_dir) / "optimizer", self.optimizer.state_dict())
-            write_state(Path(output_dir) / "scheduler", self.lr_scheduler.state_dict())
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self._sharded:
-            if self.is_deepspeed_enabled and checkpoint is not None:
-                logger.warning(
-                    "DeepSpeed unpickles its optimiser state, which runs whatever is in it: the "
-                    "files are those that the manifest names, but go on from your own alone"
-                )
-            super()._load_optimizer_and_scheduler(checkpoint)
-        elif checkpoint is not None:
-            optimizer = read_state(Path(checkpoint) / "optimizer", device=self.args.device)
-            self.optimizer.load_state_dict(optimizer)
-            self.lr_scheduler.load_state_dict(read_state(Path(checkpoint) / "scheduler"))
-
-    def _save_scaler(self, output_dir: str) -> None:
-        scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None and self.args.should_save:
-            write_state(Path(output_dir) / "scaler", scaler.state_dict())
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None and checkpoint and has_state(Path(checkpoint) / "scaler"):
-            scaler.load_state_dict(read_state(Path(checkpoint) / "scaler"))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        write_state(self._random(output_dir), random_states())
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        # Of a rank that was not there before: it goes on from its seed.
-        if checkpoint is not None and has_state(self._random(checkpoint)):
-            restore_random_states(read_state(self._random(checkpoint)))
-
-    def _random(self, folder: str) -> Path:
-        return Path(folder) / f"random-{self.args.process_index}"
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return not sharded and causal_lm(self.model) is self.model

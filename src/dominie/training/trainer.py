@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -343,4 +344,15 @@ class DistillationTrainer(CheckpointedTrainer):
         self.counters.go_on(last)
         if self.is_world_process_zero():
             rewind_tensorboard(self.callback_handler.callbacks, step)
-        return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is None:
+            return self.train()
+        self.warn_of_pickles()
+        try:
+            return self.train(resume_from_checkpoint=str(checkpoint))
+        except UnpicklingError as error:
+            raise RunError(
+                "the checkpoint holds more than tensors and plain values; it was not run",
+                where=str(checkpoint),
+                found=" ".join(str(error).split())[:200],
+                do="delete the checkpoint, and find out who changed it",
+            ) from error
