@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from _results import DEVICE
 
-from dominie.models.flops import ModelFlops, Workload, model_flops
+from dominie.models.info import ModelFlops, Workload, model_flops
 from dominie.planning.trace import with_layers
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from _results import GPU
 from transformers import TrainerCallback
 
 from dominie.models.attention_hooks import hooks_of
-from dominie.models.flops import model_flops
+from dominie.models.info import model_flops
 from dominie.teachers import LocalTeacher
 from dominie.training.arguments import training_arguments
 from dominie.training.settings import TrainSettings

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
-from dominie.models.export import prepare_export
+from dominie.models.weights import prepare_export
 
 pytestmark = pytest.mark.full
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from dominie.cli import app
-from dominie.models.export import prepare_export
+from dominie.models.weights import prepare_export
 
 RECIPE = """
 name: served

@@ -3,6 +3,7 @@
 import json
 
 from dominie.models.export import prepare_export
+
 from dominie.toyworld.toy_models import word_tokenizer
 
 

@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dominie.core.errors import InputError
 from dominie.models import weights
-from dominie.models.made import Merge
-from dominie.models.merging import merge_models
+from dominie.models.merging import Merge, merge_models
 from dominie.models.spec import Model
 
 

@@ -26,10 +26,9 @@ from transformers import (
 from dominie.core.errors import InputError
 from dominie.models import weights
 from dominie.models.loading import load_frozen
-from dominie.models.made import Upcycle
 from dominie.models.router_init import centre_gate
 from dominie.models.spec import Model
-from dominie.models.upcycling import planned_tensors, upcycle_model
+from dominie.models.upcycling import Upcycle, planned_tensors, upcycle_model
 from dominie.models.weights import Weights
 
 SIZES: dict[str, Any] = {
@@ -288,7 +287,7 @@ def test_two_experts_of_mistral_7b_have_mixtrals_count():
 MEASURE = """
 import resource, sys, torch
 from pathlib import Path
-from dominie.models.made import Upcycle
+from dominie.models.upcycling import Upcycle
 from dominie.models.spec import Model
 from dominie.models.upcycling import upcycle_model
 import dominie.models.router_init, transformers.models.llama, accelerate, huggingface_hub

@@ -14,7 +14,7 @@ from dominie.teachers.cache_codec import Coder, Damaged, _packed, _Reader
 from dominie.teachers.cache_sampling import CacheSettings, choose
 from dominie.teachers.cached import target_of
 
-numbers = st.lists(st.integers(0, 2**32 - 1), max_size=60).map(lambda x: np.array(x, np.int64))
+numbers = st.lists(st.integers(0, 2**40), max_size=60).map(lambda x: np.array(x, np.int64))
 small = st.lists(st.integers(0, 9), max_size=60).map(lambda x: np.array(x, np.int64))
 
 

@@ -17,7 +17,7 @@ from dominie.data.batch import Row
 from dominie.data.sampling import Mix
 from dominie.losses.objective import Objective
 from dominie.losses.terms import LossTerms
-from dominie.models.flops import model_flops
+from dominie.models.info import model_flops
 from dominie.teachers import Teacher
 from dominie.training.arguments import training_arguments
 from dominie.training.counters import FlopsMeter

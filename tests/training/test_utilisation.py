@@ -11,7 +11,7 @@ from dominie.core import hardware as devices
 from dominie.data.batch import collate
 from dominie.data.tokenization import Encoded
 from dominie.losses.terms import LossTerms, NextToken, Prediction
-from dominie.models.flops import Workload, model_flops
+from dominie.models.info import Workload, model_flops
 from dominie.models.loading import with_lora
 from dominie.planning.sizes import shipped_config
 from dominie.teachers import LocalTeacher, RoutedTeacher

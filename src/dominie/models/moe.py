@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
 
 from dominie.core.errors import InputError
 from dominie.losses.router_losses import Routing
@@ -231,16 +231,20 @@ class _Rounded:
         return rounded[name] if name in rounded else getattr(self._module, name)
 
 
-def _experts(module: nn.Module, hidden: Tensor, *arguments: Tensor) -> Tensor:
-    device = hidden.device.type
-    seen: Any = module
-    if torch.is_autocast_enabled(device):
-        seen = _Rounded(module, torch.get_autocast_dtype(device))
-    output: Tensor = ALL_EXPERTS_FUNCTIONS[_STOCK](seen, hidden, *arguments)
-    return output
+@functools.cache
+def _register() -> None:
+    """Register the experts that follow autocast with transformers, which is slow to import."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
 
+    def experts(module: nn.Module, hidden: Tensor, *arguments: Tensor) -> Tensor:
+        device = hidden.device.type
+        rounded: Any = module
+        if torch.is_autocast_enabled(device):
+            rounded = _Rounded(module, torch.get_autocast_dtype(device))
+        output: Tensor = ALL_EXPERTS_FUNCTIONS[_STOCK](rounded, hidden, *arguments)
+        return output
 
-ExpertsInterface.register(_NAME, _experts)
+    ExpertsInterface.register(_NAME, experts)
 
 
 def follow_autocast(model: Any) -> None:
@@ -248,4 +252,5 @@ def follow_autocast(model: Any) -> None:
     if getattr(model.config, "_experts_implementation", None) == _STOCK and any(
         ".experts" in name for name, _ in model.named_modules()
     ):
+        _register()
         model.set_experts_implementation(_NAME)

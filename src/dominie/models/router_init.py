@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dominie.core.errors import InputError
 from dominie.data.batch import collate
-from dominie.models.made import Upcycle
 from dominie.models.weights import Weights
+
+if TYPE_CHECKING:
+    from dominie.models.upcycling import Upcycle
 
 #: What scales the input of a layer's feed-forward, by the layer's number.
 NORM = "model.layers.{}.post_attention_layernorm.weight"
@@ -39,7 +41,7 @@ def drawn_gates(
 
 
 def _random_gate(upcycle: Upcycle, weights: Weights, layer: int) -> Tensor:
-    """Random directions. What a router sees is normalised and scaled, which tells its size."""
+    """Random directions. What a router sees is normalised and scaled, which gives its size."""
     scale = weights[NORM.format(layer)].float()
     generator = torch.Generator().manual_seed(upcycle.seed * 100_003 + layer)
     drawn = torch.randn((upcycle.experts, len(scale)), generator=generator)

@@ -8,17 +8,17 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from dominie.core.errors import InputError
+from dominie.core.references import ModelName, SourceName
 from dominie.models.loading import load_config
-from dominie.models.made import Upcycle
 from dominie.models.moe import PROJECTIONS, Mixture, mixture_of
 from dominie.models.router_init import NORM, drawn_gates
 from dominie.models.spec import Model
@@ -26,6 +26,87 @@ from dominie.models.weights import Weights, open_weights, write_weights
 
 _FEED_FORWARD = re.compile(r"(?P<layer>.*layers\.(?P<number>\d+)\.)mlp\.(?P<kind>\w+)\.weight")
 _UNUSED = "rotary_emb.inv_freq"  # in old Llama checkpoints; computed since
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upcycle:
+    """A dense model as a mixture of experts; docs/moe.md compares the ways to make them differ.
+
+    With `noise` and `reset` at 0 and no siblings, experts begin as copies, and the mixture computes
+    what the dense model does, whatever the gate.
+
+    Attributes:
+        model: the dense model, which gives everything but further experts.
+        siblings: models fine-tuned from it, whose feed-forward layers are the experts after the
+            first; where they are fewer, experts take turns.
+        experts: how many there are.
+        experts_per_token: how many each token is sent to.
+        noise: deviation of noise added to each expert's weights, in units of each weight's own;
+            the noises of all experts sum to zero, so that their mean is what it was.
+        reset: share of each expert's intermediate dimension that is drawn anew with the mean and
+            deviation of what it replaces (Drop-Upcycling, Nakamura et al. 2025).
+        gate: `zeros`; `random` directions; or `hidden_states`, the centres that k-means finds among
+            the dense model's own feed-forward inputs.
+        gate_scale: deviation of the router's logits over tokens, for a gate that is not zeros.
+        source: of the recipe's data, whose conversations `hidden_states` reads.
+        tokens: how many of its tokens.
+        seed: of noise, resets and gate.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    model: ModelName
+    siblings: list[ModelName] = field(default_factory=list)
+    experts: int = 2
+    experts_per_token: int = 2
+    noise: float = 0.0
+    reset: float = 0.0
+    gate: Literal["zeros", "random", "hidden_states"] = "random"
+    gate_scale: float = 1.0
+    source: SourceName | None = None
+    tokens: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.experts < 2:
+            raise ValueError(f"a mixture needs at least 2 experts, got {self.experts}")
+        if not 1 <= self.experts_per_token <= self.experts:
+            raise ValueError(
+                f"experts_per_token must be from 1 to {self.experts}, the experts there are, "
+                f"got {self.experts_per_token}"
+            )
+        if len(self.siblings) >= self.experts:
+            raise ValueError(
+                f"{len(self.siblings)} siblings beside the model need "
+                f"{len(self.siblings) + 1} experts, got {self.experts}"
+            )
+        if len({self.model, *self.siblings}) <= len(self.siblings):
+            raise ValueError("siblings names a model twice, or the model itself")
+        if not 0.0 <= self.noise < float("inf"):
+            raise ValueError(f"noise must be finite and not negative, got {self.noise}")
+        if not 0.0 <= self.reset <= 1.0:
+            raise ValueError(f"reset must be from 0 to 1, got {self.reset}")
+        if not 0.0 < self.gate_scale < float("inf"):
+            raise ValueError(f"gate_scale must be positive and finite, got {self.gate_scale}")
+        if (self.source is not None) != (self.gate == "hidden_states"):
+            raise ValueError(
+                "gate hidden_states needs a source to read"
+                if self.source is None
+                else f"gate {self.gate} reads no source"
+            )
+        if self.tokens < self.experts:
+            raise ValueError(f"tokens must be at least {self.experts}, got {self.tokens}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+    @property
+    def sources(self) -> list[str]:
+        """Every model that is read; the first gives configuration and tokenizer."""
+        return [self.model, *self.siblings]
+
+    @property
+    def separates(self) -> bool:
+        """Whether the experts begin unequal, or get unequal gradients."""
+        return bool(self.siblings or self.noise or self.reset or self.gate != "zeros")
 
 
 @dataclass(frozen=True)
@@ -42,7 +123,7 @@ def upcycle_model(
     """Write the mixture's weights and configuration.
 
     Args:
-        upcycle: which models, and what tells their experts apart.
+        upcycle: which models, and how their experts differ.
         models: what its names stand for.
         folder: an empty or missing folder.
         rows: tokenised conversations of its source, for gates of hidden states.

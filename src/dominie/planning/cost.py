@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dominie.core.hardware import EFFICIENCY, NETWORK, PER_MACHINE, Device
-from dominie.models.flops import Workload
+from dominie.models.info import Workload
 from dominie.models.spec import Placement
 from dominie.planning.memory import BYTES, StageSetup, TeacherSetup, stage_memory
 from dominie.planning.sizes import shape_of, training_flops

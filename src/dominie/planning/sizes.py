@@ -16,8 +16,7 @@ from dominie.core.errors import hub_error
 from dominie.data.conversations import read_conversations
 from dominie.data.sampling import total_conversations
 from dominie.data.sources import Source
-from dominie.models.flops import ModelFlops, active_experts, model_flops
-from dominie.models.info import ModelInfo, info_of
+from dominie.models.info import ModelFlops, ModelInfo, active_experts, info_of, model_flops
 from dominie.models.spec import Model, allowed, base_and_adapter
 from dominie.planning.trace import Pass, bare_model
 from dominie.recipe import Recipe

@@ -204,7 +204,7 @@ class WeightsKind(StageKind):
 
     def make(self, run: StageRun) -> dict[str, Any]:
         """Write weights, configuration and tokenizer of the model."""
-        from dominie.models.export import prepare_export
+        from dominie.models.weights import prepare_export
 
         models = {name: run.folder.model(name) for name in self.models}
         with run.result() as folder:

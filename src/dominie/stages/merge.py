@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from dominie.models.made import Merge
+from dominie.models.merging import Merge
 from dominie.models.spec import Model, Placement
 from dominie.recipe.kinds import register_stage_kind
 from dominie.stages.kind import Prepared, WeightsKind

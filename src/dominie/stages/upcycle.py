@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from dominie.core.errors import InputError
-from dominie.models.made import Upcycle
 from dominie.models.spec import Model, Placement
+from dominie.models.upcycling import Upcycle
 from dominie.recipe.kinds import info_of_stage, register_stage_kind
 from dominie.stages.kind import Prepared, WeightsKind
 

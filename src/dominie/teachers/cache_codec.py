@@ -274,8 +274,7 @@ def _starts(counts: Numbers) -> Numbers:
     return (np.cumsum(counts) - counts)[counts > 0]
 
 
-_NARROW, _WIDE = np.dtype(np.uint16), np.dtype(np.uint32)
-_TYPES = {_NARROW: "u16", _WIDE: "u32"}
+_WIDTHS = (16, 32, 64)  # bits of an array's numbers: the fewest that hold its largest
 _MOST = 2**24 - 1  # values of one array, by pcodec's format
 
 
@@ -284,21 +283,23 @@ class Damaged(ValueError):
 
 
 def _packed(*arrays: Numbers) -> bytes:
-    """Whole numbers of 0 or more, as pcodec's header, which arrays are wide, and a chunk of each.
+    """Whole numbers of 0 or more, as pcodec's header, widths, and a chunk of each array.
 
     How many numbers an array holds is for the reader to know.
     """
     compressor = wrapped.FileCompressor()
-    wide = [len(array) > 0 and int(array.max()) > np.iinfo(_NARROW).max for array in arrays]
-    parts = [compressor.write_header(), bytes([sum(w << i for i, w in enumerate(wide))])]
-    for array, is_wide in zip(arrays, wide, strict=True):
+    widths = [sum(array.max(initial=0) >> bits > 0 for bits in _WIDTHS[:2]) for array in arrays]
+    places = sum(width << (2 * i) for i, width in enumerate(widths))
+    parts = [compressor.write_header(), struct.pack("<H", places)]
+    for array, width in zip(arrays, widths, strict=True):
         if len(array):
             config = ChunkConfig(
                 mode_spec=ModeSpec.classic(),
                 delta_spec=DeltaSpec.no_op(),  # gaps are differences already
                 paging_spec=PagingSpec.exact_page_sizes([len(array)]),
             )
-            chunk = compressor.chunk_compressor(array.astype(_WIDE if is_wide else _NARROW), config)
+            numbers = array.astype(f"u{_WIDTHS[width] // 8}")
+            chunk = compressor.chunk_compressor(numbers, config)
             parts += [chunk.write_meta(), chunk.write_page(0)]
     return b"".join(parts)
 
@@ -313,8 +314,9 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         try:
             self._decompressor, used = wrapped.FileDecompressor.new(data)
-            self._wide, self._left = data[used], data[used + 1 :]
-        except (RuntimeError, IndexError) as error:
+            (self._widths,) = struct.unpack_from("<H", data, used)
+            self._left = data[used + 2 :]
+        except (RuntimeError, struct.error) as error:
             raise Damaged(str(error)) from None
 
     @property
@@ -324,14 +326,14 @@ class _Reader:
 
     def next(self, count: int) -> Numbers:
         """The next array, of [count] numbers."""
-        kind = _WIDE if self._wide & 1 else _NARROW
-        self._wide >>= 1
-        if not 0 <= count <= _MOST:  # before memory is asked for
+        place, self._widths = self._widths & 3, self._widths >> 2
+        if place >= len(_WIDTHS) or not 0 <= count <= _MOST:  # before memory is asked for
             raise Damaged("more values than any conversation has")
-        found = np.empty(count, kind)
+        bits = _WIDTHS[place]
+        found = np.empty(count, f"u{bits // 8}")
         if count:
             try:
-                chunk, meta = self._decompressor.chunk_decompressor(self._left, _TYPES[kind])
+                chunk, meta = self._decompressor.chunk_decompressor(self._left, f"u{bits}")
                 progress, page = chunk.read_page_into(self._left[meta:], count, found)
             except RuntimeError as error:
                 raise Damaged(" ".join(str(error).split())[:200]) from None

@@ -42,7 +42,6 @@ _OPTIONS: dict[SchemeName, tuple[str, ...]] = {
     "top": ("top_p", "k_max"),
 }
 
-_MOST_LEVELS = 10**7  # per nat: 69 nats of them fit 32 bits
 _LEAST_TAIL = math.exp(-16)  # below it a tail is nothing: less than float32 can say of a sum to 1
 
 
@@ -87,8 +86,6 @@ class CacheSettings:
         for name in ("samples", "k_max", "levels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.levels > _MOST_LEVELS:
-            raise ValueError(f"levels must be at most {_MOST_LEVELS:,}, got {self.levels}")
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from dominie.core.errors import InputError
 from dominie.data.batch import Batch
 from dominie.losses.targets import DenseTarget, Part, Signal
 from dominie.models.attention_capture import TeacherAttention
-from dominie.models.flops import ModelFlops, model_flops
 from dominie.models.head import check_head, decoder, output_head, text_config
+from dominie.models.info import ModelFlops, model_flops
 from dominie.models.loading import load_frozen, load_tokenizer
 from dominie.models.placement import is_sharded
 from dominie.models.spec import Model

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from dominie.core.hardware import gpu_of_this_machine
 from dominie.data.batch import IGNORED
-from dominie.models.flops import ModelFlops, Workload
+from dominie.models.info import ModelFlops, Workload
 
 #: Steps between calls of `malloc_trim`: one costs milliseconds, 100 steps can hold a gigabyte.
 EVERY = 10

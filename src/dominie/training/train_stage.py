@@ -18,12 +18,11 @@ from dominie.core.distributed import broadcast_from_main, init_distributed, worl
 from dominie.core.errors import RunError
 from dominie.losses.objective import Objective
 from dominie.models.adapters import SharedBase, merged, shared_base
-from dominie.models.export import prepare_export
-from dominie.models.flops import ModelFlops, model_flops
 from dominie.models.head import check_head, text_config
-from dominie.models.info import describe, info_of
+from dominie.models.info import ModelFlops, describe, info_of, model_flops
 from dominie.models.loading import DTYPES, load_student
 from dominie.models.spec import Model
+from dominie.models.weights import prepare_export
 from dominie.teachers import AdapterTeacher, LocalTeacher, Teacher
 from dominie.teachers.teacher import load_teacher
 from dominie.training.arguments import load_whole_models, training_arguments
