@@ -29,7 +29,7 @@ from dominie.models.head import decoder, output_head
 from dominie.teachers.cache_codec import Coder
 from dominie.teachers.cache_sampling import CacheSettings, choose
 from dominie.teachers.cache_writer import fidelity as measured
-from dominie.teachers.cache_writer import measured_vocabulary
+from dominie.teachers.cache_writer import measure_token_stats
 from dominie.teachers.cached import target_of
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Store:
     def __init__(self, settings: CacheSettings, world: World) -> None:
         self.settings = settings
         rows = world.train[:48]
-        self.vocabulary = measured_vocabulary(
+        self.vocabulary = measure_token_stats(
             world.teacher, rows, world.vocabulary, settings, temperature=1.0
         )
         self.coder = Coder.of(self.vocabulary, settings)

@@ -35,7 +35,7 @@ from dominie.losses import vocabulary_losses
 from dominie.models.head import decoder, output_head
 from dominie.teachers.cache import Cache, Identity, create
 from dominie.teachers.cache_sampling import CacheSettings
-from dominie.teachers.cache_writer import entries, measured_vocabulary, tiles_of_logits
+from dominie.teachers.cache_writer import entries, measure_token_stats, tiles_of_logits
 from dominie.teachers.cached import CachedTeacher
 from dominie.teachers.teacher import LocalTeacher
 
@@ -105,7 +105,7 @@ def writing(width: int, layers: int, *, count: int, rounds: int, prompt: int) ->
         random_rows(count, 256, prompt),
         CacheSettings(),
     )
-    vocabulary = measured_vocabulary(model, rows[:1], VOCABULARY, settings, temperature=1.0)
+    vocabulary = measure_token_stats(model, rows[:1], VOCABULARY, settings, temperature=1.0)
     batch = collate([(0, row) for row in rows])
     written: list[Any] = []
 
@@ -158,7 +158,7 @@ def step(width: int, layers: int, *, count: int, rounds: int, prompt: int) -> di
         create(
             folder,
             identity,
-            measured_vocabulary(teacher, rows[:2], VOCABULARY, settings, temperature=1.0),
+            measure_token_stats(teacher, rows[:2], VOCABULARY, settings, temperature=1.0),
             {},
         )
         cache = Cache(folder, identity, remedy="")

@@ -156,7 +156,7 @@ class Laboratory:
             batch_tokens,
             entries,
             in_batches,
-            measured_vocabulary,
+            measure_token_stats,
         )
         from dominie.teachers.cached import CachedTeacher
 
@@ -166,7 +166,7 @@ class Laboratory:
             vocabulary=model.config.vocab_size, temperature=1.0, scheme=settings.identity,
         )  # fmt: skip
         if not caches.exists(folder):
-            vocabulary = measured_vocabulary(
+            vocabulary = measure_token_stats(
                 model, rows, identity.vocabulary, settings, temperature=1.0
             )
             caches.create(folder, identity, vocabulary, {})

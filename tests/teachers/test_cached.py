@@ -21,9 +21,9 @@ from dominie.losses.terms import LossTerms, Prediction
 from dominie.models.head import decoder, output_head
 from dominie.teachers import LocalTeacher, RoutedTeacher
 from dominie.teachers.cache import MANIFEST, Cache, Identity, create
-from dominie.teachers.cache_codec import Vocabulary
+from dominie.teachers.cache_codec import TokenStats
 from dominie.teachers.cache_sampling import CacheSettings
-from dominie.teachers.cache_writer import entries, in_batches, measured_vocabulary
+from dominie.teachers.cache_writer import entries, in_batches, measure_token_stats
 from dominie.teachers.cached import CachedTeacher
 
 VOCABULARY = 31
@@ -80,7 +80,7 @@ def cached(
 ) -> CachedTeacher:
     identity = identity_of(settings, temperature=t)
     create(
-        folder, identity, measured_vocabulary(model, rows, VOCABULARY, settings, temperature=t), {}
+        folder, identity, measure_token_stats(model, rows, VOCABULARY, settings, temperature=t), {}
     )
     cache = Cache(folder, identity, remedy="run it again")
     with ShardWriter(folder) as writer:
@@ -245,8 +245,8 @@ def test_every_file_of_a_cache_notices_a_flipped_bit(tmp_path, rows):
 def test_the_second_to_create_a_cache_takes_the_firsts(tmp_path):
     identity = identity_of(EVERYTHING)
     tails = np.ones(VOCABULARY, np.float32)
-    create(tmp_path, identity, Vocabulary(np.arange(VOCABULARY), tails, 0.0), {})
-    create(tmp_path, identity, Vocabulary(np.arange(VOCABULARY)[::-1], tails, 0.0), {})
+    create(tmp_path, identity, TokenStats(np.arange(VOCABULARY), tails, 0.0), {})
+    create(tmp_path, identity, TokenStats(np.arange(VOCABULARY)[::-1], tails, 0.0), {})
     cache = Cache(tmp_path, identity, remedy="")
     np.testing.assert_array_equal(cache.coder.ids, np.arange(VOCABULARY))
     assert not list(tmp_path.glob(".making-*"))
@@ -255,7 +255,7 @@ def test_the_second_to_create_a_cache_takes_the_firsts(tmp_path):
 def test_padding_of_the_head_is_left_out(tmp_path, rows):
     model = model_of(1)
     settings = CacheSettings(scheme="top", top_p=1.0, k_max=VOCABULARY)
-    vocabulary = measured_vocabulary(model, rows, 27, settings, temperature=1.0)
+    vocabulary = measure_token_stats(model, rows, 27, settings, temperature=1.0)
     assert sorted(vocabulary.ids) == list(range(27))
     create(tmp_path, identity_of(settings, vocabulary=27), vocabulary, {})
     cache = Cache(tmp_path, identity_of(settings, vocabulary=27), remedy="")

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from dominie.teachers.cache_codec import Coder, Vocabulary, load_vocabulary
+from dominie.teachers.cache_codec import Coder, TokenStats, load_token_stats
 from dominie.teachers.cache_sampling import CacheSettings, choose
 from dominie.teachers.cache_writer import fidelity
 from dominie.teachers.cached import target_of
 
 
 @pytest.fixture
-def vocabulary() -> Vocabulary:
+def vocabulary() -> TokenStats:
     generator = np.random.default_rng(0)
     ids = generator.permutation(50)
     tails = np.empty(50, np.float32)
     tails[ids] = 0.5 / np.arange(1, 51) ** 1.5
-    return Vocabulary(ids, tails, pooled=0.1)
+    return TokenStats(ids, tails, pooled=0.1)
 
 
 def test_the_pool_is_the_rarest_ids_of_so_much_mass(vocabulary):
@@ -38,18 +38,18 @@ def test_the_pool_is_the_rarest_ids_of_so_much_mass(vocabulary):
 @pytest.mark.parametrize("change", [{"pooled": 0.0}, {"tails": np.zeros(50, np.float32)}])
 def test_nothing_pooled(vocabulary, change):
     parts = {"ids": vocabulary.ids, "tails": vocabulary.tails, "pooled": 0.1, **change}
-    assert Vocabulary(**parts).is_pooled is None
-    assert Vocabulary(**parts).pool_shape is None
+    assert TokenStats(**parts).is_pooled is None
+    assert TokenStats(**parts).pool_shape is None
 
 
 def test_it_is_read_as_it_was_written(vocabulary, tmp_path):
     name = vocabulary.save(tmp_path / "made")
     (tmp_path / "made").rename(tmp_path / f"{name}.npy")
-    again = load_vocabulary(tmp_path / f"{name}.npy", 50, 0.1)
+    again = load_token_stats(tmp_path / f"{name}.npy", 50, 0.1)
     np.testing.assert_array_equal(again.ids, vocabulary.ids)
     np.testing.assert_array_equal(again.tails, vocabulary.tails)
     with pytest.raises(ValueError, match="ids of the vocabulary"):
-        load_vocabulary(tmp_path / f"{name}.npy", 51, 0.1)
+        load_token_stats(tmp_path / f"{name}.npy", 51, 0.1)
 
 
 def test_a_pools_mass_is_kept_and_its_ids_are_not_drawn(vocabulary):

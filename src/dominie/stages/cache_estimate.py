@@ -16,7 +16,7 @@ from dominie.teachers.cache_sampling import CacheSettings
 
 if TYPE_CHECKING:
     from dominie.data.batch import Row
-    from dominie.teachers.cache_codec import Vocabulary
+    from dominie.teachers.cache_codec import TokenStats
 
 _SAMPLED_ROWS = 32
 _COMPARED_TOKENS = 512
@@ -32,7 +32,7 @@ def estimated(
     """
     from accelerate import PartialState
 
-    from dominie.teachers.cache_writer import batch_tokens, entries, in_batches, measured_vocabulary
+    from dominie.teachers.cache_writer import batch_tokens, entries, in_batches, measure_token_stats
 
     identity = identity_of(folder, prepared, plan)
     rows = list(plan.rows.values())
@@ -43,7 +43,7 @@ def estimated(
     with display.progress(f"{plan.stage}: {plan.teacher}, a sample") as advance:
         settings_of_choices = neighbours(plan.settings)
         for number, settings in enumerate(settings_of_choices):
-            vocabulary = measured_vocabulary(
+            vocabulary = measure_token_stats(
                 model, sample, identity.vocabulary, settings, temperature=plan.temperature
             )
             started, written = time.monotonic(), []
@@ -95,7 +95,7 @@ def neighbours(settings: CacheSettings) -> list[CacheSettings]:
 def _fidelity(
     model: Any,
     sample: Sequence[Row],
-    vocabulary: Vocabulary,
+    vocabulary: TokenStats,
     settings: CacheSettings,
     temperature: float,
 ) -> dict[str, float | None]:

@@ -249,9 +249,9 @@ def _filled(
 
 def _begin(path: Path, identity: Identity, model: Any, plan: Plan) -> None:
     from dominie.teachers.cache import create
-    from dominie.teachers.cache_writer import measured_vocabulary
+    from dominie.teachers.cache_writer import measure_token_stats
 
-    vocabulary = measured_vocabulary(
+    vocabulary = measure_token_stats(
         model,
         list(plan.rows.values()),
         identity.vocabulary,

@@ -22,8 +22,8 @@ from dominie.teachers.cache_codec import (
     Coder,
     Damaged,
     Decoded,
-    Vocabulary,
-    load_vocabulary,
+    TokenStats,
+    load_token_stats,
 )
 from dominie.teachers.cache_sampling import SCHEMES, CacheSettings
 
@@ -149,7 +149,7 @@ class Cache:
 
 
 def create(
-    folder: Path, identity: Identity, vocabulary: Vocabulary, made_with: Mapping[str, str]
+    folder: Path, identity: Identity, vocabulary: TokenStats, made_with: Mapping[str, str]
 ) -> None:
     """Write a manifest, unless another process was first: then its one counts.
 
@@ -250,13 +250,13 @@ def _check(manifest: Mapping[str, Any], identity: Identity, folder: Path) -> Non
 
 def _read_vocabulary(
     folder: Path, manifest: Mapping[str, Any], remedy: str, identity: Identity
-) -> Vocabulary:
+) -> TokenStats:
     name = str(manifest.get("vocabulary_file"))
     path = folder / name
     try:
         if not is_inside(name):
             raise ValueError("it leads out of the cache's folder")
-        return load_vocabulary(path, identity.vocabulary, identity.scheme.get("pooled", 0.0))
+        return load_token_stats(path, identity.vocabulary, identity.scheme.get("pooled", 0.0))
     except (OSError, ValueError) as error:
         raise InputError(
             "the vocabulary of the cache cannot be read",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Vocabulary:
+class TokenStats:
     """Measured once, when a cache is begun, on its first rows; part of the cache from then on.
 
     Attributes:
@@ -62,13 +62,13 @@ class Vocabulary:
         return _checksum(path)
 
 
-def load_vocabulary(path: Path, size: int, pooled: float) -> Vocabulary:
-    """The inverse of `Vocabulary.save`.
+def load_token_stats(path: Path, size: int, pooled: float) -> TokenStats:
+    """The inverse of `TokenStats.save`.
 
     Args:
         path: named by the checksum of its content.
         size: ids there have to be.
-        pooled: see `Vocabulary`.
+        pooled: see `TokenStats`.
 
     Raises:
         ValueError: it is not what was written.
@@ -78,7 +78,7 @@ def load_vocabulary(path: Path, size: int, pooled: float) -> Vocabulary:
     ids, tails = np.load(path, allow_pickle=False)
     if not np.array_equal(np.sort(ids), np.arange(size)):
         raise ValueError("not the ids of the vocabulary")
-    return Vocabulary(ids.astype(np.int64), tails.astype(np.float32), pooled)
+    return TokenStats(ids.astype(np.int64), tails.astype(np.float32), pooled)
 
 
 def _checksum(path: Path) -> str:
@@ -140,7 +140,7 @@ class Coder:
     _ranks: Numbers = None  # type: ignore[assignment]
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary, settings: CacheSettings) -> Coder:
+    def of(cls, vocabulary: TokenStats, settings: CacheSettings) -> Coder:
         """The coder of a cache."""
         return cls(vocabulary.ids, settings.levels, settings.scheme == "top")
 

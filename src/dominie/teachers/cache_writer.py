@@ -17,7 +17,7 @@ from dominie.data.shards import Entry
 from dominie.losses.targets import SparseTarget
 from dominie.losses.tiles import sum_precision
 from dominie.models.head import decoder, output_head
-from dominie.teachers.cache_codec import Coder, Vocabulary
+from dominie.teachers.cache_codec import Coder, TokenStats
 from dominie.teachers.cache_sampling import CacheSettings, choose, joined
 from dominie.teachers.cached import key_of_row
 
@@ -37,7 +37,7 @@ _CALIBRATION_TOKENS = 4096
 def entries(
     model: Any,
     rows: Sequence[Row],
-    vocabulary: Vocabulary,
+    vocabulary: TokenStats,
     settings: CacheSettings,
     *,
     temperature: float,
@@ -134,9 +134,9 @@ def batch_tokens(model: Any) -> int:
 
 
 @torch.no_grad()
-def measured_vocabulary(
+def measure_token_stats(
     model: Any, rows: Sequence[Row], size: int, settings: CacheSettings, *, temperature: float
-) -> Vocabulary:
+) -> TokenStats:
     """Mean probabilities over some 4,096 tokens of these rows."""
     total, tails = (torch.zeros(size, dtype=torch.float64) for _ in range(2))
     seen = 0
@@ -151,7 +151,7 @@ def measured_vocabulary(
         if seen >= _CALIBRATION_TOKENS:
             break
     ids = total.argsort(descending=True, stable=True).numpy()
-    return Vocabulary(ids, (tails / max(seen, 1)).float().numpy(), settings.pooled)
+    return TokenStats(ids, (tails / max(seen, 1)).float().numpy(), settings.pooled)
 
 
 def _generator(key: bytes) -> np.random.Generator:
