@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 
 from dominie.models.spec import Model
-from dominie.models.weights import _PIECE, _PIECES, weights_fingerprint
-from dominie.toyworld.toy_models import save_model
+from dominie.models.weights import _PIECE, _PIECES, prepare_export, weights_fingerprint
+from dominie.toyworld.toy_models import save_model, word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +54,25 @@ def test_a_large_file_is_known_by_pieces_of_all_of_it(tmp_path):
         other = weights_fingerprint(Model(path=str(tmp_path)))
         assert other != known
         known = other
+
+
+def test_a_model_stops_where_its_template_ends_an_answer(tmp_path):
+    tokenizer = word_tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    for config, settings, expected in (
+        ({"use_cache": False, "eos_token_id": 7}, {}, [7, end]),
+        ({}, {"eos_token_id": [8, 9], "temperature": 0.5}, [8, 9, end]),
+        ({}, {"eos_token_id": end}, end),
+        (None, None, end),  # an adapter
+    ):
+        for name, value in (("config.json", config), ("generation_config.json", settings)):
+            (tmp_path / name).unlink(missing_ok=True)
+            if value:
+                (tmp_path / name).write_text(json.dumps(value))
+        prepare_export(tmp_path, tokenizer)
+        made = json.loads((tmp_path / "generation_config.json").read_text())
+        assert made["eos_token_id"] == expected
+        assert made["pad_token_id"] == tokenizer.pad_token_id
+        assert made.get("temperature") == (settings or {}).get("temperature")
+        if config:
+            assert json.loads((tmp_path / "config.json").read_text())["use_cache"] is True
