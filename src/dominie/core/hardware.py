@@ -65,9 +65,9 @@ def gpu_of_this_machine() -> Device | None:
     """The table's entry for this machine's GPU; None without one, or where the table lacks it."""
     if not torch.cuda.is_available():
         return None
-    words = torch.cuda.get_device_name().lower().replace("rtx ", "rtx")
+    name = torch.cuda.get_device_name().lower().replace("rtx ", "rtx")
     # An L40 is no L4, and an A10G no A10.
-    named = (gpu for name, gpu in GPUS.items() if re.search(rf"{name}(?![0-9a-z])", words))
+    named = (gpu for key, gpu in GPUS.items() if re.search(rf"{key}(?![0-9a-z])", name))
     return next(named, None)
 
 
@@ -103,7 +103,7 @@ def use_free_cores(threads: int | None = None) -> int:
 EFFICIENCY = 0.4
 #: Bytes a second between machines, a GPU: one 400 Gb/s network card for each, as in NVIDIA's DGX.
 NETWORK = 50e9
-#: GPUs of one machine; more than these speak over the network.
+#: GPUs of one machine; more than these use the network.
 PER_MACHINE = 8
 #: A CPU core's FLOPs a second, by measurement on an EPYC; only to tell hours from weeks.
 _CPU_CORE_FLOPS = 40e9
@@ -134,7 +134,7 @@ def device_named(name: str | None) -> Device:
 
 
 def device_meant(gpus: int | None, memory: float | None) -> str | None:
-    """The GPU that a number or a size in GB speaks of, None where it may be this machine's."""
+    """The GPU that a number or a size in GB means; None if it may be this machine's."""
     if memory is None:
         return None if gpus is None else "h100"
     likest = min(GPUS.values(), key=lambda gpu: abs(gpu.memory - memory))
@@ -158,8 +158,8 @@ class Machine:
         device: each accelerator.
         count: how many.
         memory: bytes of each.
-        sharded: whether weights are shared out over them; a single one holds all.
-        price: of one for an hour, None where money is not asked for.
+        sharded: whether weights are sharded over them; a single one holds all.
+        price: of one for an hour, None if money is not asked for.
         efficiency: share of the roofline that training is taken to reach.
     """
 
@@ -183,7 +183,7 @@ def machine(
     """What the options of the command line mean.
 
     Args:
-        gpu: a name of the table; without it the one that `gpus` and `memory` speak of, else what
+        gpu: a name of the table; without it the one that `gpus` and `memory` mean, else what
             this machine has.
         gpus: how many.
         memory: GB (10⁹ bytes) of each; the device's own without it.

@@ -41,7 +41,7 @@ _UNREADABLE = (pa.ArrowException, OSError, EOFError, ValueError, MemoryError)
 
 
 class Entry(NamedTuple):
-    """A row of a shard: its key, the tokens it speaks about, and the bytes."""
+    """A row of a shard: its key, the supervised tokens it is of, and the bytes."""
 
     key: bytes
     tokens: int
@@ -109,7 +109,7 @@ class Shards:
 
     @property
     def tokens(self) -> int:
-        """Tokens that all rows together speak about."""
+        """Supervised tokens of all rows."""
         return sum(int(columns.tokens.sum()) for columns in self._columns)
 
     @property
@@ -219,7 +219,7 @@ class ShardWriter:
 
 
 class _OpenShard:
-    """A shard that is being written, held by a lock for as long as its writer lives."""
+    """A shard that is being written, locked for as long as its writer lives."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"{_WRITING}{uuid.uuid4().hex}"

@@ -214,7 +214,7 @@ def _configs(model: nn.Module, modules: dict[int, nn.Module]) -> list[Any]:
 
 
 def _refuse_unsuitable(model: nn.Module, layer: int, module: nn.Module | None, depth: int) -> None:
-    """Raise where the layer's attention is not a plain causal softmax, as far as can be told."""
+    """Refuse a layer whose attention is known not to be a plain causal softmax."""
     config = getattr(module, "config", None) or getattr(_decoder(model), "config", None)
     kinds = getattr(config, "layer_types", None)
     kind = kinds[layer] if kinds and layer < len(kinds) else None
@@ -244,7 +244,7 @@ def _refuse_unsuitable(model: nn.Module, layer: int, module: nn.Module | None, d
 
 
 def _refuse_unusual(module: nn.Module, kwargs: dict[str, Any]) -> None:
-    """Raise where a call asks for more than a plain causal softmax."""
+    """Refuse a call that asks for more than a plain causal softmax."""
     for option, meaning in (
         ("softcap", "soft-capped scores"),
         ("s_aux", "attention sinks"),

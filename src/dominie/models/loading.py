@@ -83,7 +83,7 @@ def load_student(
     """A model to train: fp32 weights, or frozen ones in the run's precision under fp32 adapters.
 
     A student that is itself an adapter goes on from it where an adapter is to be written: one over
-    a base that lies nowhere would be of no use. Else it is merged into the weights first.
+    a base that is not written would be of no use. Else it is merged into the weights first.
 
     Args:
         spec: which model.
@@ -159,7 +159,7 @@ def _load(spec: Model, *, dtype: torch.dtype | None, quantization: Any = None) -
             use_safetensors=True,
             trust_remote_code=allowed(),
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, in clearer words
+            ignore_mismatched_sizes=True,  # refused below with a clearer message
             **options,
         )
     _check_complete(found, where=base)
@@ -213,7 +213,7 @@ def _with_adapter(model: Any, adapter: str) -> Any:
 
 
 def with_lora(model: Any, lora: Any, *, where: str, adapter: str | None = None) -> Any:
-    """The model under fp32 adapters: fresh ones, or one that lies in a folder.
+    """The model under fp32 adapters: fresh ones, or one of a folder.
 
     Raises:
         InputError: the model, named by `where`, has no module that they fit.
@@ -292,7 +292,7 @@ def _naming(path: str, what: str) -> Iterator[None]:
         here = Path(path).exists()
         if is_asked_for(error):
             raise InputError(
-                f"the {what} needs Python code that lies beside it",
+                f"the {what} needs Python code of its own",
                 where=path,
                 do=f"read that code; where you trust it, `dominie {OPTION} …` runs it",
             ) from error

@@ -30,7 +30,7 @@ class Model:
         chat_template: file of a Jinja chat template, for a model that has none or another one.
         revision: branch, tag or commit on the hub.
         dtype: dtype of frozen weights; `auto` is the checkpoint's own. A student that is trained
-            in full is held in fp32 whatever this says.
+            in full is loaded in fp32 whatever this is.
         attention: implementation transformers uses underneath; `auto` is its own choice, sdpa
             wherever the family has it.
         map_tokens: the model, as a teacher, has the student's tokens under other ids: its embedding
@@ -74,7 +74,7 @@ class Model:
 
         Args:
             adapters: whether it is trained under LoRA.
-            where: what the message names, its path where nothing is said.
+            where: what the message names; its path if None.
 
         Raises:
             InputError: says what to change.

@@ -173,7 +173,7 @@ _SMALL = 2**24  # bytes
 
 
 def weights_fingerprint(spec: Model) -> str:
-    """Hash of a frozen model: its configuration, its weights, and how they are held.
+    """Hash of a frozen model: its configuration, its weights, dtype and rounding.
 
     A file of up to 64 MiB is hashed whole; of a larger one its size and 64 pieces of 1 MiB, evenly
     spread, the first (which names and places all tensors) and the last among them. A model on the
@@ -286,7 +286,7 @@ def prepare_export(folder: Path, tokenizer: Any) -> None:
 
 
 def _sentencepiece(tokenizer: Any) -> Path | None:
-    """The SentencePiece model that a tokenizer was made of, where it lies beside it.
+    """The SentencePiece model that a tokenizer was made of, if it has one beside it.
 
     transformers does without and saves none. llama.cpp merges by its scores, and splits words
     otherwise where a folder lacks it.

@@ -124,13 +124,13 @@ class Change:
     """Something to change about a stage.
 
     Attributes:
-        words: for a person.
+        text: for a person.
         how: overrides of the recipe and options of the planner, as they are typed; empty where
             there is no key for it yet.
         setup: the stage, so changed.
     """
 
-    words: str
+    text: str
     how: tuple[str, ...]
     setup: StageSetup
 
@@ -139,7 +139,7 @@ class Change:
 class Fix:
     """Changes that make a stage fit, and the bytes it then needs."""
 
-    words: str
+    text: str
     how: tuple[str, ...]
     peak: float
 
@@ -171,8 +171,8 @@ class FixSearch:
                     changes.append(change)
                     changed = change.setup
             if changes and (peak := stage_memory(changed).peak) <= memory:
-                words = ", ".join(change.words for change in changes)
-                return Fix(words, tuple(how for each in changes for how in each.how), peak)
+                text = ", ".join(change.text for change in changes)
+                return Fix(text, tuple(how for each in changes for how in each.how), peak)
         return None
 
     def single_changes(self, setup: StageSetup) -> Iterator[tuple[Change, float]]:
@@ -249,7 +249,7 @@ class FixSearch:
             if not movable:
                 return None
             how: tuple[str, ...] = ()
-            words = {
+            texts = {
                 "cached": "a cached teacher",
                 "cpu": "a teacher in the host's memory",
                 "sharded": "a teacher sharded over the GPUs",
@@ -267,7 +267,7 @@ class FixSearch:
             if known and not how:
                 return None
             changed = replace(now, teachers=placed(now.teachers, placement))
-            return Change(words.get(placement, f"a teacher in {placement}"), how, changed)
+            return Change(texts.get(placement, f"a teacher in {placement}"), how, changed)
 
         return step
 

@@ -227,12 +227,12 @@ def stage_memory(setup: StageSetup) -> Memory:
 
 
 def _process(setup: StageSetup) -> dict[str, float]:
-    """What a process on a CPU holds beside tensors."""
-    held = [(setup.student, setup.run.dtype)]
-    held += [
+    """What a process on a CPU needs beside tensors."""
+    loaded = [(setup.student, setup.run.dtype)]
+    loaded += [
         (t.config, t.dtype) for t in setup.teachers if t.has_weights and t.placement == "device"
     ]
-    joined = sum(shape_of(config).experts * BYTES[dtype] for config, dtype in held)
+    joined = sum(shape_of(config).experts * BYTES[dtype] for config, dtype in loaded)
     return {"mapped files": float(joined), "process": _PROCESS}
 
 

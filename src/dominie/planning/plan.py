@@ -185,7 +185,7 @@ def plan_training(
         caches=all(not stage.loss_on(source).needs_live_teacher for source in stage.active),
     )
     measures = sorted(
-        ((change.words, peak) for change, peak in search.single_changes(setup)), key=lambda m: m[1]
+        ((change.text, peak) for change, peak in search.single_changes(setup)), key=lambda m: m[1]
     )
     return dataclasses.replace(planned, fix=search.fix(setup, on.memory), measures=tuple(measures))
 

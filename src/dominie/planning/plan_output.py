@@ -1,4 +1,4 @@
-"""A plan in words for a terminal, and as the object that `--json` prints."""
+"""Prints a plan: lines for a terminal, and the object of `--json`."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
         "money": None if stage.money is None else round(stage.money, 2),
         "fix": stage.fix
         and {
-            "change": stage.fix.words,
+            "change": stage.fix.text,
             "how": list(stage.fix.how),
             "peak_gb": _gb(stage.fix.peak),
         },
-        "measures": {words: _gb(peak) for words, peak in stage.measures},
+        "measures": {text: _gb(peak) for text, peak in stage.measures},
     }
 
 
@@ -144,9 +144,9 @@ def _stage_lines(stage: StagePlan) -> list[str]:
 def _advice(stage: StagePlan) -> list[str]:
     lines = []
     if stage.fix is not None:
-        lines.append(f"to make it fit: {stage.fix.words} ({stage.fix.peak / _GB:.1f} GB)")
+        lines.append(f"to make it fit: {stage.fix.text} ({stage.fix.peak / _GB:.1f} GB)")
         lines += [f"    {how}" for how in stage.fix.how]
-    lines += [f"{words}: {peak / _GB:.1f} GB" for words, peak in stage.measures]
+    lines += [f"{text}: {peak / _GB:.1f} GB" for text, peak in stage.measures]
     return lines
 
 
@@ -159,7 +159,7 @@ def misfit(plan: Plan) -> InputError | None:
     gigabytes = plan.machine.memory / _GB
     do = "lower train.max_length, choose smaller models, or more and larger GPUs"
     if first.fix is not None:
-        do = f"{first.fix.words}: {' '.join(first.fix.how)}"
+        do = f"{first.fix.text}: {' '.join(first.fix.how)}"
     rest = f"; nor {', '.join(stage.name for stage in failing[1:])}" if failing[1:] else ""
     return InputError(
         f"stage {first.name} does not fit{rest}",

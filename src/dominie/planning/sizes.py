@@ -155,15 +155,15 @@ def _size(source: Source, recipe: Recipe, conversations: int | None, tokens: flo
 
 def _looked_at(source: Source, scratch: Path, seed: int) -> tuple[list[float], int]:
     """Estimated tokens of the first conversations, and how many there are in all."""
-    words = is_toyworld(source.path)
-    if words:
+    is_toy = is_toyworld(source.path)
+    if is_toy:
         source = replace(source, path=str(materialise(source.path, scratch, seed=seed)))
     if not Path(source.path).expanduser().exists():
         return [], 0
     lengths: list[float] = []
     for conversation in islice(read_conversations(source), _LOOKED_AT):
         texts = [str(message["content"] or "") for message in conversation.messages]
-        counted = sum(len(t.split()) if words else len(t) / CHARACTERS_PER_TOKEN for t in texts)
+        counted = sum(len(t.split()) if is_toy else len(t) / CHARACTERS_PER_TOKEN for t in texts)
         lengths.append(counted + _TEMPLATE_TOKENS * len(texts))
     if len(lengths) < _LOOKED_AT:
         return lengths, len(lengths)

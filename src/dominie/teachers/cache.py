@@ -71,7 +71,7 @@ class Identity:
 
 
 class Cache:
-    """A cache that is there and is the one that was asked for.
+    """A cache that exists and is the one that was asked for.
 
     Args:
         folder: with a manifest.
@@ -79,7 +79,7 @@ class Cache:
         remedy: what to do about whatever is wrong, for the messages.
 
     Raises:
-        InputError: there is none, it is another's, or its files are damaged.
+        InputError: there is none, it is of another identity, or its files are damaged.
     """
 
     def __init__(self, folder: Path, identity: Identity, *, remedy: str) -> None:
@@ -128,9 +128,9 @@ class Cache:
                 do=self.remedy,
             )
         try:
-            said = self.coder.decoded(entry.code, key)
-            if said.tokens != tokens:
-                raise Damaged(f"{said.tokens} tokens in the place of {tokens}")
+            stored = self.coder.decoded(entry.code, key)
+            if stored.tokens != tokens:
+                raise Damaged(f"{stored.tokens} tokens in the place of {tokens}")
         except Damaged as error:
             raise RunError(
                 "a row of the cache is damaged",
@@ -138,7 +138,7 @@ class Cache:
                 found=f"row {key.hex()}: {error}",
                 do=f"remove {self.folder}; {self.remedy}",
             ) from None
-        return said
+        return stored
 
     def is_intact(self, entry: Entry) -> bool:
         """Whether a row can be read back."""
@@ -155,7 +155,7 @@ def create(
 
     Args:
         folder: of the cache.
-        identity: whose word it will keep.
+        identity: of what it will hold.
         vocabulary: measured on its first rows.
         made_with: versions of the libraries.
     """
@@ -229,7 +229,7 @@ def _check(manifest: Mapping[str, Any], identity: Identity, folder: Path) -> Non
             )
     fields = {field.name for field in dataclasses.fields(Identity)}
     try:
-        held = Identity(**{name: manifest[name] for name in fields}).compared()
+        found = Identity(**{name: manifest[name] for name in fields}).compared()
     except KeyError as error:
         raise InputError(
             "the manifest of the cache is incomplete",
@@ -238,12 +238,12 @@ def _check(manifest: Mapping[str, Any], identity: Identity, folder: Path) -> Non
             do="remove the folder and make it again",
         ) from None
     for what, wanted in identity.compared().items():
-        if held[what] != wanted:
+        if found[what] != wanted:
             raise InputError(
                 f"the cache was made with another {what}",
                 where=str(folder / MANIFEST),
                 expected=str(wanted),
-                found=str(held[what]),
+                found=str(found[what]),
                 do="name another folder (or none) in the stage's cache, or remove this one",
             )
 

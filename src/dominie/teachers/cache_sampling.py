@@ -47,7 +47,7 @@ _LEAST_TAIL = math.exp(-16)  # below it a tail is nothing: less than float32 can
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
-    """How a stage's teachers are written down.
+    """How the predictions of a stage's teachers are stored.
 
     Attributes:
         enabled: whether they are; a bare `cache: true` or `false` is this.

@@ -75,8 +75,8 @@ def entries(
             start = stop
     chosen = joined(parts).split(sizes)
     return [
-        Entry(key, len(said), coder.encoded(said, key))
-        for key, said in zip(keys, chosen, strict=True)
+        Entry(key, len(each), coder.encoded(each, key))
+        for key, each in zip(keys, chosen, strict=True)
     ]
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class CachedTeacher:
-    """Speaks from a cache. A conversation is found by its tokens, wherever it stands in a batch.
+    """Reads targets from a cache. A conversation is found by its tokens, wherever it is in a batch.
 
     Args:
         cache: of the teacher.
@@ -35,13 +35,13 @@ class CachedTeacher:
         Raises:
             RunError: a conversation was not cached, or its bytes are damaged.
         """
-        said = [
+        stored = [
             self.cache.decoded(key_of(ids, taught), int(taught.sum()))
             for ids, taught in _conversations(batch)
             if taught.any()
         ]
         rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
-        target = target_of(said, batch.input_ids.device, self.cache.vocabulary.pool_shape)
+        target = target_of(stored, batch.input_ids.device, self.cache.vocabulary.pool_shape)
         return Signal((Part(rows, target),))
 
 
@@ -88,14 +88,14 @@ def target_of(
         device: where the target is wanted.
         pool_shape: [V] the teacher's average over the pool; None where nothing is pooled.
     """
-    starts = np.cumsum([0, *(said.tokens for said in conversations)])
+    starts = np.cumsum([0, *(each.tokens for each in conversations)])
     total = int(starts[-1])
-    width = max((int(said.slot.max(initial=0)) + 1 for said in conversations), default=1)
+    width = max((int(each.slot.max(initial=0)) + 1 for each in conversations), default=1)
     ids = np.full((total, width), -1, np.int64)
     probabilities = np.zeros((total, width), np.float32)
-    for start, said in zip(starts, conversations, strict=False):
-        ids[start + said.token, said.slot] = said.ids
-        probabilities[start + said.token, said.slot] = said.probabilities
+    for start, each in zip(starts, conversations, strict=False):
+        ids[start + each.token, each.slot] = each.ids
+        probabilities[start + each.token, each.slot] = each.probabilities
 
     def column(parts: list[NDArray[np.float64] | None]) -> torch.Tensor | None:
         known = [part for part in parts if part is not None]
@@ -103,14 +103,14 @@ def target_of(
             return None
         return torch.from_numpy(np.concatenate(known).astype(np.float32)).to(device)
 
-    masses = column([said.pooled for said in conversations])
+    masses = column([each.pooled for each in conversations])
     pool = None
     if pool_shape is not None and masses is not None:
         pool = (torch.from_numpy(pool_shape).to(device), masses)
     return SparseTarget(
         torch.from_numpy(ids).to(device),
         torch.from_numpy(probabilities).to(device),
-        column([said.tail for said in conversations]),
-        column([said.entropy for said in conversations]),
+        column([each.tail for each in conversations]),
+        column([each.entropy for each in conversations]),
         pool,
     )

@@ -18,7 +18,7 @@ class RoutedTeacher:
 
     Args:
         teachers: teachers by name.
-        routes: for each source index the name of its teacher, None for a source that is not taught.
+        routes: for each source index the name of its teacher, None for a source without one.
     """
 
     def __init__(self, teachers: Mapping[str, Teacher], routes: Sequence[str | None]) -> None:
@@ -38,18 +38,18 @@ class RoutedTeacher:
         if bool(((token_routes != row_routes[:, None]) & (token_routes != -2)).any()):
             raise ValueError("a packed row holds conversations of two teachers")
         parts: list[Part] = []
-        elsewhere = self._wanted_by_any_rank(row_routes)
+        elsewhere = self._needed_by_any_rank(row_routes)
         for index, name in enumerate(self.names):
             rows, teacher = (row_routes == index).nonzero().squeeze(1), self.teachers[name]
             if len(rows):
-                spoken = teacher.signal(batch.select(rows))
-                parts += [dataclasses.replace(part, rows=rows[part.rows]) for part in spoken.parts]
+                signal = teacher.signal(batch.select(rows))
+                parts += [dataclasses.replace(part, rows=rows[part.rows]) for part in signal.parts]
             elif isinstance(teacher, LocalTeacher) and name in elsewhere:
-                teacher.accompany(rows.device)
+                teacher.run_along(rows.device)
         return Signal(tuple(parts))
 
-    def _wanted_by_any_rank(self, row_routes: torch.Tensor) -> set[str]:
-        """The teachers that need all ranks, where any has rows for them."""
+    def _needed_by_any_rank(self, row_routes: torch.Tensor) -> set[str]:
+        """The teachers that need all ranks, if any rank has rows for them."""
         together = [
             (index, name)
             for index, name in enumerate(self.names)
@@ -65,29 +65,29 @@ class RoutedTeacher:
 
 
 class TeacherPrefetch:
-    """What a teacher says on the micro-batches of an optimiser step, taken a few at a time.
+    """The targets of the micro-batches of an optimiser step, a few of them in one forward pass.
 
     Args:
-        teacher: who speaks.
+        teacher: whose targets.
         micro_batches: of the student, in a forward pass of the teacher.
     """
 
     def __init__(self, teacher: Teacher, micro_batches: int) -> None:
         self.teacher, self.micro_batches = teacher, micro_batches
-        self._unspoken: list[Batch] = []
-        self._spoken: list[Signal] = []
+        self._waiting: list[Batch] = []
+        self._ready: list[Signal] = []
 
     def begin(self, batches: Sequence[Batch]) -> None:
         """Expect the micro-batches of a step; what is left of an earlier one is forgotten."""
-        self._unspoken, self._spoken = list(batches), []
+        self._waiting, self._ready = list(batches), []
 
     def next(self) -> Signal:
         """The signal of the next micro-batch of the step."""
-        if not self._spoken:
-            together = self._unspoken[: self.micro_batches]
-            self._unspoken = self._unspoken[self.micro_batches :]
-            self._spoken = signals(self.teacher, together)
-        return self._spoken.pop(0)
+        if not self._ready:
+            together = self._waiting[: self.micro_batches]
+            self._waiting = self._waiting[self.micro_batches :]
+            self._ready = signals(self.teacher, together)
+        return self._ready.pop(0)
 
 
 def signals(teacher: Teacher, batches: Sequence[Batch]) -> list[Signal]:
@@ -95,11 +95,11 @@ def signals(teacher: Teacher, batches: Sequence[Batch]) -> list[Signal]:
     if len(batches) == 1:
         return [teacher.signal(batches[0])]
     whole = joined(batches)
-    spoken, supervised = teacher.signal(whole), whole.supervised.sum(1)
+    signal, supervised = teacher.signal(whole), whole.supervised.sum(1)
     found, start = [], 0
     for batch in batches:
         rows, length = batch.input_ids.shape
-        parts = [_of_rows(part, start, start + rows, length, supervised) for part in spoken.parts]
+        parts = [_of_rows(part, start, start + rows, length, supervised) for part in signal.parts]
         found.append(Signal(tuple(part for part in parts if part is not None)))
         start += rows
     return found
@@ -108,7 +108,7 @@ def signals(teacher: Teacher, batches: Sequence[Batch]) -> list[Signal]:
 def _of_rows(
     part: Part, start: int, stop: int, length: int, supervised: torch.Tensor
 ) -> Part | None:
-    """What a part says on rows `start` to `stop`, of `length`; None where that is nothing.
+    """A part restricted to rows `start` to `stop`, of `length`; None if it has none of them.
 
     Args:
         part: its rows ascend.

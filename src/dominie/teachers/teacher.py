@@ -77,8 +77,8 @@ class LocalTeacher:
         return Signal((Part(rows, target, captured),))
 
     @torch.no_grad()
-    def accompany(self, device: torch.device) -> None:
-        """Run along with other ranks, which need the share of the weights that lies on this one."""
+    def run_along(self, device: torch.device) -> None:
+        """Run the forward pass for other ranks, which need the shard of the weights on this one."""
         nothing = torch.zeros(1, 1, dtype=torch.long, device=device)
         decoder(self.model)(input_ids=nothing, use_cache=False)
         if self._attention:
