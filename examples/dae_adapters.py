@@ -1,7 +1,7 @@
 """Domain Alignment from Expert under your own Trainer: three models over one base.
 
 The student is a LoRA adapter; the reference is the bare base; the expert is another adapter that
-has been tuned on the domain. The weights are held once. Every row is sent to the teacher of its
+has been tuned on the domain. The weights are loaded once. Every row is sent to the teacher of its
 source before any forward pass: domain rows to the expert, all others to the reference.
 """
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 from transformers import MixtralConfig
 
+from dominie.core.errors import InputError
 from dominie.losses.router_losses import Conversations, Routing, router_loss
+from dominie.models.info import ModelInfo
+from dominie.planning import plan
 from dominie.planning.plan import machine, plan_recipe
 from dominie.planning.trace import router_loss_memory
 from dominie.recipe import load_recipe
@@ -20,7 +23,7 @@ UNMERGED = {"r": 4, "merge": False}
 def teacher_weights(models, tmp_path):
     """Bytes of the teachers of a stage whose student is an adapter, or goes on from one."""
 
-    def found(student: str, *, merge: bool) -> tuple[float, float]:
+    def found(student: str, *, merge: bool, gpus: int = 1) -> tuple[float, float]:
         base, next_token = str(models / "student"), {"next_token": 1.0}
         over = {
             "student": base,
@@ -45,7 +48,9 @@ def teacher_weights(models, tmp_path):
         }
         path = tmp_path / "recipe.yaml"
         path.write_text(json.dumps(recipe))
-        stages = plan_recipe(load_recipe(path), machine(gpu="h100"), conversations=100).stages
+        stages = plan_recipe(
+            load_recipe(path), machine(gpu="h100", gpus=gpus), conversations=100
+        ).stages
         adapter = 4.0 * stages["one"].memory.traced.trainable
         return stages["learn"].memory.items.get("teacher weights", 0.0), adapter
 
@@ -65,6 +70,36 @@ def test_a_base_that_an_adapter_is_merged_into_is_no_teacher_of_its_own(teacher_
     assert found > 2 * 4 * embeddings, "a base for `two` and one for the base"
     alone, adapter = teacher_weights("", merge=True)
     assert alone == 2 * adapter
+
+
+def test_a_student_that_is_sharded_shares_no_base(teacher_weights):
+    """As in training: a forward pass of a teacher cannot run inside the engine's wrapper."""
+    together, adapter = teacher_weights("", merge=False)
+    apart, _ = teacher_weights("", merge=False, gpus=2)
+    assert together == 2 * adapter
+    assert apart > 10 * together
+
+
+def test_a_plan_of_a_model_that_is_only_described_says_what_it_needs(models, monkeypatch, tmp_path):
+    described = ModelInfo(name="served", origin="server", layers=2, heads=2, vocabulary=100)
+    known = plan.plan_info
+    monkeypatch.setattr(
+        plan,
+        "plan_info",
+        lambda recipe, name: described if name == "served" else known(recipe, name),
+    )
+    stage = {
+        "student": str(models / "student"),
+        "teacher": "served",
+        "data": {"a": 1.0},
+        "loss": {"prediction": 1.0},
+    }
+    path = tmp_path / "recipe.yaml"
+    recipe = {"models": {"served": {"path": "served"}}, "stages": {"s": stage}}
+    path.write_text(json.dumps({**recipe, "data": {"a": "nowhere.jsonl"}}))
+    with pytest.raises(InputError, match="a plan needs to know more of this model") as refused:
+        plan_recipe(load_recipe(path), machine(gpu="h100"), conversations=100)
+    assert refused.value.where == "served"
 
 
 @pytest.mark.parametrize(("experts", "chosen"), [(8, 2), (4, 1), (4, 4)])

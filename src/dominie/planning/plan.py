@@ -254,7 +254,8 @@ def _config(info: ModelInfo) -> Any:
 def _as_teacher(recipe: Recipe, name: str) -> ModelInfo:
     """Describe a model that is placed as the recipe places teachers."""
     info = plan_info(recipe, name)
-    assert info.spec is not None, "so made by plan_info"
+    if info.spec is None:
+        return info
     placed = dataclasses.replace(info.spec, placement=recipe.placement(name), quantize=None)
     return dataclasses.replace(info, spec=placed)
 
