@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from dominie.data.batch import Batch, collate
 from dominie.data.sampling import Mix
 from dominie.data.tokenization import Encoded
-from dominie.models.flops import model_flops
+from dominie.models.info import model_flops
 from dominie.training.arguments import training_arguments
 from dominie.training.checkpoints import newest_checkpoint
 from dominie.training.dataloader import Collator, FixedRows, MicroBatches, MicroBatchSampler
