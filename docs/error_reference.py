@@ -29,7 +29,7 @@ _REST = "Running"
 _AREAS = {
     "Recipe and command line": ("recipe/", "cli/", "starting/", "sweep/", "experts.py"),
     "Data and chat templates": ("data/", "toyworld/", "preparation.py", "chat_tokenizers.py"),
-    "Models and teachers": ("models/", "teachers/", "caching.py", "cache_estimate.py"),
+    "Models and teachers": ("models/", "teachers/", "caching.py", "cache_teachers.py"),
     "Training": ("training/", "losses/", "stages.py"),
     "Evaluation and judges": ("evaluation/", "scores.py", "judged_scores.py"),
     "Planning": ("planning/",),

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from dominie.recipe.kinds import AnyStage, StageConfig, register_stage_kind, stage_kinds
 from dominie.recipe.load import dump_recipe, load_recipe, recipe_of
-from dominie.recipe.schema import AnyBenchmark, Evaluation, Recipe, Task
-from dominie.recipe.validate import only_models
+from dominie.recipe.schema import AnyBenchmark, Evaluation, Recipe, Task, only_models
 
 if TYPE_CHECKING:
     from dominie.stages.merge import MergeStage

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Discriminator, Tag
 
+from dominie.core.errors import InputError
 from dominie.core.references import ModelName, SourceName
 from dominie.data.sources import Source
 from dominie.evaluation.task import MetricSettings
@@ -157,3 +161,45 @@ class Recipe:
         """Where the weights of a teacher lie, whether a stage makes it or not."""
         stage = self.stages.get(name)
         return self.model(name).placed if stage is None else stage.placement or "device"
+
+
+def only_models(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """The recipe with these models alone to score, and the stages that they and the tasks need.
+
+    Args:
+        recipe: the whole.
+        names: under `evaluate.models`; of stages, if nothing is evaluated.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    evaluation = recipe.evaluate
+    known = dict(evaluation.models) if evaluation else {name: name for name in recipe.stages}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise InputError(
+                "no such model to train and score",
+                where="--only",
+                found=name,
+                expected=", ".join(known),
+                do=f"did you mean {near[0]}?" if near else None,
+            )
+    needed = [known[name] for name in names]
+    for task in evaluation.tasks.values() if evaluation else ():
+        needed += [task.teacher] if task.teacher else []
+        needed += [task.source] if task.source in recipe.made else []
+    kept: set[str] = set()
+    while needed:
+        name = needed.pop()
+        if name in recipe.stages and name not in kept:
+            kept.add(name)
+            needed += recipe.needs(name)
+    return dataclasses.replace(
+        recipe,
+        stages={name: stage for name, stage in recipe.stages.items() if name in kept},
+        evaluate=evaluation
+        and dataclasses.replace(
+            evaluation, models={name: known[name] for name in known if name in names}
+        ),
+    )

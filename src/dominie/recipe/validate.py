@@ -1,17 +1,20 @@
-"""Checks names, order and paths of a recipe, which types cannot; chooses a part of its models."""
+"""Checks names, order, mixes and paths of a recipe, which types cannot."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError
 from dominie.core.references import references
 from dominie.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from dominie.recipe import TrainStage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED = {"evaluation", "toyworld", "rows", "cache"}  # folders a run keeps beside its stages
@@ -99,6 +102,96 @@ def _check_path(path: str | None, *, where: str) -> None:
         raise InputError("the path is empty", where=where, expected="a folder, file or hub id")
 
 
+def check_training_stage(recipe: Recipe, name: str, stage: TrainStage, *, where: str) -> None:
+    """Refuse a mix of nothing, a loss without its teacher, a cache that cannot serve.
+
+    Raises:
+        InputError: names the key.
+    """
+    _check_mix(name, stage, where=where)
+    _check_caches(stage, where=where)
+    _check_adapter(recipe, stage, where=where)
+    if (spec := recipe.models.get(stage.student)) is not None:
+        adapters = stage.train.lora is not None
+        spec.check_trainable(adapters=adapters, where=f"{where}.student: {stage.student}")
+
+
+def _check_mix(name: str, stage: TrainStage, *, where: str) -> None:
+    if stage.loss is None and not all(mixed.loss for mixed in stage.data.values()):
+        raise InputError(
+            "no loss", where=f"{where}.loss", expected="a loss for the stage or for each source"
+        )
+    if not stage.active:
+        raise InputError(
+            "the mix holds nothing",
+            where=f"{where}.data",
+            expected="shares that sum to more than 0",
+            do="give at least one source a share above 0",
+        )
+    for source in stage.active:
+        if stage.loss_on(source).needs_teacher and stage.teacher_on(source) is None:
+            raise InputError(
+                "the loss compares with a teacher and there is none",
+                where=f"{where}.data.{source}",
+                do=f"set stages.{name}.teacher, or teacher on the source, or use next_token alone",
+            )
+
+
+def _check_caches(stage: TrainStage, *, where: str) -> None:
+    """Refuse a cached teacher if the loss needs what no cache keeps."""
+    for source in stage.active:
+        if stage.data[source].cache and stage.teacher_on(source) is None:
+            raise InputError(
+                "this source has no teacher that could be cached",
+                where=f"{where}.data.{source}.cache",
+                do="remove cache, or give the source a teacher and a prediction loss",
+            )
+        if stage.cache_on(source) is None:
+            continue
+        loss, here = stage.loss_on(source), f"{where}.data.{source}"
+        live = f"set {here.partition(': ')[2]}.cache=false to keep this teacher in memory"
+        if loss.weighs("attention"):
+            raise InputError(
+                "the attention loss needs its teacher in memory: a cache keeps what a teacher "
+                "predicts, and a query and key for every layer would be a thousand times as "
+                "large",
+                where=here,
+                do=f"remove the attention term, or {live}",
+            )
+        if loss.prediction is not None and loss.prediction.kind != "forward_kl":
+            raise InputError(
+                "the divergence cannot be computed from a cache, which keeps a sparse target",
+                where=f"{here}.loss.prediction.kind",
+                expected="forward_kl",
+                found=loss.prediction.kind,
+                do=f"use forward_kl, or {live}",
+            )
+    if stage.cache is not None and stage.cache.enabled and not stage.cached:
+        raise InputError(
+            "there is no teacher that could be cached",
+            where=f"{where}.cache",
+            do="remove cache; this stage needs no teacher in any case",
+        )
+
+
+def _check_adapter(recipe: Recipe, stage: TrainStage, *, where: str) -> None:
+    """Refuse to change the shape of another stage's adapter that this one goes on training."""
+    before = recipe.trained.get(stage.student)
+    mine, theirs = stage.train.lora, before.train.lora if before else None
+    if mine is None or theirs is None or mine.merge or theirs.merge:
+        return
+    for key in ("r", "alpha", "target_modules", "modules_to_save"):
+        if getattr(mine, key) != getattr(theirs, key):
+            raise InputError(
+                "a stage that goes on from an adapter cannot change its shape",
+                where=f"{where}.train.lora.{key}",
+                expected=f"{getattr(theirs, key)}, as in stages.{stage.student}",
+                found=str(getattr(mine, key)),
+                do="make them equal, or set lora.merge: true to train a new adapter over "
+                "merged weights",
+            )
+
+
 def _check_source(recipe: Recipe, source: str, *, where: str) -> None:
     if source in recipe.sources:
         return
@@ -179,46 +272,4 @@ def _unknown(what: str, name: str, known: Iterable[str], *, where: str) -> Input
         where=where,
         expected=f"one of {', '.join(known)}" if known else None,
         do=do,
-    )
-
-
-def only_models(recipe: Recipe, names: Sequence[str]) -> Recipe:
-    """The recipe with these models alone to score, and the stages that they and the tasks need.
-
-    Args:
-        recipe: the whole.
-        names: under `evaluate.models`; of stages, if nothing is evaluated.
-
-    Raises:
-        InputError: there is no such model.
-    """
-    evaluation = recipe.evaluate
-    known = dict(evaluation.models) if evaluation else {name: name for name in recipe.stages}
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise InputError(
-                "no such model to train and score",
-                where="--only",
-                found=name,
-                expected=", ".join(known),
-                do=f"did you mean {near[0]}?" if near else None,
-            )
-    needed = [known[name] for name in names]
-    for task in evaluation.tasks.values() if evaluation else ():
-        needed += [task.teacher] if task.teacher else []
-        needed += [task.source] if task.source in recipe.made else []
-    kept: set[str] = set()
-    while needed:
-        name = needed.pop()
-        if name in recipe.stages and name not in kept:
-            kept.add(name)
-            needed += recipe.needs(name)
-    return dataclasses.replace(
-        recipe,
-        stages={name: stage for name, stage in recipe.stages.items() if name in kept},
-        evaluate=evaluation
-        and dataclasses.replace(
-            evaluation, models={name: known[name] for name in known if name in names}
-        ),
     )

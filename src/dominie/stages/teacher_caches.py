@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dominie.core.display import Advance, Display
 from dominie.core.distributed import init_distributed
-from dominie.core.errors import InputError, RunError
+from dominie.core.errors import RunError
 from dominie.data.shards import ShardWriter, take_over
 from dominie.data.tokenization import tokenizer_fingerprint
 from dominie.models.spec import base_and_adapter
@@ -22,7 +22,7 @@ from dominie.teachers.cache_sampling import CacheSettings
 
 if TYPE_CHECKING:
     from dominie.data.batch import Row
-    from dominie.stages.train import PreparedTraining, TrainStage
+    from dominie.stages.train import PreparedTraining
     from dominie.teachers.cache import Cache, Identity
 
 REMEDY = "run `dominie cache` on the recipe: it computes what is missing or damaged, and no more"
@@ -31,14 +31,14 @@ _VERSIONS = ("dominie", "torch", "transformers", "numpy", "pyarrow")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What one teacher has to say in a stage.
+class CachePlan:
+    """What one teacher has to predict for a stage.
 
     Attributes:
         stage: that needs it.
-        name: of the cache, by which the stage's sources name it.
+        name: of the cache, by which the sources of the stage name it.
         teacher: the recipe's name of it.
-        settings: how it is written down.
+        settings: how it is stored.
         temperature: of the softmax.
         rows: the conversations, training and validation, none twice, by key.
     """
@@ -51,47 +51,10 @@ class Plan:
     rows: dict[bytes, Row]
 
 
-def check_caches(stage: TrainStage, *, where: str) -> None:
-    """Refuse a cached teacher if the loss needs what no cache keeps."""
-    for source in stage.active:
-        if stage.data[source].cache and stage.teacher_on(source) is None:
-            raise InputError(
-                "this source has no teacher that could be cached",
-                where=f"{where}.data.{source}.cache",
-                do="remove cache, or give the source a teacher and a prediction loss",
-            )
-        if stage.cache_on(source) is None:
-            continue
-        loss, here = stage.loss_on(source), f"{where}.data.{source}"
-        live = f"set {here.partition(': ')[2]}.cache=false to keep this teacher in memory"
-        if loss.weighs("attention"):
-            raise InputError(
-                "the attention loss needs its teacher in memory: a cache keeps what a teacher "
-                "predicts, and a query and key for every layer would be a thousand times as "
-                "large",
-                where=here,
-                do=f"remove the attention term, or {live}",
-            )
-        if loss.prediction is not None and loss.prediction.kind != "forward_kl":
-            raise InputError(
-                "the divergence cannot be computed from a cache, which keeps a sparse target",
-                where=f"{here}.loss.prediction.kind",
-                expected="forward_kl",
-                found=loss.prediction.kind,
-                do=f"use forward_kl, or {live}",
-            )
-    if stage.cache is not None and stage.cache.enabled and not stage.cached:
-        raise InputError(
-            "there is no teacher that could be cached",
-            where=f"{where}.cache",
-            do="remove cache; this stage needs no teacher in any case",
-        )
-
-
-def plans_of(prepared: PreparedTraining) -> list[Plan]:
-    """The caches of a stage: its taught sources' rows, by who speaks about them."""
-    plans: dict[str, Plan] = {}
-    visited = _visited(prepared)
+def cache_plans(prepared: PreparedTraining) -> list[CachePlan]:
+    """The caches of a stage, each with the rows of the sources that it serves."""
+    plans: dict[str, CachePlan] = {}
+    reached = _reached_rows(prepared)
     for source in prepared.stage_sources:
         settings = prepared.stage.cache_on(source.name) if source.share else None
         if settings is None or source.cache is None or source.teacher is None:
@@ -99,7 +62,7 @@ def plans_of(prepared: PreparedTraining) -> list[Plan]:
         prediction = source.terms.prediction
         plan = plans.setdefault(
             source.cache,
-            Plan(
+            CachePlan(
                 stage=prepared.name,
                 name=source.cache,
                 teacher=source.teacher,
@@ -109,13 +72,13 @@ def plans_of(prepared: PreparedTraining) -> list[Plan]:
             ),
         )
         train = source.train
-        chosen = [train[i] for i in visited[source.name]] if visited else train
+        chosen = [train[i] for i in reached[source.name]] if reached else train
         _add(plan.rows, chosen)
         _add(plan.rows, source.validation)
     return list(plans.values())
 
 
-def identity_of(folder: RunFolder, prepared: PreparedTraining, plan: Plan) -> Identity:
+def cache_identity(folder: RunFolder, prepared: PreparedTraining, plan: CachePlan) -> Identity:
     """What a cache has to be to serve a plan. The teacher has to exist."""
     from dominie.teachers.cache import Identity
 
@@ -133,19 +96,19 @@ def identity_of(folder: RunFolder, prepared: PreparedTraining, plan: Plan) -> Id
     )
 
 
-def cache_folder(folder: RunFolder, plan: Plan, identity: Identity) -> Path:
-    """Where a cache lies: in the run's folder under its identity, or where the recipe says."""
+def cache_folder(folder: RunFolder, plan: CachePlan, identity: Identity) -> Path:
+    """Where a cache lies: in the run's folder under its identity, or as the recipe names it."""
     teacher = re.sub(r"[^A-Za-z0-9._-]+", "-", plan.teacher).strip("-.")[-60:]
     if plan.settings.folder is not None:
         return Path(plan.settings.folder) / teacher
     return folder.path / "cache" / f"{teacher}-{identity.digest}"
 
 
-def ready_plans(folder: RunFolder, prepared: PreparedTraining) -> tuple[list[Plan], list[str]]:
+def ready_plans(folder: RunFolder, prepared: PreparedTraining) -> tuple[list[CachePlan], list[str]]:
     """The plans whose teachers exist, and the stages that have to be trained for the others."""
     if prepared.waits_for:
         return [], list(prepared.waits_for)
-    plans = plans_of(prepared)
+    plans = cache_plans(prepared)
     trained = folder.trained_fingerprints()
     later = {
         plan.teacher
@@ -156,7 +119,7 @@ def ready_plans(folder: RunFolder, prepared: PreparedTraining) -> tuple[list[Pla
     return [plan for plan in plans if plan.teacher not in later], sorted(later)
 
 
-def record_of(plan: Plan, cache: Cache) -> dict[str, Any]:
+def cache_record(plan: CachePlan, cache: Cache) -> dict[str, Any]:
     """A cache in figures."""
     rows = cache.rows
     return {
@@ -171,22 +134,22 @@ def record_of(plan: Plan, cache: Cache) -> dict[str, Any]:
     }
 
 
-def filled_caches(
+def fill_caches(
     folder: RunFolder,
     prepared: PreparedTraining,
     display: Display,
-    plans: Sequence[Plan] | None = None,
+    plans: Sequence[CachePlan] | None = None,
     *,
     repair: bool = False,
 ) -> dict[str, Cache]:
-    """The caches of a stage with every row it needs, computed where it was missing.
+    """The caches of a stage with every row it needs, those that are missing computed.
 
     Several processes that `accelerate launch` started share the rows out among them.
 
     Args:
         folder: of the run.
         prepared: the stage; its teachers exist.
-        display: where progress is shown.
+        display: shows progress.
         plans: some of the stage's, None is all.
         repair: whether to compute the rows of damaged shards again; else those are an error.
 
@@ -196,22 +159,27 @@ def filled_caches(
         Interrupted: a signal came; what was computed is kept.
     """
     return {
-        plan.name: _filled(folder, prepared, plan, display, repair=repair)
-        for plan in (plans_of(prepared) if plans is None else plans)
+        plan.name: _fill(folder, prepared, plan, display, repair=repair)
+        for plan in (cache_plans(prepared) if plans is None else plans)
     }
 
 
-def _filled(
-    folder: RunFolder, prepared: PreparedTraining, plan: Plan, display: Display, *, repair: bool
+def _fill(
+    folder: RunFolder,
+    prepared: PreparedTraining,
+    plan: CachePlan,
+    display: Display,
+    *,
+    repair: bool,
 ) -> Cache:
     from dominie.teachers import cache as caches
 
     state = init_distributed(cpu=bool(prepared.stage.train.arguments.get("use_cpu")))
-    identity = identity_of(folder, prepared, plan)
+    identity = cache_identity(folder, prepared, plan)
     path = cache_folder(folder, plan, identity)
     model: Any = None
     if not caches.exists(path):
-        model = speaker(folder, prepared, plan, state.device)
+        model = load_planned_teacher(folder, prepared, plan, state.device)
         _begin(path, identity, model, plan)
     cache = caches.Cache(path, identity, remedy=REMEDY)
     if repair and state.is_main_process:
@@ -223,9 +191,9 @@ def _filled(
     missing = [key for key in plan.rows if key not in cache.rows]
     state.wait_for_everyone()  # every rank has to see the same rows missing
     if missing:
-        model = model or speaker(folder, prepared, plan, state.device)
+        model = model or load_planned_teacher(folder, prepared, plan, state.device)
         mine = missing[state.process_index :: state.num_processes]
-        with display.progress(f"{plan.stage}: {plan.teacher} speaks") as advance:
+        with display.progress(f"{plan.stage}: rows of {plan.teacher}") as advance:
             _write(model, [plan.rows[key] for key in mine], cache, plan, advance)
         del model
         state.wait_for_everyone()
@@ -247,7 +215,7 @@ def _filled(
     return cache
 
 
-def _begin(path: Path, identity: Identity, model: Any, plan: Plan) -> None:
+def _begin(path: Path, identity: Identity, model: Any, plan: CachePlan) -> None:
     from dominie.teachers.cache import create
     from dominie.teachers.cache_writer import measure_token_stats
 
@@ -262,14 +230,18 @@ def _begin(path: Path, identity: Identity, model: Any, plan: Plan) -> None:
     create(path, identity, vocabulary, versions)
 
 
-def speaker(folder: RunFolder, prepared: PreparedTraining, plan: Plan, device: Any) -> Any:
-    """The model that speaks, frozen, in the tokens of the student."""
+def load_planned_teacher(
+    folder: RunFolder, prepared: PreparedTraining, plan: CachePlan, device: Any
+) -> Any:
+    """Load the teacher of a plan, frozen, in the tokens of the student."""
     from dominie.teachers.teacher import load_teacher
 
     return load_teacher(folder.teacher(plan.teacher), tokenizer=prepared.tokenizer, device=device)
 
 
-def _write(model: Any, rows: Sequence[Row], cache: Cache, plan: Plan, advance: Advance) -> None:
+def _write(
+    model: Any, rows: Sequence[Row], cache: Cache, plan: CachePlan, advance: Advance
+) -> None:
     """Append the rows of a cache, batch by batch; a signal ends it between two of them."""
     from dominie.teachers.cache_writer import batch_tokens, entries, in_batches
     from dominie.training.callbacks import SaveAndStop
@@ -300,18 +272,18 @@ def _add(rows: dict[bytes, Row], more: Sequence[Row]) -> None:
             rows.setdefault(key_of_row(row), row)
 
 
-def _visited(prepared: PreparedTraining) -> dict[str, list[int]] | None:
-    """The rows of each taught source that training will come by; None where it is all of them."""
+def _reached_rows(prepared: PreparedTraining) -> dict[str, list[int]] | None:
+    """The rows of each source that training will reach; None if it is all of them."""
     from dominie.training.stage_sources import schedule_of
 
     settings = prepared.stage.train
-    learnt = [source for source in prepared.stage_sources if source.share > 0]
-    schedule = schedule_of(learnt, settings)
+    trained = [source for source in prepared.stage_sources if source.share > 0]
+    schedule = schedule_of(trained, settings)
     many = schedule.steps * settings.batch >= 2 * sum(schedule.sizes.values())
     if many or settings.mixing == "micro_batches":  # whose order depends on the number of ranks
         return None
-    seen: list[set[int]] = [set() for _ in learnt]
+    seen: list[set[int]] = [set() for _ in trained]
     for step in schedule.mix(settings, micro_batch=settings.batch):
         for source, row in step:
             seen[source].add(row)
-    return {source.name: sorted(rows) for source, rows in zip(learnt, seen, strict=True)}
+    return {source.name: sorted(rows) for source, rows in zip(trained, seen, strict=True)}

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dominie.core.errors import InputError
 from dominie.core.references import ModelName, SourceName
 from dominie.losses.terms import LossTerms
 from dominie.models.spec import Placement
@@ -174,52 +173,9 @@ class TrainStage(StageKind):
 
     def check(self, recipe: Recipe, name: str, *, where: str) -> None:
         """Refuse a mix of nothing, a loss without its teacher, a cache that cannot serve."""
-        from dominie.stages.teacher_caches import check_caches
+        from dominie.recipe.validate import check_training_stage
 
-        self._check_mix(name, where=where)
-        check_caches(self, where=where)
-        self._check_adapter(recipe, where=where)
-        if (spec := recipe.models.get(self.student)) is not None:
-            adapters = self.train.lora is not None
-            spec.check_trainable(adapters=adapters, where=f"{where}.student: {self.student}")
-
-    def _check_mix(self, name: str, *, where: str) -> None:
-        if self.loss is None and not all(mixed.loss for mixed in self.data.values()):
-            raise InputError(
-                "no loss", where=f"{where}.loss", expected="a loss for the stage or for each source"
-            )
-        if not self.active:
-            raise InputError(
-                "the mix holds nothing",
-                where=f"{where}.data",
-                expected="shares that sum to more than 0",
-                do="give at least one source a share above 0",
-            )
-        for source in self.active:
-            if self.loss_on(source).needs_teacher and self.teacher_on(source) is None:
-                raise InputError(
-                    "the loss compares with a teacher and there is none",
-                    where=f"{where}.data.{source}",
-                    do=f"set stages.{name}.teacher, or teacher on the source, or use next_token "
-                    "alone",
-                )
-
-    def _check_adapter(self, recipe: Recipe, *, where: str) -> None:
-        """Refuse to change the shape of another stage's adapter that this one goes on training."""
-        before = recipe.trained.get(self.student)
-        mine, theirs = self.train.lora, before.train.lora if before else None
-        if mine is None or theirs is None or mine.merge or theirs.merge:
-            return
-        for key in ("r", "alpha", "target_modules", "modules_to_save"):
-            if getattr(mine, key) != getattr(theirs, key):
-                raise InputError(
-                    "a stage that goes on from an adapter cannot change its shape",
-                    where=f"{where}.train.lora.{key}",
-                    expected=f"{getattr(theirs, key)}, as in stages.{self.student}",
-                    found=str(getattr(mine, key)),
-                    do="make them equal, or set lora.merge: true to train a new adapter over "
-                    "merged weights",
-                )
+        check_training_stage(recipe, name, self, where=where)
 
     def prepare(self, name: str, preparation: Preparation) -> PreparedTraining:
         """Check tokens, rows and models of a stage; find its fingerprint."""
@@ -259,7 +215,7 @@ class TrainStage(StageKind):
     def run(self, run: StageRun) -> dict[str, Any]:
         """Fill the caches and train, on every rank."""
         from dominie.core.hardware import use_free_cores
-        from dominie.stages.teacher_caches import filled_caches
+        from dominie.stages.teacher_caches import fill_caches
         from dominie.teachers.cached import CachedTeacher
         from dominie.training.callbacks import StepProgress
         from dominie.training.metric_sums import MetricsLog
@@ -273,7 +229,7 @@ class TrainStage(StageKind):
         sources = prepared.stage_sources
         live = {source.teacher for source in sources if source.cache is None}
         teachers = {name: folder.teacher(name) for name in self.models if name in live}
-        caches = filled_caches(folder, prepared, display)
+        caches = fill_caches(folder, prepared, display)
         student = folder.model(self.student)
         shared = shared_base_of(student, teachers, self.train)
         if shared.adapters:

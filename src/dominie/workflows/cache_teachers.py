@@ -1,4 +1,4 @@
-"""What a teacher cache would cost and keep, estimated from a sample of its rows."""
+"""`dominie cache`: stores what teachers predict, or estimates the cost from a sample of rows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.display import Display
+from dominie.core.errors import InputError
+from dominie.recipe import Recipe
+from dominie.stages.prepare import prepare_stages
 from dominie.stages.run_folder import RunFolder
-from dominie.stages.teacher_caches import Plan, identity_of, speaker
-from dominie.stages.train import PreparedTraining
+from dominie.stages.teacher_caches import (
+    CachePlan,
+    cache_identity,
+    cache_record,
+    fill_caches,
+    load_planned_teacher,
+    ready_plans,
+)
+from dominie.stages.train import PreparedTraining, cached_stages
 from dominie.teachers.cache_sampling import CacheSettings
 
 if TYPE_CHECKING:
@@ -22,10 +33,44 @@ _SAMPLED_ROWS = 32
 _COMPARED_TOKENS = 512
 
 
-def estimated(
-    folder: RunFolder, prepared: PreparedTraining, plan: Plan, display: Display
+def cache_recipe(
+    recipe: Recipe, runs: Path, display: Display | None = None, *, estimate: bool = False
 ) -> dict[str, Any]:
-    """Bytes, time and fidelity of a cache, and of its neighbours of other sizes.
+    """Store what the teachers of all stages predict, or estimate what it would cost.
+
+    Returns:
+        `caches`, a record of each; `waiting`, for each stage the stages whose models have to be
+        trained before they can teach it.
+    """
+    display = display or Display()
+    folder = RunFolder(recipe, runs)
+    with folder.held():
+        stages = cached_stages(prepare_stages(folder, display))
+        if not stages:
+            raise InputError(
+                "no stage of the recipe has a cache",
+                where=recipe.name,
+                do=f"set stages.{_cacheable(recipe)}.cache=true",
+            )
+        waiting: dict[str, list[str]] = {}
+        records = []
+        for prepared in stages:
+            plans, later = ready_plans(folder, prepared)
+            if later:
+                waiting[prepared.name] = later
+                display.line(f"{prepared.name}: after stage {', '.join(later)}")
+            if estimate:
+                records += [_estimate(folder, prepared, plan, display) for plan in plans]
+            else:
+                caches = fill_caches(folder, prepared, display, plans, repair=True)
+                records += [cache_record(plan, caches[plan.name]) for plan in plans]
+    return {"caches": records, "waiting": waiting}
+
+
+def _estimate(
+    folder: RunFolder, prepared: PreparedTraining, plan: CachePlan, display: Display
+) -> dict[str, Any]:
+    """Estimate bytes, time and fidelity of a cache, and of smaller and larger ones.
 
     Returns:
         Figures for JSON; `choices` holds one record for each size.
@@ -34,14 +79,14 @@ def estimated(
 
     from dominie.teachers.cache_writer import batch_tokens, entries, in_batches, measure_token_stats
 
-    identity = identity_of(folder, prepared, plan)
+    identity = cache_identity(folder, prepared, plan)
     rows = list(plan.rows.values())
     sample = rows[:: max(1, len(rows) // _SAMPLED_ROWS)][:_SAMPLED_ROWS]
-    model = speaker(folder, prepared, plan, PartialState().device)
+    model = load_planned_teacher(folder, prepared, plan, PartialState().device)
     tokens = sum(int(row.supervised[1:].sum()) for row in rows)
     choices = []
     with display.progress(f"{plan.stage}: {plan.teacher}, a sample") as advance:
-        settings_of_choices = neighbours(plan.settings)
+        settings_of_choices = _neighbours(plan.settings)
         for number, settings in enumerate(settings_of_choices):
             vocabulary = measure_token_stats(
                 model, sample, identity.vocabulary, settings, temperature=plan.temperature
@@ -63,7 +108,7 @@ def estimated(
                 }
             )
             advance(number + 1, len(settings_of_choices), "")
-    _tell(plan, len(rows), tokens, choices, display)
+    _show(plan, len(rows), tokens, choices, display)
     return {
         "stage": plan.stage,
         "teacher": plan.teacher,
@@ -75,7 +120,7 @@ def estimated(
     }
 
 
-def neighbours(settings: CacheSettings) -> list[CacheSettings]:
+def _neighbours(settings: CacheSettings) -> list[CacheSettings]:
     """Settings of about half the size, the settings, and of about double the size."""
     replace = dataclasses.replace
     match settings.scheme:
@@ -112,8 +157,8 @@ def _fidelity(
     for row in sample:
         batch = collate([(0, row)]).to(model.device)
         (entry,) = entries(model, [row], vocabulary, settings, temperature=temperature)
-        said = coder.decoded(entry.code, entry.key)
-        target, at = target_of([said], model.device, vocabulary.pool_shape), 0
+        stored = coder.decoded(entry.code, entry.key)
+        target, at = target_of([stored], model.device, vocabulary.pool_shape), 0
         with torch.no_grad():
             for logits in tiles_of_logits(model, batch, len(coder.ids), temperature):
                 found = fidelity(target[at : at + len(logits)], logits)
@@ -126,8 +171,8 @@ def _fidelity(
     return Fidelity(**{name: value / seen for name, value in sums.items()}).as_dict()
 
 
-def _tell(
-    plan: Plan, rows: int, tokens: int, choices: Sequence[dict[str, Any]], display: Display
+def _show(
+    plan: CachePlan, rows: int, tokens: int, choices: Sequence[dict[str, Any]], display: Display
 ) -> None:
     display.line(
         f"{plan.stage}, {plan.teacher}: {rows:,} conversations, {tokens:,} supervised tokens"
@@ -153,3 +198,13 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def _cacheable(recipe: Recipe) -> str:
+    """A stage whose teachers' predictions could be cached, to name in advice."""
+    for name, stage in recipe.trained.items():
+        if any(
+            stage.teacher_on(s) and not stage.loss_on(s).weighs("attention") for s in stage.active
+        ):
+            return name
+    return "NAME"
