@@ -27,11 +27,24 @@ PAGE = ROOT / "docs" / "errors.md"
 _KINDS = {"InputError": 2, "RunError": 1}
 _REST = "Running"
 _AREAS = {
-    "Recipe and command line": ("recipe/", "cli/", "starting/", "sweep/", "experts.py"),
-    "Data and chat templates": ("data/", "toyworld/", "preparation.py", "chat_tokenizers.py"),
-    "Models and teachers": ("models/", "teachers/", "caching.py", "cache_teachers.py"),
-    "Training": ("training/", "losses/", "stages.py"),
-    "Evaluation and judges": ("evaluation/", "scores.py", "judged_scores.py"),
+    "Recipe and command line": ("recipe/", "cli/", "workflows/init", "workflows/sweep"),
+    "Data and chat templates": ("data/", "toyworld/", "stages/prepare"),
+    "Models and teachers": (
+        "models/",
+        "teachers/",
+        "stages/merge",
+        "stages/upcycle",
+        "stages/teacher_caches",
+        "workflows/cache_teachers",
+    ),
+    "Training": ("training/", "losses/", "stages/train"),
+    "Evaluation and judges": (
+        "evaluation/",
+        "judge/",
+        "generation/",
+        "stages/evaluat",
+        "stages/judged",
+    ),
     "Planning": ("planning/",),
     "Results and reports": ("report/",),
     _REST: ("",),
