@@ -20,7 +20,7 @@ COUNTS, CONVERSATIONS, TOKENS = (8, 64, 512), 1_000_000, 1024
 #: Bytes a second that a machine reads from storage, where a cache lies: a parallel file system's.
 _STORAGE = 5e9
 
-_BEFORE = """# Beyond one machine, on paper
+_BEFORE = """# Planning for many machines
 
 `python docs/scale.py --write` printed this page: `recipes/mistral-7b.yaml` as `dominie plan` sees
 it on 8, 64 and 512 H100 (80 GB), with a million conversations of 1,024 tokens in each source,

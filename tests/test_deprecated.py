@@ -28,5 +28,9 @@ def test_what_the_documentation_of_the_release_before_imported():
         from dominie.training.learner import teaching
     with pytest.warns(DeprecationWarning, match="data.sources import read_split"):
         from dominie.data.splits import read_split
-    assert all(map(callable, (Lesson, teaching, read_split)))
+    with pytest.warns(DeprecationWarning, match="teachers.teacher import AdapterTeacher"):
+        from dominie.models.minds import Mind
+    with pytest.warns(DeprecationWarning, match="dominie.teachers import AdapterTeacher"):
+        from dominie.teachers import MindTeacher
+    assert all(map(callable, (Lesson, teaching, read_split, Mind, MindTeacher)))
     assert dominie.__version__

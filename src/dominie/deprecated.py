@@ -16,12 +16,13 @@ MOVED = {
     "dominie.data.splits": "dominie.data.sources",
     "dominie.data.templates": "dominie.data.tokenization",
     "dominie.models.capture": "dominie.models.attention_capture",
-    "dominie.models.minds": "dominie.models.adapters",
+    "dominie.models.minds": "dominie.teachers.teacher",
     "dominie.training.learner": "dominie.training.loss_forward",
 }
 #: Old name: its name now, in whichever module.
 RENAMED = {
     "Lesson": "DistillationInputs",
+    "Mind": "AdapterTeacher",
     "teaching": "loss_in_forward",
 }
 

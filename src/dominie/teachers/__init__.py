@@ -1,5 +1,6 @@
 """Teachers turn a batch into distillation targets: local, sharing the student's base, or cached."""
 
+from dominie.deprecated import renamed
 from dominie.losses.targets import Part, Signal
 from dominie.teachers.routed import RoutedTeacher, TeacherPrefetch
 from dominie.teachers.teacher import AdapterTeacher, LocalTeacher, Teacher
@@ -13,3 +14,5 @@ __all__ = [
     "Teacher",
     "TeacherPrefetch",
 ]
+
+__getattr__ = renamed(__name__, {"MindTeacher": "AdapterTeacher"})

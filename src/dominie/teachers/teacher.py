@@ -98,8 +98,12 @@ class AdapterTeacher(LocalTeacher):
     """
 
     def __init__(
-        self, model: Any, adapter: str | None, *, attention_layers: Collection[int] = ()
+        self, model: Any, adapter: str | None = None, *, attention_layers: Collection[int] = ()
     ) -> None:
+        if isinstance(model, AdapterTeacher):  # MindTeacher(Mind(model, adapter)), for one release
+            vars(self).update(vars(model))
+            self.capture(attention_layers)
+            return
         super().__init__(model, attention_layers=attention_layers)
         self._adapter: str | None = None
         # Whoever saves the student does not save its teachers.
