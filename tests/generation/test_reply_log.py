@@ -29,7 +29,6 @@ def test_a_line_torn_at_any_byte_is_taken_out_and_the_rest_kept(tmp_path):
         assert len(torn.of("a")) == 1
         assert torn.of("b") == []
         torn.append({"key": "c", "body": "three"})
-        torn.close()
         assert [r["key"] for r in ReplyLog(path).records] == ["a", "c"]
 
 

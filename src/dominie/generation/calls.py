@@ -160,10 +160,7 @@ class Calls:
         found: dict[int, Result] = {}
         if items:
             self._key = self.endpoint.key(where=self.where)
-            try:
-                asyncio.run(self._run(items, work, advance, found))
-            finally:
-                self.log.close()
+            asyncio.run(self._run(items, work, advance, found))
         if self._signal is not None:
             signal.raise_signal(self._signal)  # for the handler that was set before
             raise RunError("interrupted; what was answered is kept", where=self.where)

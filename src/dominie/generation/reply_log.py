@@ -93,7 +93,6 @@ class ReplyLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._by_key: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        self._file: Any = None
         for record in self._whole_lines():
             self._by_key[record["key"]].append(record)
 
@@ -113,19 +112,12 @@ class ReplyLog:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write a record, which has a `key`, and wait until it is on disk."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab")
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
         self._by_key[record["key"]].append(dict(record))
-
-    def close(self) -> None:
-        """Close the file; a later `append` opens it again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
     def _whole_lines(self) -> list[dict[str, Any]]:
         try:

@@ -146,14 +146,7 @@ class AlpacaEval:
 
 
 class LoadedAlpacaEval:
-    """AlpacaEval with its files read.
-
-    Args:
-        settings: of the recipe.
-
-    Raises:
-        InputError: a file is missing or malformed.
-    """
+    """AlpacaEval with its files read."""
 
     def __init__(self, settings: AlpacaEval) -> None:
         self.settings, self.judge = settings, settings.judge

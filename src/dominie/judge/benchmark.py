@@ -48,14 +48,11 @@ class Dialogue:
 #: Answers by the id of their dialogue, one text for each turn.
 Answers = Mapping[int | str, Sequence[str]]
 
-#: Takes a dialogue with all its answers.
-OnComplete = Callable[[Dialogue, Sequence[str]], None]
-
 
 def answer_dialogues(
     generator: Generator,
     dialogues: Sequence[Dialogue],
-    on_complete: OnComplete,
+    on_complete: Callable[[Dialogue, Sequence[str]], None],
     advance: Advance | None = None,
     *,
     max_new_tokens: int,
@@ -66,7 +63,7 @@ def answer_dialogues(
     Args:
         generator: of the answers.
         dialogues: to answer, several at a time and in any order.
-        on_complete: called as soon as all turns of a dialogue are answered.
+        on_complete: called with a dialogue and its answers as soon as all its turns are answered.
         advance: shows progress.
         max_new_tokens: longest answer to a turn.
         seed: of sampled answers.
@@ -124,18 +121,15 @@ class AnswersFile:
             log.append({"key": keys[dialogue.id], **row})
             found[dialogue.id] = list(turns)
 
-        try:
-            if waiting := [d for d in benchmark.dialogues if d.id not in found]:
-                answer_dialogues(
-                    generator,
-                    waiting,
-                    on_complete,
-                    advance,
-                    max_new_tokens=benchmark.max_new_tokens,
-                    seed=benchmark.seed,
-                )
-        finally:
-            log.close()
+        if waiting := [d for d in benchmark.dialogues if d.id not in found]:
+            answer_dialogues(
+                generator,
+                waiting,
+                on_complete,
+                advance,
+                max_new_tokens=benchmark.max_new_tokens,
+                seed=benchmark.seed,
+            )
         kept = [log.of(keys[d.id])[-1] for d in benchmark.dialogues]
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         if self.path.read_text(encoding="utf-8") != text:

@@ -91,14 +91,7 @@ class MtBench:
 
 
 class LoadedMtBench:
-    """MT-Bench with its files read.
-
-    Args:
-        settings: of the recipe.
-
-    Raises:
-        InputError: a file is missing or malformed, or a question lacks its reference.
-    """
+    """MT-Bench with its files read."""
 
     def __init__(self, settings: MtBench) -> None:
         self.settings, self.judge = settings, settings.judge

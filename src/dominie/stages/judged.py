@@ -43,7 +43,7 @@ class LocalModels:
 
 
 class JudgedScores:
-    """Has every model of a recipe answer its benchmarks, and a judge look at the answers.
+    """Scores every model of a recipe on its benchmarks, by a judge of their answers.
 
     Answers and replies are kept in `evaluation/`; nothing that is there is asked for again, and
     what could not be scored is asked for again every time.
@@ -67,7 +67,7 @@ class JudgedScores:
         self._refused: list[str] = []
 
     def scores(self, name: str) -> dict[str, Any]:
-        """The results of a model or endpoint on all benchmarks; without those refused."""
+        """Return the results of a model or endpoint on all benchmarks; without those refused."""
         found = {}
         for benchmark in self._benchmarks:
             result = self._result(name, benchmark)
@@ -76,7 +76,7 @@ class JudgedScores:
         return found
 
     def check_headlines(self) -> None:
-        """Say which results are missing.
+        """Refuse to end as if all results were there.
 
         Raises:
             RunError: fewer than 95 % of the verdicts on a model could be read.
@@ -105,7 +105,7 @@ class JudgedScores:
         figures["controls"] = {**self._controls(benchmark), **figures.get("controls", {})}
         kinship = kinship_warning(loaded.judge.model, self._lineage(name))
         figures["warnings"] = [*([kinship] if kinship else []), *control_warnings(figures)]
-        self.display.done(title, _told(figures))
+        self.display.done(title, _summary(figures))
         for warning in figures["warnings"]:
             self.display.line(f"  warning: {warning}")
         return figures
@@ -145,7 +145,7 @@ class JudgedScores:
             return constant_controls(self._benchmarks[benchmark], self._calls(benchmark), advance)
 
     def _lineage(self, name: str) -> list[str]:
-        """What a model is, was made from and was taught by."""
+        """Return what a model is, started from and was taught by."""
         if name in self.evaluation.endpoints:
             return [self.evaluation.endpoints[name].model]
         recipe, names = self.folder.recipe, []
@@ -165,7 +165,7 @@ class JudgedScores:
         return names
 
     def _architecture(self, model: str) -> list[str]:
-        """What a model without a telling name is built like."""
+        """Return the architecture of a model whose name does not tell its family."""
         try:
             return [f"{model}, built as {self.folder.info(model).family},"]
         except InputError:
@@ -183,54 +183,56 @@ class JudgedScores:
 
 
 def annotated_win_rates(path: Path, difficulty: Path | None, display: Display) -> dict[str, Any]:
-    """Win rates of an AlpacaEval annotation file, in percent, said in words as well.
+    """Return win rates of an AlpacaEval annotation file, in percent, and show them.
 
     Args:
         path: annotations as upstream publishes them, a JSON array.
         difficulty: upstream's `df_gamed.csv` or `instruction_difficulty.csv`.
-        display: where the words go.
+        display: shows them.
     """
     rows = read_annotations(path)
     known = None if difficulty is None else read_difficulty(difficulty)
     summary = summarise(rows, known, where=str(path))
-    told = summary.percent()
+    found = summary.percent()
     names = {key: rows[0].get(key) for key in ("generator_2", "generator_1", "annotator")}
-    told |= {"model": names["generator_2"], "baseline": names["generator_1"]}
-    told["annotator"] = names["annotator"]
-    display.line(f"{told['model'] or path.name} against {told['baseline'] or 'the baseline'}")
+    found |= {"model": names["generator_2"], "baseline": names["generator_1"]}
+    found["annotator"] = names["annotator"]
+    display.line(f"{found['model'] or path.name} against {found['baseline'] or 'the baseline'}")
     display.line(
-        f"  win rate           {told['win_rate']:.2f} % ± {told['standard_error']:.2f} "
-        f"(n = {told['n']}; {told['n_wins']} won, {told['n_wins_base']} lost, "
-        f"{told['n_draws']} drawn; {told['n_excluded']} without a preference)"
+        f"  win rate           {found['win_rate']:.2f} % ± {found['standard_error']:.2f} "
+        f"(n = {found['n']}; {found['n_wins']} won, {found['n_wins_base']} lost, "
+        f"{found['n_draws']} drawn; {found['n_excluded']} without a preference)"
     )
     if summary.controlled is not None:
         display.line(
-            f"  at equal length    {told['length_controlled_win_rate']:.2f} % "
-            f"± {told['length_controlled_standard_error']:.2f} ({summary.control})"
+            f"  at equal length    {found['length_controlled_win_rate']:.2f} % "
+            f"± {found['length_controlled_standard_error']:.2f} ({summary.control})"
         )
     if summary.longer is not None:
-        display.line(f"  the longer answer won {told['longer_answer_wins']:.1f} % of decided pairs")
-    return told
+        display.line(
+            f"  the longer answer won {found['longer_answer_wins']:.1f} % of decided pairs"
+        )
+    return found
 
 
-def _told(figures: Mapping[str, Any]) -> str:
-    """A result in a line."""
+def _summary(figures: Mapping[str, Any]) -> str:
+    """Return a result in one line."""
     low, high = (100 * end for end in figures["interval"])
     if "rating" in figures:
-        told = f"{figures['rating']:.2f} of 10 ({low / 10:.2f} to {high / 10:.2f})"
+        line = f"{figures['rating']:.2f} of 10 ({low / 10:.2f} to {high / 10:.2f})"
     else:
-        told = f"{100 * figures['score']:.1f} % ({low:.1f} to {high:.1f})"
+        line = f"{100 * figures['score']:.1f} % ({low:.1f} to {high:.1f})"
     if "length_controlled_win_rate" in figures:
         rate = 100 * figures["length_controlled_win_rate"]
-        told += f", at equal length {rate:.1f} % ({figures['length_control']})"
+        line += f", at equal length {rate:.1f} % ({figures['length_control']})"
     elif "win_rate" in figures:
-        told += f", wins {100 * figures['win_rate']:.1f} % against the baseline"
+        line += f", wins {100 * figures['win_rate']:.1f} % against the baseline"
     controls = [
         f"{name} {100 * found['score']:.0f} %"
         for name, found in figures["controls"].items()
         if "score" in found
     ]
-    return f"{told}; controls: {', '.join(controls) or 'none'}; {figures['unscored']} unscored"
+    return f"{line}; controls: {', '.join(controls) or 'none'}; {figures['unscored']} unscored"
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
