@@ -185,6 +185,10 @@ class Outcome:
         return self.status == 0 or self.status in _RETRIED or self.status >= 500
 
 
+# Not the openai SDK: it does not ask again after a malformed reply or a Retry-After of more than
+# two minutes, has no `backoff`, reads replies of any size, follows redirects, and sends the
+# environment's OPENAI_API_KEY to whatever endpoint a recipe names. Its retries would have to be
+# switched off, as each one is logged and counted against the budget.
 class Client:
     """Sends calls to an endpoint over one pool of connections. Use with `async with`.
 
