@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from dominie.deprecated import renamed
 from dominie.recipe.kinds import AnyStage, StageConfig, register_stage_kind, stage_kinds
 from dominie.recipe.load import dump_recipe, load_recipe, recipe_of
 from dominie.recipe.schema import AnyBenchmark, Evaluation, Recipe, Task, only_models
@@ -30,15 +31,14 @@ __all__ = [
     "stage_kinds",
 ]
 
-#: Names of the kinds that come with dominie, and what they were called before.
+#: Classes of the kinds that come with dominie: the module within `dominie.stages`.
 _OF_KINDS = {
-    "MergeStage": ("merge", "MergeStage"),
-    "MixedSource": ("train", "MixedSource"),
-    "TrainStage": ("train", "TrainStage"),
-    "UpcycleStage": ("upcycle", "UpcycleStage"),
-    "Mixed": ("train", "MixedSource"),
-    "Stage": ("train", "TrainStage"),
+    "MergeStage": "merge",
+    "MixedSource": "train",
+    "TrainStage": "train",
+    "UpcycleStage": "upcycle",
 }
+_renamed = renamed(__name__, {"Mixed": "MixedSource", "Stage": "TrainStage"})
 
 
 def __getattr__(name: str) -> Any:
@@ -46,6 +46,5 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     if name not in _OF_KINDS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, kind = _OF_KINDS[name]
-    return getattr(importlib.import_module(f"dominie.stages.{module}"), kind)
+        return _renamed(name)
+    return getattr(importlib.import_module(f"dominie.stages.{_OF_KINDS[name]}"), name)

@@ -118,8 +118,8 @@ def _is_run(path: Path) -> bool:
 
 def _last(recipe: Recipe) -> str:
     """Return the model of a run if none is named: that of its last stage."""
-    if recipe.stages:
-        return list(recipe.stages)[-1]
+    if models := [name for name in recipe.stages if name not in recipe.made]:
+        return models[-1]
     return list(recipe.evaluate.models if recipe.evaluate else recipe.models)[-1]
 
 
@@ -133,7 +133,8 @@ def _model_name(recipe: Recipe, name: str) -> str:
 
 def _spec(folder: RunFolder, name: str) -> Model:
     recipe = folder.recipe
-    known = [*recipe.stages, *(recipe.evaluate.models if recipe.evaluate else ()), *recipe.models]
+    stages = [name for name in recipe.stages if name not in recipe.made]
+    known = [*stages, *(recipe.evaluate.models if recipe.evaluate else ()), *recipe.models]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         raise InputError(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-MINI = Path(__file__).parent / "recipes" / "mini.yaml"
+MINI = Path(__file__).parents[1] / "recipes" / "mini.yaml"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
