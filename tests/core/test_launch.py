@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,11 +20,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from dominie.core.display import Display
+from dominie.core.distributed import EXIT_PEER_LOST, LAUNCHER
 from dominie.core.errors import InputError
 from dominie.core.launch import (
     ENGINES,
     accelerate_environment,
     launch,
+    run_ranks,
     without_options,
 )
 from dominie.recipe import load_recipe
@@ -239,20 +243,33 @@ def test_a_loss_that_jumps_stops_all_processes_at_the_step_that_stops_one(tmp_pa
     assert len(one["conversations"]) == 8
 
 
-RANKS = (
-    "import sys; from dominie.core.launch import run_ranks; sys.exit(run_ranks(sys.argv[1:], 2))"
-)
+@pytest.fixture
+def launched(monkeypatch, capfd):
+    """Runs a program on two ranks from this process: the exit status and what was printed."""
+    for name in (LAUNCHER, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "TORCHELASTIC_SIGNALS_TO_HANDLE"):
+        monkeypatch.setenv(name, "0")  # so that it is restored
 
+    def run(program: str) -> tuple[int, str]:
+        handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+        monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+        status = run_ranks([sys.executable, "-c", program], 2)
+        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+        return status, capfd.readouterr().err
 
-def started(program: str) -> subprocess.Popen[str]:
-    """A launcher in a process group of its own, whose two ranks run a program."""
-    command = [sys.executable, "-c", RANKS, sys.executable, "-c", program]
-    return subprocess.Popen(command, stderr=-1, text=True, process_group=0)
+    return run
 
 
 FAIL = "import os, sys, time\nif os.environ['RANK'] == '1': {}\ntime.sleep(60)"
 REPORT = (
     "from dominie.core.distributed import report_error; report_error('no {}', {}); sys.exit({})"
+)
+#: Rank 1 reports, rank 0 ends because it has lost rank 1.
+LOSE = (
+    "import os, pathlib, sys, time\n"
+    f"if os.environ['RANK'] == '1': {REPORT.format('data', 2, 2)}\n"
+    "report = pathlib.Path(os.environ['TORCHELASTIC_ERROR_FILE']).parents[1] / '1' / 'error.json'\n"
+    "while not report.exists(): time.sleep(0.01)\n"
+    f"sys.exit({EXIT_PEER_LOST})"
 )
 
 
@@ -263,29 +280,25 @@ REPORT = (
         (FAIL.format("sys.exit(2)"), 2, "process 1 of 2 ended with status 2"),
         (FAIL.format("os.kill(os.getpid(), 9)"), 137, "process 1 of 2 was ended by SIGKILL"),
         (FAIL.format(REPORT.format("data", 2, 2)), 2, "error: no data\n"),
-        # Both fail, and each reports; rank 0 only because it has lost rank 1.
-        (
-            f"import os, sys\nif os.environ['RANK'] == '1':\n  {REPORT.format('data', 2, 2)}\n"
-            "sys.exit(70)",
-            2,
-            "error: no data\n",
-        ),
         (f"import sys\n{REPORT.format('room', 1, 1)}", 1, "error: no room\n"),
+        (LOSE, 2, "error: no data\n"),
     ],
+    ids=["none", "exits", "is killed", "reports", "all report", "is lost"],
 )
-def test_all_ranks_end_with_the_first_that_fails_and_one_message(program, status, message):
+def test_all_ranks_end_with_the_first_that_fails_and_one_message(
+    launched, program, status, message
+):
     began = time.monotonic()
-    launcher = started(program)
-    _, printed = launcher.communicate(timeout=60)
-    assert time.monotonic() - began < 30
-    assert launcher.returncode == status
+    code, printed = launched(program)
+    assert time.monotonic() - began < 30  # seconds: a rank that is left would sleep for 60
+    assert code == status
     assert printed.count("error:") == bool(status)
     assert message in printed
     assert "Traceback" not in printed
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_signals_reach_every_rank_once_and_are_waited_for(tmp_path, signum):
+def test_signals_reach_every_rank_once_and_are_waited_for(launched, tmp_path, signum):
     program = (
         "import os, pathlib, signal, sys, time\ncame = []\n"
         "from dominie.core.distributed import report_error\n"
@@ -294,24 +307,25 @@ def test_signals_reach_every_rank_once_and_are_waited_for(tmp_path, signum):
         "while not came: time.sleep(0.01)\ntime.sleep(0.5)\n"
         "report_error(f'saved after {len(came)} signal', 100 + len(came)); sys.exit(100)"
     )
-    launcher = started(program)
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(launcher.pid, signum)  # as a terminal does
-    _, printed = launcher.communicate(timeout=60)
-    assert printed == "error: saved after 1 signal\n"
-    assert launcher.returncode == 101
+    send_when(signum, lambda: len(list(tmp_path.iterdir())) == 2)
+    assert launched(program) == (101, "error: saved after 1 signal\n")
 
 
-def test_ranks_that_end_without_a_report_after_a_signal(tmp_path):
-    launcher = started(f"open({str(tmp_path)!r} + '/r', 'w'); import time; time.sleep(60)")
-    while not (tmp_path / "r").exists():
-        time.sleep(0.01)
-    os.kill(launcher.pid, signal.SIGTERM)
-    _, printed = launcher.communicate(timeout=60)
-    assert printed == "error: interrupted by SIGTERM; what was done is kept\n"
-    assert launcher.returncode == 143
+def test_ranks_that_end_without_a_report_after_a_signal(launched, tmp_path):
+    send_when(signal.SIGTERM, (tmp_path / "r").exists)
+    status, printed = launched(f"open({str(tmp_path)!r} + '/r', 'w'); import time; time.sleep(60)")
+    assert (status, printed) == (143, "error: interrupted by SIGTERM; what was done is kept\n")
+
+
+def send_when(signum: int, condition: Callable[[], bool]) -> None:
+    """Send this process a signal as soon as a condition holds."""
+
+    def watch() -> None:
+        while not condition():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signum)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def test_a_rank_stops_when_its_launcher_is_gone(tmp_path):
@@ -323,13 +337,15 @@ def test_a_rank_stops_when_its_launcher_is_gone(tmp_path):
         "rank = os.environ['RANK']; signal.signal(signal.SIGTERM, stop); stop_with_launcher()\n"
         "(place / rank).touch(); time.sleep(60)"
     )
-    launcher = started(program)
+    code = "import sys; from dominie.core.launch import run_ranks; run_ranks(sys.argv[1:], 2)"
+    launcher = subprocess.Popen([sys.executable, "-c", code, sys.executable, "-c", program])
     while len(list(tmp_path.iterdir())) < 2:
         time.sleep(0.01)
     ranks = psutil.Process(launcher.pid).children()
+    assert all(os.getpgid(rank.pid) == rank.pid for rank in ranks)  # a terminal's Ctrl-C comes once
     launcher.kill()
     _, alive = psutil.wait_procs(ranks, timeout=30)
-    launcher.communicate()
+    launcher.wait()
     assert not alive
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "stopped-0", "stopped-1"}
 

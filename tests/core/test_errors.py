@@ -1,0 +1,53 @@
+"""Errors print four labelled lines, and a hub that does not answer is not the user's fault."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from dominie.core.errors import InputError, OutOfReach, RunError, hub_error
+
+
+def test_an_error_prints_where_expected_found_and_do():
+    error = InputError("no such key", where="train.stpes", expected="steps", found="3", do="rename")
+    assert str(error) == (
+        "train.stpes: no such key\n  expected  steps\n  found     3\n  do        rename"
+    )
+    assert str(error.within("stages.align")).startswith("stages.align.train.stpes: no such key\n")
+    assert str(InputError("odd").within("a")) == "a: odd"
+    assert (InputError.exit_status, OutOfReach.exit_status, RunError.exit_status) == (2, 2, 1)
+
+
+class TransportError(Exception):
+    """Named as the HTTP client's."""
+
+
+def answered(status: int, name: str = "HTTPStatusError") -> Exception:
+    error = type(name, (Exception,), {})("refused")
+    error.response = SimpleNamespace(status_code=status)
+    return error
+
+
+def caused_by(cause: Exception) -> Exception:
+    error = OSError("cannot load")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionError(), OutOfReach),
+        (caused_by(TimeoutError()), OutOfReach),
+        (caused_by(type("ConnectError", (TransportError,), {})()), OutOfReach),
+        (type("LocalEntryNotFoundError", (OSError,), {})(), OutOfReach),
+        (answered(503), OutOfReach),
+        (answered(403, "HfHubHTTPError"), OutOfReach),
+        (answered(403, "GatedRepoError"), InputError),
+        (answered(404, "HfHubHTTPError"), InputError),
+        (ValueError("no such model"), InputError),
+    ],
+)
+def test_a_hub_error_is_the_user_s_only_if_the_hub_answered(error, expected):
+    assert hub_error(error) is expected
