@@ -39,7 +39,7 @@ from dominie.workflows.sweep import run_trials
 from dominie.workflows.sweep_trials import Trial, grid, rows_of, seeds_of
 
 sys.path.insert(0, str(Path(__file__).parent / "parts"))
-from evidence_plane import plane
+from evidence_scatter import scatter
 from evidence_tables import tables
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def write_docs(rows: list[dict[str, str]], docs: Path) -> None:
     told = [row for row in rows if row["model"] in DRAWN]
     for trial in PICTURES:
         if trial in there:
-            drawing = plane(told, trial, least=0.5)
+            drawing = scatter(told, trial, least=0.5)
             (docs / f"evidence-{trial[0]}.svg").write_text(drawing, encoding="utf-8")
 
 

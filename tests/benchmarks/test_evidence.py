@@ -146,7 +146,7 @@ def test_the_path_runs_in_seconds(tmp_path):
 def test_the_picture_shows_who_is_left_and_their_front():
     import xml.etree.ElementTree as ET
 
-    from evidence_plane import plane
+    from evidence_scatter import scatter
 
     where = {"distill": (0.9, 0.1), "expert": (0.1, 0.8), "dae": (0.88, 0.7), "mix": (0.8, 0.6)}
     rows = [
@@ -155,7 +155,7 @@ def test_the_picture_shows_who_is_left_and_their_front():
         for task, score in zip(("general", "domain"), both, strict=True)
         for seed in (0, 1, 2)
     ]
-    drawing = ET.fromstring(plane(rows, ("base", ""), least=0.5))
+    drawing = ET.fromstring(scatter(rows, ("base", ""), least=0.5))
     words = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")]
     assert {"distill", "dae", "mix"} < set(words)
     assert "expert" not in words, "below the least general score"

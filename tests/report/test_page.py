@@ -286,13 +286,16 @@ def test_a_stage_of_a_kind_that_nobody_knows_is_shown_by_what_it_wrote(copy):
             "fingerprint": "f",
             "kind": "answers",
             "description": "4 answers of served to each prompt of prompts",
-            "models": ["served"],
+            "student": "served",
+            "models": ["served", "other"],
             "seconds": 12.0,
         },
     )
     write_lines(copy / "written" / "data" / "rows.jsonl", [{"messages": []}] * 100)
     page = page_of(copy)
-    assert "written answers served 4 answers of served to each prompt of prompts" in page.words
+    assert (
+        "written answers served, other 4 answers of served to each prompt of prompts" in page.words
+    )
     assert re.search(r"makes data/rows\.jsonl 1\.7.kB", page.words)
     assert "6 of 6" in page.words
     stages = page.words[page.words.rindex("Who learned what") :]

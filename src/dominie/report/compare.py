@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
 from dominie.core.json_values import finite, mapping
+from dominie.core.results import Interval
 from dominie.core.run_reader import read_object
 from dominie.core.run_records import read_run
 from dominie.report.formatting import DASH, percent, signed_points
@@ -51,20 +52,25 @@ _STUDENT_95 = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and the ends of its 95 % interval if one is known."""
+    """A mean, and its 95 % interval if one is known."""
 
     mean: float
-    ends: tuple[float, float] | None = None
+    interval: Interval | None = None
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The ends of the interval."""
+        return None if self.interval is None else self.interval.ends
 
     @property
     def half(self) -> float | None:
         """Half of the interval's width."""
-        return None if self.ends is None else (self.ends[1] - self.ends[0]) / 2
+        return None if self.interval is None else (self.interval.high - self.interval.low) / 2
 
     @property
     def significant(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.ends is not None and not self.ends[0] <= 0.0 <= self.ends[1]
+        """Whether the interval of a difference excludes zero."""
+        return self.interval is not None and not self.interval.within_noise
 
 
 @dataclass(frozen=True)
@@ -239,7 +245,7 @@ def _place(run: Run, model: str, tasks: tuple[str, str]) -> tuple[float, ...]:
 def _point(name: str, by_run: _Pairs) -> Point:
     pairs = list(by_run.values())
     x, y = (
-        Estimate(pairs[0][axis].score, pairs[0][axis].ends)
+        Estimate(pairs[0][axis].score, pairs[0][axis].interval95)
         if len(pairs) == 1
         else estimate([pair[axis].score for pair in pairs])
         for axis in (0, 1)
@@ -267,7 +273,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     freedom = len(values) - 1
     quantile = _STUDENT_95[freedom - 1] if freedom <= len(_STUDENT_95) else 1.96
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(mean, (mean - half, mean + half))
+    return Estimate(mean, Interval(mean, mean - half, mean + half))
 
 
 def front(points: Sequence[Point]) -> list[Point]:

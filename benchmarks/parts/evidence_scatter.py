@@ -37,7 +37,7 @@ text { font-size: 12.5px; fill: var(--soft); }
 """
 
 
-def plane(rows: Sequence[Row], cell: tuple[str, str], *, least: float = 0.0) -> str:
+def scatter(rows: Sequence[Row], cell: tuple[str, str], *, least: float = 0.0) -> str:
     """The models of one group and setting as an SVG file, with 95 % intervals over seeds.
 
     Args:
