@@ -62,7 +62,7 @@ GPUS = {
 
 
 def gpu_of_this_machine() -> Device | None:
-    """The table's entry for this machine's GPU; None without one, or where the table lacks it."""
+    """The table's entry for this machine's GPU; None without one, or if the table lacks it."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name().lower().replace("rtx ", "rtx")
@@ -81,7 +81,7 @@ def cores() -> int:
 def use_free_cores(threads: int | None = None) -> int:
     """Give torch as many threads as cores are free, or the number an interrupted stage began with.
 
-    Two threads where one core is busy ran 8 to 10 times slower than one. `OMP_NUM_THREADS` is
+    Two threads when one core is busy ran 8 to 10 times slower than one. `OMP_NUM_THREADS` is
     obeyed.
 
     Returns:

@@ -103,7 +103,7 @@ class Shards:
         return self._place(key) is not None
 
     def get(self, key: bytes) -> Entry | None:
-        """The row of a key, None where there is none."""
+        """The row of a key, None if there is none."""
         place = self._place(key)
         return None if place is None else place[0].entry(place[1])
 

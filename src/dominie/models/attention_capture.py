@@ -134,7 +134,7 @@ class _Expectation:
         return terms
 
     def _rows(self, number: int, batch: int) -> Tensor | None:
-        """Rows of a target; None where they are the whole batch, which is then not gathered."""
+        """Rows of a target; None if they are the whole batch, which is then not gathered."""
         if number not in self._partial:
             rows = self.targets[number].rows
             whole = len(rows) == batch and rows.tolist() == list(range(batch))
@@ -198,7 +198,7 @@ class StudentAttention:
 
         Args:
             targets: one for each teacher; rows of the batch in none of them are not scored.
-            segment_ids: [B, L] of the student's batch; None where a row is one conversation.
+            segment_ids: [B, L] of the student's batch; None if a row is one conversation.
             value: False leaves the value uncomputed; gradients are exact either way.
         """
         if value and not any(bool((target.row_weights != 0).any()) for target in targets):

@@ -197,7 +197,7 @@ def _attention_modules(model: nn.Module) -> dict[int, nn.Module]:
     for module in _decoder(model).modules():
         layer = getattr(module, "layer_idx", None)
         if isinstance(layer, int) and "Attention" in type(module).__name__:
-            modules.setdefault(layer, module)  # the outermost, where one wraps another
+            modules.setdefault(layer, module)  # the outermost, if one wraps another
     return modules
 
 

@@ -231,7 +231,7 @@ class ModelFlops:
     def training(self, work: Workload) -> float:
         """Of a forward and a backward pass; what checkpointing computes again does not count.
 
-        A weight is met forward, by the gradient of its input, and by its own where it has one
+        A weight is met forward, by the gradient of its input, and by its own if it has one
         (Chowdhery et al., PaLM, 2022, appendix B: 6 a weight; attention here is causal).
         """
         body = (4 * self.frozen + 6 * self.trained) * work.tokens

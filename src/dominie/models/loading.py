@@ -82,7 +82,7 @@ def load_student(
 ) -> Any:
     """A model to train: fp32 weights, or frozen ones in the run's precision under fp32 adapters.
 
-    A student that is itself an adapter goes on from it where an adapter is to be written: one over
+    A student that is itself an adapter goes on from it if an adapter is to be written: one over
     a base that is not written would be of no use. Else it is merged into the weights first.
 
     Args:
@@ -117,7 +117,7 @@ def load_frozen(
     Args:
         spec: which model, and where its weights lie.
         device: that it runs on.
-        mesh: of the processes that one with `placement: sharded` is shared out over; None where
+        mesh: of the processes that one with `placement: sharded` is sharded over; None if
             this one runs it alone, as one that waits in main memory if the device is too small.
     """
     device = torch.device(device)

@@ -157,7 +157,7 @@ def is_model(folder: Path) -> bool:
 
 
 def tokenizer_place(spec: Model) -> str:
-    """Folder or hub id of a model's tokenizer: that of its base, where an adapter has none.
+    """Folder or hub id of a model's tokenizer: that of its base, if an adapter has none.
 
     Raises:
         InputError: says which file is missing.

@@ -38,7 +38,7 @@ class Upcycle:
     Attributes:
         model: the dense model, which gives everything but further experts.
         siblings: models fine-tuned from it, whose feed-forward layers are the experts after the
-            first; where they are fewer, experts take turns.
+            first; if they are fewer, experts take turns.
         experts: how many there are.
         experts_per_token: how many each token is sent to.
         noise: deviation of noise added to each expert's weights, in units of each weight's own;

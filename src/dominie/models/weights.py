@@ -220,7 +220,7 @@ def _file_identity(file: Path) -> tuple[Any, ...]:
 
 
 def commit(path: str, revision: str | None) -> str | None:
-    """The commit of a hub model that has been fetched; the revision as given where it has not."""
+    """The commit of a hub model that has been fetched; the revision as given if it has not."""
     from huggingface_hub import try_to_load_from_cache
 
     if Path(path).is_dir():
@@ -289,7 +289,7 @@ def _sentencepiece(tokenizer: Any) -> Path | None:
     """The SentencePiece model that a tokenizer was made of, if it has one beside it.
 
     transformers does without and saves none. llama.cpp merges by its scores, and splits words
-    otherwise where a folder lacks it.
+    otherwise if a folder lacks it.
     """
     if not (home := getattr(tokenizer, "name_or_path", None)):
         return None

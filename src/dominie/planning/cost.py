@@ -112,7 +112,7 @@ def _sent(setup: StageSetup, forwards: float, steps: int, trainable: float) -> f
     return (forwards * weights + gathered) * others
 
 
-#: An adapter's rank where one is proposed: peft's and QLoRA's habitual size.
+#: An adapter's rank if one is proposed: peft's and QLoRA's habitual size.
 _LORA = Lora(r=16, alpha=32)
 _MOST_RANKS = 64
 #: Other placements of a teacher, from what costs least.
@@ -125,7 +125,7 @@ class Change:
 
     Attributes:
         text: for a person.
-        how: overrides of the recipe and options of the planner, as they are typed; empty where
+        how: overrides of the recipe and options of the planner, as they are typed; empty if
             there is no key for it yet.
         setup: the stage, so changed.
     """

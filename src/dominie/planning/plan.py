@@ -103,7 +103,7 @@ class Plan:
 def plan_recipe(
     recipe: Recipe, on: Machine, *, conversations: int | None = None, tokens: float | None = None
 ) -> Plan:
-    """Plan every stage; only configurations are read, and data where they are here.
+    """Plan every stage; only configurations are read, and data if they are here.
 
     Args:
         recipe: the resolved recipe.

@@ -151,7 +151,7 @@ def _advice(stage: StagePlan) -> list[str]:
 
 
 def misfit(plan: Plan) -> InputError | None:
-    """What to tell, and to leave with, where a stage does not fit; None where all do."""
+    """What to tell, and to leave with, if a stage does not fit; None if all do."""
     failing = [stage for stage in plan.stages.values() if not stage.fits]
     if not failing:
         return None

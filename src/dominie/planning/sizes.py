@@ -97,7 +97,7 @@ def _toy_config(path: str) -> Any:
     return toy_config(request.thing, **request.size)
 
 
-#: Characters of a token, where there is no tokenizer at hand: about those of English text.
+#: Characters of a token, if there is no tokenizer at hand: about those of English text.
 CHARACTERS_PER_TOKEN = 4
 #: Tokens that a chat template adds to a turn.
 _TEMPLATE_TOKENS = 6

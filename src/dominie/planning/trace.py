@@ -77,7 +77,7 @@ class Pass:
         rows: of the batch.
         length: tokens of a row.
         dtype: of the weights.
-        autocast: precision of the run where it is not that of the weights.
+        autocast: precision of the run if it is not that of the weights.
         trained: whether there is a backward pass.
         lora: adapters laid over the weights.
         checkpointing: whether layers are recomputed in the backward pass.

@@ -37,7 +37,7 @@ class Identity:
 
     Attributes:
         teacher: the recipe's name of it, for people alone.
-        revision: its commit on the hub, where it is from there; for people alone.
+        revision: its commit on the hub, if it is from there; for people alone.
         weights: fingerprint of its weights.
         tokenizer: fingerprint of the tokenizer with its chat template.
         vocabulary: ids there are.

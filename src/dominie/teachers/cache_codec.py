@@ -27,7 +27,7 @@ class TokenStats:
 
     Attributes:
         ids: [V] the commonest first, by the teacher's mean probability.
-        tails: [V] the mean probability of each id where it was no head.
+        tails: [V] the mean probability of each id when it was no head.
         pooled: share of the tails' mass whose ids, the rarest, are pooled.
     """
 
@@ -37,7 +37,7 @@ class TokenStats:
 
     @cached_property
     def is_pooled(self) -> NDArray[np.bool_] | None:
-        """[V] whether an id is of the pool; None where there is none."""
+        """[V] whether an id is of the pool; None if there is none."""
         mass = self.tails[self.ids[::-1]].cumsum(dtype=np.float64)  # the rarest first
         count = int(np.searchsorted(mass, self.pooled * mass[-1])) if mass[-1] > 0 else 0
         if count < 2:
@@ -103,9 +103,9 @@ class Decoded:
         slot: [E] its place among the entries of that token.
         ids: [E] distinct within a token.
         probabilities: [E].
-        tail: [N] mass of all other ids; None where the entries are samples of them as well.
-        entropy: [N] of the teacher, in nats; None where it was not stored.
-        pooled: [N] mass on the pool; None where the tail is one outcome.
+        tail: [N] mass of all other ids; None if the entries are samples of them as well.
+        entropy: [N] of the teacher, in nats; None if it was not stored.
+        pooled: [N] mass on the pool; None if the tail is one outcome.
     """
 
     tokens: int

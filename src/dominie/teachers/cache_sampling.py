@@ -55,7 +55,7 @@ class CacheSettings:
         threshold: τ of `threshold`; half of it doubles the samples and halves their variance.
         pooled: share of the tails' mass whose ids, the rarest, `threshold` pools.
         samples: draws of `sampled`.
-        top_p: mass that `top` stores, where `k_max` tokens reach it.
+        top_p: mass that `top` stores, if `k_max` tokens reach it.
         k_max: most tokens that `top` stores.
         levels: steps in which a probability's logarithm is stored, per nat.
         folder: where the cache lies; None is the run's own folder.

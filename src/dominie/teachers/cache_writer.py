@@ -165,10 +165,10 @@ class Fidelity:
     Attributes:
         entries: ids stored of a token.
         missing_mass: of p, on ids that are not stored.
-        excess_kl: KL(q ‖ p), with the tail as one outcome where it is stored so. What samples have
+        excess_kl: KL(q ‖ p), with the tail as one outcome if it is stored so. What samples have
             of it is noise, which averages out over tokens; what a tail's shape was is not in it.
         uniform_kl: KL(p ‖ q) with the tail spread evenly over the ids that are not stored;
-            infinite where nothing stands for them, as with samples.
+            infinite if nothing stands for them, as with samples.
         squared_error: Σ (q − p)², the tail spread so. The noise that samples add to a gradient.
         teacher_entropy: of p.
     """

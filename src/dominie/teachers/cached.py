@@ -86,7 +86,7 @@ def target_of(
     Args:
         conversations: what was stored of each.
         device: where the target is wanted.
-        pool_shape: [V] the teacher's average over the pool; None where nothing is pooled.
+        pool_shape: [V] the teacher's average over the pool; None if nothing is pooled.
     """
     starts = np.cumsum([0, *(each.tokens for each in conversations)])
     total = int(starts[-1])

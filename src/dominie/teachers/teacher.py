@@ -69,7 +69,7 @@ class LocalTeacher:
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> Signal:
-        """Hidden states [n, D_t] where supervised, the head, and projections where asked."""
+        """Hidden states [n, D_t] of supervised positions, the head, and projections if asked for."""
         hidden = decoder(self.model)(**batch.model_inputs()).last_hidden_state
         captured = self._attention.take() if self._attention else {}
         rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
@@ -167,7 +167,7 @@ def load_teacher(
         spec: which model.
         tokenizer: the student's.
         device: that it runs on.
-        mesh: of the processes that share it out where its placement says so, see `load_frozen`.
+        mesh: of the processes that share it out if its placement says so, see `load_frozen`.
 
     Raises:
         InputError: it cannot be loaded, its head does what its configuration does not say, or its
