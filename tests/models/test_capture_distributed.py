@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, MistralConfig
 
 from dominie.models.attention_capture import AttentionTarget, StudentAttention, TeacherAttention
 
@@ -20,18 +20,8 @@ LAYERS = [0, 1, 2]
 
 
 def mistral(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    config = MistralConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    return AutoModelForCausalLM.from_config(config)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    return tiny_model("mistral", seed=seed, num_key_value_heads=2, **sizes)
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -87,7 +77,8 @@ def gradients(kind: str, rank: int, *, predict: bool) -> dict[str, Tensor]:
 
 @pytest.mark.full
 def test_two_processes_have_the_gradients_of_one(tmp_path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    paths = [str(Path(__file__).parents[1]), *sys.path]  # tests/tiny.py
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     processes = [
         subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment)
         for rank in range(WORLD)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
+from tiny import tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dominie.core.errors import InputError
 from dominie.models.loading import load_config, load_frozen, load_student, load_tokenizer
@@ -26,16 +27,7 @@ def saved(tmp_path_factory) -> Path:
     """A tiny model in bf16 with a tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=400,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-    )
-    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(folder)
+    tiny_model("mistral", vocab_size=400, dtype=torch.bfloat16).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return folder
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from tiny import tiny_model
+from transformers import AutoModelForCausalLM
 
 from dominie.core.errors import InputError
 from dominie.models import weights
@@ -15,16 +16,7 @@ from dominie.models.spec import Model
 
 
 def saved(folder: Path, seed: int, dtype: torch.dtype = torch.float32, **changes: int) -> Model:
-    torch.manual_seed(seed)
-    sizes = {
-        "vocab_size": 50,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    config = LlamaConfig(**{**sizes, **changes})
-    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
+    tiny_model("llama", seed=seed, dtype=dtype, **changes).save_pretrained(folder)
     return Model(path=str(folder))
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, MistralConfig, MixtralConfig
 
 from dominie.models.moe import follow_autocast
 
-SIZES = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": None,
-}  # fmt: skip
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.02}
 
 
 class GroupedProducts(TorchDispatchMode):
@@ -30,8 +27,7 @@ class GroupedProducts(TorchDispatchMode):
 
 @pytest.fixture
 def mixture():
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(MixtralConfig(**SIZES, num_local_experts=2))
+    model = tiny_model("mixtral", num_local_experts=2, **SIZES)
     if model.config._experts_implementation != "grouped_mm":
         pytest.skip("this torch has no grouped products")
     return model
@@ -54,7 +50,7 @@ def test_experts_run_in_the_precision_of_the_run_and_learn(mixture):
 
 
 def test_a_model_without_experts_is_left_alone():
-    model = AutoModelForCausalLM.from_config(MistralConfig(**SIZES))
+    model = tiny_model("mistral")
     before = model.config._experts_implementation
     follow_autocast(model)
     assert model.config._experts_implementation == before

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
+from tiny import tiny_folder
 
 from dominie.core.errors import InputError
 from dominie.data.batch import collate
@@ -19,18 +19,7 @@ from dominie.teachers import LocalTeacher
 
 @pytest.fixture
 def mixtral(tmp_path: Path) -> str:
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        initializer_range=0.3,
-    )
-    MixtralForCausalLM(config).save_pretrained(tmp_path / "mixtral")
+    tiny_folder(tmp_path / "mixtral", "mixtral", num_local_experts=4)
     return str(tmp_path / "mixtral")
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import MistralConfig, set_seed
-from transformers.models.mistral import MistralForCausalLM
+from tiny import tiny_model
 
 from dominie.core.errors import InputError, RunError
 from dominie.data.batch import collate
@@ -30,20 +29,9 @@ VOCABULARY = 31
 EVERYTHING = CacheSettings(scheme="top", top_p=1.0, k_max=VOCABULARY, levels=10**9)
 
 
-def model_of(seed: int, **options: Any) -> MistralForCausalLM:
-    set_seed(seed)
-    config = MistralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        sliding_window=None,
-        initializer_range=0.5,
-        **options,
-    )
-    return MistralForCausalLM(config).double().eval().requires_grad_(False)
+def model_of(seed: int, **options: Any) -> Any:
+    model = tiny_model("mistral", seed=seed, vocab_size=VOCABULARY, dtype=torch.float64, **options)
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture

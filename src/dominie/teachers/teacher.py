@@ -69,7 +69,7 @@ class LocalTeacher:
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> Signal:
-        """Hidden states [n, D_t] of supervised positions, the head, and projections if asked for."""
+        """Hidden states [n, D_t] of supervised positions, the head, and captured projections."""
         hidden = decoder(self.model)(**batch.model_inputs()).last_hidden_state
         captured = self._attention.take() if self._attention else {}
         rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)

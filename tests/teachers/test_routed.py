@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MistralConfig, set_seed
-from transformers.models.mistral import MistralForCausalLM
+from tiny import tiny_model
 
 from dominie.data.batch import Batch, collate
 from dominie.data.tokenization import Encoded
@@ -29,19 +28,9 @@ class Counted(LocalTeacher):
         return super().signal(batch)
 
 
-def model_of(seed: int) -> MistralForCausalLM:
-    set_seed(seed)
-    config = MistralConfig(
-        vocab_size=31,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        sliding_window=None,
-        initializer_range=0.5,
-    )
-    return MistralForCausalLM(config).double().eval().requires_grad_(False)
+def model_of(seed: int) -> Any:
+    model = tiny_model("mistral", seed=seed, vocab_size=31, dtype=torch.float64)
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture
