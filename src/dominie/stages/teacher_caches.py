@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 REMEDY = "run `dominie cache` on the recipe: it computes what is missing or damaged, and no more"
 
-_VERSIONS = ("dominie", "torch", "transformers", "numpy", "pyarrow")
+_VERSIONS = ("dominie", "torch", "transformers", "numpy", "pcodec", "pyarrow")
 
 
 @dataclass(frozen=True)
