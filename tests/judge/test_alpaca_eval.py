@@ -16,7 +16,7 @@ from dominie.judge.judge import (
     Judge,
     Verdict,
     control_warnings,
-    kinship_warning,
+    same_family_warning,
     verdicts,
 )
 
@@ -135,15 +135,15 @@ def test_bad_files_are_refused(load, change, words):
         load(**change)
 
 
-def test_kinship():
-    assert "itself" in str(kinship_warning("m", ["x", "m"]))
+def test_a_judge_of_the_same_family():
+    assert "itself" in str(same_family_warning("m", ["x", "m"]))
     assert "Mistral" in str(
-        kinship_warning("mistral-large-2411", ["runs/x", "mistralai/Mixtral-8x7B"])
+        same_family_warning("mistral-large-2411", ["runs/x", "mistralai/Mixtral-8x7B"])
     )
-    assert "OpenAI" in str(kinship_warning("gpt-4o", ["davinci-003"]))
-    assert kinship_warning("gpt-4o", ["mistral-7b", "llama-3"]) is None
-    assert kinship_warning("qwen3:8b", ["Qwen/Qwen2.5-0.5B"]) is not None
-    assert kinship_warning("my-own-judge", ["my-own-model"]) is None
+    assert "OpenAI" in str(same_family_warning("gpt-4o", ["davinci-003"]))
+    assert same_family_warning("gpt-4o", ["mistral-7b", "llama-3"]) is None
+    assert same_family_warning("qwen3:8b", ["Qwen/Qwen2.5-0.5B"]) is not None
+    assert same_family_warning("my-own-judge", ["my-own-model"]) is None
 
 
 def test_warnings_say_what_controls_show():

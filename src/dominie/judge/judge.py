@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Below this share of verdicts that could be read, no figure is given for the whole.
 LEAST_SCORED = 0.95
 #: Added to the temperature if a verdict could not be read, or the reply would be the same.
-_WARMER = 0.3
+_RETRY_TEMPERATURE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def enough_scored(scored: int, total: int) -> bool:
 
 def _body(judge: Judge, case: Case, attempt: int) -> dict[str, Any]:
     sampling: dict[str, Any] = {
-        "temperature": round(judge.temperature + _WARMER * attempt, 6),
+        "temperature": round(judge.temperature + _RETRY_TEMPERATURE * attempt, 6),
         "max_tokens": judge.max_tokens,
     }
     if case.prompt.verdict == "identifier" and judge.logprobs:
@@ -169,7 +169,7 @@ def model_families(name: str) -> set[str]:
     return {family for family, pattern in _MODEL_FAMILIES.items() if re.search(pattern, spaced)}
 
 
-def kinship_warning(judge: str, names: Iterable[str]) -> str | None:
+def same_family_warning(judge: str, names: Iterable[str]) -> str | None:
     """Return a warning if the judge is of the family of a model or of one that taught it.
 
     Args:

@@ -22,8 +22,8 @@ from dominie.judge.judge import (
     constant_controls,
     control_warnings,
     judged_answers,
-    kinship_warning,
     model_families,
+    same_family_warning,
 )
 from dominie.recipe import Evaluation
 from dominie.stages.run_folder import RunFolder
@@ -103,8 +103,8 @@ class JudgedScores:
             return None
         figures = judged.figures
         figures["controls"] = {**self._controls(benchmark), **figures.get("controls", {})}
-        kinship = kinship_warning(loaded.judge.model, self._lineage(name))
-        figures["warnings"] = [*([kinship] if kinship else []), *control_warnings(figures)]
+        family = same_family_warning(loaded.judge.model, self._lineage(name))
+        figures["warnings"] = [*([family] if family else []), *control_warnings(figures)]
         self.display.done(title, _summary(figures))
         for warning in figures["warnings"]:
             self.display.line(f"  warning: {warning}")
