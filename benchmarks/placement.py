@@ -180,7 +180,7 @@ def trained(recipe: Path, overrides: list[str]) -> dict[str, float]:
     theirs.DEFAULT_CALLBACKS.append(clock)
     baseline, before = (0, 0) if _results.GPU else (resident("VmRSS") or 0, _standing())
     folder = RunFolder(load_recipe(recipe, overrides), recipe.parent / "runs")
-    with folder.held():
+    with folder.locked():
         run_stages(folder, Display(Console(stderr=True)))
     lines = (folder.stage("s") / "metrics.jsonl").read_text().splitlines()
     steps = [

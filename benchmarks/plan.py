@@ -172,7 +172,7 @@ def trained(recipe: Path, runs: Path) -> dict[str, int]:
 
     baseline = resident("VmRSS") or 0
     folder = RunFolder(load_recipe(recipe), runs)
-    with folder.held():
+    with folder.locked():
         run_stages(folder, Display(Console(stderr=True)))
     if _results.GPU:
         return {"peak": torch.cuda.max_memory_allocated(), "baseline": 0}

@@ -1,4 +1,4 @@
-"""What a recipe asks of a stage, whatever its kind; and the registry of the kinds there are."""
+"""Base class of the stages of a recipe, and the registry of the kinds of stage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class StageConfig:
         key: the key that only stages of this kind have; None for stages that train.
         makes: what comes of it: the folder within the stage's that holds the result.
         trains: whether it has a student, data and `train` settings.
-        relation: what its model is to the one it began as, by the hub's word.
+        relation: of its model to the one it began as, in the terms of the hub.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
@@ -57,7 +57,7 @@ class StageConfig:
 
     @property
     def placement(self) -> Placement | None:
-        """Where the weights of its model lie when that teaches another stage."""
+        """Where the weights of its model are held when it teaches another stage."""
         return None
 
     @property
@@ -82,25 +82,25 @@ class StageConfig:
 
     @property
     def hub_tags(self) -> list[str]:
-        """What was done, in the hub's words."""
+        """Tags for the model card, in the terms of the hub."""
         return [self.kind]
 
     @property
     def named(self) -> dict[str, str]:
-        """Every model the stage names, needed or not, by the key that names it."""
+        """List every model the stage names, needed or not, by the key that names it."""
         return references(self, "model")
 
     @property
     def named_sources(self) -> dict[str, str]:
-        """Every source the stage names, needed or not, by the key that names it."""
+        """List every source the stage names, needed or not, by the key that names it."""
         return references(self, "source")
 
     def renamed(self, of: Callable[[str], str]) -> StageConfig:
-        """The stage with every model's name replaced."""
+        """Replace the name of every model."""
         return rewritten(self, lambda kind, name: of(name) if kind == "model" else name)
 
     def resolved(self, recipe: Recipe) -> StageConfig:
-        """The stage with what follows from other parts of the recipe written out."""
+        """Write out what follows from other parts of the recipe."""
         del recipe
         return self
 
@@ -112,7 +112,7 @@ class StageConfig:
         """
 
     def source(self, name: str) -> Source:
-        """The data of a stage that makes some, as a source; its path begins at the run's folder."""
+        """Describe the data that it makes as a source; the path begins at the run's folder."""
         held_out: dict[str, Any] = {
             key: getattr(self, key, 0.0) for key in ("validation_fraction", "test_fraction")
         }
@@ -128,17 +128,17 @@ class StageConfig:
         return info_of_stage(name, of(self.models[0]))
 
     def conversations(self, sizes: Mapping[str, int]) -> int | None:
-        """How many conversations it makes, given those of each source; None if nobody knows."""
+        """Count the conversations it will make, given those of each source; None if unknown."""
         del sizes
         return None
 
     def plan(self, recipe: Recipe, name: str, machine: Any, sizes: Mapping[str, Any]) -> Any:
-        """Its memory and time on a machine, a `StagePlan`."""
+        """Plan its memory and time on a machine: a `StagePlan`."""
         raise NotImplementedError
 
 
 def info_of_stage(name: str, info: ModelInfo, **changed: Any) -> ModelInfo:
-    """The same facts of a model that a stage will write whole."""
+    """Copy the facts of a model for one that a stage will write whole."""
     return dataclasses.replace(
         info, name=name, origin="stage", spec=None, base=name, adapter=None, **changed
     )
@@ -164,7 +164,7 @@ def unregister_stage_kind(kind: str) -> None:
 
 
 def stage_kinds() -> Mapping[str, type[StageConfig]]:
-    """Every kind of stage by name, that which trains first."""
+    """List every kind of stage by name, the kind that trains first."""
     for module in _BUILT_IN:
         importlib.import_module(module)
     order = {"train": 0, "merge": 1, "upcycle": 2}
@@ -172,13 +172,13 @@ def stage_kinds() -> Mapping[str, type[StageConfig]]:
 
 
 def _tag_of(stage: Any) -> str:
-    """The tag of a stage's kind, by the key that it alone has."""
+    """Find the tag of a stage's kind by the key that only this kind has."""
     keys = stage if isinstance(stage, dict) else ()
     return next((f"<{k.kind}>" for k in stage_kinds().values() if k.key in keys), "<train>")
 
 
 class _AnyKind:
-    """Validates a stage as what its keys show it to be, among the kinds that are registered."""
+    """Validates a stage as the registered kind that its keys belong to."""
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler

@@ -1,4 +1,4 @@
-"""YAML to typed objects: read, shorthands written out, overrides applied, unknown keys refused."""
+"""Reads a recipe: applies overrides, writes out shorthands and refuses unknown keys."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ from dominie.core.errors import InputError
 from dominie.core.references import Kind, rewritten
 from dominie.data.sources import is_local
 from dominie.recipe.kinds import stage_kinds
-from dominie.recipe.messages import described, first_problem, known_keys, unknown_key, wrong_type
+from dominie.recipe.messages import (
+    describe_value,
+    first_problem,
+    known_keys,
+    unknown_key,
+    wrong_type,
+)
 from dominie.recipe.schema import Recipe
 from dominie.recipe.validate import check_names
 from dominie.training.settings import DERIVED, TrainSettings
 
 
 def read_text(path: Path) -> str:
-    """What a recipe's file holds.
+    """Read the file of a recipe.
 
     Raises:
         InputError: there is none, or it cannot be read.
@@ -52,7 +58,7 @@ def read_text(path: Path) -> str:
 
 
 def _recipe_near(path: Path) -> Path | None:
-    """A recipe whose name is like that of one that is not there."""
+    """Find a recipe whose name is like that of one that does not exist."""
     places = {path.parent, Path()}
     files = [
         file for place in places for file in (*place.glob("*.y*ml"), *place.glob("*/recipe.yaml"))
@@ -64,15 +70,15 @@ def _recipe_near(path: Path) -> Path | None:
 
 
 def parsed_yaml(text: str, *, where: str) -> Any:
-    """YAML 1.2, where `2e-5` is a number and `no` is a word; a key given twice is refused.
+    """Parse YAML 1.2, in which `2e-5` is a number and `no` is a text; refuse a repeated key.
 
     Raises:
         InputError: names the line.
     """
     try:
         tree = YAML(typ="safe", pure=True).load(text)
-        json.dumps(tree, default=str)  # fails where an alias leads in a circle or a key is no word
-        return unshared(tree)
+        json.dumps(tree, default=str)  # fails for a cyclic alias, and a key that is no text
+        return without_aliases(tree)
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise InputError(
@@ -90,14 +96,14 @@ def parsed_yaml(text: str, *, where: str) -> Any:
         raise InputError("not valid YAML", where=where, found=str(error).splitlines()[0]) from None
 
 
-def unshared(value: Any) -> Any:
-    """A copy in which what an alias repeats is repeated: an override then changes one place."""
+def without_aliases(value: Any) -> Any:
+    """Copy what an alias repeats, so that an override changes one place."""
     if isinstance(value, dict):
-        return {key: unshared(item) for key, item in value.items()}
-    return [unshared(item) for item in value] if isinstance(value, list) else value
+        return {key: without_aliases(item) for key, item in value.items()}
+    return [without_aliases(item) for item in value] if isinstance(value, list) else value
 
 
-#: Where a bare value may stand for a mapping: the path's shape and the key the value means.
+#: Paths at which a bare value stands for a mapping, and the key that the value is for.
 _SHORTHANDS = (
     (("models", "*"), "path"),
     (("data", "*"), "path"),
@@ -130,7 +136,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             "not a recipe",
             where=str(path),
             expected="a mapping of name, data and stages",
-            found=described(tree),
+            found=describe_value(tree),
         )
     # Every folder's recipe.yaml is called that: a run by this name would be any of them.
     tree.setdefault("name", path.resolve().parent.name if path.stem == "recipe" else path.stem)
@@ -138,18 +144,18 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_of(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that a mapping holds, as `load_recipe` reads it from a file in this folder.
+    """Read the recipe that a mapping holds, as `load_recipe` does from a file in this folder.
 
     Raises:
         InputError: as `load_recipe`, and for a mapping without a name.
     """
     if not isinstance(tree.get("name"), str):
-        raise InputError("the recipe has no name", where="recipe", expected="name: a word")
-    return _recipe(unshared(dict(tree)), overrides, where="recipe", base=Path())
+        raise InputError("the recipe has no name", where="recipe", expected="name: a text")
+    return _recipe(without_aliases(dict(tree)), overrides, where="recipe", base=Path())
 
 
 def _recipe(tree: dict[str, Any], overrides: Sequence[str], *, where: str, base: Path) -> Recipe:
-    written = unshared(tree)
+    written = without_aliases(tree)
     for override in overrides:
         _apply_override(tree, override)
     _write_out_shorthands(tree)
@@ -182,7 +188,7 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
+    """Write the resolved recipe as YAML, from which `load_recipe` reads an equal one."""
     tree = _without_none(dataclasses.asdict(recipe))
     for source in tree["data"].values():
         del source["name"]
@@ -212,7 +218,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
                 raise InputError(
                     "not a mapping",
                     where=".".join(keys[:depth]),
-                    found=described(child),
+                    found=describe_value(child),
                     do=f"set {dotted} whole",
                 )
             child = node[key] = {meaning: child}
@@ -237,7 +243,7 @@ def _write_out_shorthands(tree: Any, path: tuple[str, ...] = ()) -> None:
 
 
 def _merge_train(tree: dict[str, Any]) -> None:
-    """Lay the recipe's `train` under each stage's, and set TrainingArguments' own fields apart."""
+    """Merge the recipe's `train` into each stage's; separate fields of TrainingArguments."""
     shared = _as_mapping(tree.get("train"), "train")
     stages = _as_mapping(tree.get("stages"), "stages")
     untrained = {kind.key for kind in stage_kinds().values() if not kind.trains}
@@ -248,14 +254,14 @@ def _merge_train(tree: dict[str, Any]) -> None:
             continue
         own = _as_mapping(stage.get("train"), f"{where}.train")
         _check_train(own, where=f"{where}.train")
-        stage["train"] = _with_arguments_apart({**shared, **own})
+        stage["train"] = _separate_arguments({**shared, **own})
     _check_train(shared, where="train")
-    tree["train"] = _with_arguments_apart(shared)
+    tree["train"] = _separate_arguments(shared)
 
 
-def _with_arguments_apart(train: dict[str, Any]) -> dict[str, Any]:
-    apart = {key: value for key, value in train.items() if key not in _OUR_TRAIN_KEYS}
-    return {**{k: v for k, v in train.items() if k not in apart}, "arguments": apart}
+def _separate_arguments(train: dict[str, Any]) -> dict[str, Any]:
+    theirs = {key: value for key, value in train.items() if key not in _OUR_TRAIN_KEYS}
+    return {**{k: v for k, v in train.items() if k not in theirs}, "arguments": theirs}
 
 
 def _check_train(train: Mapping[str, Any], *, where: str) -> None:
@@ -277,7 +283,7 @@ def _check_train(train: Mapping[str, Any], *, where: str) -> None:
 
 
 def _check_type(value: Any, kind: Any, *, where: str) -> None:
-    """Refuse a value that transformers would stumble over in the midst of training."""
+    """Refuse a value that transformers would fail on during training."""
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError("the value cannot be used", where=where, expected="a finite number")
     try:
@@ -299,7 +305,7 @@ def _as_mapping(value: Any, where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise InputError("not a mapping", where=where, found=described(value))
+        raise InputError("not a mapping", where=where, found=describe_value(value))
     return value
 
 

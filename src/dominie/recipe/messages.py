@@ -1,4 +1,4 @@
-"""Messages about a recipe's keys and values."""
+"""Error messages about the keys and values of a recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dominie.core.errors import InputError
 from dominie.recipe.kinds import StageConfig, stage_kinds
 from dominie.recipe.schema import Recipe
 
-#: What was expected, in a recipe's words, by pydantic's name of the error.
+#: What was expected, in the terms of a recipe, by pydantic's name of the error.
 _EXPECTED = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -29,7 +29,7 @@ _EXPECTED = {
 
 
 def unknown_key(where: str, key: object, known: Iterable[str]) -> InputError:
-    """A key that means nothing here, with the nearest one that does."""
+    """Report a key that does not exist here, and the nearest one that does."""
     known = sorted(known)
     near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else None
@@ -37,8 +37,8 @@ def unknown_key(where: str, key: object, known: Iterable[str]) -> InputError:
     return InputError("unknown key", where=where, expected=expected, do=hint)
 
 
-def _moved(path: Sequence[str]) -> str | None:
-    """Where a key belongs that stands beside `train` and not in it: in a recipe or a stage."""
+def _key_in_train(path: Sequence[str]) -> str | None:
+    """Find the place of a key that is beside `train` and belongs in it."""
     *above, key = path
     beside_train = not above or (above[0] == "stages" and len(above) == 2)
     if beside_train and key in known_keys(["train"]):
@@ -49,7 +49,7 @@ def _moved(path: Sequence[str]) -> str | None:
 def first_problem(
     error: pydantic.ValidationError, tree: dict[str, Any], written: dict[str, Any], *, where: str
 ) -> InputError:
-    """The first thing a person should mend; unknown keys come before what they leave missing.
+    """Report the first problem; unknown keys come before the keys they leave missing.
 
     Args:
         error: what pydantic found.
@@ -63,10 +63,10 @@ def first_problem(
     keys = _keys(path)
     dotted = ".".join(keys)
     if problem["type"] == "unexpected_keyword_argument":
-        moved = _moved(keys)
-        if moved is not None:
+        inner = _key_in_train(keys)
+        if inner is not None:
             return InputError(
-                "unknown key", where=f"{where}: {dotted}", do=f"did you mean {moved}?"
+                "unknown key", where=f"{where}: {dotted}", do=f"did you mean {inner}?"
             )
         return unknown_key(f"{where}: {dotted}", path[-1], known_keys(path[:-1]))
     if problem["type"] in ("missing", "missing_argument"):
@@ -88,7 +88,7 @@ def first_problem(
 
 
 def _mistaken_name(path: Sequence[str], written: Any, *, where: str) -> InputError | None:
-    """That an override names what the recipe has not, where this is why something is missing."""
+    """Report an override of something that the recipe does not have, if that is the cause."""
     for depth, part in enumerate(path):
         if not isinstance(written, dict):
             return None
@@ -108,7 +108,7 @@ def _mistaken_name(path: Sequence[str], written: Any, *, where: str) -> InputErr
 
 
 def wrong_type(problems: Sequence[Any], value: Any, *, where: str) -> InputError:
-    """A value that is none of the kinds it could have been, one problem for each kind."""
+    """Report a value that is of none of the accepted types, one problem for each type."""
     expected = [
         _EXPECTED.get(p["type"], p["msg"].removeprefix("Input should be ")) for p in problems
     ]
@@ -116,12 +116,12 @@ def wrong_type(problems: Sequence[Any], value: Any, *, where: str) -> InputError
         "the value cannot be used",
         where=where,
         expected=" or ".join(dict.fromkeys(expected)),
-        found=described(value),
+        found=describe_value(value),
     )
 
 
 def _place(tree: Any, path: Sequence[str]) -> tuple[list[str], Any]:
-    """The part of `path` that is the recipe's and not the name of a union's member; its value."""
+    """Find the part of `path` that exists in the recipe, and its value."""
     place: list[str] = []
     for part in _keys(path):
         named = {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
@@ -133,7 +133,7 @@ def _place(tree: Any, path: Sequence[str]) -> tuple[list[str], Any]:
 
 
 def _is_tag(path: Sequence[str], index: int) -> bool:
-    """Whether a part of pydantic's path tells the kind of a stage or benchmark, and is no key.
+    """Whether a part of pydantic's path is the tag of a stage's or benchmark's kind, and no key.
 
     A key may look like one: it is known by its place.
     """
@@ -144,12 +144,12 @@ def _is_tag(path: Sequence[str], index: int) -> bool:
 
 
 def _keys(path: Sequence[str]) -> list[str]:
-    """The parts of pydantic's path that are keys of the recipe."""
+    """Drop the parts of pydantic's path that are no keys of the recipe."""
     return [part for index, part in enumerate(path) if not _is_tag(path, index)]
 
 
 def known_keys(path: Sequence[str]) -> list[str]:
-    """The fields of the object at `path` in a recipe."""
+    """List the fields of the object at `path` in a recipe."""
     kind: Any = Recipe
     options: list[Any] = []
     for index, part in enumerate(path):
@@ -173,7 +173,7 @@ def known_keys(path: Sequence[str]) -> list[str]:
     ]
 
 
-def described(value: Any) -> str:
-    """A value as a message names it."""
+def describe_value(value: Any) -> str:
+    """Describe a value for a message."""
     names = {dict: "a mapping", list: "a list", str: f"the text {value!r}", type(None): "nothing"}
     return names.get(type(value), repr(value))

@@ -1,4 +1,4 @@
-"""The typed objects of a recipe. Shorthands are written out before these are made: see `load`."""
+"""The typed objects of a recipe, after `load` has written out its shorthands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Task(MetricSettings):
     Attributes:
         source: whose conversations are asked; the last assistant turn is the target.
         split: which split of the source.
-        teacher: whom `agreement` compares with.
+        teacher: the model that `agreement` compares with.
         by: a field of the data rows to break the score down by, `family` say.
         limit: score the first rows of the split only.
         max_new_tokens: longest answer; None is the longest target of the split and a little more.
@@ -63,7 +63,7 @@ class Task(MetricSettings):
 
 
 def _benchmark(value: Any) -> str:
-    """The tag of a benchmark's kind; MT-Bench where it is not said."""
+    """Find the tag of a benchmark's kind; MT-Bench if none is given."""
     if not isinstance(value, dict):
         return f"<{getattr(value, 'kind', 'mt_bench')}>"  # and refused there, if it is none
     return f"<{value.get('kind', 'mt_bench')}>"
@@ -115,8 +115,8 @@ class Recipe:
     Attributes:
         name: of the run folder, `runs/NAME`.
         data: sources of conversations, by the names that stages and tasks use.
-        stages: what is trained or made, by name; the order follows from who learns from whom.
-        train: what every stage trains with, where it does not say otherwise.
+        stages: what is trained or made, by name; the order follows from what each reads.
+        train: settings of every stage, unless it sets its own.
         models: names for models that need options.
         evaluate: what is scored, and on what; None scores nothing.
     """
@@ -154,7 +154,7 @@ class Recipe:
         ]
 
     def model(self, name: str) -> Model:
-        """What a model name means when it is not a stage's."""
+        """Describe a model that no stage makes."""
         return self.models.get(name) or Model(path=name)
 
     def placement(self, name: str) -> Placement:
@@ -164,7 +164,7 @@ class Recipe:
 
 
 def only_models(recipe: Recipe, names: Sequence[str]) -> Recipe:
-    """The recipe with these models alone to score, and the stages that they and the tasks need.
+    """Keep only these models to score, and the stages that they and the tasks need.
 
     Args:
         recipe: the whole.

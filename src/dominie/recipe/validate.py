@@ -21,7 +21,7 @@ _RESERVED = {"evaluation", "toyworld", "rows", "cache"}  # folders a run keeps b
 
 
 def check_names(recipe: Recipe, *, where: str) -> None:
-    """Refuse a recipe whose names do not add up, before anything is loaded.
+    """Refuse names that do not exist and settings that contradict each other, before loading.
 
     Raises:
         InputError: names the key at fault and the nearest name that exists.
@@ -40,7 +40,7 @@ def check_names(recipe: Recipe, *, where: str) -> None:
             raise InputError(
                 "a local file has no subset and no split",
                 where=f"{where}: data.{name}",
-                do="remove subset and split; the fractions say what is held out",
+                do="remove subset and split; use the fractions to hold out rows",
             )
     for name, stage in recipe.stages.items():
         here = f"{where}: stages.{name}"
@@ -59,7 +59,7 @@ def check_names(recipe: Recipe, *, where: str) -> None:
 
 
 def stage_order(recipe: Recipe, *, where: str) -> list[str]:
-    """Stages, each after those it reads models or data of; otherwise in the recipe's order.
+    """Order the stages: each after those it reads models or data of, else as in the recipe.
 
     Raises:
         InputError: stages that need each other.
@@ -205,7 +205,7 @@ def _check_source(recipe: Recipe, source: str, *, where: str) -> None:
 
 
 def _check_model(recipe: Recipe, name: str, *, where: str) -> None:
-    """A stage, a name under models, a folder, a toy model, or an organisation/model id."""
+    """Accept a stage, a name under models, a folder, a toy model, or an organisation/model id."""
     _check_path(name, where=where)
     if name in recipe.made:
         raise InputError(

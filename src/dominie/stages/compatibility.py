@@ -1,4 +1,4 @@
-"""Whether a recipe's models, rows, experts and tasks go together, before anything is trained."""
+"""Checks that models, rows, experts and tasks are compatible, before anything is trained."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def check_router(folder: RunFolder, name: str, stage: TrainStage) -> str | None:
 
 
 def check_training(folder: RunFolder, prepared: PreparedTraining) -> None:
-    """Refuse what rows, settings and configurations show not to go together."""
+    """Refuse rows, settings and models that are not compatible."""
     stage, where = prepared.stage, f"stages.{prepared.name}"
     known = [name for name in stage.active if name in prepared.sources]
     for name in known:
@@ -82,8 +82,8 @@ def check_training(folder: RunFolder, prepared: PreparedTraining) -> None:
                 where=f"{where}.data.{name}",
                 do=f"lower data.{name}.test_fraction or validation_fraction",
             )
-    learnt = [source for source in prepared.stage_sources if source.share]
-    validated = len(known) < len(stage.active) or any(len(x.validation) for x in learnt)
+    trained = [source for source in prepared.stage_sources if source.share]
+    validated = len(known) < len(stage.active) or any(len(x.validation) for x in trained)
     if stage.train.validation_decides and not validated:
         raise InputError(
             "there is nothing to choose the best model by",
@@ -101,7 +101,7 @@ def check_training(folder: RunFolder, prepared: PreparedTraining) -> None:
         check_context(model, stage.train.max_length, where=f"{where}, model {name}")
         check_vocabulary(model, highest, where=f"{where}, model {name}")
     try:
-        pairs = attention_pairs(models[stage.student], models, learnt)
+        pairs = attention_pairs(models[stage.student], models, trained)
     except InputError as error:
         raise error.within(where) from None
     if pairs.teachers:
@@ -122,7 +122,7 @@ def check_alike(folder: RunFolder, models: Sequence[str], *, where: str) -> None
         apart = [key for key in shape if found[key] != seen[first][key]]
         if apart:
             raise InputError(
-                "models of different shape cannot be made one",
+                "models of different shape cannot be combined",
                 where=where,
                 expected=", ".join(f"{key} {seen[first][key]}" for key in apart)
                 + f" as in {first}",

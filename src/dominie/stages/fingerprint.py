@@ -1,4 +1,4 @@
-"""What a stage depends on, as a short hash, and key by key so that changes can be named."""
+"""Fingerprints: what a stage depends on, as a short hash and key by key."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _HARMLESS_KEYS = (
 
 
 def digest(*parts: Any) -> str:
-    """16 hexadecimal digits of anything JSON can hold."""
+    """Hash anything that JSON can hold to 16 hexadecimal digits."""
     text = json.dumps([FORMAT, *parts], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -51,7 +51,7 @@ def digest(*parts: Any) -> str:
 def training_parts(
     recipe: Recipe, name: str, *, rows: Mapping[str, str], models: Mapping[str, str]
 ) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """What the model of a stage that trains depends on: settings, student, sources.
+    """List what a stage that trains depends on: settings, student, sources.
 
     Args:
         recipe: the resolved recipe.
@@ -66,7 +66,7 @@ def training_parts(
     train["arguments"] = {k: v for k, v in train["arguments"].items() if k not in HARMLESS}
     if not stage.train.validation_decides:
         for key in ("evaluate_every", "evaluate_rows"):
-            train.pop(key)  # then it changes what is seen, not what is learnt
+            train.pop(key)  # then it changes what is logged, not the model
     sources = {}
     for source in stage.active:
         teacher = stage.teacher_on(source)
@@ -77,7 +77,7 @@ def training_parts(
             "rows": rows[source],
         }
         if teacher in recipe.stages and (bits := bits_of(recipe.placement(teacher))):
-            sources[source]["quantize"] = bits  # of other models their own fingerprint tells
+            sources[source]["quantize"] = bits  # of other models it is in their own fingerprint
         if cache := stage.cache_on(source):
             sources[source]["cache"] = cache.identity
     return train, models[stage.student], sources
@@ -96,7 +96,7 @@ def making_parts(
     models: Mapping[str, str],
     rows: str | Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
-    """What a model or data depend on that a stage makes without training; of models the order.
+    """List what a stage that does not train depends on; of model names only their order counts.
 
     Args:
         recipe: the resolved recipe.
@@ -107,17 +107,17 @@ def making_parts(
     stage = recipe.stages[name]
     numbered = stage.renamed(lambda model: str(stage.models.index(model)))
     read = [models[model] for model in stage.models]
-    made = dataclasses.asdict(numbered)
-    made.pop("placement", None)  # is for those that it teaches
-    return made, read, *([rows] if rows else [])
+    settings = dataclasses.asdict(numbered)
+    settings.pop("placement", None)  # does not change its result
+    return settings, read, *([rows] if rows else [])
 
 
 def model_fingerprint(spec: Model) -> str:
-    """A model that no stage makes: by name on the hub, by what lies in a folder, wherever it is."""
+    """Hash a model that no stage makes: its name on the hub, or the content of its folder."""
     return digest(model_identity(spec))
 
 
-#: What stands behind a hash, for people.
+#: What a changed hash means.
 _HASHED = {
     "rows": "other conversations, or another order of them",
     "tokenizer": "another tokenizer or chat template",
@@ -130,7 +130,7 @@ _SHOWN = 6  # changes that are named; a changed teacher or tokenizer entails man
 def training_dependencies(
     train: Mapping[str, Any], student: str, sources: Mapping[str, Any], tokenizer: str
 ) -> dict[str, Any]:
-    """Of a stage that trains: the parts of its fingerprint, and what its rows are made by."""
+    """Flatten the dependencies of a stage that trains, to name changes by key."""
     settings = dict(train)
     settings |= settings.pop("arguments", {})
     tree = {"train": settings, "student": student, "tokenizer": tokenizer, "data": sources}
@@ -142,7 +142,7 @@ def making_dependencies(
     models: Sequence[str],
     rows: str | Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Of a stage that makes a model or data without training."""
+    """Flatten the dependencies of a stage that does not train."""
     read: dict[str, Any] = {f"model {number}": model for number, model in enumerate(models, 1)}
     if isinstance(rows, Mapping):
         read["data"] = {source: {"rows": digest} for source, digest in rows.items()}
@@ -152,7 +152,7 @@ def making_dependencies(
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between the dependencies of two times, a phrase each; most telling first."""
+    """Describe what differs between two sets of dependencies, a phrase each."""
     apart = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if "tokenizer" in apart or "train.max_length" in apart:  # rows differ for their sake
         apart = [key for key in apart if not key.endswith(".rows")]
@@ -162,7 +162,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What runs a stage now that did not when it began, as far as that is known."""
+    """List versions and ranks that have changed since a stage began."""
     was, current = _flat(before), _flat(now)
     return [
         f"{key.removeprefix('versions.')} {current[key]} (begun with {was[key]})"
@@ -173,8 +173,8 @@ def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _change(key: str, before: Any, now: Any) -> str:
     last = key.rpartition(".")[2]
-    of_stage = key == last or key.startswith("data.")  # and no setting of a kind of stage
-    if of_stage and last in _HASHED and before is not None and now is not None:
+    is_hash = key == last or key.startswith("data.")
+    if is_hash and last in _HASHED and before is not None and now is not None:
         return f"{key}: {_HASHED[last]}"
     if last.startswith("model ") and before is not None and now is not None:
         return f"{key}: {_HASHED['student']}"
@@ -186,7 +186,7 @@ def _shown(value: Any) -> str:
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Leaves by dotted path; those that are None left out."""
+    """Flatten to leaves by dotted path, without those that are None."""
     if isinstance(value, Mapping):
         flat: dict[str, Any] = {}
         for key, item in value.items():

@@ -1,4 +1,4 @@
-"""What every kind of stage does: is prepared, run, planned and described. One file a kind."""
+"""Base class of the kinds of stage: how they are prepared, run, planned and described."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Prepared:
         stage: its part of the recipe.
         tokenizer: of the model it makes, with a chat template; None if it makes data.
         fingerprint: of everything its result depends on; empty while that is not known.
-        depends: the same by name, to say what has changed.
+        depends: the same by key, to name what has changed.
         sources: the tokenised sources it reads, by name.
         waits_for: stages that have to make data before the rest can be checked.
     """
@@ -52,8 +52,8 @@ class StageRun:
     Attributes:
         folder: of the run.
         prepared: the stage; everything it reads exists.
-        record: what `stage.json` says so far.
-        earlier: what `stage.json` said when the same stage was cut off, else empty.
+        record: the content of `stage.json` so far.
+        earlier: the content of `stage.json` if the same stage was interrupted, else empty.
         display: shows progress.
     """
 
@@ -106,7 +106,7 @@ class StageKind(StageConfig):
 
     @property
     def names_in_record(self) -> dict[str, Any]:
-        """What `stage.json` says of the models that the stage reads, by the recipe's names."""
+        """Entries of `stage.json` with the models that the stage reads, by the recipe's names."""
         return {"student": self.models[0]} if self.models else {}
 
     def prepare(self, name: str, preparation: Preparation) -> Prepared:
@@ -125,20 +125,23 @@ class StageKind(StageConfig):
         return Prepared(name, self, None, digest(*parts), depends=depends)
 
     def run(self, run: StageRun) -> dict[str, Any]:
-        """Make the result, on every rank; what `stage.json` says of it beside what it says of all.
+        """Make the result, on every rank.
+
+        Returns:
+            Entries of `stage.json` of this kind.
 
         Raises:
             InputError, RunError: what goes wrong.
         """
 
-        def made() -> dict[str, Any]:
+        def make() -> dict[str, Any]:
             run.begin()
             started = time.perf_counter()
             found = self.make(run)
             seconds = round(time.perf_counter() - started, 1)
             return {"models": self.models, **found, "seconds": seconds}
 
-        return broadcast_from_main(made)
+        return broadcast_from_main(make)
 
     def make(self, run: StageRun) -> dict[str, Any]:
         """Make the result, on the main process alone.
@@ -149,14 +152,14 @@ class StageKind(StageConfig):
         raise NotImplementedError
 
     def plan(self, recipe: Recipe, name: str, machine: Any, sizes: Mapping[str, Any]) -> Any:
-        """Its memory and time on a machine, a `StagePlan`; by default the weights that it holds."""
+        """Plan its memory and time on a machine: by default, the weights that it holds."""
         from dominie.planning.plan import plan_untrained
 
         del sizes
         return plan_untrained(recipe, name, self, machine)
 
     def describe(self, record: Mapping[str, Any]) -> str:
-        """One line about a finished stage, for the terminal, `stage.json` and the report."""
+        """Describe a finished stage in one line, for the terminal, `stage.json` and the report."""
         models = " and ".join(record.get("models", ()))
         parts = [f"{self.kind} of {models}" if models else self.kind]
         parts.append(f"{record['seconds']:.0f} s")
@@ -198,7 +201,7 @@ class WeightsKind(StageKind):
         """Refuse models that this kind cannot read."""
 
     def rows(self, name: str, preparation: Preparation) -> dict[str, PreparedSource]:
-        """The tokenised sources that it reads."""
+        """Tokenise the sources that it reads."""
         del name, preparation
         return {}
 
@@ -214,10 +217,10 @@ class WeightsKind(StageKind):
         return {"parameters": parameters}
 
     def write(self, models: Mapping[str, Model], folder: Path, prepared: Prepared) -> int:
-        """Write the weights and the configuration; the number of parameters."""
+        """Write the weights and the configuration; return the number of parameters."""
         raise NotImplementedError
 
 
 def stage_kind(recipe: Recipe, name: str) -> StageKind:
-    """A stage of a recipe, as what its kind does."""
+    """Get a stage of a recipe with the methods of its kind."""
     return cast("StageKind", recipe.stages[name])

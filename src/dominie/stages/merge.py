@@ -20,7 +20,7 @@ class MergeStage(WeightsKind):
 
     Attributes:
         merge: which models, and how.
-        placement: where the weights of its model lie when that teaches another stage.
+        placement: where the weights of its model are held when it teaches another stage.
     """
 
     kind: ClassVar[str] = "merge"

@@ -1,4 +1,4 @@
-"""A run's folder: where things are, and the models and tokenizers that names stand for."""
+"""The folder of a run: paths, and the models, sources and tokenizers of a recipe's names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dominie.toyworld import is_toyworld, materialise
 
 
 class RunFolder:
-    """`runs/<name>` and what the recipe's names stand for in it.
+    """`runs/<name>`, and the models and sources that the recipe's names refer to.
 
     Args:
         recipe: the resolved recipe.
@@ -35,8 +35,8 @@ class RunFolder:
         self._info: dict[str, ModelInfo] = {}
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Make the folder and hold it, so that no two runs write it at once.
+    def locked(self) -> Iterator[None]:
+        """Create the folder and lock it, so that no two runs write it at once.
 
         Raises:
             InputError: it cannot be written, or another process holds it.
@@ -55,32 +55,32 @@ class RunFolder:
                 ) from None
             yield
 
-    def check_apart(self) -> None:
-        """Refuse to begin from a model that this very run would move out of its way.
+    def check_overwrites(self) -> None:
+        """Refuse to begin from a model that this run would overwrite.
 
         Raises:
-            InputError: a student or teacher lies where one of the stages writes.
+            InputError: a student or teacher is in the folder of one of the stages.
         """
         places = {name: self.stage(name).resolve() for name in self.recipe.stages}
         for name, stage in self.recipe.stages.items():
             for model in set(stage.models) - set(self.recipe.stages):
                 path = Path(self.recipe.model(model).path).resolve()
-                made = next((n for n, place in places.items() if place in path.parents), None)
-                if made is not None:
+                owner = next((n for n, place in places.items() if place in path.parents), None)
+                if owner is not None:
                     raise InputError(
-                        "a model lies where this run writes its own",
+                        "this run would overwrite a model that it reads",
                         where=f"stages.{name}: {model}",
-                        found=f"the model of stage {made} of the run {self.recipe.name}",
+                        found=f"the model of stage {owner} of the run {self.recipe.name}",
                         do=f"give the run another name, as in name={self.recipe.name}-2",
                     )
 
     @property
     def rows(self) -> Path:
-        """Where tokenised conversations are kept."""
+        """The folder of tokenised conversations."""
         return self.path / "rows"
 
     def replies(self, benchmark: str) -> Path:
-        """Where every reply of a benchmark's judge is kept as it came."""
+        """The file with every reply of a benchmark's judge."""
         return self.path / "evaluation" / f"{benchmark}.replies.jsonl"
 
     def stage(self, name: str) -> Path:
@@ -88,18 +88,18 @@ class RunFolder:
         return self.path / name
 
     def source(self, name: str) -> Source:
-        """A source: of the recipe, its toy data made if that is what it names, or of a stage."""
+        """Locate a source: of the recipe, its toy data generated, or of a stage that makes data."""
         source = self.recipe.sources[name]
-        made = name not in self.recipe.data
-        path = str(self.path / source.path) if made else self._made(source.path)
+        of_stage = name not in self.recipe.data
+        path = str(self.path / source.path) if of_stage else self._generated(source.path)
         return dataclasses.replace(source, path=path)
 
     def model(self, name: str) -> Model:
-        """What a student or teacher named `name` is loaded from."""
+        """Locate the model that a name refers to."""
         if name in self.recipe.stages:
             return Model(path=str(self.stage(name) / "model"))
         spec = self.recipe.model(name)
-        return dataclasses.replace(spec, path=self._made(spec.path))
+        return dataclasses.replace(spec, path=self._generated(spec.path))
 
     def info(self, name: str) -> ModelInfo:
         """Describe a model, or what a stage will make, before it is made.
@@ -117,23 +117,23 @@ class RunFolder:
         return self._info[name]
 
     def teacher(self, name: str) -> Model:
-        """The same for a teacher, placed as the recipe says."""
+        """Locate a teacher, with the placement that the recipe gives it."""
         placement = self.recipe.placement(name)
         return dataclasses.replace(self.model(name), placement=placement)
 
     def root(self, name: str) -> str:
-        """The model a chain of stages started from, whose tokenizer they all share."""
+        """Follow a chain of stages to the model it starts from, whose tokenizer they share."""
         while name in self.recipe.stages:
             name = self.recipe.stages[name].models[0]
         return name
 
-    def _made(self, path: str) -> str:
+    def _generated(self, path: str) -> str:
         if not is_toyworld(path):
             return path
         return str(materialise(path, self.path / "toyworld", seed=self.recipe.train.seed))
 
     def trained_fingerprints(self) -> dict[str, str]:
-        """The fingerprint of every stage that has been trained, as its `stage.json` gives it."""
+        """Read the fingerprint of every finished stage from its `stage.json`."""
         records = {name: read_stage(self.stage(name)) for name in self.recipe.stages}
         return {name: r["fingerprint"] for name, r in records.items() if r.get("status") == "done"}
 
@@ -144,7 +144,7 @@ def write_stage(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_whole(path: Path, record: Mapping[str, Any], display: Display) -> None:
-    """Refuse a model or data whose files are not those that were written; say so of metrics.
+    """Refuse a model or data whose files have changed; warn of changed metrics.
 
     Raises:
         InputError: names the file.
@@ -164,7 +164,7 @@ def check_whole(path: Path, record: Mapping[str, Any], display: Display) -> None
 
 
 def set_aside(path: Path) -> Path:
-    """Move a stage's folder out of the way, so that no changed recipe costs what was trained."""
+    """Move the folder of a stage to `.replaced/`, so that a changed recipe deletes nothing."""
     name = f"{path.name}-{read_stage(path).get('fingerprint', 'unknown')}"
     kept = path.parent / ".replaced" / name
     number = 1
@@ -180,11 +180,11 @@ class ChatTokenizers:
     """Tokenizers by model name; stages have that of the model their chain of students began with.
 
     A base model has no chat template. It is given the one its recipe names (`chat_template`), or
-    else that of the first model of the recipe with the same tokens, which is said once.
+    else that of the first model of the recipe with the same tokens, with a notice.
 
     Args:
         folder: of the run.
-        display: where a borrowed template is mentioned.
+        display: shows the notice.
     """
 
     def __init__(self, folder: RunFolder, display: Display) -> None:
@@ -194,7 +194,7 @@ class ChatTokenizers:
         self._fingerprints: dict[str, str] = {}
 
     def of(self, name: str) -> Any:
-        """The tokenizer of a stage or model.
+        """Load the tokenizer of a stage or model.
 
         Raises:
             InputError: it cannot be loaded, or no template can be found for it.
@@ -205,7 +205,7 @@ class ChatTokenizers:
         return self._complete[root]
 
     def fingerprint(self, name: str) -> str:
-        """Equal for tokenizers of the same tokens and the same template."""
+        """Hash the tokens and the template of a tokenizer."""
         root = self.folder.root(name)
         if root not in self._fingerprints:
             self._fingerprints[root] = tokenizer_fingerprint(self.of(root))
@@ -222,10 +222,10 @@ class ChatTokenizers:
         if given is not None:
             tokenizer.chat_template = _template_text(given)
         elif tokenizer.chat_template is None:
-            tokenizer.chat_template = self._borrowed(root)
+            tokenizer.chat_template = self._shared_template(root)
         return tokenizer
 
-    def _borrowed(self, root: str) -> Any:
+    def _shared_template(self, root: str) -> Any:
         recipe = self.folder.recipe
         named = [model for stage in recipe.stages.values() for model in stage.models]
         for other in dict.fromkeys(self.folder.root(name) for name in named):
@@ -236,7 +236,7 @@ class ChatTokenizers:
         raise InputError(
             "the tokenizer has no chat template, and no model of the recipe has one to lend",
             where=root,
-            expected="a template that says how a conversation becomes text",
+            expected="a template that turns a conversation into text",
             do=f"set models: {{NAME: {{path: {root}, chat_template: FILE.jinja}}}}",
         )
 

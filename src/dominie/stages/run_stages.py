@@ -36,7 +36,7 @@ _LEFT = shutil.ignore_patterns("checkpoints", ".*")
 
 
 @contextlib.contextmanager
-def turn(runs: Path, fingerprint: str) -> Iterator[None]:
+def stage_lock(runs: Path, fingerprint: str) -> Iterator[None]:
     """Within, no other run in this folder makes the stage of this fingerprint: others wait."""
     locks = runs / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def turn(runs: Path, fingerprint: str) -> Iterator[None]:
 
 
 def take_over(folder: RunFolder, name: str, fingerprint: str, display: Display) -> None:
-    """Link a stage's folder from a sibling run that has finished the same; else do nothing."""
+    """Link the folder of a stage from another run that has finished the same, if there is one."""
     path = folder.stage(name)
     if path.exists() and read_stage(path).get("fingerprint") == fingerprint:
         return  # done, or to be gone on with
@@ -70,7 +70,7 @@ def take_over(folder: RunFolder, name: str, fingerprint: str, display: Display) 
 
 
 def _finished(runs: Path, fingerprint: str) -> Path | None:
-    """The folder of a finished stage with this fingerprint, in any of the runs."""
+    """Find the folder of a finished stage with this fingerprint in any of the runs."""
     for file in sorted(runs.glob("*/*/stage.json")):
         if file.parent.name.startswith("."):
             continue  # half linked, by a run that was killed
@@ -86,7 +86,7 @@ def _finished(runs: Path, fingerprint: str) -> Path | None:
 
 
 def _link(source: str, target: str) -> None:
-    """The same file under a second name: what is written once is never written to again."""
+    """Link a file, or copy it; files of finished stages are never written again."""
     try:
         os.link(source, target)
     except OSError:
@@ -114,7 +114,7 @@ def run_stages(folder: RunFolder, display: Display, *, reuse: bool = False) -> d
                 stage = preparation.stage(stage.name)
             broadcast_from_main(functools.partial(_check_begun, folder, [stage]))
         if reuse:
-            with turn(folder.path.parent, stage.fingerprint):
+            with stage_lock(folder.path.parent, stage.fingerprint):
                 take_over(folder, stage.name, stage.fingerprint, display)
                 run_stage(folder, stage, display)
         else:
@@ -124,7 +124,7 @@ def run_stages(folder: RunFolder, display: Display, *, reuse: bool = False) -> d
 
 
 def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
-    """Make a stage's model or data, or say why it need not be made."""
+    """Make the model or the data of a stage, unless they exist."""
     name, stage = prepared.name, prepared.stage
     earlier = broadcast_from_main(lambda: _interrupted(folder, prepared, display))
     if earlier is None:
@@ -174,10 +174,10 @@ def _interrupted(folder: RunFolder, prepared: Prepared, display: Display) -> dic
 
 
 def _check_begun(folder: RunFolder, stages: Sequence[Prepared]) -> None:
-    """Refuse to leave a half-trained stage behind for a recipe that may not be meant.
+    """Refuse to discard a half-trained stage because of a changed recipe.
 
     Raises:
-        InputError: says what has changed, and how to go on.
+        InputError: names what has changed, and how to continue.
     """
     for prepared in stages:
         path = folder.stage(prepared.name)
@@ -195,17 +195,17 @@ def _check_begun(folder: RunFolder, stages: Sequence[Prepared]) -> None:
 
 
 def _changed(record: Mapping[str, Any], prepared: Prepared) -> list[str]:
-    """What has changed since a stage was recorded, as far as the record tells."""
+    """Describe what has changed since a stage was recorded, if it has its dependencies."""
     return changes(record["depends"], prepared.depends) if "depends" in record else []
 
 
 def _surroundings() -> dict[str, Any]:
-    """What a stage is run by and does not depend on."""
+    """Ranks and versions, which a stage does not depend on."""
     return {"ranks": world_size(), "versions": _versions()}
 
 
 def _written(path: Path) -> dict[str, dict[str, Any]]:
-    """What a finished stage consists of; its model's card is rewritten, and edited by people."""
+    """List the files of a finished stage but the model card, which may be edited."""
     model = [part for part in (path / "model").rglob("*") if part.name != "README.md"]
     parts = [*model, *(path / "data").rglob("*")]
     return file_manifest(path, [*parts, path / "metrics.jsonl"])

@@ -32,7 +32,7 @@ _VERSIONS = ("dominie", "torch", "transformers", "numpy", "pcodec", "pyarrow")
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What one teacher has to predict for a stage.
+    """A teacher of a stage whose predictions are stored, and the rows that it needs.
 
     Attributes:
         stage: that needs it.
@@ -52,7 +52,7 @@ class CachePlan:
 
 
 def cache_plans(prepared: PreparedTraining) -> list[CachePlan]:
-    """The caches of a stage, each with the rows of the sources that it serves."""
+    """List the caches of a stage, each with the rows of its sources."""
     plans: dict[str, CachePlan] = {}
     reached = _reached_rows(prepared)
     for source in prepared.stage_sources:
@@ -79,7 +79,7 @@ def cache_plans(prepared: PreparedTraining) -> list[CachePlan]:
 
 
 def cache_identity(folder: RunFolder, prepared: PreparedTraining, plan: CachePlan) -> Identity:
-    """What a cache has to be to serve a plan. The teacher has to exist."""
+    """Identify the cache that a plan needs. The teacher has to exist."""
     from dominie.teachers.cache import Identity
 
     spec = folder.teacher(plan.teacher)
@@ -97,7 +97,7 @@ def cache_identity(folder: RunFolder, prepared: PreparedTraining, plan: CachePla
 
 
 def cache_folder(folder: RunFolder, plan: CachePlan, identity: Identity) -> Path:
-    """Where a cache lies: in the run's folder under its identity, or as the recipe names it."""
+    """Locate a cache: in the run's folder under its identity, or as the recipe names it."""
     teacher = re.sub(r"[^A-Za-z0-9._-]+", "-", plan.teacher).strip("-.")[-60:]
     if plan.settings.folder is not None:
         return Path(plan.settings.folder) / teacher
@@ -105,7 +105,7 @@ def cache_folder(folder: RunFolder, plan: CachePlan, identity: Identity) -> Path
 
 
 def ready_plans(folder: RunFolder, prepared: PreparedTraining) -> tuple[list[CachePlan], list[str]]:
-    """The plans whose teachers exist, and the stages that have to be trained for the others."""
+    """Select the plans whose teachers exist; list the stages that the others wait for."""
     if prepared.waits_for:
         return [], list(prepared.waits_for)
     plans = cache_plans(prepared)
@@ -120,7 +120,7 @@ def ready_plans(folder: RunFolder, prepared: PreparedTraining) -> tuple[list[Cac
 
 
 def cache_record(plan: CachePlan, cache: Cache) -> dict[str, Any]:
-    """A cache in figures."""
+    """Describe a cache in figures."""
     rows = cache.rows
     return {
         "stage": plan.stage,
@@ -142,7 +142,7 @@ def fill_caches(
     *,
     repair: bool = False,
 ) -> dict[str, Cache]:
-    """The caches of a stage with every row it needs, those that are missing computed.
+    """Open the caches of a stage, and compute the rows that are missing.
 
     Several processes that `accelerate launch` started share the rows out among them.
 
@@ -273,7 +273,7 @@ def _add(rows: dict[bytes, Row], more: Sequence[Row]) -> None:
 
 
 def _reached_rows(prepared: PreparedTraining) -> dict[str, list[int]] | None:
-    """The rows of each source that training will reach; None if it is all of them."""
+    """Find the rows of each source that training will reach; None if it is all of them."""
     from dominie.training.stage_sources import schedule_of
 
     settings = prepared.stage.train

@@ -30,9 +30,9 @@ class MixedSource:
 
     Attributes:
         share: fraction of the stage's conversations; shares are normalised to sum to one.
-        teacher: who teaches on this source; None is the stage's teacher.
+        teacher: of this source; None is the stage's teacher.
         loss: the loss on this source; None is the stage's loss.
-        cache: whether a cache stands for its teacher; None is as the stage's `cache` says.
+        cache: whether its teacher is replaced by a cache; None is the stage's `cache`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
@@ -49,17 +49,17 @@ class MixedSource:
 @register_stage_kind
 @dataclass(frozen=True, kw_only=True)
 class TrainStage(StageKind):
-    """Who learns, on which data, taught by whom, by which losses.
+    """A student, the data it is trained on, its teachers and its losses.
 
     Attributes:
-        student: who learns: a stage, whose model is trained further, or any other model.
-        data: the sources it learns from, with their shares.
+        student: the model that is trained: a stage, whose model is trained further, or another.
+        data: the sources it is trained on, with their shares.
         loss: what is minimised; on a source that has a loss of its own, that one instead.
-        teacher: who teaches on the sources that name no teacher of their own.
-        cache: whether and how what the teachers predict is stored before training.
+        teacher: of the sources that name no teacher of their own.
+        cache: whether and how the teachers' predictions are stored before training.
         train: how it trains; single keys replace those of the recipe's `train`.
-        placement: where the weights of its model lie when that teaches another stage, as of a
-            model under `models`.
+        placement: where the weights of its model are held when it teaches another stage, as of
+            a model under `models`.
     """
 
     kind: ClassVar[str] = "train"
@@ -81,7 +81,7 @@ class TrainStage(StageKind):
         return loss
 
     def teacher_on(self, source: str) -> str | None:
-        """The name of the teacher on a source, None where its loss needs none."""
+        """The name of the teacher on a source, None if its loss needs none."""
         if not self.loss_on(source).needs_teacher:
             return None
         return self.data[source].teacher or self.teacher
@@ -119,12 +119,12 @@ class TrainStage(StageKind):
     @property
     def models(self) -> list[str]:
         """Every model the stage needs: the student, then the teachers."""
-        taught = [self.teacher_on(source) for source in self.active]
-        return list(dict.fromkeys([self.student, *(name for name in taught if name)]))
+        teachers = [self.teacher_on(source) for source in self.active]
+        return list(dict.fromkeys([self.student, *(name for name in teachers if name)]))
 
     @property
     def sources(self) -> list[str]:
-        """The sources it learns from."""
+        """The sources it is trained on."""
         return self.active
 
     @property
@@ -140,7 +140,7 @@ class TrainStage(StageKind):
 
     @property
     def hub_tags(self) -> list[str]:
-        """What was done, in the hub's words."""
+        """Tags for the model card."""
         teachers = {self.teacher_on(source) for source in self.active} - {None}
         tags = ["knowledge-distillation", "domain-alignment-from-expert"]
         return tags[: min(len(teachers), 2)]
@@ -157,7 +157,7 @@ class TrainStage(StageKind):
         """The stage with `placement: cached` of its teachers written out as `cache: true`.
 
         A source that compares more than predictions keeps its teacher on the device, and what the
-        stage or a source says of its cache itself stands.
+        stage or a source sets for its cache has precedence.
         """
 
         def on_source(name: str, mixed: MixedSource) -> MixedSource:
@@ -259,13 +259,13 @@ class TrainStage(StageKind):
         return {**figures, "data": data, "final": {"evaluation": last}}
 
     def plan(self, recipe: Recipe, name: str, machine: Any, sizes: Mapping[str, Any]) -> Any:
-        """Its memory and time on a machine."""
+        """Plan its memory and time on a machine."""
         from dominie.planning.plan import plan_training
 
         return plan_training(recipe, name, self, machine, sizes)
 
     def describe(self, record: Mapping[str, Any]) -> str:
-        """One line about a finished stage."""
+        """Describe a finished stage in one line."""
         return (
             f"{record['steps']} steps, {record['supervised_tokens']:,} supervised tokens, "
             f"{record['seconds']:.0f} s, {record['parameters'] / 1e6:.2f}M parameters"
@@ -279,7 +279,7 @@ class PreparedTraining(Prepared):
     Attributes:
         stage: its part of the recipe.
         teachers: the fingerprints of its teachers.
-        sources: those it learns from, then those it only validates on.
+        sources: those it is trained on, then those it only validates on.
     """
 
     stage: TrainStage
@@ -287,12 +287,12 @@ class PreparedTraining(Prepared):
 
     @property
     def stage_sources(self) -> list[StageSource]:
-        """The sources it learns from, then those it only validates on."""
+        """The sources it is trained on, then those it only validates on."""
         from dominie.training.stage_sources import StageSource
 
         stage, limit = self.stage, self.stage.train.evaluate_rows
         read = self.sources
-        learnt = [
+        training = [
             StageSource(
                 name=name,
                 train=read[name].train if name in read else (),
@@ -309,10 +309,10 @@ class PreparedTraining(Prepared):
             for name, source in read.items()
             if name not in stage.active and len(source.validation)
         ]
-        return learnt + validated
+        return training + validated
 
     def counts(self, source: str, token_shares: Mapping[str, float]) -> dict[str, Any]:
-        """What the stage read, kept and used of a source."""
+        """Count what the stage read, kept and used of a source."""
         rows, shares = self.sources[source], self.stage.data
         return {
             **dataclasses.asdict(rows.summary),
@@ -325,5 +325,5 @@ class PreparedTraining(Prepared):
 
 
 def cached_stages(prepared: Iterable[Prepared]) -> list[PreparedTraining]:
-    """Those of a recipe's stages that have cached teachers."""
+    """Select the stages that have cached teachers."""
     return [p for p in prepared if isinstance(p, PreparedTraining) and p.stage.cached]

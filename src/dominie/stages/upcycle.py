@@ -26,7 +26,7 @@ class UpcycleStage(WeightsKind):
 
     Attributes:
         upcycle: which model, and how.
-        placement: where the weights of its model lie when that teaches another stage.
+        placement: where the weights of its model are held when it teaches another stage.
     """
 
     kind: ClassVar[str] = "upcycle"
@@ -41,7 +41,7 @@ class UpcycleStage(WeightsKind):
 
     @property
     def hub_tags(self) -> list[str]:
-        """What was done, in the hub's words."""
+        """Tags for the model card."""
         return ["moe"]
 
     def model_info(self, name: str, of: Callable[[str], ModelInfo]) -> ModelInfo:
@@ -86,7 +86,7 @@ class UpcycleStage(WeightsKind):
             )
 
     def rows(self, name: str, preparation: Preparation) -> dict[str, PreparedSource]:
-        """The conversations that the gates are initialised from, if they are."""
+        """Tokenise the source that the gates are initialised from, if there is one."""
         from dominie.models.tokenizer_compat import check_context, check_vocabulary
 
         if (source := self.upcycle.source) is None:

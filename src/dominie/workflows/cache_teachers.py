@@ -44,7 +44,7 @@ def cache_recipe(
     """
     display = display or Display()
     folder = RunFolder(recipe, runs)
-    with folder.held():
+    with folder.locked():
         stages = cached_stages(prepare_stages(folder, display))
         if not stages:
             raise InputError(
@@ -121,7 +121,7 @@ def _estimate(
 
 
 def _neighbours(settings: CacheSettings) -> list[CacheSettings]:
-    """Settings of about half the size, the settings, and of about double the size."""
+    """Vary the settings: about half the size, as given, about double the size."""
     replace = dataclasses.replace
     match settings.scheme:
         case "threshold":
@@ -144,7 +144,7 @@ def _fidelity(
     settings: CacheSettings,
     temperature: float,
 ) -> dict[str, float | None]:
-    """Means over some 512 tokens of the sample."""
+    """Measure the means over about 512 tokens of the sample."""
     import torch
 
     from dominie.data.batch import collate
@@ -201,7 +201,7 @@ def _size(count: float) -> str:
 
 
 def _cacheable(recipe: Recipe) -> str:
-    """A stage whose teachers' predictions could be cached, to name in advice."""
+    """Find a stage whose teachers could be cached, to name in advice."""
     for name, stage in recipe.trained.items():
         if any(
             stage.teacher_on(s) and not stage.loss_on(s).weighs("attention") for s in stage.active

@@ -1,4 +1,4 @@
-"""`dominie check`: everything that can be known of a recipe before time or money is spent."""
+"""`dominie check`: checks everything in a recipe that needs no training."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Sample:
     Attributes:
         source: it comes from.
         split: it lies in.
-        stage: whose tokenizer and length it was made with; empty where none can be reached.
-        tokens: in it; 0 where it is not tokenised.
+        stage: whose tokenizer and length were used; empty if none can be reached.
+        tokens: in it; 0 if it is not tokenised.
         supervised: tokens of it that are trained on.
         spans: its text in order, in pieces, and whether each is trained on.
     """
@@ -54,12 +54,12 @@ class Sample:
 
     @property
     def text(self) -> str:
-        """The whole conversation, what is trained on between ⟦ and ⟧."""
+        """The whole conversation, with the trained text between ⟦ and ⟧."""
         return "".join(_MARKS[0] + t + _MARKS[1] if on else t for t, on in self.spans)
 
 
 def samples(prepared: Sequence[Prepared]) -> dict[str, Sample]:
-    """The first conversation of every source, as the first stage that reads it has it."""
+    """Show the first conversation of every source, tokenised for the first stage that reads it."""
     found: dict[str, Sample] = {}
     for stage in prepared:
         for name, source in stage.sources.items():
@@ -70,7 +70,7 @@ def samples(prepared: Sequence[Prepared]) -> dict[str, Sample]:
 
 
 def sample(source: str, split: str, stage: str, tokenizer: Any, row: Row) -> Sample:
-    """A row as text."""
+    """Decode a row, span by span."""
     ids, flags = row.input_ids.tolist(), row.supervised.tolist()
     spans, end, before = [], 0, ""
     for on, members in groupby(flags):
@@ -83,7 +83,7 @@ def sample(source: str, split: str, stage: str, tokenizer: Any, row: Row) -> Sam
 
 
 def untokenised(source: str, conversation: Conversation) -> Sample:
-    """A conversation of which only the text is known: no tokenizer for it can be reached."""
+    """Show a conversation as text, if no tokenizer for it can be reached."""
     spans: list[tuple[str, bool]] = []
     for message in conversation.messages:
         answers = message["role"] == "assistant"
@@ -92,8 +92,8 @@ def untokenised(source: str, conversation: Conversation) -> Sample:
     return Sample(source, "", "", 0, 0, tuple(spans[:-1]))
 
 
-def shown(found: Mapping[str, Sample], console: Console) -> list[Text]:
-    """Samples for a person: in colour on a terminal that has it, with marks elsewhere."""
+def sample_lines(found: Mapping[str, Sample], console: Console) -> list[Text]:
+    """Format samples: in colour on a terminal that has it, else with marks."""
     from rich.text import Text
 
     coloured = console.color_system is not None and not console.no_color
@@ -123,15 +123,15 @@ def _shortened(text: str) -> str:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check came to; what is wrong is raised, not returned.
+    """The result of a check; errors are raised instead.
 
     Attributes:
         recipe: what was checked.
         stages: those that can run, in the order in which they do.
         sources: what becomes of the conversations of each source.
         samples: a conversation of each source, tokenised.
-        plan: memory and time of each stage on this machine; None where it could not be made.
-        not_checked: what a hub that could not be reached hides, and why.
+        plan: memory and time of each stage on this machine; None if it could not be made.
+        not_checked: what is on a hub that cannot be reached, or not made yet; and why.
     """
 
     recipe: Recipe
@@ -142,7 +142,7 @@ class Checked:
     not_checked: tuple[tuple[str, str], ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """The object that `--json` prints."""
         planned = None if self.plan is None else as_json(self.plan)
         return {
             "recipe": self.recipe.name,
@@ -177,7 +177,7 @@ def check_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> 
     """
     display = display or Display()
     whole = RunFolder(recipe, runs)
-    with whole.held():
+    with whole.locked():
         hidden = hidden_parts(whole)
         part = visible_part(recipe, hidden)
         prepared = prepare_stages(RunFolder(part, runs), display)
@@ -202,7 +202,7 @@ def check_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> 
 
 
 def _read(folder: RunFolder, name: str, display: Display) -> Sample:
-    """Read a source that no stage could be prepared for, as far as it goes without a tokenizer."""
+    """Read a source without a tokenizer, if no stage that reads it could be prepared."""
     conversations = read_conversations(folder.source(name))
     first = next(conversations)  # an empty source was refused
     rows = 1 + sum(1 for _ in conversations)
@@ -211,7 +211,7 @@ def _read(folder: RunFolder, name: str, display: Display) -> Sample:
 
 
 def _not_made(recipe: Recipe, read: Mapping[str, Summary]) -> list[tuple[str, str]]:
-    """The data that stages make and have not made yet."""
+    """List the data that stages have not made yet."""
     return [
         (f"source {name}", f"stage {name} makes it, and has not been run")
         for name in recipe.made
@@ -220,7 +220,7 @@ def _not_made(recipe: Recipe, read: Mapping[str, Summary]) -> list[tuple[str, st
 
 
 def _planned(recipe: Recipe) -> tuple[Plan | None, list[tuple[str, str]]]:
-    """The plan for this machine; else why there is none."""
+    """Plan for this machine; else the reason why there is no plan."""
     if not recipe.stages:
         return None, []
     try:
@@ -230,7 +230,7 @@ def _planned(recipe: Recipe) -> tuple[Plan | None, list[tuple[str, str]]]:
 
 
 def _show(checked: Checked, hidden: Hidden, prepared: list[Prepared], display: Display) -> None:
-    for text in shown(checked.samples, display.console):
+    for text in sample_lines(checked.samples, display.console):
         display.console.print(text)
     display.line("")
     if checked.plan is not None:
@@ -252,7 +252,7 @@ def _show(checked: Checked, hidden: Hidden, prepared: list[Prepared], display: D
 
 
 def _plan_lines(plan: Plan) -> list[str]:
-    """A line a stage; `dominie plan` has the rest."""
+    """Format a line for each stage; `dominie plan` shows the rest."""
     on = plan.machine
     lines = [f"memory and time on this machine, {on.device.name} of {on.memory / 1e9:.0f} GB:"]
     width = max(map(len, plan.stages))

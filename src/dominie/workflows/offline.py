@@ -1,6 +1,6 @@
-"""Models and data of a recipe on a hub that cannot be reached, and the recipe without them.
+"""Finds models and data on a hub that cannot be reached, and removes them from the recipe.
 
-A path that is missing here is an error all the same: nobody but the user can mend it.
+A path that is missing on this machine is an error all the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass
 class Hidden:
-    """Why each of these could not be checked, by name.
+    """The models, sources and stages that cannot be checked, each with the reason.
 
     Attributes:
         models: that are on the hub, or whose chat template is to be lent by one that is.
@@ -43,7 +43,7 @@ class Hidden:
 
 
 def hidden_parts(folder: RunFolder) -> Hidden:
-    """Look for every model and source that a recipe names.
+    """Look up every model and source that a recipe names.
 
     Raises:
         InputError: one that is missing here, or that the hub refuses.
@@ -80,7 +80,7 @@ def hidden_parts(folder: RunFolder) -> Hidden:
 
 
 def visible_part(recipe: Recipe, hidden: Hidden) -> Recipe:
-    """The recipe without what is hidden."""
+    """Remove from the recipe what is hidden."""
     unseen = {*hidden.models, *hidden.stages}
     sources = {*hidden.sources, *(n for n in recipe.made if n in hidden.stages)}
     return dataclasses.replace(
@@ -92,7 +92,7 @@ def visible_part(recipe: Recipe, hidden: Hidden) -> Recipe:
 
 
 def named_models(recipe: Recipe) -> list[str]:
-    """Every model of a recipe that no stage makes, each once."""
+    """List every model of a recipe that no stage makes, each once."""
     names = [model for stage in recipe.stages.values() for model in stage.models]
     if recipe.evaluate is not None:
         names += recipe.evaluate.models.values()

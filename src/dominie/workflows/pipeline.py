@@ -32,12 +32,12 @@ def run_recipe(
     display = display or Display()
     folder = RunFolder(recipe, runs)
     first = is_main_process()  # judges are paid once, files written by one
-    folder.check_apart()
-    with folder.held():
+    folder.check_overwrites()
+    with folder.locked():
         try:
             fingerprints = run_stages(folder, display, reuse=reuse)
         finally:
-            if first:  # of what was made before an interruption, too
+            if first:  # also of stages that finished before an interruption
                 write_cards(folder, scored=False)
         end_training()
         evaluate(folder, fingerprints, display)  # the ranks share the questions
@@ -56,7 +56,7 @@ def evaluate_recipe(recipe: Recipe, runs: Path, display: Display | None = None) 
     """
     display = display or Display()
     folder = RunFolder(recipe, runs)
-    with folder.held():
+    with folder.locked():
         for name in recipe.stages:
             check_whole(folder.stage(name), read_stage(folder.stage(name)), display)
         evaluate(folder, folder.trained_fingerprints(), display)
