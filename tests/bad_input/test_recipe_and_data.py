@@ -79,7 +79,7 @@ def test_a_recipe_that_is_missing_or_a_folder(refused, work, dominie):
         ("train.evaluate_rows=-1", ["evaluate_rows must not be negative"]),
         ("train.lora={alpha: -1}", ["alpha must be positive"]),
         ("train.lora={target_modules: 3}", ["lora.target_modules", "text or a list"]),
-        ("train.keep=best", ["nothing to tell the best model by", "validation_fraction"]),
+        ("train.keep=best", ["nothing to choose the best model by", "validation_fraction"]),
         ("train.max_length=3", ["nothing is left to train on", "raise max_length"]),
         ("train.max_length=5000", ["context", "at most 256", "train.max_length=256"]),
         ("evaluate.batch=0", ["batch must be at least 1"]),

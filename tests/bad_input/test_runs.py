@@ -177,6 +177,6 @@ def test_a_run_does_not_replace_the_model_that_it_begins_from(refused, ran, domi
     """Another recipe that is called as the run from which it goes on."""
     before = (ran / "s" / "model" / "model.safetensors").read_bytes()
     again = ["run", "r.yaml", "stages.s.student=runs/small/s/model", "train.steps=1"]
-    refused(dominie(*again), "lies where this run writes its own", "name=small-2")
+    refused(dominie(*again), "this run would overwrite a model that it reads", "name=small-2")
     assert (ran / "s" / "model" / "model.safetensors").read_bytes() == before
     assert not (ran / ".replaced").exists()

@@ -151,10 +151,10 @@ def check_whole(path: Path, record: Mapping[str, Any], display: Display) -> None
     """
     files = dict(record.get("files", {}))
     metrics = {name: files.pop(name) for name in ("metrics.jsonl",) if name in files}
+    kind = "data" if (path / "data").is_dir() else "model"
     if (found := manifest_error(path, files)) is not None:
         raise InputError(
-            f"the {'data' if (path / 'data').is_dir() else 'model'} of a finished stage "
-            f"{'are' if (path / 'data').is_dir() else 'is'} damaged",
+            f"the {kind} of a finished stage {'are' if kind == 'data' else 'is'} damaged",
             where=str(path),
             found=found,
             do=f"put back a copy of the file; or move {path} away, and the stage is trained anew",
