@@ -151,7 +151,7 @@ def check_whole(path: Path, record: Mapping[str, Any], display: Display) -> None
     """
     files = dict(record.get("files", {}))
     metrics = {name: files.pop(name) for name in ("metrics.jsonl",) if name in files}
-    kind = "data" if (path / "data").is_dir() else "model"
+    kind = "data" if any(name.startswith("data/") for name in files) else "model"
     if (found := manifest_error(path, files)) is not None:
         raise InputError(
             f"the {kind} of a finished stage {'are' if kind == 'data' else 'is'} damaged",
