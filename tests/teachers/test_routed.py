@@ -66,7 +66,7 @@ def test_a_local_teacher_says_what_its_model_computes(rows):
     assert start == len(hidden)
     assert head.weight is output_head(model).weight
     assert list(part.attention) == [1]
-    assert part.attention[1].query.shape == (6, 2, 9, 4)
+    assert part.attention[1].query.shape == (6, 2, 9, 8)
     assert not hidden.requires_grad
 
 
