@@ -77,8 +77,8 @@ class TeacherPrefetch:
         self._waiting: list[Batch] = []
         self._ready: list[Signal] = []
 
-    def begin(self, batches: Sequence[Batch]) -> None:
-        """Expect the micro-batches of a step; what is left of an earlier one is forgotten."""
+    def start_step(self, batches: Sequence[Batch]) -> None:
+        """Expect the micro-batches of a step; those left of an earlier one are dropped."""
         self._waiting, self._ready = list(batches), []
 
     def next(self) -> Signal:

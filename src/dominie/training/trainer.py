@@ -169,7 +169,7 @@ class DistillationTrainer(CheckpointedTrainer):
         if self._prefetch or measured:
             on_device = [Batch.from_dict(batch).to(device) for batch in batches]
             if self._prefetch:
-                self._prefetch.begin(on_device)
+                self._prefetch.start_step(on_device)
             if measured:
                 self._unmeasured = on_device
         return batches, count.clamp(min=1)
