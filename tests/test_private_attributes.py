@@ -37,6 +37,10 @@ TRAINER = {
 #: Attributes by where they are found, and what for.
 ATTRIBUTES = {
     ("accelerate.state:AcceleratorState", "_reset_state"): "a run begins processes anew",
+    (
+        "accelerate.commands.launch",
+        "_validate_launch_command",
+    ): "`--engine FILE` is read as accelerate does",
     ("torch", "_subclasses"): "the planner runs a model on tensors without storage",
     ("torch.utils", "_python_dispatch"): "the planner sees every operation",
     ("torch.utils", "_pytree"): "the planner finds the tensors among arguments",
@@ -137,7 +141,8 @@ def foreign_private_names(path: Path) -> set[str]:
             if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
                 found.add(node.attr)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= set(node.module.split("."))
+            names = [each.name for each in node.names]
+            found |= {*node.module.split("."), *([] if "dominie" in node.module else names)}
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
             names = [a.value for a in node.args[1:2] if isinstance(a, ast.Constant)]
             found |= {name for name in names if isinstance(name, str)}
