@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+
+from dominie.core.display import Display
+from dominie.recipe import load_recipe
+from dominie.workflows.pipeline import run_recipe
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -79,50 +83,45 @@ def written_recipe(folder: Path, text: str, **values: Any) -> Path:
     return folder / "shop.yaml"
 
 
-def dominie(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dominie", "run", str(recipe), *arguments]
-    return subprocess.run(
+def run_on_two(recipe: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dominie", "run", str(recipe), "--nproc", "2", "--json"]
+    done = subprocess.run(
         command, cwd=recipe.parent, env=ENVIRONMENT, capture_output=True, text=True, timeout=280
     )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def run_on_one(recipe: Path) -> dict[str, Any]:
+    """What a run in this process writes."""
+    display = Display(Console(quiet=True))
+    return written(run_recipe(load_recipe(recipe), recipe.parent / "one", display))
+
+
+def written(run: Path) -> dict[str, Any]:
+    """All that an evaluation has written, but what a judge's server was asked at which time."""
+    files = {str(path.relative_to(run)): path for path in run.rglob("*") if path.is_file()}
+    same = [
+        name
+        for name in files
+        if name.startswith(("evaluation", "results")) and "replies" not in name
+    ]
+    return {"files": sorted(files)} | {name: files[name].read_text() for name in same}
 
 
 def test_two_processes_score_what_one_does_and_pay_the_judge_once(tmp_path, judge):
     url = f"http://127.0.0.1:{judge.server_address[1]}/v1"
     recipe = written_recipe(tmp_path, RECIPE, url=url)
-    found, calls = [], []
-    for processes in (1, 2):
-        done = dominie(recipe, "--nproc", str(processes), "--json")
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("small exact") == 1, "one process prints"
-        calls.append(judge.calls - sum(calls))
-        folder = tmp_path / "runs" / "shop"
-        evaluation = folder / "evaluation"
-        found.append(
-            {
-                "stdout": json.loads(done.stdout)["results"],
-                "results": (folder / "results.json").read_text(),
-                "comparisons": (evaluation / "comparisons.json").read_text(),
-                "rows": [
-                    path.read_text()
-                    for path in sorted(evaluation.glob("*/*.json*"))
-                    if path.stem != "mt"
-                ],
-                "files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*")),
-            }
-        )
-        shutil.rmtree(tmp_path / "runs")
-    one, two = found
-    assert two == one
-    assert list(json.loads(one["results"])["small"]) == [
-        "exact",
-        "words",
-        "pick",
-        "near",
-        "few",
-        "mt",
-    ]
-    assert len(one["rows"]) == 2 * 5 * 2
-    assert calls[0] == calls[1] > 4
+    one = run_on_one(recipe)
+    calls = judge.calls
+    done = run_on_two(recipe)
+    assert written(tmp_path / "runs" / "shop") == one
+    assert judge.calls == 2 * calls > 8
+    assert done.stderr.count("small exact") == 1, "one process prints"
+    results = json.loads(done.stdout)["results"]
+    assert results == json.loads(one["results.json"])
+    assert list(results["small"]) == ["exact", "words", "pick", "near", "few", "mt"]
+    assert {"evaluation/small/exact.json", "evaluation/large/near.jsonl"} <= one.keys()
 
 
 FAILING = """\
@@ -136,7 +135,7 @@ def agreement(*given, **options):
     return original(*given, **options)
 evaluate.agreement = agreement
 sys.argv = ["dominie", "run", {recipe!r}]
-from dominie.cli.entry import main
+from dominie.cli import main
 main()
 """
 
@@ -182,11 +181,7 @@ def test_lm_eval_runs_on_the_main_process_alone(tmp_path):
         "    exact: {{source: shop, max_new_tokens: 3}}\n"
     )
     recipe = written_recipe(tmp_path, text)
-    results = []
-    for processes in ("1", "2"):
-        done = dominie(recipe, "--nproc", processes, "--json")
-        assert done.returncode == 0, done.stderr
-        results.append(json.loads(done.stdout)["results"])
-        shutil.rmtree(tmp_path / "runs")
-    assert results[0] == results[1]
-    assert results[0]["small"]["harness"]["n"] == 4
+    one = run_on_one(recipe)
+    run_on_two(recipe)
+    assert written(tmp_path / "runs" / "shop") == one
+    assert json.loads(one["results.json"])["small"]["harness"]["n"] == 4
