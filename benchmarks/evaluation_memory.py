@@ -42,7 +42,7 @@ _MEASURED = (
 
 
 def write_model(folder: Path, seed: int, layers: int) -> int:
-    """Write a Mistral with random float32 weights; return its bytes."""
+    """Write a Mistral with random bfloat16 weights; return its bytes in float32."""
     torch.manual_seed(seed)
     tokenizer = word_tokenizer()
     config = MistralConfig(
@@ -58,21 +58,27 @@ def write_model(folder: Path, seed: int, layers: int) -> int:
         pad_token_id=0,
     )
     model = MistralForCausalLM(config)
-    model.save_pretrained(folder)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return sum(parameter.nbytes for parameter in model.parameters())
+    return size
 
 
 def peak(folder: Path, models: int) -> int:
     """Return the bytes that an evaluation of so many models holds at most."""
     tree = {
         "name": f"of{models}",
+        # Converted while loading: else their memory is pages of the files, dropped at any time.
+        "models": {
+            name: {"path": str(folder / name), "dtype": "fp32"}
+            for name in ("t", *(f"m{i}" for i in range(models)))
+        },
         "data": {"asked": {"path": "rows.jsonl", "test_fraction": 1.0}},
         "evaluate": {
-            "models": {f"m{i}": str(folder / f"m{i}") for i in range(models)},
+            "models": {f"m{i}": f"m{i}" for i in range(models)},
             "tasks": {
                 "exact": {"source": "asked", "max_new_tokens": 4},
-                "near": {"source": "asked", "metric": "agreement", "teacher": str(folder / "t")},
+                "near": {"source": "asked", "metric": "agreement", "teacher": "t"},
             },
         },
     }

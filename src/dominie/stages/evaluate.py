@@ -19,6 +19,7 @@ from dominie.core.io import (
     write_checksummed,
     write_json,
 )
+from dominie.core.results import TaskResult
 from dominie.core.run_reader import read_object
 from dominie.data.conversations import Conversation
 from dominie.data.sources import conversation_digest, read_split
@@ -27,13 +28,14 @@ from dominie.evaluation.likelihood import agreement, choice
 from dominie.evaluation.lm_eval import definitions_digest, harness_score
 from dominie.evaluation.results import Items, ScoredTask, compare_models
 from dominie.evaluation.task import Question, questions
+from dominie.generation.local import LocalGenerator
 from dominie.models.head import check_head, text_config
 from dominie.models.info import info_of
 from dominie.models.tokenizer_compat import check_context, check_same_tokens, check_vocabulary
 from dominie.recipe import Evaluation, Task
 from dominie.stages.evaluation_models import EvaluationModels, Step, plan_steps
 from dominie.stages.fingerprint import digest
-from dominie.stages.judged import JudgedScores, LocalModels
+from dominie.stages.judged import JudgedScores
 from dominie.stages.run_folder import RunFolder
 
 #: Part of every result's fingerprint: raised when the same task would come to another result.
@@ -63,7 +65,7 @@ def evaluate(
         return {}
     _check_trained(folder, evaluation)
     evaluator = Evaluator(folder, evaluation, fingerprints, display)
-    judged = JudgedScores(folder, evaluation, evaluator.local_models, display) if main else None
+    judged = JudgedScores(folder, evaluation, evaluator.generator, display) if main else None
     results = {}
     for name in evaluation.models:
         results[name] = evaluator.scores(name)
@@ -120,15 +122,12 @@ class Evaluator:
         }
         self._steps = plan_steps(evaluation, pending)
 
-    @property
-    def local_models(self) -> LocalModels:
-        """The same models, for benchmarks that are judged."""
-        return LocalModels(
-            lambda name: (self._load(name), self.models.tokenizer(name)),
-            lambda name: [
-                self.models.weights_fingerprint(name),
-                self.models.tokenizer_fingerprint(name),
-            ],
+    def generator(self, name: str) -> LocalGenerator:
+        """Return a generator of answers by one of the models, which is loaded when it is needed."""
+        return LocalGenerator(
+            lambda: (self._load(name), self.models.tokenizer(name)),
+            [self.models.weights_fingerprint(name), self.models.tokenizer_fingerprint(name)],
+            batch=self.evaluation.batch,
         )
 
     def scores(self, name: str) -> dict[str, Any]:
@@ -266,12 +265,13 @@ def _check_questions(model: Any, asked: Sequence[Question], *, where: str) -> No
     check_vocabulary(info, max(map(max, ids)), where=where)
 
 
-def _in_percent(result: Mapping[str, Any]) -> str:
+def _in_percent(record: Mapping[str, Any]) -> str:
     """Format a score with its interval, and how many outputs were of no valid form."""
-    low, high = (100 * end for end in result["interval"])
-    text = f"{100 * result['score']:.1f} % ({low:.1f} to {high:.1f})"
-    invalid = result.get("invalid", 0.0)
-    return f"{text}, {100 * invalid:.1f} % of outputs invalid" if invalid else text
+    result = TaskResult.from_dict(record)
+    assert result is not None, "it has a score"
+    low, high = (100 * end for end in result.ends or (result.score, result.score))
+    text = f"{100 * result.score:.1f} % ({low:.1f} to {high:.1f})"
+    return f"{text}, {100 * result.invalid:.1f} % of outputs invalid" if result.invalid else text
 
 
 def _kept_result(path: Path, fingerprint: str) -> dict[str, Any] | None:

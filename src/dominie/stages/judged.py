@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from dominie.core.errors import InputError, RunError
 from dominie.core.io import write_json
 from dominie.generation.calls import Calls
 from dominie.generation.generator import EndpointGenerator, Generator
-from dominie.generation.local import LocalGenerator
 from dominie.generation.reply_log import ReplyLog
 from dominie.judge.annotations import read_annotations, read_difficulty, summarise
 from dominie.judge.benchmark import Answers, AnswersFile, Benchmark, Judged
@@ -29,37 +27,28 @@ from dominie.recipe import Evaluation
 from dominie.stages.run_folder import RunFolder
 
 
-@dataclass(frozen=True)
-class LocalModels:
-    """Models in this process, by the recipe's name for them.
-
-    Attributes:
-        load: a model in evaluation mode and its tokenizer.
-        fingerprint: everything its answers depend on.
-    """
-
-    load: Callable[[str], tuple[Any, Any]]
-    fingerprint: Callable[[str], Sequence[str]]
-
-
 class JudgedScores:
     """Scores every model of a recipe on its benchmarks, by a judge of their answers.
 
-    Answers and replies are kept in `evaluation/`; nothing that is there is asked for again, and
-    what could not be scored is asked for again every time.
+    Answers and replies are kept in `evaluation/` and never asked for again; what could not be
+    scored is asked for again every time.
 
     Args:
         folder: of the run.
-        evaluation: what the recipe says of it.
-        models: in this process.
+        evaluation: of its recipe.
+        local: returns the generator of a model in this process, by the recipe's name for it.
         display: shows progress.
     """
 
     def __init__(
-        self, folder: RunFolder, evaluation: Evaluation, models: LocalModels, display: Display
+        self,
+        folder: RunFolder,
+        evaluation: Evaluation,
+        local: Callable[[str], Generator],
+        display: Display,
     ) -> None:
         self.folder, self.evaluation = folder, evaluation
-        self._models, self.display = models, display
+        self._local, self.display = local, display
         self._path = folder.path / "evaluation"
         self._benchmarks = {name: b.load() for name, b in evaluation.benchmarks.items()}
         self._calls = functools.cache(self._judge_calls)
@@ -125,12 +114,7 @@ class JudgedScores:
                 show=self.display.line,
             )
             return EndpointGenerator(endpoint, calls)
-        model = self.evaluation.models[name]
-        return LocalGenerator(
-            lambda: self._models.load(model),
-            self._models.fingerprint(model),
-            batch=self.evaluation.batch,
-        )
+        return self._local(self.evaluation.models[name])
 
     def _judge_calls(self, benchmark: str) -> Calls:
         return Calls(
