@@ -34,7 +34,7 @@ from ruamel.yaml import YAML
 
 from dominie.core.display import Display
 from dominie.core.hardware import cores
-from dominie.recipe import MergeStage, Recipe, UpcycleStage, load_recipe
+from dominie.recipe import Recipe, load_recipe
 from dominie.workflows.sweep import run_trials
 from dominie.workflows.sweep_trials import Trial, grid, rows_of, seeds_of
 
@@ -121,13 +121,14 @@ def _key(recipe: Recipe, name: str) -> str:
 
 
 def _seconds(recipe: Recipe, name: str) -> float:
-    stage = recipe.stages[name]
-    if isinstance(stage, MergeStage | UpcycleStage):
+    stage = recipe.trained.get(name)
+    if stage is None:
         return 1.0
     terms = {t for source in stage.active for t, v in asdict(stage.loss_on(source)).items() if v}
     step = STEP["prediction"] if "prediction" in terms else STEP["labels"]
     step = STEP["teacher"] if stage.student.endswith(":teacher") else step
-    step += STEP["two"] if isinstance(recipe.stages.get(stage.student), UpcycleStage) else 0.0
+    parent = recipe.stages.get(stage.student)
+    step += STEP["two"] if parent and parent.kind == "upcycle" else 0.0
     step += STEP["attention"] if "attention" in terms else 0.0
     return (stage.train.steps or 0) * step * stage.train.batch / 32
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from dominie.planning.plan import machine, plan_recipe
 from dominie.planning.plan_output import as_json, as_lines
 from dominie.recipe import dump_recipe, load_recipe, register_stage_kind
 from dominie.recipe.kinds import STRICT, stage_kinds, unregister_stage_kind
+from dominie.stages import kind
 from dominie.stages.kind import StageKind, StageRun
 from dominie.workflows.check import check_recipe
 from dominie.workflows.pipeline import run_recipe
@@ -224,3 +226,16 @@ def test_a_kind_has_a_name_and_a_key_of_its_own():
     with pytest.raises(ValueError, match="ToyStage is the kind"):
         register_stage_kind(dataclasses.dataclass(frozen=True, kw_only=True)(other))
     assert list(stage_kinds()) == ["train", "merge", "upcycle", "toy_rows"]
+
+
+def test_nobody_else_asks_which_kind_a_stage_is():
+    """What depends on the kind is a question to the stage, so that a new kind needs one file."""
+    package = Path(kind.__file__).parents[1]
+    own = {f"{name}.py" for name in ("train", "merge", "upcycle")}
+    asked = re.compile(r"isinstance\([^()]*\b(TrainStage|MergeStage|UpcycleStage|StageKind)\b")
+    found = [
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if file.name not in own and asked.search(file.read_text())
+    ]
+    assert not found

@@ -112,7 +112,10 @@ class StageConfig:
         """
 
     def source(self, name: str) -> Source:
-        """Describe the data that it makes as a source; the path begins at the run's folder."""
+        """Describe the data that it makes as a source; the path begins at the run's folder.
+
+        A kind may have the keys `validation_fraction` and `test_fraction`, as a source has.
+        """
         held_out: dict[str, Any] = {
             key: getattr(self, key, 0.0) for key in ("validation_fraction", "test_fraction")
         }

@@ -83,8 +83,8 @@ class Preparation:
     def rows(self, name: str, max_length: int) -> dict[str, PreparedSource]:
         """Tokenise for a stage: the recipe's sources, and the data that were made before it.
 
-        What one of them holds out, none of the others trains on. Data that do not exist yet are
-        left out.
+        What one of them holds out, the stage trains on in none of the others. Data that do not
+        exist yet are left out; stages that ran before them cannot have held out their prompts.
         """
         made = tuple(s for s in self.recipe.made if s in self._before(name) and self._exists(s))
         key = (self.tokenizers.fingerprint(name), max_length, made)

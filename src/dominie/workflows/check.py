@@ -195,7 +195,7 @@ def check_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> 
             sources=sources,
             samples=examples,
             plan=plan,
-            not_checked=(*hidden.as_lines(), *_not_made(part, sources), *unplanned),
+            not_checked=(*hidden.as_lines(), *_not_made(whole, part, sources), *unplanned),
         )
     _show(checked, hidden, prepared, display)
     return checked
@@ -210,12 +210,18 @@ def _read(folder: RunFolder, name: str, display: Display) -> Sample:
     return untokenised(name, first)
 
 
-def _not_made(recipe: Recipe, read: Mapping[str, Summary]) -> list[tuple[str, str]]:
+def _not_made(
+    folder: RunFolder, recipe: Recipe, read: Mapping[str, Summary]
+) -> list[tuple[str, str]]:
     """List the data that stages have not made yet."""
     return [
         (f"source {name}", f"stage {name} makes it, and has not been run")
         for name in recipe.made
-        if name not in read and any(name in stage.sources for stage in recipe.stages.values())
+        if name not in read
+        and (
+            any(name in stage.sources for stage in recipe.stages.values())
+            or not (folder.stage(name) / "data").is_dir()
+        )
     ]
 
 
