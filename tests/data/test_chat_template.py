@@ -11,7 +11,8 @@ import pytest
 from dominie.core.errors import InputError
 from dominie.data import chat_template as module
 from dominie.data import child_processes
-from dominie.data.chat_template import ChatTemplate, time_limit, with_written_marks
+from dominie.data.assistant_spans import text_and_marks, with_written_marks
+from dominie.data.chat_template import ChatTemplate, time_limit
 from dominie.data.conversations import Conversation
 from dominie.data.tokenization import encode_all
 from dominie.toyworld.toy_models import word_tokenizer
@@ -68,10 +69,8 @@ def test_a_hostile_template_is_stopped(monkeypatch, limits, template, found):
 
 def test_a_template_that_takes_too_much_is_named_and_tried_once(monkeypatch, limits):
     calls = []
-    run = child_processes.subprocess.run
-    monkeypatch.setattr(
-        child_processes.subprocess, "run", lambda *a, **k: calls.append(a) or run(*a, **k)
-    )
+    run = module.subprocess.run
+    monkeypatch.setattr(module.subprocess, "run", lambda *a, **k: calls.append(a) or run(*a, **k))
     for _ in range(2):
         with pytest.raises(InputError, match="whatever the conversation") as refused:
             rendered('{{ "x" * 80000000000 }}')
@@ -150,7 +149,7 @@ CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "one"
 
 def marked(tokenizer, template, messages=CHAT):
     tokenizer.chat_template = template
-    text, marks = ChatTemplate(tokenizer).text_and_marks(messages, None, where="x:1")
+    text, marks = text_and_marks(ChatTemplate(tokenizer), messages, None, where="x:1")
     return [text[slice(*mark)] for mark in marks]
 
 

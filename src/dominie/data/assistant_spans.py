@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from dominie.data.formats import Message
 
 
+# Characters that Unicode keeps out of all text.
+_BEGIN, _END = "\ufdd0", "\ufdd1"
+_MARK = re.compile(r"(\{%[-+]?\s*generation\s*([-+]?)%\})(\n?)")
+_END_MARK = re.compile(r"([ \t]*)(\{%([-+]?)\s*endgeneration\s*[-+]?%\})")
+
+
 def assistant_turns(template: ChatTemplate, conversation: Conversation) -> tuple[str, list[Span]]:
     """The rendering of a conversation and the span of each assistant turn in it.
 
@@ -35,7 +41,7 @@ def assistant_turns(template: ChatTemplate, conversation: Conversation) -> tuple
         InputError: the template fails on the conversation, or gives no way to find its turns.
     """
     messages, tools, where = conversation.messages, conversation.tools, conversation.where
-    text, marks = template.text_and_marks(messages, tools, where=where)
+    text, marks = text_and_marks(template, messages, tools, where=where)
     rendering = _Rendering(template, messages, tools, where, text)
     spans = rendering.marked_turns(marks) or [rendering.turn(k) for k in rendering.answers]
     spans = [rendering.without_trailing_space(span) for span in spans]
@@ -126,8 +132,8 @@ class _Rendering:
             return marks
         spans = list(marks)
         for k in self.answers:
-            alone, alone_marks = self.template.text_and_marks(
-                self.messages[: k + 1], self.tools, where=self.where
+            alone, alone_marks = text_and_marks(
+                self.template, self.messages[: k + 1], self.tools, where=self.where
             )
             last = len(alone_marks) - 1  # the last mark of this turn
             if not 0 <= last < len(spans):
@@ -252,3 +258,63 @@ def _with_last_word(message: Message, word: str) -> Iterator[Message]:
 
 def _renamed(function: dict[str, Any], word: str) -> dict[str, Any]:
     return {**function, "name": f"{function.get('name')}{word}"}
+
+
+# Marks
+
+
+def text_and_marks(
+    template: ChatTemplate,
+    messages: list[Message],
+    tools: list[dict[str, Any]] | None,
+    *,
+    where: str,
+) -> tuple[str, list[Span]]:
+    """The rendering, and the spans in it that the template marks with `{% generation %}`.
+
+    The marks are written into the text and taken out again, which is exact in macros and captured
+    blocks too, where the positions that transformers counts are not.
+    """
+    text = template.text(messages, tools, where=where)
+    source = template.tokenizer.get_chat_template(tools=tools)
+    if not _MARK.search(source):
+        return text, []
+    marked = template.text(messages, tools, where=where, source=with_written_marks(source))
+    unmarked, spans = _without_written_marks(marked)
+    return text, spans if unmarked == text else []
+
+
+def with_written_marks(source: str) -> str:
+    """A template that writes a character where a `{% generation %}` begins, another where it ends.
+
+    Nothing else changes in what it renders: the white space that these tags remove, by their own
+    signs or by the settings of chat templates (`trim_blocks`, `lstrip_blocks`), is removed still.
+    """
+
+    def begin(match: re.Match[str]) -> str:
+        tag, sign, line_end = match.groups()
+        if sign:
+            return f'{tag}{{{{ "{_BEGIN}" {sign if sign == "-" else ""}}}}}{line_end}'
+        return f'{tag}{line_end}{{{{ "{_BEGIN}" }}}}'
+
+    def end(match: re.Match[str]) -> str:
+        indent, tag, sign = match.groups()
+        opens_line = not sign and match.string[: match.start()].endswith("\n")
+        minus = "-" if sign == "-" else ""
+        return f'{"" if opens_line else indent}{{{{{minus} "{_END}" }}}}{tag}'
+
+    return _END_MARK.sub(end, _MARK.sub(begin, source))
+
+
+def _without_written_marks(text: str) -> tuple[str, list[Span]]:
+    """The text without the characters of marks, and the spans that they enclosed."""
+    pieces = re.split(f"([{_BEGIN}{_END}])", text)
+    plain, spans, begun = "", list[Span](), list[int]()
+    for piece in pieces:
+        if piece == _BEGIN:
+            begun.append(len(plain))
+        elif piece == _END and begun:
+            spans.append((begun.pop(), len(plain)))
+        else:
+            plain += piece
+    return plain, [span for span in spans if span[0] < span[1]]

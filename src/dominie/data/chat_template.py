@@ -10,6 +10,8 @@ import ctypes
 import json
 import os
 import re
+import signal
+import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -17,7 +19,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
-from dominie.data.child_processes import template_fault
+from dominie.data.child_processes import BEGUN, child_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,18 +36,14 @@ CHARACTERS = 2**26
 """Of one rendering."""
 PROBED = 32
 """So many of the first conversations are rendered by the child process too."""
+PROBED_CHARACTERS = 2**22
+"""Unless they are longer than this together."""
 
 in_worker = False
 """Whether this process was started to tokenise: its memory is limited then while it renders."""
 
 Span = tuple[int, int]
 """Characters from the first up to, and without, the second."""
-
-# Characters that Unicode keeps out of all text.
-_BEGIN, _END = "\ufdd0", "\ufdd1"
-_MARK = re.compile(r"(\{%[-+]?\s*generation\s*([-+]?)%\})(\n?)")
-_END_MARK = re.compile(r"([ \t]*)(\{%([-+]?)\s*endgeneration\s*[-+]?%\})")
-
 
 Chat = tuple["list[Message]", "list[dict[str, Any]] | None"]
 """Messages and tools."""
@@ -119,6 +117,36 @@ def _processor_time(thread: int) -> float:
     return time.clock_gettime(time.pthread_getcpuclockid(thread))
 
 
+def _template_fault(source: str, variables: dict[str, Any], chats: Sequence[Chat]) -> str | None:
+    """What makes a template unusable whatever the conversation: it takes too much time or memory.
+
+    A child process renders the conversations. A template that raises an error is not at fault here:
+    it may refuse one conversation and render others. None also if no child can be started.
+    """
+    slow = str(RenderingTimeout())
+    request = json.dumps([source, variables, chats, SECONDS, BYTES, CHARACTERS], default=str)
+    if len(request) > PROBED_CHARACTERS:
+        request = json.dumps([source, variables, _EXAMPLES, SECONDS, BYTES, CHARACTERS])
+    try:
+        done = subprocess.run(
+            **child_command("try_template") | {"stdin": None},
+            input=request.encode(),
+            stderr=subprocess.DEVNULL,
+            timeout=30 + 3 * SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return slow
+    except OSError:
+        return None
+    found = done.stdout.removeprefix(BEGUN).decode(errors="replace")
+    if found or done.returncode == 0 or not done.stdout:
+        return found or None
+    if done.returncode == -getattr(signal, "SIGVTALRM", 0):
+        return slow
+    return f"the process that renders it ended with status {done.returncode}"
+
+
 class ChatTemplate:
     """The chat template of a tokenizer, run in the sandbox of transformers.
 
@@ -163,14 +191,8 @@ class ChatTemplate:
             except ValueError:  # several templates, and none for this conversation
                 continue
             if source not in _faults:
-                _faults[source] = template_fault(
-                    source,
-                    self.tokenizer.special_tokens_map,
-                    [*_EXAMPLES, *chats[:PROBED]],
-                    seconds=SECONDS,
-                    memory=BYTES,
-                    characters=CHARACTERS,
-                )
+                variables = self.tokenizer.special_tokens_map
+                _faults[source] = _template_fault(source, variables, [*_EXAMPLES, *chats[:PROBED]])
             if found := _faults[source]:
                 raise InputError(
                     "the chat template fails, whatever the conversation",
@@ -245,58 +267,6 @@ class ChatTemplate:
             found=f"{type(failure).__name__}: {str(failure).strip()[:300]}",
             do="change the row (roles, their order, a system message), or the template",
         ) from failure
-
-    def text_and_marks(
-        self, messages: list[Message], tools: list[dict[str, Any]] | None, *, where: str
-    ) -> tuple[str, list[Span]]:
-        """The rendering, and the spans in it that the template marks with `{% generation %}`.
-
-        The marks are written into the text and taken out again, which is exact in macros and
-        captured blocks too, where the positions that transformers counts are not.
-        """
-        text = self.text(messages, tools, where=where)
-        source = self.tokenizer.get_chat_template(tools=tools)
-        if not _MARK.search(source):
-            return text, []
-        marked = self.text(messages, tools, where=where, source=with_written_marks(source))
-        unmarked, spans = _without_written_marks(marked)
-        return text, spans if unmarked == text else []
-
-
-def with_written_marks(source: str) -> str:
-    """A template that writes a character where a `{% generation %}` begins, another where it ends.
-
-    Nothing else changes in what it renders: the white space that these tags remove, by their own
-    signs or by the settings of chat templates (`trim_blocks`, `lstrip_blocks`), is removed still.
-    """
-
-    def begin(match: re.Match[str]) -> str:
-        tag, sign, line_end = match.groups()
-        if sign:
-            return f'{tag}{{{{ "{_BEGIN}" {sign if sign == "-" else ""}}}}}{line_end}'
-        return f'{tag}{line_end}{{{{ "{_BEGIN}" }}}}'
-
-    def end(match: re.Match[str]) -> str:
-        indent, tag, sign = match.groups()
-        opens_line = not sign and match.string[: match.start()].endswith("\n")
-        minus = "-" if sign == "-" else ""
-        return f'{"" if opens_line else indent}{{{{{minus} "{_END}" }}}}{tag}'
-
-    return _END_MARK.sub(end, _MARK.sub(begin, source))
-
-
-def _without_written_marks(text: str) -> tuple[str, list[Span]]:
-    """The text without the characters of marks, and the spans that they enclosed."""
-    pieces = re.split(f"([{_BEGIN}{_END}])", text)
-    plain, spans, begun = "", list[Span](), list[int]()
-    for piece in pieces:
-        if piece == _BEGIN:
-            begun.append(len(plain))
-        elif piece == _END and begun:
-            spans.append((begun.pop(), len(plain)))
-        else:
-            plain += piece
-    return plain, [span for span in spans if span[0] < span[1]]
 
 
 def with_arguments_in_both_forms(messages: list[Message]) -> Iterator[list[Message]]:

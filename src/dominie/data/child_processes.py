@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dominie.core.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator
 
     from transformers import PreTrainedTokenizerBase
 
@@ -34,12 +34,12 @@ Batch = list[tuple[T, "Conversation"]]
 SERIAL_BATCHES = 16
 """So many batches are tokenised in this process before others are started, which takes a second."""
 _MOST_WORKERS = 16  # one process reads and writes for all of them, and feeds no more
-_BEGUN = b"begun\n"
+BEGUN = b"begun\n"
 
 logger = logging.getLogger(__name__)
 
 
-def _command(function: str) -> dict[str, Any]:
+def child_command(function: str) -> dict[str, Any]:
     """How to start a child that runs a function of this module, and nothing of `__main__`.
 
     `multiprocessing` imports the main script again in each child, which runs it a second time if it
@@ -59,53 +59,6 @@ def _command(function: str) -> dict[str, Any]:
 
 
 # A template is tried
-
-
-def template_fault(
-    source: str,
-    variables: dict[str, Any],
-    chats: Sequence[tuple[Any, Any]],
-    *,
-    seconds: float,
-    memory: int,
-    characters: int,
-) -> str | None:
-    """What makes a chat template unusable whatever the conversation: it takes too much.
-
-    A child process renders the conversations. A template that raises an error is not at fault here:
-    it may refuse one conversation and render others.
-
-    Args:
-        source: the template.
-        variables: what it can read beside the messages and tools, such as the special tokens.
-        chats: messages and tools of each conversation to render.
-        seconds: of processor time for all of them.
-        memory: bytes that the child may use beyond those it starts with.
-        characters: of the longest rendering.
-
-    Returns:
-        None if the template ends in time, or if no child process can be started.
-    """
-    request = [source, variables, chats, seconds, memory, characters]
-    slow = f"it did not end within {seconds:g} s"
-    try:
-        done = subprocess.run(
-            **_command("try_template") | {"stdin": None},
-            input=json.dumps(request, default=str).encode(),
-            stderr=subprocess.DEVNULL,
-            timeout=30 + 3 * seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return slow
-    except OSError:
-        return None
-    found = done.stdout.removeprefix(_BEGUN).decode(errors="replace")
-    if found or done.returncode == 0 or not done.stdout:
-        return found or None
-    if done.returncode == -getattr(signal, "SIGVTALRM", 0):
-        return slow
-    return f"the process that renders it ended with status {done.returncode}"
 
 
 def try_template() -> None:
@@ -139,7 +92,7 @@ def try_template() -> None:
     )
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    sys.stdout.buffer.write(_BEGUN)
+    sys.stdout.buffer.write(BEGUN)
     sys.stdout.flush()
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # its signal ends the process
@@ -309,7 +262,7 @@ class _Worker:
     """A process that tokenises, seen from its parent."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(**_command("tokenise"))
+        self.process = subprocess.Popen(**child_command("tokenise"))
 
     def start(self, tokenizer: bytes) -> str | None:
         """Give it the tokenizer; why it cannot use it, if so."""
