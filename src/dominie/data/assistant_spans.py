@@ -309,7 +309,7 @@ def with_written_marks(source: str) -> str:
 def _without_written_marks(text: str) -> tuple[str, list[Span]]:
     """The text without the characters of marks, and the spans that they enclosed."""
     pieces = re.split(f"([{_BEGIN}{_END}])", text)
-    plain, spans, begun = "", list[Span](), list[int]()
+    plain, spans, begun = "", list[tuple[int, int]](), list[int]()
     for piece in pieces:
         if piece == _BEGIN:
             begun.append(len(plain))

@@ -1,23 +1,26 @@
-"""Conversations: what every source becomes, whatever the format of its rows."""
+"""Conversations of a source, read row by row from JSON, CSV or Parquet files, or from the hub."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dominie.core.errors import InputError
+from dominie.core.errors import InputError, hub_error
+from dominie.data.ecommerce_formats import with_companion
 from dominie.data.formats import Conversation, parsed_row
-from dominie.data.readers import raw_rows
-
-__all__ = ["Conversation", "read_conversations"]
+from dominie.data.json_files import json_rows, jsonl_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dominie.data.sources import Source
 
+__all__ = ["Conversation", "read_conversations"]
+
 FAULTS_SHOWN = 5
-"""So many bad rows are named at once, that a file need not be mended one run at a time."""
+"""So many bad rows are named at once, so that a file need not be corrected one run at a time."""
+_BATCH_ROWS = 512
 
 
 def read_conversations(source: Source) -> Iterator[Conversation]:
@@ -76,3 +79,133 @@ def _with_further_faults(
         found=first.found,
         do=f"{first.do or 'correct this row'}; {also}{more}",
     )
+
+
+def raw_rows(source: Source) -> Iterator[tuple[str, Any | InputError]]:
+    """Every row of a source as (where, value), in order; a row that cannot be read is its error.
+
+    Raises:
+        InputError: a file that is missing, empty, unreadable or of a format that cannot be read,
+            or a hub data set that cannot be reached.
+    """
+    if not source.is_local:
+        yield from _hub_rows(source)
+        return
+    for path in source.local_files():
+        count = 0
+        try:
+            for where, row in with_companion(path, _file_rows(path)):
+                count += 1
+                yield where, row
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if not count:
+            raise InputError(
+                "the file is empty",
+                where=str(path),
+                expected="at least one conversation",
+                found="no row" if path.stat().st_size else "0 bytes",
+            )
+
+
+def unreadable(path: Path, error: OSError) -> InputError:
+    """The error for a file that the system does not give out."""
+    return InputError(
+        "the file cannot be read", where=str(path), found=error.strerror or str(error)
+    )
+
+
+def unreachable(source: Source, error: Exception) -> InputError:
+    """The error for a hub data set that cannot be read."""
+    return hub_error(error)(
+        "neither a file here nor a hub data set that can be read",
+        where=f"source {source.name}, path {source.path}",
+        found=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}",
+        do="correct the path, subset or split; without a network, give a local file",
+    )
+
+
+def without_nulls(value: Any) -> Any:
+    """A nested value without the keys whose value is null.
+
+    A Parquet column gives every object every key, so that the arguments of one tool call would
+    carry the names of all others.
+    """
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Any | InputError]]:
+    if path.suffix.lower() == ".parquet":
+        for number, columns in _parquet_rows(path):
+            yield f"{path}, row {number}", columns
+    elif path.suffix.lower() == ".csv":
+        yield from _csv_rows(path)
+    else:
+        read = jsonl_rows if path.suffix.lower() == ".jsonl" else json_rows
+        for number, row in read(path):
+            yield f"{path}:{number}", row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Any | InputError]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in row or None in row.values():
+                    yield (
+                        where,
+                        InputError(
+                            "the row has another number of columns than the first line names",
+                            where=where,
+                            expected=f"columns {', '.join(reader.fieldnames or ())}",
+                        ),
+                    )
+                else:
+                    yield where, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            where = f"{path}:{reader.line_num + 1}"
+            yield where, InputError("malformed CSV", where=where, found=str(error))
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, without_nulls(row)
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise InputError(
+            "this is not a Parquet file that can be read",
+            where=f"{path}, row {number + 1}" if number else str(path),
+            expected="a complete Parquet file",
+            found=str(error).partition("\n")[0],
+        ) from error
+
+
+def _hub_rows(source: Source) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    number = 0
+    try:
+        rows = datasets.load_dataset(source.path, source.subset, split=source.split, streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield f"{source.path}[{source.split}], row {number}", without_nulls(row)
+    # The hub client, its file systems and the loaders raise whatever they please.
+    except Exception as error:
+        raise unreachable(source, error) from error
+    if not number:
+        raise InputError(
+            "the hub data set is empty",
+            where=f"source {source.name}, path {source.path}",
+            expected="at least one conversation",
+        )

@@ -1,11 +1,11 @@
-"""JSON Lines and JSON files, one row at a time and with line numbers."""
+"""Reads JSON Lines and JSON files row by row, with line numbers."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import re
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
 
@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_ROW_BYTES = 64 * 2**20
-"""A longer row is no conversation, and reading it whole would cost what streaming saves."""
-
+"""Of a line of a JSON Lines file: a longer one is no conversation."""
+MAX_JSON_BYTES = 2**30
+"""Of a JSON file, which is read whole."""
 _SPACE = re.compile(r"[ \t\r\n]*")
-# A number, a word or an escape cut by the end of a chunk fails at most this far from that end.
-_LONGEST_CUT = 16
 
 
 def jsonl_rows(path: Path) -> Iterator[tuple[int, Any | InputError]]:
@@ -32,7 +31,15 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, Any | InputError]]:
             number += 1
             where = f"{path}:{number}"
             if len(raw) > MAX_ROW_BYTES:
-                yield number, _too_large(where)
+                yield (
+                    number,
+                    InputError(
+                        "a row is too large",
+                        where=where,
+                        expected=f"at most {MAX_ROW_BYTES >> 20} MiB a row",
+                        do="check that this is a data file",
+                    ),
+                )
                 return
             if number == 1:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -41,165 +48,117 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, Any | InputError]]:
             try:
                 # RecursionError: nested too deeply. Plain ValueError: a number of too many digits.
                 yield number, json.loads(raw.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                yield number, _not_utf8(where, raw[error.start], error.start)
             except (ValueError, RecursionError) as error:
                 yield number, _malformed(where, error)
 
 
-def json_rows(path: Path, chunk_size: int = 2**20) -> Iterator[tuple[int, Any | InputError]]:
+def json_rows(path: Path) -> Iterator[tuple[int, Any | InputError]]:
     """The rows of a JSON file as (line number, value), an array of rows or rows one after another.
 
-    The file is decoded piece by piece, so that memory is bounded by the longest row. After a
-    malformed row nothing can be trusted: its InputError is the last thing yielded.
-
-    Args:
-        path: the file.
-        chunk_size: bytes read at a time.
+    The file is read whole, so that its size is limited. After a malformed row nothing can be
+    trusted: its InputError is the last thing yielded.
     """
-    with path.open("rb") as file:
-        window = _Window(file, path, chunk_size)
-        try:
-            if window.next_character() == "[":
-                yield from _array_rows(window)
-            else:
-                while window.next_character():
-                    yield window.decoded_row()
-        except InputError as error:
-            yield window.line, error
+    if path.stat().st_size > MAX_JSON_BYTES:
+        yield (
+            1,
+            InputError(
+                "the file is too large",
+                where=str(path),
+                expected=f"a JSON file of at most {MAX_JSON_BYTES >> 20:,} MiB",
+                do="save it as JSON Lines (.jsonl), which is read line by line",
+            ),
+        )
+        return
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    try:
+        text = _JsonText(path, data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        yield line, _malformed(f"{path}:{line}", error)
+        return
+    del data
+    try:
+        if text.next_character() == "[":
+            yield from _array_rows(text)
+        else:
+            while text.next_character():
+                yield text.decoded_row()
+    except InputError as error:
+        yield text.line, error
 
 
-def _array_rows(window: _Window) -> Iterator[tuple[int, Any]]:
+def _array_rows(text: _JsonText) -> Iterator[tuple[int, Any]]:
     """The rows from an opening bracket to its closing one, which has to end the file."""
-    window.advance(1)
-    separator = "]" if window.next_character() == "]" else ","
+    text.advance(text.at + 1)
+    separator = "]" if text.next_character() == "]" else ","
     while separator == ",":
-        yield window.decoded_row()
-        separator = window.next_character()
+        yield text.decoded_row()
+        separator = text.next_character()
         if separator == ",":
-            window.advance(1)
+            text.advance(text.at + 1)
         elif separator != "]":
-            raise window.fault(
+            raise text.fault(
                 "malformed JSON" if separator else "the array is broken off",
                 expected="a comma or the closing ]",
-                found=window.excerpt(),
             )
-    window.advance(1)
-    if window.next_character():
-        raise window.fault(
-            "there is more after the end of the array",
-            expected="the end of the file",
-            found=window.excerpt(),
-        )
+    text.advance(text.at + 1)
+    if text.next_character():
+        raise text.fault("there is more after the end of the array", expected="the end of the file")
 
 
-class _Window:
-    """The part of a JSON file that is held in memory, with the position and line reached in it."""
+class _JsonText:
+    """A JSON text, with the position and the line reached in it."""
 
-    def __init__(self, file: IO[bytes], path: Path, chunk_size: int) -> None:
-        self.file, self.path, self.chunk_size = file, path, chunk_size
-        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self.scanner = json.JSONDecoder()
-        self.text, self.at, self.line, self.ended = "", 0, 1, False
+    def __init__(self, path: Path, text: str) -> None:
+        self.path, self.text, self.at, self.line = path, text, 0, 1
+        self.scan = json.JSONDecoder().raw_decode
 
-    def fault(self, what: str, *, expected: str, found: str) -> InputError:
+    def fault(self, what: str, *, expected: str) -> InputError:
+        found = repr(self.text[self.at : self.at + 60]) if self.next_character() else "the end"
         return InputError(what, where=f"{self.path}:{self.line}", expected=expected, found=found)
 
-    def excerpt(self) -> str:
-        """What stands here, for a message."""
-        return repr(self.text[self.at : self.at + 60]) if self.next_character() else "the end"
-
-    def advance(self, count: int) -> None:
-        self.line += self.text.count("\n", self.at, self.at + count)
-        self.at += count
+    def advance(self, to: int) -> None:
+        self.line += self.text.count("\n", self.at, to)
+        self.at = to
 
     def next_character(self) -> str:
-        """The next character that is no white space, left in place; empty where the file ends."""
-        while True:
-            self.advance(_SPACE.match(self.text, self.at).end() - self.at)  # type: ignore[union-attr]
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self._grow(self.chunk_size):
-                return ""
+        """The next character that is no white space, left in place; empty at the end."""
+        self.advance(_SPACE.match(self.text, self.at).end())  # type: ignore[union-attr]
+        return self.text[self.at : self.at + 1]
 
     def decoded_row(self) -> tuple[int, Any]:
-        """The line and the value of the object that begins here, read on until it is complete."""
+        """The line and the value of the object that begins here."""
         if self.next_character() != "{":
-            raise self.fault(
-                "a row is not a JSON object",
-                expected='an object: {"messages": […]}',
-                found=self.excerpt(),
-            )
-        line, wanted = self.line, self.chunk_size
-        while True:
-            try:
-                value, end = self.scanner.raw_decode(self.text, self.at)
-            except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated string") or (
-                    error.pos >= len(self.text) - _LONGEST_CUT
-                )
-                if cut and len(self.text) - self.at > MAX_ROW_BYTES:
-                    raise _too_large(f"{self.path}:{line}") from None
-                # Twice as much each time: reading a long row again and again stays linear.
-                if cut and self._grow(wanted):
-                    wanted *= 2
-                    continue
-                further = self.text.count("\n", self.at, error.pos)
-                raise _malformed(f"{self.path}:{line + further}", error) from None
-            except (ValueError, RecursionError) as error:
-                raise _malformed(f"{self.path}:{line}", error) from None
-            self.advance(end - self.at)
-            return line, value
-
-    def _grow(self, size: int) -> bool:
-        """Read `size` bytes more and let go of what is done with; False at the end of the file."""
-        if self.ended:
-            return False
-        chunk = self.file.read(size)
-        self.ended = not chunk
+            raise self.fault("a row is not a JSON object", expected='an object: {"messages": […]}')
+        line = self.line
         try:
-            more = self.decoder.decode(chunk, final=self.ended)
-        except UnicodeDecodeError as error:
-            done = self.text[self.at :].count("\n") + error.object[: error.start].count(b"\n")
-            where = f"{self.path}:{self.line + done}"
-            raise _not_utf8(where, error.object[error.start]) from None
-        self.text, self.at = self.text[self.at :] + more, 0
-        return not self.ended or bool(more)
+            value, end = self.scan(self.text, self.at)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                line += self.text.count("\n", self.at, error.pos)
+            raise _malformed(f"{self.path}:{line}", error) from None
+        self.advance(end)
+        return line, value
 
 
 def _malformed(where: str, error: ValueError | RecursionError) -> InputError:
+    if isinstance(error, UnicodeDecodeError):
+        column = error.start - error.object.rfind(b"\n", 0, error.start)
+        return InputError(
+            "the text is not UTF-8",
+            where=where,
+            expected="UTF-8 text",
+            found=f"byte 0x{error.object[error.start]:02x} at byte {column} of the line",
+            do="save the file as UTF-8; a binary or compressed file has to be unpacked first",
+        )
+    found = "brackets nested too deeply" if isinstance(error, RecursionError) else str(error)
     if isinstance(error, json.JSONDecodeError):
         around = error.doc[max(0, error.pos - 20) : error.pos + 40].strip()
         found = f"{error.msg}: {around!r}"
-    elif isinstance(error, RecursionError):
-        found = "brackets nested too deeply"
-    else:
-        found = str(error)
     return InputError(
         "malformed JSON",
         where=where,
         expected="one JSON object a line (.jsonl), or an array of objects (.json)",
         found=found,
         do="correct or remove this row",
-    )
-
-
-def _not_utf8(where: str, byte: int, column: int | None = None) -> InputError:
-    at = f" at byte {column + 1} of the line" if column is not None else ""
-    return InputError(
-        "the text is not UTF-8",
-        where=where,
-        expected="UTF-8 text",
-        found=f"byte 0x{byte:02x}{at}",
-        do="save the file as UTF-8; a binary or compressed file has to be unpacked first",
-    )
-
-
-def _too_large(where: str) -> InputError:
-    return InputError(
-        "a row is too large",
-        where=where,
-        expected=f"at most {MAX_ROW_BYTES // 2**20} MiB a row",
-        found="more than that without an end",
-        do="check that this is a data file",
     )

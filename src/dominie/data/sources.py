@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from dominie.core.errors import InputError
 from dominie.core.references import Reference
-from dominie.data.conversations import read_conversations
+from dominie.data.conversations import read_conversations, unreachable, unreadable
 from dominie.data.ecommerce_formats import COMPANION, companion
-from dominie.data.readers import unreachable, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -23,28 +23,23 @@ OBJECTS = st.dictionaries(st.text(max_size=4), VALUES, max_size=4)
     rows=st.lists(OBJECTS, max_size=5),
     indent=st.sampled_from([None, 0, 7]),
     ascii_only=st.booleans(),
-    chunk_size=st.integers(1, 40),
 )
-def test_an_array_reads_the_same_in_pieces_of_any_size(
-    tmp_path_factory, rows, indent, ascii_only, chunk_size
-):
+def test_an_array_is_read_as_it_was_written(tmp_path_factory, rows, indent, ascii_only):
     path = tmp_path_factory.mktemp("json") / "rows.json"
     path.write_text(json.dumps(rows, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
-    assert [row for _, row in json_rows(path, chunk_size)] == rows
+    assert [row for _, row in json_rows(path)] == rows
 
 
-@pytest.mark.parametrize("chunk_size", [1, 5, 2**20])
-def test_line_numbers_are_where_a_row_begins(tmp_path, chunk_size):
+def test_line_numbers_are_where_a_row_begins(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('\n[\n {"a":\n 1},\n\n {"a": "x\\ny"}, {"a": 3}\n]\n')
-    assert [line for line, _ in json_rows(path, chunk_size)] == [3, 6, 6]
+    assert [line for line, _ in json_rows(path)] == [3, 6, 6]
 
 
-@pytest.mark.parametrize("chunk_size", [1, 5, 2**20])
-def test_objects_one_after_another_are_read_without_an_array(tmp_path, chunk_size):
+def test_objects_one_after_another_are_read_without_an_array(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('{"a": 1}\n{"a":\n2}{"a": 3}')
-    assert list(json_rows(path, chunk_size)) == [(1, {"a": 1}), (2, {"a": 2}), (3, {"a": 3})]
+    assert list(json_rows(path)) == [(1, {"a": 1}), (2, {"a": 2}), (3, {"a": 3})]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -53,7 +48,6 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     assert list(json_rows(path)) == list(jsonl_rows(path)) == [(1, {"a": 1})]
 
 
-@pytest.mark.parametrize("chunk_size", [1, 5, 2**20])
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
@@ -70,10 +64,10 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
         ('{"a": 1}\nplain text', 2, "not a JSON object"),
     ],
 )
-def test_what_is_malformed_is_named_by_its_line(tmp_path, text, line, message, chunk_size):
+def test_what_is_malformed_is_named_by_its_line(tmp_path, text, line, message):
     path = tmp_path / "rows.json"
     path.write_text(text)
-    *_, (_, error) = json_rows(path, chunk_size)
+    *_, (_, error) = json_rows(path)
     assert isinstance(error, InputError)
     assert message in error.what
     assert error.where == f"{path}:{line}"
@@ -95,11 +89,10 @@ def test_numbers_and_brackets_beyond_all_measure_are_malformed(tmp_path, read, v
     assert found in error.found
 
 
-@pytest.mark.parametrize("chunk_size", [1, 5, 2**20])
-def test_bytes_that_are_no_text_are_named_by_their_line(tmp_path, chunk_size):
+def test_bytes_that_are_no_text_are_named_by_their_line(tmp_path):
     path = tmp_path / "rows.json"
     path.write_bytes(b'[{"a": 1},\n\n{"a": "\xff"}]')
-    *_, (_, error) = json_rows(path, chunk_size)
+    *_, (_, error) = json_rows(path)
     assert "not UTF-8" in error.what
     assert error.where == f"{path}:3"
     assert "0xff" in error.found
@@ -116,22 +109,22 @@ def test_reading_lines_goes_on_after_a_bad_one(tmp_path):
     assert rows[3][1] == {"a": 2}
 
 
-@pytest.mark.parametrize("suffix", ["json", "jsonl"])
-def test_a_row_without_an_end_is_not_read_whole(tmp_path, monkeypatch, suffix):
+def test_a_row_without_an_end_is_not_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_ROW_BYTES", 1000)
-    path = tmp_path / f"rows.{suffix}"
+    path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n{"a": "' + "x" * 100_000)
-    rows = list((jsonl_rows if suffix == "jsonl" else lambda p: json_rows(p, 64))(path))
+    rows = list(jsonl_rows(path))
     assert "a row is too large" in rows[-1][1].what
     assert rows[-1][1].where == f"{path}:2"
 
 
-def test_memory_holds_a_window_and_not_the_file(tmp_path):
+def test_a_json_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_JSON_BYTES", 3 * 2**20)
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{"a": "x" * 100}] * 1000))
-    with path.open("rb") as file:
-        window = module._Window(file, path, 256)
-        longest = 0
-        for _ in module._array_rows(window) if window.next_character() == "[" else ():
-            longest = max(longest, len(window.text))
-    assert 0 < longest < 2000
+    with path.open("wb") as file:
+        file.truncate(3 * 2**20 + 1)
+    [(_, error)] = json_rows(path)
+    assert error.what == "the file is too large"
+    assert error.where == str(path)
+    assert error.expected == "a JSON file of at most 3 MiB"
+    assert "JSON Lines" in error.do
