@@ -115,7 +115,7 @@ def load_frozen(
     """A model to learn from or to evaluate: no gradients, no dropout.
 
     Args:
-        spec: which model, and where its weights lie.
+        spec: which model, and where its weights are placed.
         device: that it runs on.
         mesh: of the processes that one with `placement: sharded` is sharded over; None if
             this one runs it alone, as one that waits in main memory if the device is too small.

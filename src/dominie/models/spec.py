@@ -35,7 +35,7 @@ class Model:
             wherever the family has it.
         map_tokens: the model, as a teacher, has the student's tokens under other ids: its embedding
             and head are reordered to the student's.
-        placement: where the weights of a frozen model lie; None is `device`. `cpu` keeps
+        placement: where the weights of a frozen model are; None is `device`. `cpu` keeps
             its layers in main memory and each on the device while it runs; `8bit` and `4bit`
             quantise; `sharded` shares the layers out over the processes; `cached` is `cache: true`
             on every source of a stage that can learn from what the model predicts.

@@ -43,7 +43,7 @@ class Weights:
     """The tensors of a model's safetensors files, by name.
 
     Attributes:
-        folder: where its files lie.
+        folder: of its files.
         shapes: every tensor as one without storage (its shape and dtype).
     """
 
@@ -193,7 +193,7 @@ def weights_fingerprint(spec: Model) -> str:
 
 
 def model_identity(spec: Model) -> dict[str, Any]:
-    """Name a model for a fingerprint: by its hub id, or by what lies in its folder, wherever it is.
+    """Name a model for a fingerprint: by its hub id, or by what its folder holds, wherever it is.
 
     Where weights are placed changes nothing, unless they are rounded.
     """

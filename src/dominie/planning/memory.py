@@ -68,7 +68,7 @@ class StageSetup:
         attention: layers of the student in the attention term.
         ranks: processes, one a device.
         sharded: whether weights, gradients and optimiser are shared out over the ranks.
-        offloaded: whether the optimiser and its fp32 weights lie in the host's memory.
+        offloaded: whether the optimiser and its fp32 weights are in the host's memory.
         on_cpu: whether the device is a CPU.
     """
 

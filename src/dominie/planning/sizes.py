@@ -27,7 +27,7 @@ from dominie.training.settings import Lora
 if TYPE_CHECKING:
     from dominie.recipe import TrainStage
 
-#: In a wheel they lie beside the package's modules, in the source in `recipes/configs`.
+#: In a wheel they are beside the package's modules, in the source in `recipes/configs`.
 _SHIPPED = (Path(str(files("dominie"))) / "configs", Path(__file__).parents[3] / "recipes/configs")
 
 

@@ -58,7 +58,7 @@ class CacheSettings:
         top_p: mass that `top` stores, if `k_max` tokens reach it.
         k_max: most tokens that `top` stores.
         levels: steps in which a probability's logarithm is stored, per nat.
-        folder: where the cache lies; None is the run's own folder.
+        folder: of the cache; None is the run's own folder.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-#: peft's own name for the adapter that is trained; its files lie where a model's files lie.
+#: peft's own name for the adapter that is trained; its files are where a model's files are.
 STUDENT = "default"
 
 
