@@ -27,7 +27,7 @@ from dominie.teachers.cache_sampling import CacheSettings
 
 if TYPE_CHECKING:
     from dominie.data.batch import Row
-    from dominie.teachers.cache_codec import TokenStats
+    from dominie.teachers.token_stats import TokenStats
 
 _SAMPLED_ROWS = 32
 _COMPARED_TOKENS = 512
