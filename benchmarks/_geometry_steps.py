@@ -20,8 +20,7 @@ from transformers import TrainerCallback
 from dominie.models.attention_hooks import hooks_of
 from dominie.models.info import model_flops
 from dominie.teachers import LocalTeacher
-from dominie.training.arguments import training_arguments
-from dominie.training.settings import TrainSettings
+from dominie.training.settings import TrainSettings, training_arguments
 from dominie.training.stage_sources import StageTraining
 from dominie.training.train_stage import LoadedModels, build_trainer
 

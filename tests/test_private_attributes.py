@@ -21,16 +21,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "dominie"
 
 #: Methods of transformers.Trainer that the package overrides or calls, and what for.
 TRAINER = {
-    "_get_output_dir": "a checkpoint is written to a scratch folder first",
     "_save_checkpoint": "a checkpoint is sealed and renamed when it is whole",
     "_load_from_checkpoint": "a mixture's experts are restored by from_pretrained",
     "_load_best_model": "a mixture's experts are restored by from_pretrained",
-    "_save_optimizer_and_scheduler": "states are written as tensors and JSON",
-    "_load_optimizer_and_scheduler": "states are read without running anything",
-    "_save_scaler": "states are written as tensors and JSON",
-    "_load_scaler": "states are read without running anything",
-    "_save_rng_state": "states are written as tensors and JSON",
-    "_load_rng_state": "states are read without running anything",
     "_get_grad_norm": "a step that is not finite is stopped before the optimiser",
 }
 

@@ -19,13 +19,13 @@ from dominie.losses.objective import Objective
 from dominie.losses.terms import LossTerms
 from dominie.models.info import model_flops
 from dominie.teachers import Teacher
-from dominie.training.arguments import training_arguments
 from dominie.training.counters import FlopsMeter
 from dominie.training.dataloader import Collator, FixedRows
 from dominie.training.loss_forward import loss_in_forward
 from dominie.training.metric_sums import MetricsLog
-from dominie.training.settings import TrainSettings
-from dominie.training.trainer import DistillationTrainer, Monitor
+from dominie.training.monitoring import Monitor
+from dominie.training.settings import TrainSettings, training_arguments
+from dominie.training.trainer import DistillationTrainer
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no folder on the path
 

@@ -17,10 +17,9 @@ from dominie.data.batch import Batch, collate
 from dominie.data.sampling import Mix
 from dominie.data.tokenization import Encoded
 from dominie.models.info import model_flops
-from dominie.training.arguments import training_arguments
 from dominie.training.checkpoints import newest_checkpoint
 from dominie.training.dataloader import Collator, FixedRows, MicroBatches, MicroBatchSampler
-from dominie.training.settings import TrainSettings
+from dominie.training.settings import TrainSettings, training_arguments
 from dominie.training.stage_sources import StageSource, StageTraining
 from dominie.training.train_stage import LoadedModels, build_trainer
 

@@ -25,7 +25,7 @@ def clock(monkeypatch):
 def test_a_signal_that_comes_twice_at_once_is_one(clock):
     """SLURM signals every process of a job, and the launcher passes on what it was sent."""
     stop = SaveAndStop()
-    with stop.listening():
+    with stop.catching():
         os.kill(os.getpid(), signal.SIGTERM)
         clock.seconds += 0.5 * ECHO
         os.kill(os.getpid(), signal.SIGTERM)
@@ -41,7 +41,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(clock):
 
 def test_one_that_follows_later_stops_at_once(clock):
     stop = SaveAndStop()
-    with stop.listening():
+    with stop.catching():
         os.kill(os.getpid(), signal.SIGTERM)
         clock.seconds += ECHO + 0.1
         os.kill(os.getpid(), signal.SIGINT)

@@ -21,7 +21,7 @@ from dominie.losses.objective import Objective
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction, Router
 from dominie.teachers import LocalTeacher, RoutedTeacher
 from dominie.training.loss_forward import DistillationInputs, loss_in_forward
-from dominie.training.loss_guard import ExpertCollapseWarning
+from dominie.training.monitoring import ExpertCollapseWarning
 
 SIZES = {
     "vocab_size": 61,

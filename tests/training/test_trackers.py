@@ -17,10 +17,9 @@ import pytest
 from dominie.cli import app
 from dominie.recipe import load_recipe
 from dominie.stages.fingerprint import digest, training_parts
-from dominie.training.arguments import OneRunAStage, flat, keep_tensorboard, training_arguments
-from dominie.training.callbacks import StepProgress
+from dominie.training.callbacks import OneRunAStage, StepProgress, flat, keep_tensorboard
 from dominie.training.metric_sums import MetricsLog
-from dominie.training.settings import TrainSettings
+from dominie.training.settings import TrainSettings, training_arguments
 
 MEANS = {
     "terms": {"prediction": 0.5},

@@ -43,7 +43,7 @@ def test_a_batch_of_a_tiny_model_and_its_teacher(student, teacher_model, pack_to
     experts = LAYER + 3 * 16 * 24 + 3 * 16
     hand = 3 * by_hand(10, 4, 24) + by_hand(3, 1, 6, experts)
     assert used.flops(loads) == pytest.approx(hand, rel=1e-12)
-    told = used.told(hand, 2.0, processes=4)
+    told = used.log_entry(hand, 2.0, processes=4)
     assert told == {
         "flops_per_second": pytest.approx(hand / 2, rel=1e-3),
         "mfu": round(hand / 8e6, 4),
@@ -55,7 +55,7 @@ def test_windows_adapters_and_frozen_weights(student):
     batch = collate([(0, conversation(6, 1))]).as_dict()
     used = FlopsMeter(model_flops(MistralForCausalLM(windowed)), [None], peak=None)
     assert used.loads(batch).tolist() == [[6, 1, 1 + 2 + 3 + 4 + 4 + 4]]
-    assert "mfu" not in used.told(1.0, 1.0, 1)
+    assert "mfu" not in used.log_entry(1.0, 1.0, 1)
 
     adapted = with_lora(student, Lora(r=2, target_modules=["q_proj"]), where="here")
     found, adapters = model_flops(adapted), 2 * (2 * 16 + 2 * 16)

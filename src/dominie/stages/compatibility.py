@@ -21,7 +21,7 @@ from dominie.models.tokenizer_compat import (
 )
 from dominie.recipe import Task
 from dominie.stages.run_folder import ChatTokenizers, RunFolder
-from dominie.training.arguments import training_arguments
+from dominie.training.settings import training_arguments
 from dominie.training.stage_sources import attention_pairs
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from dominie.data.rows import PreparedSource
 from dominie.models.spec import Model, bits_of
 from dominie.models.weights import model_identity
 from dominie.recipe import Recipe
-from dominie.training.arguments import SHOWN
-from dominie.training.settings import TrainSettings
+from dominie.training.settings import SHOWN, TrainSettings
 
 #: Part of every fingerprint: raised when the same recipe would come to something else.
 FORMAT = 1

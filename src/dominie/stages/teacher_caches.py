@@ -249,7 +249,7 @@ def _write(
     done = tokens = 0
     started = time.monotonic()
     stop = SaveAndStop()
-    with stop.listening(), ShardWriter(cache.folder) as writer:
+    with stop.catching(), ShardWriter(cache.folder) as writer:
         for batch in in_batches(rows, range(len(rows)), batch_tokens(model)):
             written = entries(
                 model, batch, cache.vocabulary, plan.settings, temperature=plan.temperature

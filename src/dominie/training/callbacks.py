@@ -1,13 +1,15 @@
-"""Callbacks of the trainer: signals that save and stop, and the progress bar."""
+"""Callbacks of the trainer: signals that save and stop, the progress bar, trackers."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,7 +20,7 @@ from dominie.core.errors import DominieError
 from dominie.training.counters import held_memory
 
 #: Seconds within which a signal is the one before: SLURM sends it to a launcher and to its ranks,
-#: who hear it from the launcher, too.
+#: which get it from the launcher, too.
 ECHO = 2.0
 
 
@@ -39,11 +41,11 @@ class SaveAndStop(TrainerCallback):
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._heard_at = 0.0
+        self._received_at = 0.0
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within, signals are noted instead of obeyed. Only the main thread can listen."""
+    def catching(self) -> Iterator[None]:
+        """Note signals instead of obeying them. Only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -62,8 +64,8 @@ class SaveAndStop(TrainerCallback):
     def _note(self, signum: int, _: FrameType | None) -> None:
         now = time.monotonic()
         if self.signum is None:
-            self.signum, self._heard_at = signum, now
-        elif now - self._heard_at > ECHO:
+            self.signum, self._received_at = signum, now
+        elif now - self._received_at > ECHO:
             os._exit(128 + signum)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -90,10 +92,10 @@ class StepProgress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Take the newest losses."""
         if logs and any(name.startswith("term_") for name in logs):
-            self.note = "  ".join(_told(logs))
+            self.note = "  ".join(_notes(logs))
 
 
-def _told(logs: Mapping[str, float]) -> Iterator[str]:
+def _notes(logs: Mapping[str, float]) -> Iterator[str]:
     """What is minimised, how far each source is from its teacher, how fast, in how much memory."""
     for name, value in logs.items():
         if name.startswith("term_"):
@@ -108,3 +110,68 @@ def _told(logs: Mapping[str, float]) -> Iterator[str]:
     if "tokens_per_second" in logs:
         yield f"{logs['tokens_per_second']:,.0f} tokens/s"
     yield f"{held_memory() / 1e9:.1f} GB"
+
+
+class LogLastStep(TrainerCallback):
+    """Logs and evaluates the last step like every n-th."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for it after the last step."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+            control.should_evaluate = args.eval_strategy != "no"
+            control.should_save |= args.load_best_model_at_end
+
+
+class OneRunAStage(TrainerCallback):
+    """Lets the next stage begin a run of its own: W&B would go on in that of the stage before."""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close W&B's run, which its own callback leaves open."""
+        wandb = sys.modules.get("wandb")
+        if "wandb" in args.report_to and wandb is not None and wandb.run is not None:
+            wandb.finish()
+
+
+def keep_tensorboard(callbacks: list[TrainerCallback], folder: Path) -> None:
+    """Have TensorBoard write beside `metrics.jsonl`, unless its own variable says elsewhere.
+
+    It would write among the checkpoints, which go when the stage is done.
+
+    Args:
+        callbacks: of a trainer.
+        folder: of the stage.
+    """
+    for callback in callbacks:
+        if type(callback).__name__ == "TensorBoardCallback" and callback.logging_dir is None:
+            callback.logging_dir = str(folder / "tensorboard")
+
+
+def rewind_tensorboard(callbacks: list[TrainerCallback], step: int) -> None:
+    """Drop what TensorBoard has beyond a step: from there on it is written again.
+
+    Args:
+        callbacks: of a trainer whose first process this is, before it trains.
+        step: of the checkpoint that training goes on from; 0 without one.
+    """
+    for callback in callbacks:
+        folder = getattr(callback, "logging_dir", None)
+        if type(callback).__name__ == "TensorBoardCallback" and folder and Path(folder).is_dir():
+            from torch.utils.tensorboard import SummaryWriter
+
+            callback.tb_writer = SummaryWriter(folder, purge_step=step + 1)
+
+
+def flat(means: dict[str, Any]) -> dict[str, float]:
+    """The nested means of a line of metrics under names that trackers take.
+
+    Of a mixture of experts: the mean entropy of its routers, and the smallest share of the routing
+    weight that any expert of any layer has; `metrics.jsonl` has them all.
+    """
+    found = {f"term_{name}": value for name, value in means["terms"].items()}
+    for source, values in means["sources"].items():
+        found |= {f"{source}_{name}": value for name, value in values.items()}
+    if router := means.get("router"):
+        found["router_entropy"] = sum(router["entropy"]) / len(router["entropy"])
+        found["router_least_load"] = min(min(layer) for layer in router["load"])
+    return found

@@ -65,7 +65,7 @@ class FlopsMeter:
     """Counts what batches make the student and its teachers compute.
 
     The student's forward and backward pass and the forward pass of each source's teacher; nothing
-    for a teacher that speaks from a cache, for what checkpointing computes again, or for comparing.
+    for a cached teacher, for what checkpointing computes again, or for the comparison.
 
     Args:
         student: what its FLOPs follow from.
@@ -100,13 +100,13 @@ class FlopsMeter:
         tokens, supervised, *keys = sums.tolist()
         return Workload(tokens, supervised, dict(zip(self.windows, keys, strict=True)))
 
-    def told(self, flops: float, seconds: float, processes: int) -> dict[str, float]:
+    def log_entry(self, flops: float, seconds: float, processes: int) -> dict[str, float]:
         """For a line of metrics: the rate of all processes, and `mfu` where the peak is known."""
         rate = flops / max(seconds, 1e-9)
-        told = {"flops_per_second": float(f"{rate:.4g}")}
+        entry = {"flops_per_second": float(f"{rate:.4g}")}
         if self.peak is not None:
-            told["mfu"] = round(rate / (self.peak * processes), 4)
-        return told
+            entry["mfu"] = round(rate / (self.peak * processes), 4)
+        return entry
 
 
 def peak_flops(precision: str) -> float | None:
@@ -122,17 +122,17 @@ class Counters:
     """Kept by every process alike, of what all of them spend.
 
     Args:
-        utilisation: counts the FLOPs of batches.
+        flops_meter: counts the FLOPs of batches.
 
     Attributes:
         supervised_tokens: that the stage has learnt, those before an interruption included.
         steps_without_tokens: steps in which there were none.
     """
 
-    def __init__(self, utilisation: FlopsMeter) -> None:
-        self.utilisation = utilisation
+    def __init__(self, flops_meter: FlopsMeter) -> None:
+        self.flops_meter = flops_meter
         self.supervised_tokens = self.steps_without_tokens = 0
-        self._told_tokens, self._told_at = 0, 0.0
+        self._logged_tokens, self._logged_at = 0, 0.0
         self._earlier, self._started = 0.0, time.monotonic()
         self._begin_line()
 
@@ -145,17 +145,17 @@ class Counters:
         return self._earlier + time.monotonic() - self._started
 
     def go_on(self, line: Mapping[str, Any]) -> None:
-        """Take up what the last line before an interruption told, if there was one."""
-        self.supervised_tokens = self._told_tokens = int(line.get("tokens", 0))
+        """Restore the counts from the last line before an interruption, if there was one."""
+        self.supervised_tokens = self._logged_tokens = int(line.get("tokens", 0))
         self.steps_without_tokens = int(line.get("steps_without_tokens", 0))
-        self._earlier = self._told_at = float(line.get("seconds", 0.0))
+        self._earlier = self._logged_at = float(line.get("seconds", 0.0))
         self._started = time.monotonic()
 
     def add(
         self, batches: Sequence[Mapping[str, Any]], accelerator: Accelerator, *, step: int
     ) -> Tensor:
         """Count the micro-batches of a step; its supervised tokens over all ranks, a scalar."""
-        loads = torch.stack([self.utilisation.loads(batch) for batch in batches]).sum(0)
+        loads = torch.stack([self.flops_meter.loads(batch) for batch in batches]).sum(0)
         positions = loads.new_tensor([sum(batch["labels"].numel() for batch in batches)])
         counts = torch.cat([positions, loads.flatten()]).to(accelerator.device)
         counts = accelerator.reduce(counts, reduction="sum")
@@ -164,7 +164,7 @@ class Counters:
         self.supervised_tokens += int(supervised)
         self._real_tokens += int(loads[:, 0].sum())
         self._positions += int(counts[0])
-        self._flops += self.utilisation.flops(loads)
+        self._flops += self.flops_meter.flops(loads)
         if not supervised:
             self._count_empty(step)
         return supervised
@@ -178,23 +178,23 @@ class Counters:
                 step,
             )
 
-    def line(self, processes: int) -> dict[str, Any]:
-        """What a line of `metrics.jsonl` says of it; the next one begins here."""
+    def log_entry(self, processes: int) -> dict[str, Any]:
+        """The counts for a line of `metrics.jsonl`; those of the next line begin here."""
         now = self.seconds
-        passed = max(now - self._told_at, 1e-9)
-        told = {
+        passed = max(now - self._logged_at, 1e-9)
+        entry = {
             "tokens": self.supervised_tokens,
-            "tokens_per_second": (self.supervised_tokens - self._told_tokens) / passed,
+            "tokens_per_second": (self.supervised_tokens - self._logged_tokens) / passed,
             "seconds": round(now, 3),
             "throughput": {
                 "tokens_per_second": self._real_tokens / passed,
                 "real_tokens": round(self._real_tokens / max(self._positions, 1), 4),
-                **self.utilisation.told(self._flops, passed, processes),
+                **self.flops_meter.log_entry(self._flops, passed, processes),
                 "memory_gb": round(held_memory() / 1e9, 3),
             },
         }
         if self.steps_without_tokens:
-            told["steps_without_tokens"] = self.steps_without_tokens
-        self._told_tokens, self._told_at = self.supervised_tokens, now
+            entry["steps_without_tokens"] = self.steps_without_tokens
+        self._logged_tokens, self._logged_at = self.supervised_tokens, now
         self._begin_line()
-        return told
+        return entry

@@ -64,13 +64,13 @@ class Collator:
         self, conversations: Sequence[IndexedRow], micro_batches: int
     ) -> list[list[list[IndexedRow]]]:
         """The rows of so many micro-batches, and the conversations of each row."""
-        laid = layout(
+        packed = layout(
             [len(row.input_ids) for _, row in conversations],
             [self.routes[source] for source, _ in conversations],
             micro_batches=micro_batches,
             capacity=self.pack_to,
         )
-        return [[[conversations[i] for i in row] for row in rows] for rows in laid]
+        return [[[conversations[i] for i in row] for row in rows] for rows in packed]
 
     def __call__(self, rows: Sequence[Sequence[IndexedRow]]) -> Batch:
         """A batch of these rows."""
@@ -171,8 +171,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        return self.source.micro_batch(*place).as_dict()
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
+        return self.source.micro_batch(*index).as_dict()
 
 
 def unwrap(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:

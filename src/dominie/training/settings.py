@@ -1,12 +1,17 @@
-"""How a stage trains: the settings of `train` in a recipe, and what they mean to transformers."""
+"""The settings of `train` in a recipe, and the transformers.TrainingArguments made of them."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dominie.core.errors import InputError
 from dominie.data.sampling import Mixing
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 #: TrainingArguments that dominie derives itself; setting them in a recipe would have two masters.
 DERIVED = {
@@ -194,7 +199,7 @@ class TrainSettings:
 
     @property
     def validation_decides(self) -> bool:
-        """Whether the validation splits have a say in which weights a stage ends with."""
+        """Whether validation decides which weights a stage ends with."""
         return self.keep == "best" or self.patience is not None
 
     def conversations_per_forward(self, ranks: int) -> int:
@@ -223,3 +228,95 @@ class TrainSettings:
                 do="change train.batch or train.micro_batch",
             )
         return self.micro_batch
+
+
+#: Fields of TrainingArguments that choose where metrics are shown, and change no weight.
+SHOWN = (
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_space_id",
+    "trackio_bucket_id",
+    "trackio_static_space_id",
+)
+
+
+def shown_as(folder: Path) -> dict[str, Any]:
+    """How a stage is called there, unless the recipe says: its recipe's project, its own run.
+
+    Args:
+        folder: of the stage's checkpoints.
+    """
+    stage = folder.parent
+    return {"project": stage.parent.name, "run_name": f"{stage.parent.name}/{stage.name}"}
+
+
+#: What the paper trains with, where a recipe says nothing.
+_DEFAULTS: dict[str, Any] = {
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,
+    "report_to": "none",
+}
+
+
+def training_arguments(
+    settings: TrainSettings, folder: Path, *, steps: int, ranks: int
+) -> TrainingArguments:
+    """Everything transformers.Trainer needs to know.
+
+    Args:
+        settings: the stage's `train`.
+        folder: where checkpoints go.
+        steps: optimiser steps of the stage.
+        ranks: processes that share the batch.
+
+    Raises:
+        InputError: TrainingArguments refuses a value.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    checkpointing = (  # transformers renamed it on the way to version 6
+        "activation_checkpointing"
+        if "activation_checkpointing" in {f.name for f in dataclasses.fields(TrainingArguments)}
+        else "gradient_checkpointing"
+    )
+    micro_batch = settings.conversations_per_forward(ranks)
+    every = max(1, settings.evaluate_every or steps // 10)
+    best = settings.validation_decides
+    options: dict[str, Any] = {
+        **_DEFAULTS,
+        "use_cpu": not torch.accelerator.is_available(),  # bf16 on a CPU has to be asked for
+        **shown_as(folder),
+        **settings.arguments,
+        "output_dir": str(folder),
+        "learning_rate": settings.learning_rate,
+        "max_steps": steps,
+        "per_device_train_batch_size": micro_batch,
+        "per_device_eval_batch_size": micro_batch,
+        "gradient_accumulation_steps": settings.batch // ranks // micro_batch,
+        "bf16": settings.precision == "bf16",
+        "fp16": settings.precision == "fp16",
+        checkpointing: settings.gradient_checkpointing,
+        f"{checkpointing}_kwargs": {"use_reentrant": False},
+        "seed": settings.seed,
+        "logging_steps": settings.log_every or max(1, steps // 100),
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every if best else max(1, settings.checkpoint_every or steps // 10),
+        "load_best_model_at_end": best,
+        "metric_for_best_model": "loss" if best else None,
+        "greater_is_better": False if best else None,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "average_tokens_across_devices": True,
+    }
+    try:
+        return TrainingArguments(**options)
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(
+            "transformers refuses the settings", where="train", found=str(error)
+        ) from None

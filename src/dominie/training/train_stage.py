@@ -25,17 +25,16 @@ from dominie.models.spec import Model
 from dominie.models.weights import prepare_export
 from dominie.teachers import AdapterTeacher, LocalTeacher, Teacher
 from dominie.teachers.teacher import load_teacher
-from dominie.training.arguments import load_whole_models, training_arguments
 from dominie.training.callbacks import SaveAndStop
 from dominie.training.checkpoints import newest_checkpoint, publish, writing
 from dominie.training.counters import FlopsMeter, peak_flops
 from dominie.training.dataloader import Collator, FixedRows, StepSource
 from dominie.training.loss_forward import loss_in_forward
 from dominie.training.metric_sums import MetricsLog
-from dominie.training.settings import TrainSettings
+from dominie.training.monitoring import Monitor, Validation
+from dominie.training.settings import TrainSettings, training_arguments
 from dominie.training.stage_sources import StageTraining, attention_pairs, routed_teacher
-from dominie.training.trainer import DistillationTrainer, Monitor
-from dominie.training.validation import Validation
+from dominie.training.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +115,7 @@ def train_stage(
     stop = SaveAndStop()
     with (
         build_trainer(stage, loaded, arguments, callbacks=[stop, *callbacks]) as trainer,
-        stop.listening(),
+        stop.catching(),
     ):
         trainer.resume(broadcast_from_main(lambda: _verified_checkpoint(folder / "checkpoints")))
     stop.check(where=f"stage {folder.name}, step {trainer.state.global_step}")
@@ -130,6 +129,17 @@ def train_stage(
     save_model(trainer, folder / "model", tokenizer=models.tokenizer, settings=settings)
     load_whole_models()  # what stages after this one and evaluation load
     return trained
+
+
+def load_whole_models() -> None:
+    """From here on, have transformers load models whole, on every process.
+
+    Once it knows of ZeRO-3 it cuts every model it loads. The student is to be read and checked
+    before it is the engine's, and teachers never are.
+    """
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
 
 
 def load_models(
@@ -248,7 +258,7 @@ def build_trainer(
 
 
 def _verified_checkpoint(folder: Path) -> Path | None:
-    """Where to go on from; warns of checkpoints that cannot be used and says why."""
+    """The checkpoint to go on from; warns of those that cannot be used, with the reason."""
     newest, skipped = newest_checkpoint(folder)
     for path, why in skipped.items():
         logger.warning("%s is passed over: %s", path, why)

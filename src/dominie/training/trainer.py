@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,12 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
 from dominie.core.distributed import broadcast_from_main
 from dominie.core.errors import InputError, RunError
@@ -26,51 +20,31 @@ from dominie.data.batch import Batch
 from dominie.losses.objective import Objective
 from dominie.losses.targets import Signal
 from dominie.teachers import Teacher, TeacherPrefetch
-from dominie.training.arguments import OneRunAStage, flat, keep_tensorboard, rewind_tensorboard
+from dominie.training.callbacks import (
+    LogLastStep,
+    OneRunAStage,
+    flat,
+    keep_tensorboard,
+    rewind_tensorboard,
+)
 from dominie.training.checkpointed_trainer import CheckpointedTrainer
-from dominie.training.counters import Counters, FlopsMeter, TrimMemory
+from dominie.training.counters import Counters, TrimMemory
 from dominie.training.dataloader import MicroBatches, MicroBatchSampler, StepSource, unwrap
 from dominie.training.loss_forward import DistillationInputs
-from dominie.training.loss_guard import ExpertCollapseWarning, SpikeGuard, broken_step, not_finite
-from dominie.training.metric_sums import MetricsLog, MetricSums, grad_norms_by_source, sources_of
+from dominie.training.metric_sums import MetricSums, grad_norms_by_source, sources_of
+from dominie.training.monitoring import (
+    ExpertCollapseWarning,
+    Monitor,
+    SpikeGuard,
+    broken_step,
+    not_finite,
+)
 from dominie.training.settings import TrainSettings
-from dominie.training.validation import Validation
 
 
 def _divided_already(*_: Any, **__: Any) -> Tensor:
     """Its presence keeps transformers from dividing by the accumulation steps."""
     raise AssertionError("compute_loss is overridden")
-
-
-class _LastStep(TrainerCallback):
-    """The last step is logged and evaluated like every n-th."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-            control.should_evaluate = args.eval_strategy != "no"
-            control.should_save |= args.load_best_model_at_end
-
-
-@dataclass(frozen=True, kw_only=True)
-class Monitor:
-    """What a trainer measures and where it writes it.
-
-    Attributes:
-        sources: names of all sources by index, those that are only watched last.
-        log: `metrics.jsonl`.
-        flops: counts the operations of its steps.
-        terms: names of the loss terms that are logged; None is all.
-        validation: the forgetting curve, None without validation splits.
-        epochs: passes over the largest source that the whole run makes, for display.
-    """
-
-    sources: Sequence[str]
-    log: MetricsLog
-    flops: FlopsMeter
-    terms: Collection[str] | None = None
-    validation: Validation | None = None
-    epochs: float = 1.0
 
 
 class DistillationTrainer(CheckpointedTrainer):
@@ -107,11 +81,8 @@ class DistillationTrainer(CheckpointedTrainer):
         self.steps, self.teacher, self.monitor = steps, teacher, monitor
         self.metrics = MetricSums(monitor.sources, objective, monitor.terms)
         self.counters, self.copied = Counters(monitor.flops), [monitor.log.path]
-        self._prefetch = (
-            TeacherPrefetch(teacher, settings.micro_batches_ahead(args.world_size))
-            if teacher
-            else None
-        )
+        ahead = settings.micro_batches_ahead(args.world_size)
+        self._prefetch = TeacherPrefetch(teacher, ahead) if teacher else None
         self._spikes, self._collapse = SpikeGuard(settings.max_spike), ExpertCollapseWarning()
         if monitor.validation is None:
             args.eval_strategy = "no"
@@ -122,7 +93,7 @@ class DistillationTrainer(CheckpointedTrainer):
             train_dataset=dataset,
             eval_dataset=dataset if monitor.validation else None,
             data_collator=unwrap,
-            callbacks=[_LastStep(), TrimMemory(), OneRunAStage(), *callbacks],
+            callbacks=[LogLastStep(), TrimMemory(), OneRunAStage(), *callbacks],
             compute_loss_func=_divided_already,
         )
         self.remove_callback(PrinterCallback)
@@ -238,8 +209,7 @@ class DistillationTrainer(CheckpointedTrainer):
         return loss
 
     def _logs_this_step(self) -> bool:
-        step = self.state.global_step + 1
-        every = max(1, int(self.state.logging_steps))
+        step, every = self.state.global_step + 1, max(1, int(self.state.logging_steps))
         return step in (1, self.state.max_steps) or step % every == 0
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -257,10 +227,10 @@ class DistillationTrainer(CheckpointedTrainer):
         if self._spikes.factor is not None:
             if self.accelerator.num_processes > 1:  # so that all ranks decide alike
                 loss = float(self.accelerator.reduce(self._step_loss.clone(), reduction="mean"))
-            if (usual := self._spikes.jumped_from(loss)) is not None:
+            if (median := self._spikes.jumped_from(loss)) is not None:
                 raise self._broken_step(
                     "the loss jumps; stopped before the optimiser step",
-                    f"loss {loss:.6g}, the median of the steps before {usual:.6g}",
+                    f"loss {loss:.6g}, the median of the steps before {median:.6g}",
                     do="the last checkpoint is kept: to go on from it, raise train.max_spike, now "
                     f"{self._spikes.factor:g}",
                 )
@@ -284,7 +254,7 @@ class DistillationTrainer(CheckpointedTrainer):
             what=what,
             found=found,
             means=means,
-            culprits=not_finite(means, model),
+            not_finite=not_finite(means, model),
             conversations=self.steps.conversations(step - 1),
             do=do,
         )
@@ -310,7 +280,7 @@ class DistillationTrainer(CheckpointedTrainer):
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
             **means,
-            **self.counters.line(self.accelerator.num_processes),
+            **self.counters.log_entry(self.accelerator.num_processes),
         }
         self._collapse.look(means.get("router"), self.state.global_step)
         if self.is_world_process_zero():

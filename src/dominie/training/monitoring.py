@@ -1,0 +1,280 @@
+"""Watches a stage while it trains: validation, losses that jump, experts that are not used."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from dominie.core.errors import RunError
+from dominie.core.io import write_json
+from dominie.data.batch import Batch
+from dominie.losses.objective import Objective
+from dominie.teachers import Teacher
+from dominie.training.counters import FlopsMeter
+from dominie.training.dataloader import Collator
+from dominie.training.loss_forward import DistillationInputs
+from dominie.training.metric_sums import MetricsLog, MetricSums
+from dominie.training.stage_sources import StageSource
+
+logger = logging.getLogger(__name__)
+
+
+class Validation:
+    """Held-out rows of every source: those the stage learns from, and those it might forget.
+
+    Args:
+        sources: of the stage; their validation rows are used, their shares weigh its loss.
+        objective: the loss that the student's forward pass returns.
+        collator: lays rows out in batches.
+        teacher: provides targets for the taught sources.
+        batch: conversations per forward pass, on average.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[StageSource],
+        objective: Objective,
+        *,
+        collator: Collator,
+        teacher: Teacher | None,
+        batch: int,
+    ) -> None:
+        self.sources, self.objective = list(sources), objective
+        self.collator, self.teacher, self.batch = collator, teacher, batch
+
+    def __bool__(self) -> bool:
+        return any(len(source.validation) for source in self.sources)
+
+    @torch.no_grad()
+    def measure(
+        self, model: nn.Module, accelerator: Any
+    ) -> tuple[dict[str, dict[str, float]], float | None]:
+        """Means per supervised token by source, and the stage's loss: their mean weighted by share.
+
+        If no source that is trained on holds anything out, there is no such loss.
+
+        Each rank takes every n-th batch; if their number is not a multiple of the ranks, some rank
+        measures a batch that is not counted, so that all run the same number of forward passes.
+        """
+        training = model.training
+        model.eval()
+        measured, weighted, weight = {}, 0.0, 0.0
+        for index, source in enumerate(self.sources):
+            if not len(source.validation):
+                continue
+            metrics = MetricSums([each.name for each in self.sources], self.objective)
+            for batch, counts in self._batches(index, accelerator):
+                signal = self.teacher.signal(batch) if self.teacher else None
+                outputs = model(inputs=DistillationInputs(batch, signal))
+                metrics.add(
+                    *((outputs["terms"], outputs["by_source"]) if counts else _zeros(outputs))
+                )
+            means = metrics.means(lambda tensor: accelerator.reduce(tensor, reduction="sum"))
+            loss = sum(means["terms"].values())
+            measured[source.name] = {"loss": loss, **means["sources"].get(source.name, {})}
+            weighted += source.share * loss
+            weight += source.share
+        model.train(training)
+        return measured, weighted / weight if weight else None
+
+    def _batches(self, source: int, accelerator: Any) -> list[tuple[Batch, bool]]:
+        conversations = [(source, row) for row in self.sources[source].validation]
+        packed = self.collator.pack(conversations, -(-len(conversations) // self.batch))
+        ranks, rank = accelerator.num_processes, accelerator.process_index
+        rounds = -(-len(packed) // ranks)
+        batches = []
+        for number in (turn * ranks + rank for turn in range(rounds)):
+            batch = self.collator(packed[number % len(packed)]).to(accelerator.device)
+            batches.append((batch, number < len(packed)))
+        return batches
+
+
+def _zeros(outputs: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The outputs of a forward pass that does not count."""
+    return {name: value * 0 for name, value in outputs["terms"].items()}, outputs["by_source"] * 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monitor:
+    """What a trainer measures and where it writes it.
+
+    Attributes:
+        sources: names of all sources by index, those that are only watched last.
+        log: `metrics.jsonl`.
+        flops: counts the operations of its steps.
+        terms: names of the loss terms that are logged; None is all.
+        validation: the forgetting curve, None without validation splits.
+        epochs: passes over the largest source that the whole run makes, for display.
+    """
+
+    sources: Sequence[str]
+    log: MetricsLog
+    flops: FlopsMeter
+    terms: Collection[str] | None = None
+    validation: Validation | None = None
+    epochs: float = 1.0
+
+
+FILE = "broken-step.json"
+_NAMED = 8  # parameters and conversations in a message; the file has all conversations
+
+
+class SpikeGuard:
+    """Detects a loss that jumps.
+
+    Args:
+        factor: of the median of the last steps that a loss may reach; None allows all.
+        window: how many steps those are.
+        least: steps before any is judged.
+    """
+
+    def __init__(self, factor: float | None, *, window: int = 100, least: int = 20) -> None:
+        self.factor, self.least = factor, least
+        self._losses: deque[float] = deque(maxlen=window)
+
+    def jumped_from(self, loss: float) -> float | None:
+        """The median that a loss is too far above; None takes the loss in."""
+        if self.factor is not None and len(self._losses) >= self.least:
+            median_loss = median(self._losses)
+            if loss > self.factor * median_loss:
+                return median_loss
+        self._losses.append(loss)
+        return None
+
+
+def not_finite(means: Mapping[str, Any], model: nn.Module | None) -> list[str]:
+    """What is not finite: terms, sources' losses, and where no value tells, gradients.
+
+    Args:
+        means: of the meter.
+        model: whose gradients are looked through; None where there are none yet.
+    """
+    found = [f"term {name}" for name, value in means["terms"].items() if not math.isfinite(value)]
+    for source, values in means["sources"].items():
+        found += [
+            f"{name} of source {source}"
+            for name, value in values.items()
+            if not math.isfinite(value)
+        ]
+    if model is not None and not any(name.startswith("term ") for name in found):
+        broken = (
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        )
+        found += [f"gradient of {name}" for _, name in zip(range(_NAMED), broken, strict=False)]
+    return found
+
+
+def broken_step(
+    folder: Path,
+    *,
+    step: int,
+    what: str,
+    found: str,
+    means: Mapping[str, Any],
+    not_finite: Iterable[str],
+    conversations: list[dict[str, Any]],
+    do: str,
+) -> RunError:
+    """The error that ends a stage, its particulars written to `broken-step.json`.
+
+    Args:
+        folder: of the stage.
+        step: that is not taken.
+        what: is wrong with it.
+        found: the figures, as text.
+        means: of the meter since the last line of metrics.
+        not_finite: names of what is not finite.
+        conversations: of the step, each with its source, its row there and its tokens.
+        do: the next thing to try.
+    """
+    broken = list(not_finite)
+    named = ", ".join(f"{each['source']}[{each['row']}]" for each in conversations[:_NAMED])
+    more = " …" if len(conversations) > _NAMED else ""
+    details = f"{folder / FILE} has them all"
+    record = {
+        "step": step,
+        "what": what,
+        "found": found,
+        "not_finite": broken,
+        **{key: _plain_json(value) for key, value in means.items()},
+        "conversations": conversations,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FILE, record)
+    except OSError as error:
+        details = f"they could not be written: {error.strerror}"
+    figures = f"{', '.join(broken[:_NAMED])}; {found}" if broken else found
+    return RunError(
+        what,
+        where=f"stage {folder.name}, step {step}",
+        found=figures,
+        do=f"{do}, or look at the training rows of this step: {named}{more} ({details})",
+    )
+
+
+def _plain_json(value: Any) -> Any:
+    """A value in which numbers that JSON does not have are texts."""
+    if isinstance(value, Mapping):
+        return {key: _plain_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+#: An expert with less than this of its fair share of the routing weight is not used …
+STARVED = 0.1
+#: … when it has been so for this many lines of metrics; a single one may be of a few tokens …
+LINES = 3
+#: … and this many steps: a router that is made anew prefers some, and mostly gets over it.
+STEPS = 50
+
+
+class ExpertCollapseWarning:
+    """Looks at the routers' means line by line, and warns once a stage."""
+
+    def __init__(self) -> None:
+        self.warned = False
+        self._starved: dict[tuple[int, int], list[int]] = {}
+
+    def look(self, router: Mapping[str, Sequence[Sequence[float]]] | None, step: int) -> None:
+        """Warn where an expert gets next to nothing, line after line.
+
+        Args:
+            router: as `MetricSums.means` has it; None of a dense student.
+            step: of the line.
+        """
+        if router is None or self.warned:
+            return
+        for layer, load in enumerate(router["load"]):
+            for expert, share in enumerate(load):
+                place = (layer, expert)
+                if share * len(load) >= STARVED:
+                    self._starved.pop(place, None)
+                    continue
+                seen = self._starved.setdefault(place, [])
+                seen.append(step)
+                if len(seen) >= LINES and step - seen[0] >= STEPS and not self.warned:
+                    self._warn(layer, expert, share)
+
+    def _warn(self, layer: int, expert: int, share: float) -> None:
+        self.warned = True
+        logger.warning(
+            "the router is collapsing: expert %d of layer %d gets %.2g %% of the routing weight. "
+            "Where tokens go to some of the experts, load balancing keeps all in use: "
+            "loss: {router: 0.01}",
+            expert,
+            layer,
+            100 * share,
+        )
