@@ -27,7 +27,7 @@ from _results import Row
 from dominie.core.hardware import cores
 from dominie.data.rows import prepare
 from dominie.data.sources import Source
-from dominie.toyworld.world import WORDS
+from dominie.toyworld.toy_models import WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

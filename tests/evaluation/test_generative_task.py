@@ -16,7 +16,7 @@ from dominie.evaluation.likelihood import agreement
 from dominie.evaluation.task import MetricSettings, Question, questions
 from dominie.generation.generator import GenerationRequest, Sampling, generate_all
 from dominie.generation.local import LocalGenerator
-from dominie.toyworld.world import WORDS
+from dominie.toyworld.toy_models import WORDS
 
 END = 3
 

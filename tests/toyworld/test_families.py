@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from dominie.toyworld.families import DOMAIN, GENERAL
-from dominie.toyworld.world import (
+from dominie.toyworld.toy_models import (
     CATEGORY_OF_PRODUCT,
     COUNTRY_OF_CITY,
     OPPOSITE_OF,

@@ -324,11 +324,7 @@ def tokenise() -> None:
             try:
                 rows = encode_all(tokenizer, chats)
             except InputError as error:
-                reply(
-                    {
-                        key: getattr(error, key)
-                        for key in ("what", "where", "expected", "found", "do")
-                    }
-                )
+                keys = ("what", "where", "expected", "found", "do")
+                reply({key: getattr(error, key) for key in keys})
             else:
                 reply([row.as_arrays() for row in rows])

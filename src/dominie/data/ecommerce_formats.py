@@ -28,6 +28,13 @@ def listed(value: Any) -> list[Any] | None:
     return None
 
 
+def options_text(value: Any) -> str:
+    """The options of a question as lines below a heading, empty where there are none."""
+    options = listed(value)
+    lines = str(value).splitlines() if options is None else [str(option) for option in options]
+    return "\n".join(["Options:", *lines]) if any(line.strip() for line in lines) else ""
+
+
 COMPANION = "meta-info.json"
 """What lies beside the rows of an EcomInstruct task: its prompt and its labels."""
 _META = "meta-info"  # the column under which a row carries what it needs of it

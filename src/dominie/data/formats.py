@@ -8,24 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dominie.core.errors import InputError
-from dominie.data.ecommerce_formats import exercise, listed
+from dominie.data.ecommerce_formats import exercise, options_text
 
 _PROMPTS = ("question", "query", "input", "user", "request", "source", "text", "instruction")
 _ANSWERS = ("answer", "response", "output", "assistant", "reply", "target", "completion", "label")
 
 
 def renaming(columns: Iterable[str]) -> str | None:
-    """What to do about a row of no known format; None where its columns tell nothing.
-
-    Args:
-        columns: of the row, as it names them.
-    """
+    """What to do about a row with these columns, which is of no known format; None if unknown."""
     by_word = {str(name).strip().lower(): str(name) for name in columns}
     if len(by_word) == 1:
         (name,) = by_word.values()
-        for mark, said in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        for mark, name_of_mark in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
             if mark in name:
-                return f"its columns are separated by {said}: save the file with commas"
+                return f"its columns are separated by {name_of_mark}: save the file with commas"
     prompt = next((by_word[word] for word in _PROMPTS if word in by_word), None)
     answer = next((by_word[word] for word in _ANSWERS if word in by_word), None)
     if prompt is None or answer is None:
@@ -125,10 +121,8 @@ def parsed_messages(messages: Any, where: str) -> list[Message]:
 
 def _is_field(value: Any) -> bool:
     """Whether a column is kept beside the conversation: one value, or a plain list of them."""
-    scalar = (str, int, float, bool)
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(item, scalar) for item in value)
-    return isinstance(value, scalar)
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(isinstance(item, (str, int, float, bool)) for item in values)
 
 
 def _messages_and_columns(columns: Message, where: str) -> tuple[list[Message], set[str]]:
@@ -144,7 +138,7 @@ def _messages_and_columns(columns: Message, where: str) -> tuple[list[Message], 
     if "instruction" in columns and "output" in columns:
         parts = [_string(columns, key, where) for key in ("instruction", "input")]
         if "options" in columns:  # ECInstruct; they stay a field too, for whoever scores them
-            parts.append(_options(columns["options"]))
+            parts.append(options_text(columns["options"]))
         question = "\n\n".join(part for part in parts if part.strip())
         answer = [{"role": "assistant", "content": _string(columns, "output", where)}]
         used = {"instruction", "input", "output"}
@@ -259,13 +253,6 @@ def _string(columns: Message, key: str, where: str) -> str:
     if not isinstance(value, str):
         raise _wrong_type(f"`{key}`", value, "a string", where)
     return value
-
-
-def _options(value: Any) -> str:
-    """The options of a question as lines below a heading, empty where there are none."""
-    options = listed(value)
-    lines = str(value).splitlines() if options is None else [str(option) for option in options]
-    return "\n".join(["Options:", *lines]) if any(line.strip() for line in lines) else ""
 
 
 def _tools(value: Any, where: str) -> list[dict[str, Any]] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from dominie.toyworld.world import (
+from dominie.toyworld.toy_models import (
     ANIMALS,
     BRANDS,
     CATEGORY_OF_PRODUCT,

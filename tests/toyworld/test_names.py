@@ -9,7 +9,7 @@ import pytest
 
 from dominie.core.errors import InputError
 from dominie.toyworld import is_toyworld, materialise
-from dominie.toyworld.world import WORDS
+from dominie.toyworld.toy_models import WORDS
 
 DATA = ("corpus", "general", "domain")
 
