@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -99,12 +100,12 @@ def run_on_one(recipe: Path) -> dict[str, Any]:
 
 
 def written(run: Path) -> dict[str, Any]:
-    """All that an evaluation has written, but what a judge's server was asked at which time."""
+    """What an evaluation has written; of files with clock times, in `mt/` and replies, the names."""
     files = {str(path.relative_to(run)): path for path in run.rglob("*") if path.is_file()}
     same = [
         name
         for name in files
-        if name.startswith(("evaluation", "results")) and "replies" not in name
+        if name.startswith(("evaluation", "results")) and not re.search("/mt/|replies", name)
     ]
     return {"files": sorted(files)} | {name: files[name].read_text() for name in same}
 
