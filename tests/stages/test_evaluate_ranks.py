@@ -100,7 +100,7 @@ def run_on_one(recipe: Path) -> dict[str, Any]:
 
 
 def written(run: Path) -> dict[str, Any]:
-    """What an evaluation has written; of files with clock times, in `mt/` and replies, the names."""
+    """What an evaluation has written; the names alone of files with clock times."""
     files = {str(path.relative_to(run)): path for path in run.rglob("*") if path.is_file()}
     same = [
         name
