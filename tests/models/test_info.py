@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import tiny_config, tiny_folder
+from tiny import tiny_config, tiny_folder, tiny_model
 from transformers import AutoConfig
 
 from dominie.core.display import Display
 from dominie.core.errors import InputError
-from dominie.models.info import ModelInfo, describe, info_of
+from dominie.models.info import ModelInfo, Workload, describe, info_of, model_flops
 from dominie.models.spec import Model
 from dominie.models.weights import model_identity
 from dominie.recipe import load_recipe
@@ -98,3 +98,15 @@ def test_what_needs_an_absent_fact_is_refused_in_one_message(prepared):
     assert error.expected == "heads"
     assert error.found == "a model behind a server without it"
     assert error.do == "name a folder or a model of the hub with a config.json"
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 9, 20])
+def test_a_planned_token_costs_the_mean_of_a_conversation_s(window):
+    """The planner's FLOPs of a token are those that training counts over a conversation."""
+    length = 9
+    keys = sum(min(position, window or length) for position in range(1, length + 1))
+    flops = model_flops(tiny_model("mistral", sliding_window=window))
+    counted = Workload(tokens=length, supervised=length, keys={window: keys})
+    planned = Workload.of_a_token(flops.attended, length)
+    assert flops.training(planned) * length == pytest.approx(flops.training(counted))
+    assert flops.forward(planned) * length == pytest.approx(flops.forward(counted))
