@@ -11,7 +11,7 @@ import pytest
 from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
 from dominie.evaluation.metrics import METRICS, check_rows, may_be_invalid, score_answer
-from dominie.evaluation.results import SampleScore
+from dominie.evaluation.score_items import SampleScore
 from dominie.evaluation.statistics import STATISTICS
 from dominie.evaluation.task import MetricSettings
 

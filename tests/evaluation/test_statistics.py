@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dominie.core.results import Interval
+from dominie.core.task_result import Interval
 from dominie.evaluation.statistics import (
     bootstrap_interval,
     macro_f1,

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_folders import quickstart
 
-from dominie.core.results import Interval, TaskResult
 from dominie.core.run_records import Run, Stage, read_run
+from dominie.core.task_result import Interval, TaskResult
 from dominie.report.formatting import THIN, plain
 from dominie.report.headline import findings
 

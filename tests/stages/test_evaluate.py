@@ -14,7 +14,7 @@ from rich.console import Console
 from dominie.core.display import Display
 from dominie.core.errors import InputError
 from dominie.evaluation import metrics
-from dominie.evaluation.results import SampleScore
+from dominie.evaluation.score_items import SampleScore
 from dominie.recipe import load_recipe
 from dominie.workflows.check import check_recipe
 from dominie.workflows.pipeline import evaluate_recipe

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dominie.core.errors import InputError
 from dominie.core.io import verify_checksum
 from dominie.core.json_values import finite, mapping, sequence, text
-from dominie.core.results import Interval
+from dominie.core.task_result import Interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

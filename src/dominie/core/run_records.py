@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError
 from dominie.core.json_values import finite, mapping, numbers, numbers_by_name, sequence, text
-from dominie.core.results import JUDGED, RATED, Interval, TaskResult, within_noise
 from dominie.core.run_reader import (
     Sample,
     read_comparisons,
@@ -19,6 +18,7 @@ from dominie.core.run_reader import (
     read_samples,
     read_stage,
 )
+from dominie.core.task_result import JUDGED, RATED, Interval, TaskResult, within_noise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

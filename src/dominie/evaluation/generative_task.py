@@ -7,7 +7,7 @@ from typing import Any
 
 from dominie.evaluation.answer_text import extract
 from dominie.evaluation.metrics import METRICS, may_be_invalid, score_answer
-from dominie.evaluation.results import ScoredTask, score_items
+from dominie.evaluation.score_items import ScoredTask, score_items
 from dominie.evaluation.task import (
     MetricSettings,
     Question,

@@ -15,7 +15,7 @@ from dominie.data.conversations import Conversation
 from dominie.data.ecommerce_formats import listed
 from dominie.data.tokenization import Encoded, encode_all
 from dominie.evaluation.answer_text import normalise
-from dominie.evaluation.results import ScoredTask, score_items
+from dominie.evaluation.score_items import ScoredTask, score_items
 from dominie.evaluation.task import Question, Track, compute_over_ranks, untracked
 from dominie.losses.vocabulary import vocabulary_losses
 from dominie.models.head import decoder, output_head

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.errors import InputError, RunError
-from dominie.evaluation.results import ScoredTask, score_items
+from dominie.evaluation.score_items import ScoredTask, score_items
 from dominie.evaluation.task import Harness
 
 

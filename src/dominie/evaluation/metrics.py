@@ -25,7 +25,7 @@ from dominie.evaluation.answer_text import (
     spans,
     token_f1,
 )
-from dominie.evaluation.results import SampleScore
+from dominie.evaluation.score_items import SampleScore
 
 if TYPE_CHECKING:
     from dominie.evaluation.task import MetricSettings

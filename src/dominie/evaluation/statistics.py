@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from dominie.core.results import Interval
+from dominie.core.task_result import Interval
 
 Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]

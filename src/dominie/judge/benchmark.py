@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dominie.core.errors import InputError
 from dominie.core.io import write_atomic
-from dominie.core.results import TaskResult
-from dominie.evaluation.results import Items
+from dominie.core.task_result import TaskResult
+from dominie.evaluation.score_items import Items
 from dominie.evaluation.statistics import bootstrap_interval
 from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
 from dominie.generation.reply_log import ReplyLog, call_key

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from dominie.core.results import TaskResult
     from dominie.core.run_reader import Sample
     from dominie.core.run_records import Run
+    from dominie.core.task_result import TaskResult
 
 _MOST_POLYGONS = 6
 _CONTROLLED = "length_controlled_win_rate"

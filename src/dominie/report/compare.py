@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
 from dominie.core.json_values import finite, mapping
-from dominie.core.results import Interval
 from dominie.core.run_reader import read_object
 from dominie.core.run_records import read_run
+from dominie.core.task_result import Interval
 from dominie.report.formatting import DASH, percent, signed_points
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dominie.core.results import TaskResult
     from dominie.core.run_records import Run
+    from dominie.core.task_result import TaskResult
 
 
 def pareto_front(places: Mapping[str, tuple[float, float]]) -> list[str]:

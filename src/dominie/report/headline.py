@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dominie.core.results import RATED, within_noise
+from dominie.core.task_result import RATED, within_noise
 from dominie.report.formatting import (
     MINUS,
     THIN,
@@ -29,8 +29,8 @@ from dominie.report.formatting import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from dominie.core.results import Interval, TaskResult
     from dominie.core.run_records import Run
+    from dominie.core.task_result import Interval, TaskResult
 
 _KEPT = 0.9  # the part of a score from which on it counts as kept
 _MOST_TASKS = 3  # named in a sentence; more are counted

@@ -12,8 +12,8 @@ from dominie.report.headline import Change, change
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from dominie.core.results import TaskResult
     from dominie.core.run_records import Run, Stage
+    from dominie.core.task_result import TaskResult
 
 SCORE = "score"
 _SAME = 1e-9

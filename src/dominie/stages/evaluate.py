@@ -19,14 +19,14 @@ from dominie.core.io import (
     write_checksummed,
     write_json,
 )
-from dominie.core.results import TaskResult
 from dominie.core.run_reader import read_object
+from dominie.core.task_result import TaskResult
 from dominie.data.conversations import Conversation
 from dominie.data.sources import conversation_digest, read_split
 from dominie.evaluation.generative_task import generate_outputs, score_outputs
 from dominie.evaluation.likelihood import agreement, choice
 from dominie.evaluation.lm_eval import definitions_digest, harness_score
-from dominie.evaluation.results import Items, ScoredTask, compare_models
+from dominie.evaluation.score_items import Items, ScoredTask, compare_models
 from dominie.evaluation.task import Question, questions
 from dominie.generation.local import LocalGenerator
 from dominie.models.head import check_head, text_config

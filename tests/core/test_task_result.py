@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dominie.core.results import Interval, TaskResult, within_noise
+from dominie.core.task_result import Interval, TaskResult, within_noise
 
 
 def test_a_result_is_written_as_results_json_has_it_and_read_back():
@@ -92,7 +92,7 @@ def test_a_difference_taken_the_other_way():
 
 
 def test_results_need_neither_torch_nor_numpy():
-    script = "import sys, dominie.core.results; print({'torch', 'numpy'} & set(sys.modules))"
+    script = "import sys, dominie.core.task_result; print({'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dominie.core.results import TaskResult
+from dominie.core.task_result import TaskResult
 from dominie.evaluation.statistics import STATISTICS, bootstrap_interval, paired_differences
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dominie.evaluation.results import Items, SampleScore, compare_models, score_items
+from dominie.evaluation.score_items import Items, SampleScore, compare_models, score_items
 from dominie.evaluation.statistics import paired_differences
 
 
