@@ -1,8 +1,8 @@
-"""Takes the pictures of a report that the README shows, with a headless Chromium.
+"""Take the pictures of a report that the README shows, with a headless Chromium.
 
     python docs/screenshot.py runs/quickstart/report.html
 
-writes docs/report.png and, in the dark theme, docs/report-dark.png.
+It writes docs/report.png and, in the dark theme, docs/report-dark.png.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def browser() -> str:
 def take_picture(
     report: Path, picture: Path, *, theme: str, size: tuple[int, int], scale: float
 ) -> None:
-    """Writes a PNG of the top of a report, `size` in CSS pixels and `scale` pixels to each."""
+    """Write a PNG of the top of a report, `size` in CSS pixels and `scale` pixels to each."""
     with tempfile.TemporaryDirectory() as profile:
         subprocess.run(
             [
@@ -60,7 +60,7 @@ def take_picture(
 
 
 def main() -> None:
-    """Takes one picture in each theme."""
+    """Take one picture in each theme."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("report", type=Path, help="the report.html of a run")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="the folder")
