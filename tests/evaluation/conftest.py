@@ -5,31 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import MistralConfig, set_seed
-from transformers.models.mistral import MistralForCausalLM
+import torch
+from tiny import tiny_model
 
 from dominie.toyworld.toy_models import word_tokenizer
 
 END = 3
 
 
-def model_of(seed: int, vocabulary: int) -> MistralForCausalLM:
-    set_seed(seed)
-    config = MistralConfig(
+def model_of(seed: int, vocabulary: int) -> Any:
+    model = tiny_model(
+        seed=seed,
+        dtype=torch.float64,
         vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
         max_position_embeddings=128,
-        sliding_window=None,
         initializer_range=0.6,
         bos_token_id=2,
         eos_token_id=END,
         pad_token_id=0,
-    )
-    model = MistralForCausalLM(config).double().eval()
+    ).eval()
     model.lm_head.weight.data[END] *= 2.5  # so that answers end
     return model
 
