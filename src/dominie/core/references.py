@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def _unwrapped(hint: Any, value: Any) -> tuple[Any, Kind | None]:
         marked = next((mark.kind for mark in marks if isinstance(mark, Reference)), None)
         bare, kind = _unwrapped(inner, value)
         return bare, marked or kind
-    if type(None) not in typing.get_args(hint):
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint, None
     members = [_unwrapped(m, value) for m in typing.get_args(hint) if m is not type(None)]
     wanted = next((m for m in members if (typing.get_origin(m[0]) or m[0]) is type(value)), None)
