@@ -398,7 +398,7 @@ def test_broken_and_forbidden_templates_are_input_errors(make_tokenizer, templat
 def test_a_template_that_hides_its_turns_is_refused(make_tokenizer):
     tokenizer = make_tokenizer("chatml")
     tokenizer.chat_template = tokenizer.chat_template and make_tokenizer("scrambled").chat_template
-    with pytest.raises(InputError, match="does not tell where the assistant's turns lie") as caught:
+    with pytest.raises(InputError, match="does not show where the assistant's turns are") as caught:
         encode(tokenizer, Conversation(CHATS["three turns"], None, "x:1"))
     assert caught.value.where == "x:1"
     assert "generation" in caught.value.do
@@ -407,7 +407,7 @@ def test_a_template_that_hides_its_turns_is_refused(make_tokenizer):
 def test_a_template_that_leaves_answers_out_is_refused(make_tokenizer):
     tokenizer = make_tokenizer("chatml")
     tokenizer.chat_template = "{% for m in messages[::2] %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(InputError, match="does not tell where the assistant's turns lie"):
+    with pytest.raises(InputError, match="does not show where the assistant's turns are"):
         encode(tokenizer, Conversation(CHATS["one turn"], None, "x:1"))
 
 
@@ -442,6 +442,6 @@ def test_a_slow_tokenizer_is_refused():
         chat_template = "x"
         name_or_path = "some/model"
 
-    with pytest.raises(InputError, match="cannot tell where its tokens stand") as caught:
+    with pytest.raises(InputError, match="does not give the positions of its tokens") as caught:
         encode(Slow(), Conversation(CHATS["one turn"], None, "x:1"))
     assert "some/model" in caught.value.where

@@ -3,7 +3,7 @@
 Templates are programs, so their text cannot be searched for patterns. `{% generation %}` marks are
 trusted where they cover every turn. Otherwise a turn is what the rendering up to it has beyond the
 prompt before it. Where a template rewrites what came before (thinking removed, tools moved to the
-last question), that difference does not hold, and a probe tells: a word added to a message, whose
+last question), that difference does not hold, and a probe decides: a word added to a message, whose
 rendering without the word is the rendering of the conversation, to the letter.
 """
 
@@ -47,10 +47,10 @@ def assistant_turns(template: ChatTemplate, conversation: Conversation) -> tuple
     spans = [rendering.without_trailing_space(span) for span in spans]
     ends = [0, *(end for _, end in spans)]
     if any(not end <= span[0] < span[1] for end, span in zip(ends, spans, strict=False)):
-        raise rendering.untold("two turns overlap, or one is empty")
+        raise rendering.no_turns("two turns overlap, or one is empty")
     if len(spans) == len(rendering.answers):
         for k, span in zip(rendering.answers, spans, strict=True):
-            rendering.check_said(k, text[slice(*span)])
+            rendering.check_contained(k, text[slice(*span)])
     return text, spans
 
 
@@ -80,26 +80,26 @@ class _Rendering:
             messages, self.tools, where=self.where, generation_prompt=generation_prompt
         )
 
-    def untold(self, found: str) -> InputError:
+    def no_turns(self, found: str) -> InputError:
         return InputError(
-            "the chat template does not tell where the assistant's turns lie",
+            "the chat template does not show where the assistant's turns are",
             where=self.where or None,
             expected="a template that renders each turn in one piece, or marks it",
             found=found,
             do="set {% generation %} … {% endgeneration %} around the assistant's part of it",
         )
 
-    def check_said(self, k: int, turn: str) -> None:
+    def check_contained(self, k: int, turn: str) -> None:
         """Refuse a template that knows no tool calls, or takes a text for a list of images.
 
         Of a content the last word is looked for: templates remove thoughts before it, and some
-        what is said beside a tool call.
+        the text beside a tool call.
         """
         message = self.messages[k]
         calls = [call.get("function", call) for call in message.get("tool_calls", ())]
         last_word = re.split(r"[\s>]", message["content"].strip())[-1][-16:]
-        said = [str(call.get("name")) for call in calls] or [last_word]
-        for part in said:
+        expected = [str(call.get("name")) for call in calls] or [last_word]
+        for part in expected:
             if part not in turn:
                 raise InputError(
                     f"the chat template leaves out {'a tool call' if calls else 'an answer'}",
@@ -195,7 +195,7 @@ class _Rendering:
         return before_answer.removesuffix(prompt) if prompt else at_end
 
     def _generation_prompt(self, messages: list[Message]) -> str:
-        """What the template adds for the assistant to speak; empty if it adds nothing."""
+        """What the template adds before an answer; empty if it adds nothing."""
         opened = self.template.pieces(self.render(messages, generation_prompt=True))
         ended = self.template.pieces(self.render(messages))
         pairs = zip(opened, ended, strict=False)
@@ -210,11 +210,11 @@ class _Rendering:
             return self._end_of_common(question_end, self._after_probe(prompt))
         prompt = self._generation_prompt([{"role": "user", "content": self.probe}])
         if not prompt or prompt not in self.text:
-            raise self.untold("a conversation that the assistant opens")
+            raise self.no_turns("a conversation that the assistant opens")
         return self.text.index(prompt) + len(prompt)
 
     def _content_end(self, k: int) -> tuple[int, Message]:
-        """Where the content of message `k` ends in the rendering, and the message that told."""
+        """Where the content of message `k` ends in the rendering, and the probed message."""
         for probed in _with_last_word(self.messages[k], self.probe):
             try:
                 text = self.render([*self.messages[:k], probed, *self.messages[k + 1 :]])
@@ -223,7 +223,9 @@ class _Rendering:
             if self.probe in text and text.replace(self.probe, "") == self.text:
                 earlier = (text.count(self.probe) - 1) * len(self.probe)
                 return text.rindex(self.probe) - earlier, probed
-        raise self.untold(f"message {k + 1} ({self.messages[k]['role']}) cannot be followed in it")
+        raise self.no_turns(
+            f"message {k + 1} ({self.messages[k]['role']}) cannot be followed in it"
+        )
 
     def _after_probe(self, text: str) -> str:
         return text.rpartition(self.probe)[2]

@@ -154,14 +154,14 @@ class ChatTemplate:
         tokenizer: a fast tokenizer with a chat template.
 
     Raises:
-        InputError: the tokenizer has no template, or cannot tell where its tokens stand in a text.
+        InputError: the tokenizer has no template, or does not give the positions of its tokens in a text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(
-                "the tokenizer cannot tell where its tokens stand in a text",
+                "the tokenizer does not give the positions of its tokens in a text",
                 where=f"tokenizer {name}",
                 expected="a fast tokenizer (tokenizer.json)",
                 found=type(tokenizer).__name__,
@@ -230,7 +230,7 @@ class ChatTemplate:
             messages: the conversation.
             tools: JSON schemas of the tools on offer.
             where: where the conversation stands, for messages.
-            generation_prompt: whether the assistant is to speak next.
+            generation_prompt: whether the assistant's answer follows.
             source: a template in the place of the tokenizer's.
 
         Raises:

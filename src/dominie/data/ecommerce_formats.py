@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dominie.core.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 
 def listed(value: Any) -> list[Any] | None:
@@ -43,7 +43,7 @@ _RATINGS = ["1", "2", "3", "4", "5"]
 
 
 class Exercise(NamedTuple):
-    """A question, its answer, what else the row says, and the columns that were read."""
+    """A question, its answer, the other fields of the row, and the columns that were read."""
 
     question: str
     answer: str
@@ -57,13 +57,8 @@ def exercise(columns: dict[str, Any], where: str) -> Exercise | None:
     Raises:
         InputError: a row of such a layout that is broken.
     """
-    if "sentences" in columns and ("labels" in columns or "spans" in columns):
-        return _ecom_instruct(columns, where)
-    if "input_field" in columns and "target_field" in columns:
-        return _shopping_task(columns, where)
-    if {"question", "choices", "answer"} <= columns.keys():
-        return _shopping_choice(columns, where)
-    return None
+    read = next((read for names, read in _FORMATS if names <= columns.keys()), None)
+    return read and read(columns, where)
 
 
 def companion(path: Path) -> Path | None:
@@ -181,3 +176,12 @@ def _shopping_choice(columns: dict[str, Any], where: str) -> Exercise:
     return Exercise(
         f"{shown}\nAnswer:", answer, {"options": options}, {"question", "choices", "answer"}
     )
+
+
+_FORMATS: tuple[tuple[set[str], Callable[[dict[str, Any], str], Exercise]], ...] = (
+    ({"sentences", "labels"}, _ecom_instruct),
+    ({"sentences", "spans"}, _ecom_instruct),
+    ({"input_field", "target_field"}, _shopping_task),
+    ({"question", "choices", "answer"}, _shopping_choice),
+)
+"""The columns by which each format is recognised, and its reader."""

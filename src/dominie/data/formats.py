@@ -76,7 +76,7 @@ class Conversation:
 
 
 def parsed_row(row: Any, where: str) -> Conversation:
-    """The conversation in a row, its format told by its columns.
+    """The conversation in a row, its format recognised by its columns.
 
     Args:
         row: the decoded row, an object from column to value; a null is an absent column.
