@@ -154,7 +154,7 @@ class ChatTemplate:
         tokenizer: a fast tokenizer with a chat template.
 
     Raises:
-        InputError: the tokenizer has no template, or does not give the positions of its tokens in a text.
+        InputError: the tokenizer has no template, or does not give the positions of its tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
