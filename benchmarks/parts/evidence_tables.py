@@ -102,7 +102,7 @@ def _difference(
         return "–"
     found = estimate(values)
     half = "" if found.half is None else f" ±{100 * found.half:.1f}"
-    return f"{100 * found.mean:+.1f}{half}{'*' if found.sure else ''}"
+    return f"{100 * found.mean:+.1f}{half}{'*' if found.significant else ''}"
 
 
 def _percent(found: Estimate | None) -> str:
