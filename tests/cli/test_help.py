@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from dominie.cli import app, main
 from dominie.cli.commands import TEMPLATES as OFFERED
-from dominie.cli.help import EXAMPLES
+from dominie.cli.output import EXAMPLES
 from dominie.workflows.init import TEMPLATES
 
 COMMANDS = typer.main.get_command(app).commands

@@ -25,8 +25,7 @@ from triton.runtime.jit import JITFunction
 from dominie.losses import triton_attention as attention
 from dominie.losses import triton_vocabulary as vocabulary
 from dominie.losses.attention_rows import Projections, Visibility
-from dominie.losses.divergence import KINDS
-from dominie.losses.scoring import PerToken, Terms, Tile, Weighted
+from dominie.losses.divergence import KINDS, PerToken, Terms, Tile, Weighted
 
 HALF, SINGLE = torch.bfloat16, torch.float32
 #: Arguments of `attention_layer` and `vocabulary_tile` by case; the first of each is the paper's.

@@ -32,7 +32,7 @@ FLOAT64 = {"rtol": 1e-10, "atol": 1e-11}
 def small_tiles(monkeypatch):
     """Several tiles for a few tokens, and several blocks for a tile."""
     monkeypatch.setattr(tiles, "_CPU_TILE_ELEMENTS", 16 * 41)
-    monkeypatch.setattr("dominie.losses.scoring._CPU_BLOCK_ELEMENTS", 5 * 41)
+    monkeypatch.setattr("dominie.losses.divergence._CPU_BLOCK_ELEMENTS", 5 * 41)
 
 
 def assert_matches_oracle(problem, backend, tolerance, **options):

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from dominie.cli.help import examples, offered_keys
 from dominie.cli.main import (
     JsonOption,
     OnlyOption,
@@ -19,7 +18,7 @@ from dominie.cli.main import (
     RunsOption,
     app,
 )
-from dominie.cli.output import display_for, only_json, print_summary
+from dominie.cli.output import display_for, examples, offered_keys, only_json, print_summary
 from dominie.core.distributed import is_main_process, world_size
 from dominie.core.launch import ENGINES, launch, without_options
 

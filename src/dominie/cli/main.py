@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import dominie
-from dominie.cli.help import SEE_ALSO, offered_keys
+from dominie.cli.output import SEE_ALSO, offered_keys
 from dominie.core.distributed import EXIT_PEER_LOST, is_peer_loss, report_error, world_size
 from dominie.core.errors import DominieError
 from dominie.core.launch import stop_with_launcher

@@ -9,9 +9,16 @@ from typing import Annotated
 
 import typer
 
-from dominie.cli.help import examples, offered_models, offered_runs
 from dominie.cli.main import JsonOption, OptionalRecipeArgument, OverridesArgument, RunsOption, app
-from dominie.cli.output import display_for, interruptible, only_json, print_summary
+from dominie.cli.output import (
+    display_for,
+    examples,
+    interruptible,
+    offered_models,
+    offered_runs,
+    only_json,
+    print_summary,
+)
 
 PANEL = "Results"
 

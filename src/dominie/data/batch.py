@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dominie.data.packing import layout
+from dominie.data.sampling import layout
 
 IGNORED = -100
 

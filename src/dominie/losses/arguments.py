@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dominie.losses import scoring
-from dominie.losses.divergence import KINDS, MIXTURES, Kind
+from dominie.losses import divergence as scoring
+from dominie.losses.divergence import IGNORED, KINDS, MIXTURES, Kind, Terms, ValuesT, Weighted
 from dominie.losses.heads import Head, as_head
-from dominie.losses.scoring import IGNORED, Terms, ValuesT, Weighted
 from dominie.losses.targets import DenseTarget, SparseTarget
 from dominie.losses.tiles import Problem, sum_precision
 

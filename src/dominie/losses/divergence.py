@@ -1,22 +1,15 @@
-"""Divergences between two categorical distributions, with their gradients.
-
-Every function takes log-probabilities, the student's [n, V_s] and the teacher's [n, V_t], and
-returns the divergence [n] and its gradient with respect to the student's *logits* [n, V_s]: for
-F(s) with s = softmax(z), ∂F/∂z = s · (f − Σ s·f) where f = ∂F/∂s. With ``gradient=False`` the
-second result is None. The arguments are left as they were.
-
-Where one vocabulary is a prefix of the other, a token that only one side has is a logit of −inf
-on the other. In KL(a ‖ b) that is infinite where a has a token and b has not; there a is taken
-over b's tokens alone and renormalised. The mixtures hold both supports and need no such step.
-"""
+"""Divergences of next-token distributions; scores and gradients of a tile of logits."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from torch.linalg import vecdot
+
+from dominie.losses.targets import SparseTarget, sparse_forward_kl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,3 +105,151 @@ def _over_first(size: int, log_p: Tensor) -> Tensor:
 def _log_mixture(log_s: Tensor, log_t: Tensor, beta: float) -> Tensor:
     """log(β·t + (1−β)·s), without leaving the logarithms: the smallest masses survive."""
     return torch.logaddexp(log_t + math.log(beta), log_s + math.log1p(-beta))
+
+
+IGNORED = -100
+"""The label of a position that no next-token term is wanted for; torch's own convention."""
+
+_CPU_BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32: a block and its temporaries stay in cache
+_DEVICE_BLOCK_ELEMENTS = 1 << 25
+
+ValuesT = TypeVar("ValuesT")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is asked of every row; ``gradient`` and ``metrics`` say what to compute beside it."""
+
+    kind: Kind
+    beta: float
+    temperature: float
+    student_softcap: float | None
+    target_softcap: float | None
+    gradient: bool
+    metrics: bool
+
+
+@dataclass(frozen=True, eq=False)
+class PerToken:
+    """Values by position, detached [N] tensors in nats; None where not computed.
+
+    Attributes:
+        divergence: T² times the divergence of student and target.
+        next_token: −log s(label) at temperature 1; 0 where the label is ignored.
+        teacher_entropy: the target's, at the loss's temperature. The tail of a sparse target
+            counts as one outcome, so its figure is a lower bound.
+        agreement: 1 where student and target hold the same token for the likeliest, else 0.
+    """
+
+    divergence: Tensor | None = None
+    next_token: Tensor | None = None
+    teacher_entropy: Tensor | None = None
+    agreement: Tensor | None = None
+
+    def __getitem__(self, rows: slice) -> PerToken:
+        columns = (getattr(self, field.name) for field in fields(self))
+        return PerToken(*(None if column is None else column[rows] for column in columns))
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted(Generic[ValuesT]):
+    """What one term of the loss is made from, and the coefficient [N] of every token in it."""
+
+    values: ValuesT
+    weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """Some rows of the problem.
+
+    Attributes:
+        student: [n, V_s] logits before the soft-cap. Where a gradient is asked for, they are
+            overwritten by the gradient of the weighted sum of both terms with respect to them.
+        target: [n, V_t] logits before the soft-cap (scratch), or a sparse target.
+        labels: [n] ids of the next tokens.
+        scores: [n] each; written. They are parts of the whole batch's, which is there from the
+            start: results of their own, made between a tile's temporaries, would keep the
+            memory of these from being used again.
+    """
+
+    student: Tensor
+    target: Weighted[Tensor | SparseTarget] | None
+    labels: Weighted[Tensor] | None
+    scores: PerToken
+
+
+def score(tile: Tile, terms: Terms) -> None:
+    """Score a tile in blocks of rows, so that the element-wise passes find them in cache."""
+    count, vocabulary = tile.student.shape
+    budget = _DEVICE_BLOCK_ELEMENTS if tile.student.is_cuda else _CPU_BLOCK_ELEMENTS
+    step = max(1, budget // vocabulary)
+    for start in range(0, count, step):
+        _score_block(tile, slice(start, start + step), terms)
+
+
+def _score_block(tile: Tile, rows: slice, terms: Terms) -> None:
+    logits = _softcapped(tile.student[rows], terms.student_softcap)
+    log_s = _log_probabilities(logits, terms.temperature)
+    scores: dict[str, Tensor] = {}
+    slope: Tensor | None = None
+    if tile.target is not None:
+        target, weights = tile.target.values[rows], tile.target.weights[rows]
+        scores, slope = _divergence(log_s, target, weights, terms)
+    if tile.labels is not None:
+        labels, weights = tile.labels.values[rows], tile.labels.weights[rows]
+        log_p = log_s if terms.temperature == 1 else logits.log_softmax(-1)
+        scores["next_token"], token_slope = _next_token(log_p, labels, weights, terms)
+        slope = token_slope if slope is None or token_slope is None else slope.add_(token_slope)
+    if slope is not None:
+        if terms.student_softcap is not None:
+            slope *= 1 - (logits / terms.student_softcap).square_()
+        logits.copy_(slope)
+    for name, values in scores.items():
+        getattr(tile.scores, name)[rows].copy_(values)
+
+
+def _divergence(
+    log_s: Tensor, target: Tensor | SparseTarget, weights: Tensor, terms: Terms
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The scores that need a target, and the gradient of the weighted divergences."""
+    scores: dict[str, Tensor] = {}
+    if isinstance(target, SparseTarget):
+        value, slope = sparse_forward_kl(log_s, target, gradient=terms.gradient)
+        if terms.metrics:
+            scores["teacher_entropy"], likeliest = target.entropy(log_s.dtype), target.likeliest()
+    else:
+        capped = _softcapped(target, terms.target_softcap)
+        log_t = _log_probabilities(capped, terms.temperature)
+        value, slope = divergence_and_slope(
+            terms.kind, log_s, log_t, beta=terms.beta, gradient=terms.gradient
+        )
+        if terms.metrics:
+            scores["teacher_entropy"], likeliest = -vecdot(log_t.exp(), log_t), log_t.argmax(-1)
+    if terms.metrics:
+        scores["agreement"] = (log_s.argmax(-1) == likeliest).to(log_s.dtype)
+    scores["divergence"] = value * terms.temperature**2
+    # T² of the definition, times the 1/T by which the logits were divided.
+    return scores, slope if slope is None else slope.mul_(weights[:, None] * terms.temperature)
+
+
+def _next_token(
+    log_p: Tensor, labels: Tensor, weights: Tensor, terms: Terms
+) -> tuple[Tensor, Tensor | None]:
+    """−log p(label), 0 where it is ignored, and the gradient of the weighted sum."""
+    kept = labels != IGNORED
+    ids = labels.where(kept, torch.zeros_like(labels))[:, None]
+    value = -log_p.gather(1, ids)[:, 0] * kept
+    if not terms.gradient:
+        return value, None
+    weights = (weights * kept)[:, None]
+    return value, log_p.exp().mul_(weights).scatter_add_(1, ids, -weights)
+
+
+def _softcapped(logits: Tensor, cap: float | None) -> Tensor:
+    """The logits after the soft-cap, in the same memory."""
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)

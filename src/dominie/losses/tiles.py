@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
+from dominie.losses.divergence import PerToken, Terms, Tile, Weighted
 from dominie.losses.heads import Head, add_product, write_product
-from dominie.losses.scoring import PerToken, Terms, Tile, Weighted
 from dominie.losses.targets import DenseTarget, SparseTarget
 
 if TYPE_CHECKING:

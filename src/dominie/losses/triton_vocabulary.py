@@ -11,8 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from dominie.losses.divergence import KINDS
-from dominie.losses.scoring import IGNORED, Terms, Tile
+from dominie.losses.divergence import IGNORED, KINDS, Terms, Tile
 from dominie.losses.targets import SparseTarget
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls

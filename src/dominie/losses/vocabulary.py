@@ -14,8 +14,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from dominie.losses.arguments import checked_problem
+from dominie.losses.divergence import PerToken, ValuesT, Weighted
 from dominie.losses.heads import Head, as_head
-from dominie.losses.scoring import PerToken, ValuesT, Weighted
 from dominie.losses.targets import DenseTarget, SparseTarget
 from dominie.losses.tiles import Problem, scores_and_gradients, sum_precision
 

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 
 from dominie.data.batch import Batch, Row, filled
-from dominie.data.packing import layout
-from dominie.data.sampling import Mix
+from dominie.data.sampling import Mix, layout
 
 #: A conversation with the index of its source.
 IndexedRow = tuple[int, Row]

@@ -27,7 +27,7 @@ from dominie.training.callbacks import (
     keep_tensorboard,
     rewind_tensorboard,
 )
-from dominie.training.checkpointed_trainer import CheckpointedTrainer
+from dominie.training.checkpoints import CheckpointedTrainer
 from dominie.training.counters import Counters, TrimMemory
 from dominie.training.dataloader import MicroBatches, MicroBatchSampler, StepSource, unwrap
 from dominie.training.loss_forward import DistillationInputs

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dominie.data.packing import Layout, layout
+from dominie.data.sampling import Layout, layout
 
 ROW = 2048
 #: Median and deviation of log-normal lengths: short chats, instructions, long answers, documents.
