@@ -35,7 +35,7 @@ _AREAS = {
         "stages/merge",
         "stages/upcycle",
         "stages/teacher_caches",
-        "workflows/cache_teachers",
+        "workflows/pipeline",
     ),
     "Training": ("training/", "losses/", "stages/train"),
     "Evaluation and judges": (

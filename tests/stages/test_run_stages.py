@@ -13,9 +13,9 @@ from dominie.core.display import Display
 from dominie.core.errors import InputError
 from dominie.core.io import file_manifest
 from dominie.recipe import load_recipe
-from dominie.stages.kind import Prepared, stage_kind
 from dominie.stages.run_folder import RunFolder, write_stage
 from dominie.stages.run_stages import _check_begun, run_stage
+from dominie.stages.stage_kind import Prepared, stage_kind
 
 MINI = Path(__file__).parents[1] / "recipes" / "mini.yaml"
 

@@ -11,8 +11,8 @@ import pytest
 from dominie.core.references import ModelName
 from dominie.models.spec import Model
 from dominie.recipe import load_recipe, register_stage_kind
-from dominie.recipe.kinds import unregister_stage_kind
-from dominie.stages.kind import StageKind
+from dominie.recipe.stage_config import unregister_stage_kind
+from dominie.stages.stage_kind import StageKind
 from dominie.workflows.lineage import hub_id, licence_of, lineage, public_name, warnings
 
 RECIPE = """

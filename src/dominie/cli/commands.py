@@ -146,7 +146,7 @@ def cache(
     """
     display = display_for(as_json)
     from dominie.recipe import load_recipe
-    from dominie.workflows.cache_teachers import cache_recipe
+    from dominie.workflows.pipeline import cache_recipe
 
     with only_json(as_json):
         loaded = load_recipe(recipe, overrides or ())

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
-from dominie.core.io import verify_checksum
-from dominie.core.json_values import finite, mapping, sequence, text
+from dominie.core.io import finite, mapping, sequence, text, verify_checksum
 from dominie.core.task_result import Interval
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError
-from dominie.core.json_values import finite, mapping, numbers, numbers_by_name, sequence, text
+from dominie.core.io import finite, mapping, numbers, numbers_by_name, sequence, text
 from dominie.core.run_reader import (
     Sample,
     read_comparisons,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dominie.core.json_values import finite, mapping, numbers, sequence, text
+from dominie.core.io import finite, mapping, numbers, sequence, text
 
 RATED = "mt_bench"
 """The metric of ratings from 1 to 10, kept as tenths."""

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from dominie.deprecated import renamed
-from dominie.recipe.kinds import AnyStage, StageConfig, register_stage_kind, stage_kinds
 from dominie.recipe.load import dump_recipe, load_recipe, recipe_of
 from dominie.recipe.schema import AnyBenchmark, Evaluation, Recipe, Task, only_models
+from dominie.recipe.stage_config import AnyStage, StageConfig, register_stage_kind, stage_kinds
 
 if TYPE_CHECKING:
     from dominie.stages.merge import MergeStage

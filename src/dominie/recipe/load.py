@@ -20,7 +20,6 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from dominie.core.errors import InputError
 from dominie.core.references import Kind, rewritten
 from dominie.data.sources import is_local
-from dominie.recipe.kinds import stage_kinds
 from dominie.recipe.messages import (
     describe_value,
     first_problem,
@@ -29,6 +28,7 @@ from dominie.recipe.messages import (
     wrong_type,
 )
 from dominie.recipe.schema import Recipe
+from dominie.recipe.stage_config import stage_kinds
 from dominie.recipe.validate import check_names
 from dominie.training.settings import DERIVED, TrainSettings
 

@@ -11,8 +11,8 @@ from typing import Any
 import pydantic
 
 from dominie.core.errors import InputError
-from dominie.recipe.kinds import StageConfig, stage_kinds
 from dominie.recipe.schema import Recipe
+from dominie.recipe.stage_config import StageConfig, stage_kinds
 
 #: What was expected, in the terms of a recipe, by pydantic's name of the error.
 _EXPECTED = {

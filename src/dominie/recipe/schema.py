@@ -18,7 +18,7 @@ from dominie.generation.endpoint import Endpoint
 from dominie.judge.alpaca_eval import AlpacaEval
 from dominie.judge.mt_bench import MtBench
 from dominie.models.spec import Model, Placement
-from dominie.recipe.kinds import STRICT, AnyStage
+from dominie.recipe.stage_config import STRICT, AnyStage
 from dominie.training.settings import TrainSettings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
-from dominie.core.json_values import finite, mapping
+from dominie.core.io import finite, mapping
 from dominie.core.run_reader import read_object
 from dominie.core.run_records import read_run
 from dominie.core.task_result import Interval

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from dominie.models.merging import Merge
 from dominie.models.spec import Model, Placement
-from dominie.recipe.kinds import register_stage_kind
-from dominie.stages.kind import Prepared, WeightsKind
+from dominie.recipe.stage_config import register_stage_kind
+from dominie.stages.stage_kind import Prepared, WeightsKind
 
 
 @register_stage_kind

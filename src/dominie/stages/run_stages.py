@@ -27,9 +27,9 @@ from dominie.core.run_reader import read_stage
 from dominie.models.spec import is_model
 from dominie.recipe import dump_recipe
 from dominie.stages.fingerprint import changes, moved
-from dominie.stages.kind import Prepared, StageRun, stage_kind
 from dominie.stages.prepare import Preparation
 from dominie.stages.run_folder import RunFolder, check_whole, set_aside, write_stage
+from dominie.stages.stage_kind import Prepared, StageRun, stage_kind
 from dominie.training.checkpoints import by_step
 
 _LEFT = shutil.ignore_patterns("checkpoints", ".*")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dominie.core.references import ModelName, SourceName
 from dominie.losses.terms import LossTerms
 from dominie.models.spec import Placement
-from dominie.recipe.kinds import STRICT, info_of_stage, register_stage_kind
-from dominie.stages.kind import Prepared, StageKind, StageRun
+from dominie.recipe.stage_config import STRICT, info_of_stage, register_stage_kind
+from dominie.stages.stage_kind import Prepared, StageKind, StageRun
 from dominie.teachers.cache_sampling import CacheSettings
 from dominie.training.settings import TrainSettings
 
@@ -179,13 +179,13 @@ class TrainStage(StageKind):
 
     def prepare(self, name: str, preparation: Preparation) -> PreparedTraining:
         """Check tokens, rows and models of a stage; find its fingerprint."""
-        from dominie.stages.compatibility import check_router, check_tokens, check_training
         from dominie.stages.fingerprint import (
             digest,
             rows_digest,
             training_dependencies,
             training_parts,
         )
+        from dominie.stages.prepare import check_router, check_tokens, check_training
 
         folder = preparation.folder
         check_tokens(folder, preparation.tokenizers, name, self.models)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 from dominie.core.errors import InputError
 from dominie.models.spec import Model, Placement
 from dominie.models.upcycling import Upcycle
-from dominie.recipe.kinds import info_of_stage, register_stage_kind
-from dominie.stages.kind import Prepared, WeightsKind
+from dominie.recipe.stage_config import info_of_stage, register_stage_kind
+from dominie.stages.stage_kind import Prepared, WeightsKind
 
 if TYPE_CHECKING:
     from dominie.data.rows import PreparedSource

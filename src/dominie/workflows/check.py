@@ -16,9 +16,9 @@ from dominie.data.store import Row
 from dominie.planning.plan import Plan, machine, plan_recipe
 from dominie.planning.plan_output import as_json
 from dominie.recipe import Recipe
-from dominie.stages.kind import Prepared
 from dominie.stages.prepare import prepare_stages
 from dominie.stages.run_folder import RunFolder
+from dominie.stages.stage_kind import Prepared
 from dominie.workflows.offline import Hidden, hidden_parts, visible_part
 
 if TYPE_CHECKING:

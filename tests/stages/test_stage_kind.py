@@ -19,9 +19,9 @@ from dominie.core.references import ModelName, SourceName
 from dominie.planning.plan import machine, plan_recipe
 from dominie.planning.plan_output import as_json, as_lines
 from dominie.recipe import dump_recipe, load_recipe, register_stage_kind
-from dominie.recipe.kinds import STRICT, stage_kinds, unregister_stage_kind
-from dominie.stages import kind
-from dominie.stages.kind import StageKind, StageRun
+from dominie.recipe.stage_config import STRICT, stage_kinds, unregister_stage_kind
+from dominie.stages import stage_kind as kind
+from dominie.stages.stage_kind import StageKind, StageRun
 from dominie.workflows.check import check_recipe
 from dominie.workflows.pipeline import run_recipe
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from dominie.core.distributed import broadcast_from_main, is_main_process
-from dominie.recipe.kinds import StageConfig
+from dominie.recipe.stage_config import StageConfig
 
 if TYPE_CHECKING:
     from dominie.core.display import Display
@@ -176,8 +176,8 @@ class WeightsKind(StageKind):
     def prepare(self, name: str, preparation: Preparation) -> Prepared:
         """Check that the models have one tokenizer and one shape; find the fingerprint."""
         from dominie.models.tokenizer_compat import check_one_tokenizer
-        from dominie.stages.compatibility import check_alike
         from dominie.stages.fingerprint import digest, making_dependencies, making_parts
+        from dominie.stages.prepare import check_alike
 
         tokenizer = preparation.tokenizers.of(name)
         for other in self.models[1:]:

@@ -1,4 +1,4 @@
-"""Base class of the stages of a recipe, and the registry of the kinds of stage."""
+"""The keys of a stage in a recipe, and the registry of the kinds of stage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ C = TypeVar("C", bound="type[StageConfig]")
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """The keys of a stage. A kind of stage derives from `dominie.stages.kind.StageKind`.
+    """The keys of a stage. A kind of stage derives from `dominie.stages.stage_kind.StageKind`.
 
     Fields that name models or sources are marked (`ModelName`, `SourceName`): from the marks follow
     order, checks of names and paths.
