@@ -1,4 +1,4 @@
-"""Atomic writes, checksums, manifests, lock files, and values of JSON whose shape is not trusted."""
+"""Atomic writes, checksums, manifests, lock files, and JSON whose shape is not trusted."""
 
 from __future__ import annotations
 
