@@ -60,7 +60,7 @@ def teacher_weights(models, tmp_path):
 @pytest.mark.parametrize("student", ["", "one"])
 def test_a_base_under_several_adapters_is_held_once(teacher_weights, student):
     found, adapter = teacher_weights(student, merge=False)
-    assert found == 2 * adapter, "the two teachers', and nothing for the bare base"
+    assert found == 2 * adapter, "the two teachers', and nothing for the base alone"
 
 
 def test_a_base_that_an_adapter_is_merged_into_is_no_teacher_of_its_own(teacher_weights, models):

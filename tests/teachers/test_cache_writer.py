@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from dominie.teachers.cache_codec import Coder
-from dominie.teachers.cache_sampling import CacheSettings, choose
+from dominie.teachers.cache_sampling import CacheSettings, TokenStats, choose, load_token_stats
 from dominie.teachers.cache_writer import fidelity
 from dominie.teachers.cached import target_of
-from dominie.teachers.token_stats import TokenStats, load_token_stats
 
 
 @pytest.fixture

@@ -20,10 +20,9 @@ from dominie.losses.terms import LossTerms, Prediction
 from dominie.models.head import decoder, output_head
 from dominie.teachers import LocalTeacher, RoutedTeacher
 from dominie.teachers.cache import MANIFEST, Cache, Identity, create
-from dominie.teachers.cache_sampling import CacheSettings
+from dominie.teachers.cache_sampling import CacheSettings, TokenStats
 from dominie.teachers.cache_writer import entries, in_batches, measure_token_stats
 from dominie.teachers.cached import CachedTeacher
-from dominie.teachers.token_stats import TokenStats
 
 VOCABULARY = 31
 EVERYTHING = CacheSettings(scheme="top", top_p=1.0, k_max=VOCABULARY, levels=10**9)

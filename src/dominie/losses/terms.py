@@ -2,20 +2,179 @@
 
 `L = next_token.weight·CE + prediction.weight·T²·D(teacher, student) + attention.weight·KL(maps)`,
 each summed over the supervised tokens. The paper's `(1−λ)·CE + λ·(L_pred + L_attn)` is these
-weights set to 1−λ, λ and λ. A mixture of experts may have a term for its router beside them.
+weights set to 1−λ, λ and λ. A mixture of experts may have a term for its router beside them. The
+terms over the vocabulary, next token and prediction, are computed here in one pass.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from dominie.losses.attention import Attention
-from dominie.losses.objective import Term
+from dominie.losses.divergence import Kind
+from dominie.losses.objective import BySource, Column, Computed, ForwardPass, Need, Term
 from dominie.losses.router_losses import Router
-from dominie.losses.vocabulary_terms import NextToken, Prediction
+from dominie.losses.targets import Target
+from dominie.losses.vocabulary import vocabulary_losses
 
 __all__ = ["Attention", "LossTerms", "NextToken", "Prediction", "Router"]
+
+
+class VocabularyPass:
+    """Next-token loss and divergence of all sources in one pass over the student's logits.
+
+    The teachers' targets are taken part by part; where sources compare in different ways, a part is
+    cut up by source. What no teacher covers has a next-token loss alone.
+    """
+
+    columns: ClassVar[Sequence[Column]] = (
+        Column("next_token"),
+        Column("divergence", over="taught"),
+        Column("agreement", over="measured"),
+        Column("teacher_entropy", over="measured"),
+    )
+
+    def __init__(self, terms: Mapping[str, Sequence[NextToken | Prediction | None]]) -> None:
+        nothing = [None] * len(terms["next_token"])
+        self._weights = {
+            name: BySource(each.weight if each else 0.0 for each in terms.get(name, nothing))
+            for name in ("next_token", "prediction")
+        }
+        compared = [_options(each) for each in terms.get("prediction", nothing)]
+        self._options = {
+            options: BySource(options == each for each in compared) for options in compared
+        }
+
+    def __call__(self, forward: ForwardPass) -> Computed:
+        """Both sums, and the values of every supervised token."""
+        hidden, labels = forward.supervised_hidden, forward.supervised_labels
+        next_token, prediction = (forward.coefficients(each) for each in self._weights.values())
+        total: Tensor | None = None
+        terms = {name: hidden.new_zeros(()) for name, by in self._weights.items() if by}
+        logged = {
+            name: hidden.new_zeros(len(labels), dtype=torch.float32)
+            for column in self.columns
+            for name in (column.over, column.name)
+            if name != "tokens"
+        }
+        for tokens, target, options in self._groups(forward):
+            losses = vocabulary_losses(
+                hidden[tokens],
+                forward.head,
+                target,
+                labels=labels[tokens],
+                label_weights=next_token[tokens],
+                divergence_weights=None if target is None else prediction[tokens],
+                temperature=options.temperature,
+                kind=options.kind,
+                beta=options.beta,
+                metrics=forward.metrics,
+                check_finite=False,  # whoever steps looks once a step
+            )
+            total = losses.divergence if total is None else total + losses.divergence
+            total = total + losses.next_token
+            sums = {"next_token": losses.next_token, "prediction": losses.divergence}
+            terms = {name: value + sums[name].detach() for name, value in terms.items()}
+            for name, values in logged.items():
+                if (measured := getattr(losses.per_token, name, None)) is not None:
+                    values[tokens] = measured.float()
+            if target is not None:
+                logged["taught"][tokens] = 1.0
+                logged["measured"][tokens] = float(forward.metrics)
+        return Computed(total, terms, logged)
+
+    def _groups(
+        self, forward: ForwardPass
+    ) -> Iterator[tuple[Tensor | slice, Target | None, Prediction]]:
+        """Supervised tokens by what they are compared with: (tokens, target, options)."""
+        everything = forward.signal.parts if forward.signal else ()
+        parts = [part for part in everything if part.target is not None]
+        if not len(forward.positions):
+            return
+        # Rows of a part are distinct, so their number tells without waiting for a device.
+        whole = len(parts) == 1 and len(parts[0].rows) == len(forward.labels)
+        row = forward.positions // forward.labels.shape[1]
+        untaught = torch.ones_like(row, dtype=torch.bool)
+        for part in parts:
+            assert part.target is not None, "selected above"
+            if whole and len(self._options) == 1:
+                (options,) = self._options
+                yield slice(None), part.target, options
+                return
+            taught = torch.isin(row, part.rows)
+            untaught &= ~taught
+            rank = taught.cumsum(0) - 1  # of a token within the part's target
+            for options, sources in self._options.items():
+                alike = sources.of_tokens(forward.supervised_sources, None, torch.bool)
+                tokens = (taught & alike).nonzero().squeeze(1)
+                if len(tokens):
+                    target = part.target if len(self._options) == 1 else part.target[rank[tokens]]
+                    yield tokens, target, options
+        left = untaught.nonzero().squeeze(1) if parts else slice(None)
+        if isinstance(left, slice) or len(left):
+            if compares := self._weights["prediction"]:
+                sources_left = forward.supervised_sources[left]
+                if bool((compares.of_tokens(sources_left, None, torch.float32) > 0).any()):
+                    raise ValueError(
+                        "a source compares predictions and the signal has no teacher for it"
+                    )
+            yield left, None, Prediction()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken(Term):
+    """Cross entropy against the labels.
+
+    Attributes:
+        weight: factor of the term.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
+    computation = VocabularyPass
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Term):
+    """Divergence between the next-token distributions of teacher and student.
+
+    Attributes:
+        weight: factor of the term.
+        kind: which divergence; see `dominie.losses.vocabulary_losses`.
+        temperature: T of both softmaxes; value and gradient carry T².
+        beta: mix of `jsd` and skew of `skewed_kl`; unused by the others.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"distribution"})
+    computation = VocabularyPass
+    weight: float = 1.0
+    kind: Kind = "forward_kl"
+    temperature: float = 1.0
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+        if not 0.0 < self.beta < 1.0:
+            raise ValueError(f"beta must lie strictly between 0 and 1, got {self.beta}")
+
+    @property
+    def needs_live_teacher(self) -> bool:
+        """Whether the divergence is one that a sparse target does not define."""
+        return self.kind != "forward_kl"
+
+
+def _options(prediction: NextToken | Prediction | None) -> Prediction:
+    """How predictions are compared, whatever the weight."""
+    if isinstance(prediction, Prediction):
+        return replace(prediction, weight=1.0)
+    return Prediction()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ class SharedBase:
 
     Attributes:
         adapters: by the teacher's name its adapter (a folder, or the stage that writes it), None
-            for the bare base.
+            for the base alone.
         apart: why other teachers over that base are loaded a second time, by name.
     """
 

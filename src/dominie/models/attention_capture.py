@@ -24,7 +24,7 @@ from dominie.core.errors import InputError, RunError
 from dominie.losses.attention import AttentionTerm, divergence_of_terms
 from dominie.losses.attention_rows import Projections, Visibility
 from dominie.models.attention_hooks import attach_hook, detach_hook, hooks_of
-from dominie.models.layer_mapping import check_heads
+from dominie.models.matching import check_heads
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

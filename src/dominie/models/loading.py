@@ -236,7 +236,7 @@ def with_lora(model: Any, lora: Any, *, where: str, adapter: str | None = None) 
             adapted = PeftModel.from_pretrained(model, adapter, config=config, is_trainable=True)
     except ValueError as error:
         raise InputError(
-            "LoRA cannot be laid over this model",
+            "LoRA cannot be applied to this model",
             where=where,
             expected=f"target_modules: all-linear, or a list of {_linear_modules(model)}",
             found=" ".join(str(error).split())[:200],

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def offloaded(model: Any, device: torch.device) -> Any:
     """The model with its layers in main memory, each module on the device while it runs.
 
-    Embeddings, norm and head, which the losses reach for outside of a forward pass, are on the
+    Embeddings, norm and head, which the losses use outside of a forward pass, are on the
     device always.
     """
     from accelerate import cpu_offload
@@ -139,7 +139,7 @@ def warn_of_whole_experts(model: Any, spec: Model) -> None:
 def sharded(model: Any, mesh: DeviceMesh) -> Any:
     """The frozen model with a share of every layer on each process of a mesh of one dimension.
 
-    Embeddings, norm and head, which the losses reach for outside of a forward pass, are whole.
+    Embeddings, norm and head, which the losses use outside of a forward pass, are whole.
     """
     from torch.distributed.fsdp import fully_shard
 

@@ -26,7 +26,7 @@ class Model:
 
     Attributes:
         path: a folder, a hub id, or a name of the toy world.
-        adapter: folder or hub id of a peft adapter laid over it.
+        adapter: folder or hub id of a peft adapter on top of it.
         chat_template: file of a Jinja chat template, for a model that has none or another one.
         revision: branch, tag or commit on the hub.
         dtype: dtype of frozen weights; `auto` is the checkpoint's own. A student that is trained
@@ -99,7 +99,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def base_and_adapter(spec: Model) -> tuple[str, str | None]:
-    """Folder or hub id of a model's weights, and of the adapter laid over them.
+    """Folder or hub id of a model's weights, and of the adapter on top of them.
 
     A folder with an `adapter_config.json` is an adapter, which names its base itself.
 

@@ -79,7 +79,7 @@ class Pass:
         dtype: of the weights.
         autocast: precision of the run if it is not that of the weights.
         trained: whether there is a backward pass.
-        lora: adapters laid over the weights.
+        lora: adapters on top of the weights.
         checkpointing: whether layers are recomputed in the backward pass.
     """
 

@@ -31,7 +31,7 @@ from dominie.evaluation.task import Question, questions
 from dominie.generation.local import LocalGenerator
 from dominie.models.head import check_head, text_config
 from dominie.models.info import info_of
-from dominie.models.tokenizer_compat import check_context, check_same_tokens, check_vocabulary
+from dominie.models.matching import check_context, check_same_tokens, check_vocabulary
 from dominie.recipe import Evaluation, Task
 from dominie.stages.evaluation_models import EvaluationModels, Step, plan_steps
 from dominie.stages.fingerprint import digest

@@ -21,7 +21,7 @@ from dominie.evaluation.lm_eval import check_harness
 from dominie.evaluation.metrics import METRICS, check_rows
 from dominie.evaluation.task import check_group
 from dominie.models.attention_hooks import check_attention
-from dominie.models.tokenizer_compat import (
+from dominie.models.matching import (
     check_context,
     check_same_tokens,
     check_vocabulary,

@@ -16,8 +16,8 @@ from dominie.core.run_reader import read_stage
 from dominie.data.sources import Source
 from dominie.data.tokenization import tokenizer_fingerprint
 from dominie.models.info import ModelInfo, describe
+from dominie.models.matching import differing_ids
 from dominie.models.spec import Model
-from dominie.models.tokenizer_compat import differing_ids
 from dominie.recipe import Recipe
 from dominie.toyworld import is_toyworld, materialise
 

@@ -175,7 +175,7 @@ class WeightsKind(StageKind):
 
     def prepare(self, name: str, preparation: Preparation) -> Prepared:
         """Check that the models have one tokenizer and one shape; find the fingerprint."""
-        from dominie.models.tokenizer_compat import check_one_tokenizer
+        from dominie.models.matching import check_one_tokenizer
         from dominie.stages.fingerprint import digest, making_dependencies, making_parts
         from dominie.stages.prepare import check_alike
 

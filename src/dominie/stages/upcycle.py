@@ -87,7 +87,7 @@ class UpcycleStage(WeightsKind):
 
     def rows(self, name: str, preparation: Preparation) -> dict[str, PreparedSource]:
         """Tokenise the source that the gates are initialised from, if there is one."""
-        from dominie.models.tokenizer_compat import check_context, check_vocabulary
+        from dominie.models.matching import check_context, check_vocabulary
 
         if (source := self.upcycle.source) is None:
             return {}

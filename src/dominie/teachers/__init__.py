@@ -2,8 +2,13 @@
 
 from dominie.deprecated import renamed
 from dominie.losses.targets import Part, Signal
-from dominie.teachers.routed import RoutedTeacher, TeacherPrefetch
-from dominie.teachers.teacher import AdapterTeacher, LocalTeacher, Teacher
+from dominie.teachers.teacher import (
+    AdapterTeacher,
+    LocalTeacher,
+    RoutedTeacher,
+    Teacher,
+    TeacherPrefetch,
+)
 
 __all__ = [
     "AdapterTeacher",

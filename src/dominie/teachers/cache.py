@@ -18,8 +18,7 @@ from dominie.core.errors import InputError, RunError
 from dominie.core.io import is_inside
 from dominie.data.shards import Entry, Shards, damaged_shards, shard_files
 from dominie.teachers.cache_codec import FORMAT_VERSION, Coder, Damaged, Decoded
-from dominie.teachers.cache_sampling import SCHEMES, CacheSettings
-from dominie.teachers.token_stats import TokenStats, load_token_stats
+from dominie.teachers.cache_sampling import SCHEMES, CacheSettings, TokenStats, load_token_stats
 
 MANIFEST = "manifest.json"
 _VOCABULARY = "vocabulary.npy"

@@ -13,8 +13,7 @@ from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, wrapped
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dominie.teachers.cache_sampling import CacheSettings, Chosen
-    from dominie.teachers.token_stats import TokenStats
+    from dominie.teachers.cache_sampling import CacheSettings, Chosen, TokenStats
 
     Numbers = NDArray[np.int64]
 

@@ -18,9 +18,8 @@ from dominie.losses.targets import SparseTarget
 from dominie.losses.tiles import sum_precision
 from dominie.models.head import decoder, output_head
 from dominie.teachers.cache_codec import Coder
-from dominie.teachers.cache_sampling import CacheSettings, choose, joined
+from dominie.teachers.cache_sampling import CacheSettings, TokenStats, choose, joined
 from dominie.teachers.cached import key_of_row
-from dominie.teachers.token_stats import TokenStats
 
 if TYPE_CHECKING:
     from torch import Tensor

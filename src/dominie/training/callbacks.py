@@ -45,7 +45,7 @@ class SaveAndStop(TrainerCallback):
 
     @contextmanager
     def catching(self) -> Iterator[None]:
-        """Note signals instead of obeying them. Only the main thread can."""
+        """Record signals, which then do not end the process. Only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -141,7 +141,7 @@ class SpikeGuard:
         self.factor, self.least = factor, least
         self._losses: deque[float] = deque(maxlen=window)
 
-    def jumped_from(self, loss: float) -> float | None:
+    def exceeded_median(self, loss: float) -> float | None:
         """The median that a loss is too far above; None takes the loss in."""
         if self.factor is not None and len(self._losses) >= self.least:
             median_loss = median(self._losses)
@@ -237,7 +237,7 @@ def _plain_json(value: Any) -> Any:
 STARVED = 0.1
 #: … when it has been so for this many lines of metrics; a single one may be of a few tokens …
 LINES = 3
-#: … and this many steps: a router that is made anew prefers some, and mostly gets over it.
+#: … and this many steps: a freshly initialised router prefers some, and mostly recovers.
 STEPS = 50
 
 

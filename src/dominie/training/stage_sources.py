@@ -12,7 +12,7 @@ from dominie.data.batch import Row
 from dominie.data.sampling import Mix, total_conversations
 from dominie.losses.terms import Attention, LossTerms, NextToken
 from dominie.models.info import ModelInfo
-from dominie.models.layer_mapping import check_heads, map_layers
+from dominie.models.matching import check_heads, map_layers
 from dominie.teachers import LocalTeacher, RoutedTeacher, Teacher
 from dominie.training.settings import TrainSettings
 

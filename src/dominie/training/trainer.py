@@ -227,7 +227,7 @@ class DistillationTrainer(CheckpointedTrainer):
         if self._spikes.factor is not None:
             if self.accelerator.num_processes > 1:  # so that all ranks decide alike
                 loss = float(self.accelerator.reduce(self._step_loss.clone(), reduction="mean"))
-            if (median := self._spikes.jumped_from(loss)) is not None:
+            if (median := self._spikes.exceeded_median(loss)) is not None:
                 raise self._broken_step(
                     "the loss jumps; stopped before the optimiser step",
                     f"loss {loss:.6g}, the median of the steps before {median:.6g}",

@@ -33,7 +33,7 @@ from dominie.workflows.model_card import write_cards
 
 if TYPE_CHECKING:
     from dominie.data.batch import Row
-    from dominie.teachers.token_stats import TokenStats
+    from dominie.teachers.cache_sampling import TokenStats
 
 
 def run_recipe(
