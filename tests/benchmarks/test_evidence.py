@@ -30,14 +30,14 @@ def _importable():
 def test_the_plan_fits_its_budget_and_varies_one_factor_at_a_time():
     import evidence
 
-    cells = [c for group in PLAN["groups"] for c in evidence.cells_of(group, PLAN["chosen"])]
-    assert len({cell.name for cell in cells}) == len(cells)
-    assert len({cell.digest() for cell in cells}) == len(cells), "no run is made twice"
-    assert evidence.estimate(cells) / 2 / 60 < 120, "minutes on two cores"
-    assert evidence.estimate(cells + cells) < 1.5 * evidence.estimate(cells), "stages are shared"
-    base = [cell for cell in cells if cell.name.startswith("base-seed")]
-    assert [cell.seed for cell in base] == [0, 1, 2, 3, 4]
-    assert all(len(list(cell.loaded().evaluate.models)) >= 20 for cell in base[:1])
+    trials = [t for group in PLAN["groups"] for t in evidence.trials_of(group, PLAN["chosen"])]
+    assert len({trial.name for trial in trials}) == len(trials)
+    assert len({trial.digest() for trial in trials}) == len(trials), "no run is made twice"
+    assert evidence.estimate(trials) / 2 / 60 < 120, "minutes on two cores"
+    assert evidence.estimate(trials + trials) < 1.5 * evidence.estimate(trials), "stages are shared"
+    base = [trial for trial in trials if trial.name.startswith("base-seed")]
+    assert [trial.seed for trial in base] == [0, 1, 2, 3, 4]
+    assert all(len(list(trial.loaded().evaluate.models)) >= 20 for trial in base[:1])
 
 
 def test_what_is_chosen_takes_effect_and_no_test_split_trains():
@@ -65,14 +65,14 @@ def test_the_recipes_have_what_was_chosen():
 def test_the_plan_for_a_gpu_can_be_read_and_has_large_models():
     import evidence
 
-    cells = [cell for group in PLAN["gpu"] for cell in evidence.cells_of(group, {})]
-    for cell in cells:
+    trials = [trial for group in PLAN["gpu"] for trial in evidence.trials_of(group, {})]
+    for trial in trials:
         students = {
             stage.student
-            for name, stage in cell.loaded().trained.items()
+            for name, stage in trial.loaded().trained.items()
             if stage.student.startswith("toyworld:")
         }
-        assert all("width=1024" in student for student in students), cell.name
+        assert all("width=1024" in student for student in students), trial.name
 
 
 def test_the_recipes_share_their_student():
@@ -108,7 +108,7 @@ def test_gain_and_kept_are_shares_run_by_run():
     rows += [row("dae", seed, "domain", 0.4, group="noise") for seed in (0, 1)]
     text = tables(rows)
     dae = next(line for line in text.splitlines() if line.startswith("| dae"))
-    cells = [cell.strip() for cell in dae.strip("|").split("|")]
+    cells = [trial.strip() for cell in dae.strip("|").split("|")]
     assert cells[1] == "2"
     assert cells[4] == "90.0 ±0.0", "(0.64 - 0.1) / (0.7 - 0.1)"
     assert cells[5] == "95.0 ±0.0", "0.76 / 0.8, whatever the seed's luck"
