@@ -5,8 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 
 import pytest
+from tiny import tiny_model
 
 import dominie
+from dominie.data.tokenization import Row
 from dominie.deprecated import MOVED
 
 
@@ -34,3 +36,20 @@ def test_what_the_documentation_of_the_release_before_imported():
         from dominie.teachers import MindTeacher
     assert all(map(callable, (Lesson, teaching, read_split, Mind, MindTeacher)))
     assert dominie.__version__
+
+
+def test_columns_and_the_keyword_of_a_batch():
+    from dominie.data.batch import collate
+    from dominie.losses.objective import Objective
+    from dominie.losses.terms import LossTerms, NextToken
+    from dominie.training.loss_forward import DistillationInputs, loss_in_forward
+
+    objective, model = Objective([LossTerms(next_token=NextToken())]), tiny_model()
+    with pytest.warns(DeprecationWarning, match="objective.columns"):
+        from dominie.losses.objective import COLUMNS
+    assert list(COLUMNS) == objective.columns
+    batch = collate([(0, Row([3, 4, 5, 6], [False, True, True, True]))])
+    with loss_in_forward(model, objective):
+        now = model(inputs=DistillationInputs(batch))["loss"]
+        with pytest.warns(DeprecationWarning, match="inputs="):
+            assert model(lesson=DistillationInputs(batch))["loss"] == now

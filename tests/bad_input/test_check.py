@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from dominie.data.store import Row
-from dominie.workflows.check import sample, shown
+from dominie.workflows.check import sample, sample_lines
 
 HUB = "org/model"
 
@@ -105,12 +105,12 @@ def test_colour_takes_the_place_of_marks_on_a_terminal():
     found = {"d": _sample("abc", [False, False, True])}
     colours = Console(force_terminal=True, color_system="standard", width=80, no_color=False)
     with colours.capture() as captured:
-        for line in shown(found, colours):
+        for line in sample_lines(found, colours):
             colours.print(line)
     assert "\x1b[1;32mc\x1b[0m" in captured.get()
     assert "⟦" not in captured.get()
     plain = Console(force_terminal=True, color_system="standard", no_color=True)
-    assert any("ab⟦c⟧" in line.plain for line in shown(found, plain))
+    assert any("ab⟦c⟧" in line.plain for line in sample_lines(found, plain))
 
 
 def test_spans_keep_the_spaces_that_a_tokenizer_drops_in_front():
@@ -123,7 +123,9 @@ def test_spans_keep_the_spaces_that_a_tokenizer_drops_in_front():
 
 
 def test_long_spans_show_their_two_ends():
-    (_, _, line) = shown({"d": _sample("x" * 1000 + "y", [False] * 1000 + [True])}, Console())
+    (_, _, line) = sample_lines(
+        {"d": _sample("x" * 1000 + "y", [False] * 1000 + [True])}, Console()
+    )
     assert "… 600 characters …" in line.plain
     assert line.plain.endswith("⟦y⟧")
     assert len(line.plain) < 500

@@ -101,6 +101,7 @@ def test_without_flock_the_owner_is_named_until_it_is_done(no_locks, tmp_path):
         (2**22 + 1, socket.gethostname(), False),
         (os.getpid(), "elsewhere", True),
     ],
+    ids=["alive", "gone", "elsewhere"],  # both workers of a run have to find the same names
 )
 def test_without_flock_the_owner_counts_while_it_lives(no_locks, tmp_path, pid, host, held):
     owner = tmp_path / ".lock.owner"

@@ -11,6 +11,7 @@ computed, what it logs). To add one, write both in one file and add a field to
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -279,3 +280,14 @@ class Objective:
         by_source = rows.new_zeros((len(self.by_source), len(self.columns)))
         by_source.index_add_(0, forward.supervised_sources, rows)
         return Losses(total, terms, by_source)
+
+
+def __getattr__(name: str) -> Any:
+    """`COLUMNS` of the release before: the columns of an objective, which has them itself now."""
+    if name != "COLUMNS":
+        raise AttributeError(name)
+    warnings.warn(
+        "COLUMNS is deprecated: write objective.columns", DeprecationWarning, stacklevel=2
+    )
+    vocabulary = ("next_token", "taught", "divergence", "measured", "agreement", "teacher_entropy")
+    return ("tokens", *vocabulary)

@@ -8,6 +8,7 @@ wrapped model's forward is made to return the loss; called without a batch it is
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,9 @@ def loss_in_forward(
         )
 
     def forward(*args: Any, inputs: DistillationInputs | None = None, **kwargs: Any) -> Any:
+        if "lesson" in kwargs:
+            warnings.warn("lesson= is now inputs=", DeprecationWarning, stacklevel=2)
+            inputs = kwargs.pop("lesson")
         if inputs is None:
             return plain_forward(*args, **kwargs)
         return _losses(inner, objective, attention, routers, inputs)
