@@ -108,7 +108,7 @@ def test_gain_and_kept_are_shares_run_by_run():
     rows += [row("dae", seed, "domain", 0.4, group="noise") for seed in (0, 1)]
     text = tables(rows)
     dae = next(line for line in text.splitlines() if line.startswith("| dae"))
-    cells = [trial.strip() for cell in dae.strip("|").split("|")]
+    cells = [cell.strip() for cell in dae.strip("|").split("|")]
     assert cells[1] == "2"
     assert cells[4] == "90.0 ±0.0", "(0.64 - 0.1) / (0.7 - 0.1)"
     assert cells[5] == "95.0 ±0.0", "0.76 / 0.8, whatever the seed's luck"

@@ -286,8 +286,6 @@ def __getattr__(name: str) -> Any:
     """`COLUMNS` of the release before: the columns of an objective, which has them itself now."""
     if name != "COLUMNS":
         raise AttributeError(name)
-    warnings.warn(
-        "COLUMNS is deprecated: write objective.columns", DeprecationWarning, stacklevel=2
-    )
+    warnings.warn("write objective.columns", DeprecationWarning, stacklevel=2)
     vocabulary = ("next_token", "taught", "divergence", "measured", "agreement", "teacher_entropy")
     return ("tokens", *vocabulary)
