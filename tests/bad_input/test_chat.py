@@ -15,7 +15,7 @@ from dominie.models.loading import load_frozen, load_tokenizer
 from dominie.models.spec import Model
 from dominie.recipe import dump_recipe, load_recipe
 from dominie.toyworld.toy_models import save_model
-from dominie.workflows.chat import ChatSession, ChatSettings, chat_model
+from dominie.workflows.chat import ChatSession, chat_model
 from dominie.workflows.chat_screens import Columns
 
 ASKED = "copy 1 2"
@@ -133,13 +133,13 @@ def test_a_full_context_is_shown_and_nothing_is_remembered(work, run, dominie, t
 def test_an_answer_comes_in_pieces_and_can_be_cut_short(work):
     model = loaded_model()
     pieces: list[str] = []
-    ChatSession(model, ChatSettings(max_new_tokens=6)).answer(ASKED, pieces.append)
+    ChatSession(model, Sampling(max_new_tokens=6)).answer(ASKED, pieces.append)
     assert len(pieces) == 2  # a word is known to be whole when the next begins
 
     def interrupted(piece: str) -> None:
         raise KeyboardInterrupt
 
-    session = ChatSession(model, ChatSettings(max_new_tokens=6))
+    session = ChatSession(model, Sampling(max_new_tokens=6))
     assert session.answer(ASKED, interrupted)
     assert session.messages[-1] == {"role": "assistant", "content": pieces[0].strip()}
 
@@ -148,7 +148,9 @@ def test_an_empty_answer_is_shown_as_such(work):
     model = load_frozen(Model(path="m"))
     stop = configured_stops(model).pop()
     model.generate = lambda input_ids, **_: torch.nn.functional.pad(input_ids, (0, 1), value=stop)
-    session = ChatSession(chat_model("m", model, load_tokenizer(Model(path="m"))), ChatSettings())
+    session = ChatSession(
+        chat_model("m", model, load_tokenizer(Model(path="m"))), Sampling(max_new_tokens=512)
+    )
     pieces: list[str] = []
     assert session.answer(ASKED, pieces.append)
     assert (pieces, session.messages[-1]["content"]) == (["(nothing)"], "")
@@ -157,7 +159,7 @@ def test_an_empty_answer_is_shown_as_such(work):
 def test_the_same_question_is_sampled_anew_and_a_seed_repeats_it(work):
     model, found = loaded_model(), []
     for seed in (1, 1, 2):
-        session = ChatSession(model, ChatSettings(max_new_tokens=6, temperature=5.0, seed=seed))
+        session = ChatSession(model, Sampling(max_new_tokens=6, temperature=5.0, seed=seed))
         answers = []
         for _ in range(3):
             session.reset()

@@ -6,9 +6,9 @@ from fault_server import reply, serve
 
 from dominie.generation.calls import Calls
 from dominie.generation.endpoint import Endpoint
-from dominie.generation.generator import EndpointGenerator
+from dominie.generation.generator import EndpointGenerator, Sampling
 from dominie.generation.reply_log import ReplyLog
-from dominie.workflows.chat import ChatModel, ChatSession, ChatSettings
+from dominie.workflows.chat import ChatModel, ChatSession
 
 __all__ = ["serve"]
 
@@ -18,7 +18,7 @@ def test_a_chat_with_a_model_behind_an_endpoint(serve, tmp_path):
     endpoint = Endpoint(endpoint=server.url, model="m")
     calls = Calls(endpoint, ReplyLog(tmp_path / "l.jsonl"), where="chat", show=print)
     model = ChatModel("m", EndpointGenerator(endpoint, calls))
-    session, pieces = ChatSession(model, ChatSettings(system="Be brief.")), []
+    session, pieces = ChatSession(model, Sampling(max_new_tokens=512), "Be brief."), []
     assert session.answer("one?", pieces.append), "an answer that was cut is one"
     assert session.answer("two?", pieces.append)
     assert pieces == ["2", "4"]

@@ -164,16 +164,15 @@ def chat(
     """
     from rich.console import Console
 
-    from dominie.workflows.chat import ChatSettings, chat_models
+    from dominie.generation.generator import Sampling
     from dominie.workflows.chat import chat as begin
+    from dominie.workflows.chat import chat_models
     from dominie.workflows.chat_screens import screen, typed_lines
 
     progress = display_for(as_json=True)  # stdout is for the answers
     found = chat_models(wanted, runs, progress)
     console = Console(highlight=False, soft_wrap=True)
-    settings = ChatSettings(
-        max_new_tokens=max_new_tokens, temperature=temperature, system=system, seed=seed
-    )
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     with interruptible(), contextlib.suppress(KeyboardInterrupt):
         lines = typed_lines(console)
-        begin(found, lines, screen(console, several=len(found) > 1), settings)
+        begin(found, lines, screen(console, several=len(found) > 1), sampling, system)

@@ -60,8 +60,6 @@ def harness_score(
 
     Args:
         model: a causal language model in evaluation mode.
-        tokenizer: its tokenizer.
-        settings: which tasks and which figure.
         batch: requests per forward pass.
         limit: documents of each task; None is all.
 

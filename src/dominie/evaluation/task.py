@@ -147,11 +147,23 @@ def questions(
         InputError: a conversation that asks nothing, a template that fails, or no row with `by`.
     """
     check_group(conversations, by)
-    encoded = encode_all(tokenizer, conversations)
-    return [
-        _question(tokenizer, conversation, tokens, by)
-        for conversation, tokens in zip(conversations, encoded, strict=True)
-    ]
+    found = []
+    for each, encoded in zip(conversations, encode_all(tokenizer, conversations), strict=True):
+        asked = each.messages[: each.last_answer]
+        if not asked:
+            raise InputError("nothing is asked before the answer", where=each.where)
+        group = None if by is None else each.fields.get(by)
+        found.append(
+            Question(
+                prompt=_shown(asked),
+                target=each.answer,
+                group=None if group is None else str(group),
+                prompt_ids=prompt_ids(tokenizer, asked, each.tools, where=each.where),
+                encoded=encoded,
+                conversation=each,
+            )
+        )
+    return found
 
 
 def check_group(conversations: Sequence[Conversation], by: str | None) -> None:
@@ -167,25 +179,6 @@ def check_group(conversations: Sequence[Conversation], by: str | None) -> None:
         f"no row has the field {by!r} that scores are to be broken down by",
         where=conversations[0].where,
         expected=f"one of {', '.join(known)}" if known else "rows with further fields",
-    )
-
-
-def _question(
-    tokenizer: Any, conversation: Conversation, encoded: Encoded, by: str | None
-) -> Question:
-    messages, last = conversation.messages, conversation.last_answer
-    if last == 0:
-        raise InputError("nothing is asked before the answer", where=conversation.where)
-    group = conversation.fields.get(by) if by is not None else None
-    return Question(
-        prompt=_shown(messages[:last]),
-        target=conversation.answer,
-        group=None if group is None else str(group),
-        prompt_ids=prompt_ids(
-            tokenizer, messages[:last], conversation.tools, where=conversation.where
-        ),
-        encoded=encoded,
-        conversation=conversation,
     )
 
 

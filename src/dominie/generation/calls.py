@@ -29,7 +29,6 @@ class BudgetTracker:
     A call that timed out counts as one: the server may charge for it.
 
     Args:
-        endpoint: with its price and budget.
         records: what the log holds already.
         where: how messages name the endpoint's place in the recipe.
     """
@@ -127,10 +126,8 @@ class Calls:
     SIGINT or SIGTERM stops it so, a second one at once.
 
     Args:
-        endpoint: to call.
         log: holds every reply before it counts.
         where: how messages name the endpoint's place in the recipe.
-        show: prints a line.
     """
 
     def __init__(
@@ -212,7 +209,9 @@ class Calls:
             if outcome.refused and not self._answered and attempt >= 2:
                 break  # a server that restarts is waited for, one that never answered is not
             if attempt < self.endpoint.retries:
-                await self._pause(delay(self.endpoint.backoff, attempt, outcome.wait))
+                with contextlib.suppress(TimeoutError):
+                    seconds = delay(self.endpoint.backoff, attempt, outcome.wait)
+                    await asyncio.wait_for(self._stopped.wait(), seconds)
         self._note_failure(outcome)
         return None
 
@@ -235,10 +234,6 @@ class Calls:
             if not outcome.refused:  # nothing was sent, so nothing is owed
                 self.log.append(record)
         return outcome, reply
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopped.wait(), seconds)
 
     def _note_failure(self, outcome: Outcome) -> None:
         """Go on after the failure of one call; raise if all will fail alike."""

@@ -190,12 +190,7 @@ class Outcome:
 # environment's OPENAI_API_KEY to whatever endpoint a recipe names. Its retries would have to be
 # switched off, as each one is logged and counted against the budget.
 class Client:
-    """Sends calls to an endpoint over one pool of connections. Use with `async with`.
-
-    Args:
-        endpoint: to call.
-        key: sent as a bearer token.
-    """
+    """Sends calls to an endpoint over one pool of connections. Use with `async with`."""
 
     def __init__(self, endpoint: Endpoint, key: str | None) -> None:
         import httpx2  # here, since recipes are read without it

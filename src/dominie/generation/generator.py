@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from dominie.core.display import Advance
 from dominie.core.errors import RunError
+from dominie.data.formats import Message
 from dominie.generation.calls import Ask, Calls
 from dominie.generation.endpoint import Endpoint
 from dominie.generation.reply_log import call_key
-
-if TYPE_CHECKING:
-    from dominie.core.display import Advance
-    from dominie.data.formats import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +93,6 @@ class Generator(Protocol):
         """Answer requests in any order, several at a time.
 
         Args:
-            requests: what to answer.
             on_result: called as soon as a result is there. A request that it returns is answered
                 next, under the same index: the further turns of a conversation.
             on_text: called with pieces of text as they come; a local model then answers one
@@ -116,10 +113,6 @@ class EndpointGenerator:
 
     Every reply is logged and never paid for again. The seed is not sent: a reply is found again by
     what was sent, and servers differ in what a seed means to them.
-
-    Args:
-        endpoint: the model, with how it is called.
-        calls: to it.
     """
 
     def __init__(self, endpoint: Endpoint, calls: Calls) -> None:

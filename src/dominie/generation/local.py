@@ -6,11 +6,12 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TextStreamer
 
+from dominie.core.display import Advance
 from dominie.data.tokenization import ends_of_turn, prompt_ids
 from dominie.generation.generator import (
     Generation,
@@ -21,9 +22,6 @@ from dominie.generation.generator import (
 )
 from dominie.models.head import text_config
 from dominie.models.info import info_of
-
-if TYPE_CHECKING:
-    from dominie.core.display import Advance
 
 _GREEDY = 1e-4  # temperatures below are zero
 
@@ -95,11 +93,6 @@ class LocalGenerator:
             if advance is not None and not following:
                 advance(complete, len(requests), "")
             waiting = [*self._batches(following, self._batch), *waiting]
-
-    def stream(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, Generation]]:
-        """Yield (index, result) of each request as soon as it is there."""
-        for batch in self._batches(enumerate(requests), self._batch):
-            yield from self._results(batch)
 
     def _batches(
         self, requests: Iterator[tuple[int, GenerationRequest]] | Sequence[Any], size: int

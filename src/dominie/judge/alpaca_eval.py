@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from dominie.core.errors import InputError
 from dominie.core.references import PathName
-from dominie.generation.endpoint import STRICT
 from dominie.judge.annotations import Difficulty, Summary, read_difficulty, summarise
 from dominie.judge.benchmark import (
     Answers,
+    Benchmark,
+    BenchmarkSettings,
     Dialogue,
     Judged,
-    evenly_spaced,
     grouped_figures,
     interval_figures,
     paired_items,
 )
-from dominie.judge.judge import Case, Judge, Verdict
+from dominie.judge.judge import Case, Verdict
 from dominie.judge.prompts import Prompt, preference_prompt
 from dominie.judge.published_files import by_unique, read_objects, read_text, text_field
 
@@ -94,45 +94,32 @@ _LETTERS = {"A": 1.0, "B": 2.0, "C": 1.5}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlpacaEval:
+class AlpacaEval(BenchmarkSettings):
     """AlpacaEval in a recipe.
 
     Attributes:
         kind: tells it from other benchmarks.
         baseline: the baseline's outputs with their instructions, in upstream's shape: a file of
             outputs, or an annotation file, whose `output_1` is the baseline's.
-        judge: of the pairs.
         version: 1 asks for a preference, 2 weighs it by the odds of the judge's first token, if
             the endpoint gives log-probabilities.
         prompt: upstream's prompt file, `alpaca_eval.txt` for version 1, `alpaca_eval_clf.txt` for
             version 2; None takes our own prompts, and the result says so.
         difficulty: upstream's `df_gamed.csv`, for length control as upstream; None leaves the
             difficulty out, and the result says so.
-        limit: the first instructions only.
-        max_new_tokens: longest answer.
         temperature: of the answers.
-        control_questions: how many instructions the controls are judged on.
-        seed: of sampled answers.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     baseline: PathName
-    judge: Judge
     kind: Literal["alpaca_eval"] = "alpaca_eval"
     version: Literal[1, 2] = 2
     prompt: PathName | None = None
     difficulty: PathName | None = None
-    limit: int | None = None
     max_new_tokens: int = 2048
     temperature: float = 0.0
-    control_questions: int = 40
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("limit", "max_new_tokens", "control_questions"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        super().__post_init__()
         if not 0 <= self.temperature <= 2:
             raise ValueError(f"temperature is from 0 to 2, got {self.temperature}")
 
@@ -145,23 +132,20 @@ class AlpacaEval:
         return LoadedAlpacaEval(self)
 
 
-class LoadedAlpacaEval:
+class LoadedAlpacaEval(Benchmark):
     """AlpacaEval with its files read."""
 
     def __init__(self, settings: AlpacaEval) -> None:
-        self.settings, self.judge = settings, settings.judge
-        self.max_new_tokens, self.seed = settings.max_new_tokens, settings.seed
-        self.instructions: Sequence[Instruction] = read_baseline(settings.baseline)[
-            : settings.limit
-        ]
+        self.settings = settings
+        self.instructions = read_baseline(settings.baseline)[: settings.limit]
         self.prompt = _prompt_of(settings.prompt, settings.version)
         self.difficulty: Difficulty | None = None
         if settings.difficulty:
             self.difficulty = read_difficulty(Path(settings.difficulty))
-        self.dialogues: Sequence[Dialogue] = [
+        dialogues = [
             Dialogue(i.id, (i.instruction,), settings.temperature) for i in self.instructions
         ]
-        self.control_dialogues = evenly_spaced(self.dialogues, settings.control_questions)
+        super().__init__(settings, dialogues)
 
     def answer_row(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
         """Return a row of upstream's `model_outputs.json`."""

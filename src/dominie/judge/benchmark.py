@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, ClassVar
 
+from dominie.core.display import Advance
 from dominie.core.errors import InputError
 from dominie.core.io import write_atomic
 from dominie.core.task_result import TaskResult
+from dominie.data.formats import Message
 from dominie.evaluation.score_items import Items
 from dominie.evaluation.statistics import bootstrap_interval
+from dominie.generation.endpoint import STRICT
 from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
 from dominie.generation.reply_log import ReplyLog, call_key
 from dominie.judge.judge import Case, Judge, Verdict
-
-if TYPE_CHECKING:
-    from dominie.core.display import Advance
-    from dominie.data.formats import Message
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,9 @@ def answer_dialogues(
     """Have a generator answer dialogues turn by turn.
 
     Args:
-        generator: of the answers.
         dialogues: to answer, several at a time and in any order.
         on_complete: called with a dialogue and its answers as soon as all its turns are answered.
-        advance: shows progress.
         max_new_tokens: longest answer to a turn.
-        seed: of sampled answers.
     """
     answers: list[list[str]] = [[] for _ in dialogues]
 
@@ -94,8 +91,6 @@ class AnswersFile:
     """Answers in a benchmark's published shape, one line each, with a `key` beside it.
 
     Args:
-        path: JSON Lines.
-        benchmark: decides the shape.
         model: the recipe's name of the model that answers.
     """
 
@@ -176,32 +171,56 @@ class Judged:
     items: Items
 
 
-class Benchmark(Protocol):
-    """A judged benchmark whose files have been read.
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings:
+    """What every judged benchmark has in a recipe.
 
     Attributes:
-        judge: of the recipe.
-        dialogues: all questions.
-        control_dialogues: the questions on which the controls are judged.
+        judge: of the answers.
+        limit: the first questions only.
         max_new_tokens: longest answer to a turn.
+        control_questions: how many questions the controls are judged on.
         seed: of sampled answers.
     """
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     judge: Judge
-    dialogues: Sequence[Dialogue]
-    control_dialogues: Sequence[Dialogue]
-    max_new_tokens: int
-    seed: int
+    limit: int | None = None
+    max_new_tokens: int = 1024
+    control_questions: int = 40
+    seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("limit", "max_new_tokens", "control_questions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+class Benchmark(ABC):
+    """A judged benchmark whose files have been read."""
+
+    def __init__(self, settings: BenchmarkSettings, dialogues: Sequence[Dialogue]) -> None:
+        self.judge, self.seed = settings.judge, settings.seed
+        self.max_new_tokens = settings.max_new_tokens
+        self.dialogues = dialogues
+        # The questions on which the controls are judged, evenly over all of them.
+        count = min(settings.control_questions, len(dialogues))
+        self.control_dialogues = [dialogues[i * len(dialogues) // count] for i in range(count)]
+
+    @abstractmethod
     def answer_row(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
         """Return answers in the benchmark's published shape."""
 
+    @abstractmethod
     def answers_in(self, row: Mapping[str, Any]) -> Sequence[str]:
         """Return the answers in such a row."""
 
+    @abstractmethod
     def cases(self, answers: Answers) -> list[Case]:
         """Return all that the judge is asked about these answers, in a fixed order."""
 
+    @abstractmethod
     def judged(self, answers: Answers, verdicts: Sequence[Verdict], model: str) -> Judged:
         """Return the result of the verdicts on `cases(answers)`."""
 
@@ -226,10 +245,3 @@ def paired_items(values: Sequence[float | None], clusters: Sequence[int]) -> Ite
     """Return values from 0 to 1 for comparison in pairs; what is unscored weighs nothing."""
     sums = [(0.0, 0.0) if value is None else (value, 1.0) for value in values]
     return Items("ratio", list(clusters), sums)
-
-
-def evenly_spaced(items: Sequence[Dialogue], most: int) -> Sequence[Dialogue]:
-    """Return at most so many of the items, evenly over all of them."""
-    if len(items) <= most:
-        return items
-    return [items[i * len(items) // most] for i in range(most)]

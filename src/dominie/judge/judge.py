@@ -88,12 +88,6 @@ def verdicts(judge: Judge, cases: Sequence[Case], calls: Calls, advance: Advance
     """Return the judge's verdict on each case, from the reply log if it gave one before.
 
     Equal cases are asked once. An unreadable reply is asked for again, now and in later runs.
-
-    Args:
-        judge: to ask.
-        cases: what to judge.
-        calls: to that judge.
-        advance: shows progress.
     """
     keys = [call_key(judge.identity, _body(judge, case, 0)) for case in cases]
     waiting = dict(zip(keys, cases, strict=True))

@@ -6,25 +6,24 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from dominie.core.references import PathName
 from dominie.evaluation.statistics import spearman
-from dominie.generation.endpoint import STRICT
 from dominie.generation.reply_log import call_key
 from dominie.judge.benchmark import (
     Answers,
+    Benchmark,
+    BenchmarkSettings,
     Dialogue,
     Judged,
-    evenly_spaced,
     grouped_figures,
     interval_figures,
     paired_items,
 )
-from dominie.judge.judge import Case, Judge, Verdict
+from dominie.judge.judge import Case, Verdict
 from dominie.judge.published_files import (
     MtQuestion,
-    Prompts,
     default_prompts,
     read_answers,
     read_prompts,
@@ -46,40 +45,23 @@ _OTHER_TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
-class MtBench:
+class MtBench(BenchmarkSettings):
     """MT-Bench in a recipe.
 
     Attributes:
         kind: tells it from other benchmarks.
         questions: upstream's `question.jsonl`.
-        judge: of the answers.
         references: upstream's reference answers for math, reasoning and coding: a file, or a folder
             with one; whose answers they are does not matter.
         prompts: upstream's `judge_prompts.jsonl`; None takes default ones, and the result says so.
         baseline: another model's answers in upstream's shape, to be compared with in both orders.
-        limit: the first questions only.
-        max_new_tokens: longest answer to a turn.
-        control_questions: how many questions the controls are judged on.
-        seed: of sampled answers.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     questions: PathName
-    judge: Judge
     kind: Literal["mt_bench"] = "mt_bench"
     references: PathName | None = None
     prompts: PathName | None = None
     baseline: PathName | None = None
-    limit: int | None = None
-    max_new_tokens: int = 1024
-    control_questions: int = 40
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("limit", "max_new_tokens", "control_questions"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
 
     def load(self) -> LoadedMtBench:
         """Return the benchmark with its files read.
@@ -90,26 +72,21 @@ class MtBench:
         return LoadedMtBench(self)
 
 
-class LoadedMtBench:
+class LoadedMtBench(Benchmark):
     """MT-Bench with its files read."""
 
     def __init__(self, settings: MtBench) -> None:
-        self.settings, self.judge = settings, settings.judge
-        self.max_new_tokens, self.seed = settings.max_new_tokens, settings.seed
-        self.questions: Sequence[MtQuestion] = read_questions(
-            settings.questions, settings.references
-        )[: settings.limit]
-        self.prompts: Prompts = (
-            read_prompts(settings.prompts) if settings.prompts else default_prompts()
-        )
+        questions = read_questions(settings.questions, settings.references)
+        self.questions = questions[: settings.limit]
+        self.prompts = read_prompts(settings.prompts) if settings.prompts else default_prompts()
         self.baseline: Answers | None = None
         if settings.baseline:
             self.baseline = read_answers(settings.baseline, self.questions, what="baseline answers")
-        self.dialogues: Sequence[Dialogue] = [
+        dialogues = [
             Dialogue(q.id, q.turns, TEMPERATURES.get(q.category, _OTHER_TEMPERATURE))
             for q in self.questions
         ]
-        self.control_dialogues = evenly_spaced(self.dialogues, settings.control_questions)
+        super().__init__(settings, dialogues)
 
     def answer_row(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
         """Return a row of upstream's `model_answer` files."""

@@ -6,24 +6,18 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from dominie.core.errors import InputError
 from dominie.data.json_files import json_rows, jsonl_rows
+from dominie.judge.benchmark import Answers
 from dominie.judge.prompts import Prompt, comparison_prompt, rating_prompt
-
-if TYPE_CHECKING:
-    from dominie.judge.benchmark import Answers
 
 T = TypeVar("T")
 
 
 def read_objects(path: Path, *, what: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the objects of a JSON or JSON Lines file, each with its place.
-
-    Args:
-        path: the file.
-        what: what it holds, for messages.
 
     Raises:
         InputError: it is missing, empty, malformed, or holds something else.

@@ -23,10 +23,9 @@ from dominie.core.run_reader import read_object
 from dominie.core.task_result import TaskResult
 from dominie.data.conversations import Conversation
 from dominie.data.sources import conversation_digest, read_split
-from dominie.evaluation.generative_task import generate_outputs, score_outputs
-from dominie.evaluation.likelihood import agreement, choice
 from dominie.evaluation.lm_eval import definitions_digest, harness_score
 from dominie.evaluation.score_items import Items, ScoredTask, compare_models
+from dominie.evaluation.scoring import agreement, choice, generate_outputs, score_outputs
 from dominie.evaluation.task import Question, questions
 from dominie.generation.local import LocalGenerator
 from dominie.models.head import check_head, text_config
@@ -53,7 +52,6 @@ def evaluate(
     Args:
         folder: of the run.
         fingerprints: of the models that stages made.
-        display: shows progress.
 
     Returns:
         `{model: {task: {score, stderr, n, …}}}`; empty on all processes but the main one.
@@ -95,14 +93,7 @@ def _check_trained(folder: RunFolder, evaluation: Evaluation) -> None:
 
 
 class Evaluator:
-    """Scores the models of a recipe on its tasks.
-
-    Args:
-        folder: of the run.
-        evaluation: of its recipe.
-        fingerprints: of the models that stages made.
-        display: shows progress.
-    """
+    """Scores the models of a recipe on its tasks."""
 
     def __init__(
         self,
@@ -113,7 +104,9 @@ class Evaluator:
     ) -> None:
         self.folder, self.evaluation, self.display = folder, evaluation, display
         self.models = EvaluationModels(folder, fingerprints, display)
-        self._conversations = functools.cache(self._read)
+        self._conversations = functools.cache(
+            lambda source, split: read_split(folder.source(source), split)
+        )
         self._questions: dict[tuple[Any, ...], list[Question]] = {}
         self._kept = broadcast_from_main(self._read_kept)
         pending = {
@@ -125,8 +118,8 @@ class Evaluator:
     def generator(self, name: str) -> LocalGenerator:
         """Return a generator of answers by one of the models, which is loaded when it is needed."""
         return LocalGenerator(
-            lambda: (self._load(name), self.models.tokenizer(name)),
-            [self.models.weights_fingerprint(name), self.models.tokenizer_fingerprint(name)],
+            lambda: (self._load(name), self.models.tokenizers.of(name)),
+            [self.models.weights_fingerprint(name), self.models.tokenizers.fingerprint(name)],
             batch=self.evaluation.batch,
         )
 
@@ -148,8 +141,12 @@ class Evaluator:
         tasks = {name: self.evaluation.tasks[name] for name in step.tasks}
         first, task = next(iter(tasks.items()))
         name, title = self.evaluation.models[step.model], f"{step.model} on {first}"
-        batch, track = self.evaluation.batch, functools.partial(self._track, title)
-        tokenizer = self.models.tokenizer(name)
+        batch = self.evaluation.batch
+
+        def track(items: Any, total: int) -> Any:
+            return self.display.track(items, title, total)
+
+        tokenizer = self.models.tokenizers.of(name)
         if task.lm_eval is not None:
             if not is_main_process():
                 return {}
@@ -172,7 +169,7 @@ class Evaluator:
             return {first: scored}
         if step.teacher is not None:
             where = f"{title}, teacher {step.teacher}"
-            check_same_tokens(tokenizer, self.models.tokenizer(step.teacher), where=where)
+            check_same_tokens(tokenizer, self.models.tokenizers.of(step.teacher), where=where)
             teacher = self.models.load(step.teacher, beside=name)
             _check_questions(teacher, asked, where=where)
             check_head(model, where=name)
@@ -190,10 +187,10 @@ class Evaluator:
 
     def _asked(self, task: Task, name: str) -> list[Question]:
         """Return the task's questions, encoded once for all models of one tokenizer."""
-        tokens = self.models.tokenizer_fingerprint(name)
+        tokens = self.models.tokenizers.fingerprint(name)
         key = (task.source, task.split, task.limit, task.by, tokens)
         if key not in self._questions:
-            tokenizer = self.models.tokenizer(name)
+            tokenizer = self.models.tokenizers.of(name)
             self._questions[key] = questions(tokenizer, self._rows(task), by=task.by)
         return self._questions[key]
 
@@ -202,12 +199,6 @@ class Evaluator:
         if task.source is None:
             return []
         return self._conversations(task.source, task.split)[: task.limit]
-
-    def _read(self, source: str, split: Any) -> list[Conversation]:
-        return read_split(self.folder.source(source), split)
-
-    def _track(self, title: str, items: Any, total: int) -> Any:
-        return self.display.track(items, title, total)
 
     def _write(self, model: str, task: str, scored: ScoredTask) -> dict[str, Any]:
         """Keep a result with its samples in `evaluation/`; return what `results.json` has of it."""
@@ -250,7 +241,7 @@ class Evaluator:
             dataclasses.asdict(task),
             task.lm_eval and definitions_digest(task.lm_eval),
             self.models.weights_fingerprint(name),
-            self.models.tokenizer_fingerprint(name),
+            self.models.tokenizers.fingerprint(name),
             task.teacher and self.models.weights_fingerprint(task.teacher),
             [(conversation_digest(c).hex(), c.fields) for c in self._rows(task)],
         )

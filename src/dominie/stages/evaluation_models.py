@@ -73,18 +73,20 @@ class EvaluationModels:
     """The models that a recipe names, each loaded when it is asked for.
 
     Args:
-        folder: of the run.
         fingerprints: of the models that stages made.
         display: where a borrowed chat template is mentioned.
+
+    Attributes:
+        tokenizers: of the models, with chat templates.
     """
 
     def __init__(
         self, folder: RunFolder, fingerprints: Mapping[str, str], display: Display
     ) -> None:
         self.folder, self._trained = folder, fingerprints
-        self._tokenizers = ChatTokenizers(folder, display)
+        self.tokenizers = ChatTokenizers(folder, display)
         self._loaded: dict[str, Any] = {}
-        self._weights = functools.cache(self._weights_fingerprint)
+        self._weights = functools.cache(lambda name: model_fingerprint(folder.model(name)))
 
     def load(self, name: str, *, beside: str | None = None) -> Any:
         """Return a model in evaluation mode. All others are freed first, except one.
@@ -107,20 +109,9 @@ class EvaluationModels:
             torch.cuda.empty_cache()
         trim_memory()
 
-    def tokenizer(self, name: str) -> Any:
-        """Return a model's tokenizer, with a chat template."""
-        return self._tokenizers.of(name)
-
-    def tokenizer_fingerprint(self, name: str) -> str:
-        """Return what distinguishes a model's tokens and chat template."""
-        return self._tokenizers.fingerprint(name)
-
     def weights_fingerprint(self, name: str) -> str:
         """Return what distinguishes a model's weights."""
         return self._trained.get(name) or self._weights(name)
-
-    def _weights_fingerprint(self, name: str) -> str:
-        return model_fingerprint(self.folder.model(name))
 
     @property
     def _device(self) -> torch.device:

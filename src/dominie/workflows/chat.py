@@ -8,13 +8,14 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from dominie.core.display import Display
 from dominie.core.errors import InputError
 from dominie.core.run_reader import is_run, no_such_run
+from dominie.data.formats import Message
 from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
 from dominie.generation.local import LocalGenerator
 from dominie.models.loading import load_frozen, load_tokenizer
@@ -22,9 +23,6 @@ from dominie.models.spec import Model, is_model
 from dominie.recipe import Recipe, load_recipe
 from dominie.stages.run_folder import ChatTokenizers, RunFolder
 from dominie.workflows.chat_screens import OnPiece, Screen
-
-if TYPE_CHECKING:
-    from dominie.data.formats import Message
 
 
 @dataclass(frozen=True)
@@ -160,34 +158,21 @@ HELP = (
 )
 
 
-@dataclass(frozen=True)
-class ChatSettings:
-    """How answers are generated.
-
-    Attributes:
-        max_new_tokens: of the longest answer.
-        temperature: of sampling; 0 takes the most probable token.
-        system: a system message, empty for none.
-        seed: of sampling.
-    """
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    system: str = ""
-    seed: int = 0
-
-
 def chat(
-    models: Sequence[ChatModel], lines: Iterable[str], screen: Screen, settings: ChatSettings
+    models: Sequence[ChatModel],
+    lines: Iterable[str],
+    screen: Screen,
+    sampling: Sampling,
+    system: str = "",
 ) -> None:
     """Answer every line until the input ends, or until `/quit`.
 
-    Each model remembers the messages and its own answers.
+    Each model remembers the messages, the system message first, and its own answers.
 
     Raises:
         InputError: a chat template that refuses the conversation.
     """
-    sessions = [ChatSession(model, settings) for model in models]
+    sessions = [ChatSession(model, sampling, system) for model in models]
     for line in lines:
         text = line.strip()
         if not text:
@@ -215,18 +200,16 @@ def _answer(sessions: Sequence[ChatSession], text: str, screen: Screen) -> None:
 
 
 class ChatSession:
-    """The conversation with one model."""
+    """The conversation with one model; an empty system message is none."""
 
-    def __init__(self, model: ChatModel, settings: ChatSettings) -> None:
-        self.model, self.settings = model, settings
-        self._answers = 0
+    def __init__(self, model: ChatModel, sampling: Sampling, system: str = "") -> None:
+        self.model, self._sampling, self._system = model, sampling, system
         self.messages: list[Message] = []
         self.reset()
 
     def reset(self) -> None:
         """Forget the conversation."""
-        system = self.settings.system
-        self.messages = [{"role": "system", "content": system}] if system else []
+        self.messages = [{"role": "system", "content": self._system}] if self._system else []
 
     def answer(self, text: str, on_piece: OnPiece) -> bool:
         """Answer a message, piece by piece.
@@ -235,11 +218,6 @@ class ChatSession:
             Whether there was room for an answer; if not, the message is not remembered.
         """
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        sampling = Sampling(
-            max_new_tokens=self.settings.max_new_tokens,
-            temperature=self.settings.temperature,
-            seed=self.settings.seed + self._answers,  # the same question is sampled anew
-        )
         pieces: list[str] = []
         results: list[Generation] = []
 
@@ -249,7 +227,7 @@ class ChatSession:
                 pieces.append(piece)
                 on_piece(piece)
 
-        request = GenerationRequest(messages=messages, sampling=sampling)
+        request = GenerationRequest(messages=messages, sampling=self._sampling)
         with contextlib.suppress(KeyboardInterrupt):  # cut short, but kept
             self.model.generator.generate(
                 [request], lambda _, result: results.append(result), on_text=on_text
@@ -258,6 +236,7 @@ class ChatSession:
             return False
         if not pieces:
             on_piece("(nothing)")
-        self._answers += 1
+        # The same question is sampled anew.
+        self._sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + 1)
         self.messages = [*messages, {"role": "assistant", "content": "".join(pieces).strip()}]
         return True

@@ -1,4 +1,4 @@
-"""Tasks without generation: multiple choice by likelihood, and agreement with a teacher."""
+"""Scores the questions of a task: generated answers, options by likelihood, agreement."""
 
 from __future__ import annotations
 
@@ -14,12 +14,110 @@ from dominie.data.batch import Batch, collate
 from dominie.data.conversations import Conversation
 from dominie.data.ecommerce_formats import listed
 from dominie.data.tokenization import Encoded, encode_all
-from dominie.evaluation.answer_text import normalise
+from dominie.evaluation.answer_text import extract, normalise
+from dominie.evaluation.metrics import METRICS, may_be_invalid, score_answer
 from dominie.evaluation.score_items import ScoredTask, score_items
-from dominie.evaluation.task import Question, Track, compute_over_ranks, untracked
+from dominie.evaluation.task import (
+    MetricSettings,
+    Question,
+    Track,
+    compute_over_ranks,
+    untracked,
+)
+from dominie.generation.generator import GenerationRequest, Sampling, generate_all
+from dominie.generation.local import LocalGenerator
 from dominie.losses.vocabulary import vocabulary_losses
 from dominie.models.head import decoder, output_head
 from dominie.teachers import LocalTeacher
+
+#: New tokens allowed beyond the longest target of a split.
+_SPARE_TOKENS = 8
+
+
+def generate_outputs(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int | None = None,
+    batch: int = 64,
+    track: Track = untracked,
+) -> list[str]:
+    """Generate greedy answers, in the order of the questions; ranks share the questions.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: of the questions, too.
+        max_new_tokens: longest answer; None is the longest target and a little more.
+        batch: prompts per forward pass.
+    """
+    longest = max(len(q.encoded.input_ids) - len(q.prompt_ids) for q in questions)
+    generator = LocalGenerator(lambda: (model, tokenizer), batch=batch)
+    sampling = Sampling(max_new_tokens=max_new_tokens or max(longest, 1) + _SPARE_TOKENS)
+    stops = tuple(sorted({q.end_of_turn for q in questions}))
+    requests = [
+        GenerationRequest(token_ids=q.prompt_ids, stop_ids=stops, sampling=sampling)
+        for q in questions
+    ]
+
+    def generate(members: list[int]) -> list[str]:
+        return [result.text for result in generate_all(generator, [requests[i] for i in members])]
+
+    return compute_over_ranks([len(q.prompt_ids) for q in questions], batch, generate, track)
+
+
+def score_outputs(
+    questions: Sequence[Question], outputs: Sequence[str], task: MetricSettings
+) -> ScoredTask:
+    """Score outputs; one of another form than the one asked for counts as wrong.
+
+    Raises:
+        InputError: a row that no answer could be right to.
+    """
+    found = [
+        score_answer(task, extract(task.extract, output), question.conversation)
+        for question, output in zip(questions, outputs, strict=True)
+    ]
+    samples = [
+        _sample(question, question.target, output, each.score)
+        | ({} if each.valid else {"invalid": True})
+        for question, output, each in zip(questions, outputs, found, strict=True)
+    ]
+    invalid = sum(not each.valid for each in found) / len(found)
+    return _scored(
+        questions,
+        [each.sums for each in found],
+        METRICS[task.metric].statistic,
+        extras={"invalid": invalid} if may_be_invalid(task) else {},
+        samples=samples,
+    )
+
+
+def _sample(question: Question, target: str, output: str, score: float) -> dict[str, Any]:
+    return {
+        "prompt": question.prompt,
+        "target": target,
+        "output": output,
+        "correct": score >= 1.0,
+        "score": score,
+        "group": question.group,
+    }
+
+
+def _scored(
+    questions: Sequence[Question],
+    sums: Sequence[Sequence[float]],
+    statistic: str = "ratio",
+    **more: Any,
+) -> ScoredTask:
+    return score_items(
+        sums,
+        statistic,
+        questions=[question.prompt for question in questions],
+        groups=[question.group for question in questions],
+        **more,
+    )
+
 
 _LABEL = re.compile(r"\s*\(?([A-Za-z]|\d+)[).:]\s")
 
@@ -41,12 +139,10 @@ def choice(
 
     Args:
         model: in evaluation mode.
-        tokenizer: its tokenizer.
-        questions: in that tokenizer's ids.
+        tokenizer: of the questions, too.
         options: the field that lists the options.
         likelihood: the sum over an option's tokens, or that divided by tokens or by bytes.
         batch: options per forward pass.
-        track: shows progress.
 
     Raises:
         InputError: a row without options, or whose target is none of them.
@@ -64,28 +160,12 @@ def choice(
     for (i, j), (total, tokens) in zip(owners, totals, strict=True):
         units = {"sum": 1, "tokens": tokens, "bytes": len(offered[i][0][j].encode())}
         found[i].append(total / max(1, units[likelihood]))
-    samples, correct = [], []
+    samples = []
     for question, (texts, right), values in zip(questions, offered, found, strict=True):
         chosen = max(range(len(values)), key=values.__getitem__)
-        correct.append(float(chosen == right))
-        samples.append(
-            {
-                "prompt": question.prompt,
-                "target": texts[right],
-                "output": texts[chosen],
-                "correct": chosen == right,
-                "score": correct[-1],
-                "group": question.group,
-                "log_likelihoods": [round(value, 4) for value in values],
-            }
-        )
-    return score_items(
-        [(each, 1.0) for each in correct],
-        "ratio",
-        questions=[question.prompt for question in questions],
-        groups=[question.group for question in questions],
-        samples=samples,
-    )
+        sample = _sample(question, texts[right], texts[chosen], float(chosen == right))
+        samples.append(sample | {"log_likelihoods": [round(value, 4) for value in values]})
+    return _scored(questions, [(sample["score"], 1.0) for sample in samples], samples=samples)
 
 
 def candidates(conversation: Conversation, field: str) -> tuple[list[str], int]:
@@ -134,10 +214,7 @@ def _encoded(
             conversations.append(dataclasses.replace(question.conversation, messages=messages))
             begins.append(len(question.prompt_ids))
     return [
-        Encoded(
-            row.input_ids,
-            [flag and at >= begin for at, flag in enumerate(row.supervised)],
-        )
+        Encoded(row.input_ids, [flag and at >= begin for at, flag in enumerate(row.supervised)])
         for row, begin in zip(encode_all(tokenizer, conversations), begins, strict=True)
     ]
 
@@ -173,9 +250,7 @@ def agreement(
     Args:
         model: in evaluation mode.
         teacher: a frozen model of the same tokens.
-        questions: in their tokenizer's ids.
         batch: conversations per forward pass.
-        track: shows progress.
     """
     frozen_teacher = LocalTeacher(teacher)
 
@@ -187,13 +262,8 @@ def agreement(
     found = compute_over_ranks(lengths, batch, compare, track)
     sums = torch.tensor(found, dtype=torch.float64)
     tokens, _, divergence, next_token = sums.sum(dim=0).tolist()
-    return score_items(
-        sums[:, [1, 0]].tolist(),
-        "ratio",
-        questions=[question.prompt for question in questions],
-        groups=[question.group for question in questions],
-        extras={"kl": divergence / tokens, "loss": next_token / tokens} if tokens else {},
-    )
+    extras = {"kl": divergence / tokens, "loss": next_token / tokens} if tokens else {}
+    return _scored(questions, sums[:, [1, 0]].tolist(), extras=extras)
 
 
 @torch.no_grad()
