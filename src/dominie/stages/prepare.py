@@ -16,9 +16,9 @@ from dominie.core.errors import InputError
 from dominie.core.run_reader import read_stage
 from dominie.data.rows import PreparedSource, prepare
 from dominie.data.sources import content_fingerprint, read_split
-from dominie.evaluation.scoring import candidates
 from dominie.evaluation.lm_eval import check_harness
 from dominie.evaluation.metrics import METRICS, check_rows
+from dominie.evaluation.scoring import candidates
 from dominie.evaluation.task import check_group
 from dominie.models.attention_hooks import check_attention
 from dominie.models.matching import (
