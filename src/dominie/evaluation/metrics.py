@@ -39,7 +39,6 @@ class Metric:
     """A metric that recipes can name.
 
     Attributes:
-        name: the value of the recipe's key `metric`.
         score: from an answer to its score; None if no answer is generated.
         keys: the keys of a task that it reads besides `metric`; any other is refused.
         statistic: what the score is computed by from the sums of all answers, in `STATISTICS`.
@@ -48,7 +47,6 @@ class Metric:
         has_form: whether an output can be of another form than the one asked for.
     """
 
-    name: str
     score: ScoreAnswer | None
     keys: Collection[str] = ("extract",)
     statistic: str = "ratio"
@@ -65,7 +63,7 @@ def metric(name: str, **attributes: Any) -> Callable[[ScoreAnswer], ScoreAnswer]
     """Register the decorated function as a metric; the attributes are those of `Metric`."""
 
     def register(score: ScoreAnswer) -> ScoreAnswer:
-        METRICS[name] = Metric(name, score, **attributes)
+        METRICS[name] = Metric(score, **attributes)
         return score
 
     return register
@@ -139,18 +137,17 @@ def _at_k(name: str) -> Callable[[MetricSettings], str]:
 
 @metric("exact_match", keys=("extract", "ignore", "labels"))
 def _exact_match(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
-    target, ignore = _target(task, row), task.ignore or ()
     if task.labels is not None:
-        right = _right_label(task.labels, target, row)
-        chosen = None if answer is None else label_of(answer, task.labels)
+        right, chosen = _right_and_chosen(task, answer, row)
         return SampleScore.of_mean(float(chosen == right), valid=chosen is not None)
     if answer is None:
         return SampleScore.of_mean(0.0, valid=False)
-    return SampleScore.of_mean(float(normalise(answer, ignore) == normalise(target, ignore)))
+    ignore = task.ignore or ()
+    same = normalise(answer, ignore) == normalise(_target(task, row), ignore)
+    return SampleScore.of_mean(float(same))
 
 
 METRICS["choice"] = Metric(
-    "choice",
     None,
     keys=("options", "likelihood"),
     measure=lambda task: (
@@ -169,11 +166,9 @@ METRICS["choice"] = Metric(
 )
 def _binary_f1(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
     """Count an answer that is no label as the wrong one of the two."""
-    labels = task.labels or []
-    right = _right_label(labels, _target(task, row), row)
-    chosen = None if answer is None else label_of(answer, labels)
+    right, chosen = _right_and_chosen(task, answer, row)
     taken = 1 - right if chosen is None else chosen
-    positive = labels.index(task.positive or "")
+    positive = (task.labels or []).index(task.positive or "")
     hits = (taken == positive and right == positive, taken == positive, right == positive)
     tp, guessed, wanted = (int(flag) for flag in hits)
     return SampleScore(float(taken == right), (tp, guessed - tp, wanted - tp), chosen is not None)
@@ -188,10 +183,8 @@ def _binary_f1(task: MetricSettings, answer: str | None, row: Conversation) -> S
 )
 def _macro_f1(task: MetricSettings, answer: str | None, row: Conversation) -> SampleScore:
     """Count an answer that is no label as missing from the right one and as no other."""
-    labels = task.labels or []
-    right = _right_label(labels, _target(task, row), row)
-    chosen = None if answer is None else label_of(answer, labels)
-    sums = [0] * (3 * len(labels))
+    right, chosen = _right_and_chosen(task, answer, row)
+    sums = [0] * (3 * len(task.labels or ()))
     if chosen == right:
         sums[3 * right] = 1
     else:
@@ -263,9 +256,8 @@ def _recall(task: MetricSettings, answer: str | None, row: Conversation) -> Samp
     return SampleScore.of_mean(found, valid=bool(ranked))
 
 
-METRICS["agreement"] = Metric("agreement", None, keys=())
+METRICS["agreement"] = Metric(None, keys=())
 METRICS["lm_eval"] = Metric(
-    "lm_eval",
     None,
     keys=("lm_eval",),
     measure=lambda task: f"lm-eval {task.lm_eval.figure if task.lm_eval else ''}",
@@ -282,7 +274,11 @@ def _set_score(
     return SampleScore(alone, (tp, fp, fn), valid)
 
 
-def _right_label(labels: Sequence[str], target: str, row: Conversation) -> int:
+def _right_and_chosen(
+    task: MetricSettings, answer: str | None, row: Conversation
+) -> tuple[int, int | None]:
+    """Return the labels of the target and of the answer, None if the answer is no label."""
+    labels, target = task.labels or (), _target(task, row)
     right = label_of(target, labels)
     if right is None:
         raise InputError(
@@ -292,7 +288,7 @@ def _right_label(labels: Sequence[str], target: str, row: Conversation) -> int:
             found=repr(target)[:80],
             do="name every label in labels, or set extract to find one in the target",
         )
-    return right
+    return right, None if answer is None else label_of(answer, labels)
 
 
 def _relevances(field: str, row: Conversation) -> list[float]:

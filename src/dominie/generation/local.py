@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,13 +54,12 @@ class LocalGenerator:
     """
 
     def __init__(self, load: Load, fingerprint: Sequence[str] = (), *, batch: int = 1) -> None:
-        self._load, self._fingerprint, self._batch = load, list(fingerprint), batch
-        self._loaded: tuple[Any, Any] | None = None
+        self._load, self._fingerprint, self._batch = functools.cache(load), fingerprint, batch
 
     def identity(self, sampling: Sampling) -> Mapping[str, Any]:
         """Return the model's fingerprint and the sampling."""
         found = {
-            "model": self._fingerprint,
+            "model": list(self._fingerprint),
             "max_new_tokens": sampling.max_new_tokens,
             "seed": sampling.seed,
         }
@@ -109,7 +109,7 @@ class LocalGenerator:
         ]
 
     def _prompt(self, index: int, request: GenerationRequest) -> _Prompt:
-        model, tokenizer = self._model_and_tokenizer()
+        model, tokenizer = self._load()
         ids = request.token_ids
         if ids is None:
             ids = prompt_ids(tokenizer, list(request.messages or ()))
@@ -125,11 +125,6 @@ class LocalGenerator:
             min(request.sampling.max_new_tokens, context - len(ids)),
         )
 
-    def _model_and_tokenizer(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            self._loaded = self._load()
-        return self._loaded
-
     def _results(
         self, prompts: Sequence[_Prompt], on_text: OnText | None = None
     ) -> Iterator[tuple[int, Generation]]:
@@ -138,7 +133,7 @@ class LocalGenerator:
             for prompt in prompts:
                 yield prompt.index, Generation("", "length", [])
             return
-        model, tokenizer = self._model_and_tokenizer()
+        model, tokenizer = self._load()
         stops = prompts[0].stops
         padding = (stops or (0,))[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         length = max(len(prompt.ids) for prompt in prompts)

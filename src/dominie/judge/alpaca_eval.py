@@ -16,7 +16,6 @@ from dominie.judge.benchmark import (
     BenchmarkSettings,
     Dialogue,
     Judged,
-    grouped_figures,
     interval_figures,
     paired_items,
 )
@@ -29,15 +28,7 @@ _FIELDS = ("instruction", "output_1", "output_2")
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction and the baseline's answer.
-
-    Attributes:
-        id: its place in the evaluation set.
-        instruction: the text.
-        output: the baseline's answer.
-        generator: the baseline's name.
-        dataset: that the instruction is from.
-    """
+    """An instruction by its place in the evaluation set, and the baseline's answer and name."""
 
     id: int
     instruction: str
@@ -189,9 +180,8 @@ class LoadedAlpacaEval(Benchmark):
         }
         if known:
             values, clusters = [value for _, value in known], [i for i, _ in known]
-            figures |= interval_figures(values, clusters)
             groups = [instructions[i].dataset for i in clusters]
-            figures["groups"] = grouped_figures(values, clusters, groups)
+            figures |= interval_figures(values, clusters, groups)
             figures |= _figures(summarise(rows, self.difficulty, where=self.settings.baseline))
             longer = sum(len(row["output_2"]) > len(row["output_1"]) for row in rows) / len(rows)
             figures["controls"]["length_only"]["longer"] = longer

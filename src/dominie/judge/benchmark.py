@@ -225,20 +225,23 @@ class Benchmark(ABC):
         """Return the result of the verdicts on `cases(answers)`."""
 
 
-def interval_figures(values: Sequence[float], clusters: Sequence[Any]) -> dict[str, Any]:
-    """Return the mean from 0 to 1 with its interval; `n` counts independent clusters."""
-    return TaskResult.from_interval(bootstrap_interval(values, clusters)).as_dict()
-
-
-def grouped_figures(
+def interval_figures(
     values: Sequence[float], clusters: Sequence[Any], groups: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Return the same for each group, in order of appearance."""
-    found = {}
-    for name in dict.fromkeys(groups):
-        members = [i for i, group in enumerate(groups) if group == name]
-        found[name] = interval_figures([values[i] for i in members], [clusters[i] for i in members])
-    return found
+) -> dict[str, Any]:
+    """Return the mean from 0 to 1 with its interval, for all values and by group.
+
+    `n` counts independent clusters.
+    """
+
+    def result(members: Sequence[int], **more: Any) -> TaskResult:
+        found = bootstrap_interval([values[i] for i in members], [clusters[i] for i in members])
+        return TaskResult.from_interval(found, **more)
+
+    by_group: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        by_group.setdefault(group, []).append(i)
+    by = {name: result(members) for name, members in by_group.items()}
+    return result(range(len(values)), by=by).as_dict()
 
 
 def paired_items(values: Sequence[float | None], clusters: Sequence[int]) -> Items:

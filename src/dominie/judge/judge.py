@@ -54,7 +54,6 @@ class Case:
     """A case for a judge: one answer, or two to compare.
 
     Attributes:
-        prompt: that asks for the verdict.
         messages: the chat that is sent.
         quoted: the answers in it, as their models wrote them.
     """

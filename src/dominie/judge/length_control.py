@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from dominie.evaluation.statistics import mean_and_stderr
+from dominie.evaluation.statistics import Floats, mean_and_stderr
 
 
 @dataclass(frozen=True)
@@ -21,9 +20,7 @@ class WinRate:
         standard_error: of that mean.
         discrete_win_rate: the same with every preference rounded to a side; a draw is half a win.
         n: preferences that count.
-        wins: those above a half.
-        losses: those below.
-        draws: those of exactly a half.
+        wins, losses, draws: those above a half, below, and of exactly a half.
         excluded: rows without a preference, or with one that is none.
     """
 
@@ -86,8 +83,6 @@ def longer_wins(lengths: Sequence[tuple[int, int]], values: Sequence[float | Non
     ]
     return sum(agreed) / len(agreed) if agreed else None
 
-
-Floats = npt.NDArray[np.float64]
 
 _STRENGTHS = np.logspace(-4, 4, 10)
 _FOLDS = 5

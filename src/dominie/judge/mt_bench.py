@@ -17,7 +17,6 @@ from dominie.judge.benchmark import (
     BenchmarkSettings,
     Dialogue,
     Judged,
-    grouped_figures,
     interval_figures,
     paired_items,
 )
@@ -197,13 +196,13 @@ class LoadedMtBench(Benchmark):
             compared.append(question)
         if not values:
             return {}, rows
-        clusters = [question.id for question in compared]
-        found = interval_figures(values, clusters)
+        clusters, categories = [q.id for q in compared], [q.category for q in compared]
+        found = interval_figures(values, clusters, categories)
         figures = {
             "win_rate": found["score"],
             "win_rate_stderr": found["stderr"],
             "win_rate_interval": found["interval"],
-            "win_rate_groups": grouped_figures(values, clusters, [q.category for q in compared]),
+            "win_rate_groups": found["groups"],
             "order_flips": flips / len(values),
         }
         return figures, rows
@@ -248,15 +247,12 @@ def _rating_figures(
         return {}
     values = [number / 10 for _, _, number in known]
     clusters = [question.id for question, _, _ in known]
-    figures = interval_figures(values, clusters)
-    by_turn: dict[str, list[float]] = {}
-    for _, turn, number in sorted(known, key=lambda one: one[1]):
-        by_turn.setdefault(str(turn), []).append(number)
+    figures = interval_figures(values, clusters, [question.category for question, _, _ in known])
+    turns = sorted({turn for _, turn, _ in known})
     lengths = [len(answers[question.id][turn - 1]) for question, turn, _ in known]
     return {
         **figures,
         "rating": 10 * figures["score"],
-        "groups": grouped_figures(values, clusters, [q.category for q, _, _ in known]),
-        "turns": {turn: fmean(numbers) for turn, numbers in by_turn.items()},
+        "turns": {str(turn): fmean(n for _, of, n in known if of == turn) for turn in turns},
         "controls": {"length_only": {"correlation": spearman(lengths, values)}},
     }

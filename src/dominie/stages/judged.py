@@ -12,6 +12,7 @@ from dominie.core.display import Display
 from dominie.core.errors import InputError, RunError
 from dominie.core.io import write_json
 from dominie.generation.calls import Calls
+from dominie.generation.endpoint import Endpoint
 from dominie.generation.generator import EndpointGenerator, Generator
 from dominie.generation.reply_log import ReplyLog
 from dominie.judge.annotations import read_annotations, read_difficulty, summarise
@@ -34,10 +35,7 @@ class JudgedScores:
     scored is asked for again every time.
 
     Args:
-        folder: of the run.
-        evaluation: of its recipe.
         local: returns the generator of a model in this process, by the recipe's name for it.
-        display: shows progress.
     """
 
     def __init__(
@@ -57,12 +55,8 @@ class JudgedScores:
 
     def scores(self, name: str) -> dict[str, Any]:
         """Return the results of a model or endpoint on all benchmarks; without those refused."""
-        found = {}
-        for benchmark in self._benchmarks:
-            result = self._result(name, benchmark)
-            if result is not None:
-                found[benchmark] = result
-        return found
+        found = {benchmark: self._result(name, benchmark) for benchmark in self._benchmarks}
+        return {benchmark: result for benchmark, result in found.items() if result is not None}
 
     def check_headlines(self) -> None:
         """Refuse to end as if all results were there.
@@ -106,23 +100,17 @@ class JudgedScores:
 
     def _generator(self, name: str) -> Generator:
         if name in self.evaluation.endpoints:
-            endpoint = self.evaluation.endpoints[name]
-            calls = Calls(
-                endpoint,
-                ReplyLog(self._path / name / "replies.jsonl"),
-                where=f"evaluate.endpoints.{name}",
-                show=self.display.line,
-            )
+            endpoint, log = self.evaluation.endpoints[name], self._path / name / "replies.jsonl"
+            calls = self._calls_to(endpoint, log, f"evaluate.endpoints.{name}")
             return EndpointGenerator(endpoint, calls)
         return self._local(self.evaluation.models[name])
 
     def _judge_calls(self, benchmark: str) -> Calls:
-        return Calls(
-            self._benchmarks[benchmark].judge,
-            ReplyLog(self.folder.replies(benchmark)),
-            where=f"evaluate.benchmarks.{benchmark}.judge",
-            show=self.display.line,
-        )
+        judge, log = self._benchmarks[benchmark].judge, self.folder.replies(benchmark)
+        return self._calls_to(judge, log, f"evaluate.benchmarks.{benchmark}.judge")
+
+    def _calls_to(self, endpoint: Endpoint, log: Path, where: str) -> Calls:
+        return Calls(endpoint, ReplyLog(log), where=where, show=self.display.line)
 
     def _judged_controls(self, benchmark: str) -> dict[str, Any]:
         with self.display.progress(f"controls of {benchmark}") as advance:
@@ -172,15 +160,13 @@ def annotated_win_rates(path: Path, difficulty: Path | None, display: Display) -
     Args:
         path: annotations as upstream publishes them, a JSON array.
         difficulty: upstream's `df_gamed.csv` or `instruction_difficulty.csv`.
-        display: shows them.
     """
     rows = read_annotations(path)
     known = None if difficulty is None else read_difficulty(difficulty)
     summary = summarise(rows, known, where=str(path))
     found = summary.percent()
-    names = {key: rows[0].get(key) for key in ("generator_2", "generator_1", "annotator")}
-    found |= {"model": names["generator_2"], "baseline": names["generator_1"]}
-    found["annotator"] = names["annotator"]
+    names = {"model": "generator_2", "baseline": "generator_1", "annotator": "annotator"}
+    found |= {name: rows[0].get(key) for name, key in names.items()}
     display.line(f"{found['model'] or path.name} against {found['baseline'] or 'the baseline'}")
     display.line(
         f"  win rate           {found['win_rate']:.2f} % ± {found['standard_error']:.2f} "
