@@ -170,11 +170,10 @@ def test_backends_agree_with_the_definition(backend, segments, window, shape) ->
 @pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("packed", [False, True])
 def test_long_rows_are_split_and_agree_with_maps(backend, window, packed, monkeypatch) -> None:
-    from dominie.losses import attention_sdpa as sdpa
-    from dominie.losses import attention_tiles as tiles
+    from dominie.losses import attention_backends
 
-    monkeypatch.setattr(tiles, "_CPU_TILE", 4096)
-    monkeypatch.setattr(sdpa, "_WINDOW_BLOCK", 64)
+    monkeypatch.setattr(attention_backends, "_CPU_TILE", 4096)
+    monkeypatch.setattr(attention_backends, "_WINDOW_BLOCK", 64)
     arguments = problem(length=203)
     generator = torch.Generator().manual_seed(1)
     kept = torch.rand(2, 203, generator=generator) < 0.4

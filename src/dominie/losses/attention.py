@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 import torch
 from torch.autograd.function import once_differentiable
 
-from dominie.losses import attention_eager as eager
-from dominie.losses import attention_sdpa as sdpa
-from dominie.losses import attention_tiles as tiles
+from dominie.losses.attention_backends import Eager, Sdpa, Tiles
 from dominie.losses.attention_rows import Projections, Visibility, compute_dtype
 from dominie.losses.objective import BySource, Column, Computed, ForwardPass, Need, Term
 
@@ -35,6 +33,9 @@ class Implementation(Protocol):
         self, student: Projections, teacher: Projections, visible: Visibility, factor: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradient of factor · value with respect to the student's query and key."""
+
+
+_IMPLEMENTATIONS: dict[str, Implementation] = {"eager": Eager(), "tiles": Tiles(), "sdpa": Sdpa()}
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,10 @@ def implementation_named(backend: str, query: Tensor) -> Implementation:
         if obstacle is not None:
             raise ValueError(f"backend triton cannot run here: {obstacle}")
         return cast("Implementation", import_module("dominie.losses.triton_attention"))
-    implementations: dict[str, Implementation] = {"eager": eager, "tiles": tiles, "sdpa": sdpa}
-    if backend not in implementations:
-        known = ", ".join(["auto", *implementations, "triton"])
+    if backend not in _IMPLEMENTATIONS:
+        known = ", ".join(["auto", *_IMPLEMENTATIONS, "triton"])
         raise ValueError(f"backend: expected one of {known}; found {backend!r}")
-    return implementations[backend]
+    return _IMPLEMENTATIONS[backend]
 
 
 def _obstacle_to_triton(query: Tensor) -> str | None:

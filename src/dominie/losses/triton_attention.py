@@ -38,7 +38,7 @@ _UNSEEN = 1.0e30  # the log-sum-exp of a row that is not computed: its probabili
 
 
 def value(student: Projections, teacher: Projections, visible: Visibility) -> Tensor:
-    """Scalar Σ w · KL, see `dominie.losses.attention_eager.value`."""
+    """Scalar Σ w · KL, see `dominie.losses.attention_backends.Eager.value`."""
     walk = _Walk.of(student, teacher, visible)
     *_, divergence = walk.statistics(with_divergence=True)
     rows = divergence.view(*student.query.shape[:2], walk.group, -1).mean(2)  # [B, H, L]
