@@ -14,7 +14,7 @@ from dominie.models.info import ModelInfo, Workload, describe, info_of, model_fl
 from dominie.models.spec import Model
 from dominie.models.weights import model_identity
 from dominie.recipe import load_recipe
-from dominie.stages.prepare import prepare_stages
+from dominie.stages.prepare import Preparation
 from dominie.stages.run_folder import RunFolder
 
 
@@ -70,7 +70,7 @@ def prepared(tmp_path: Path):
             "stages:\n  s:\n    student: toyworld:student\n    teacher: served\n"
             f"    data: {{general: 1.0}}\n    loss: {{{loss}}}\n"
         )
-        return prepare_stages(WithAServer(load_recipe(tmp_path / "r.yaml"), tmp_path), Display())
+        return Preparation(WithAServer(load_recipe(tmp_path / "r.yaml"), tmp_path), Display()).all()
 
     return prepare
 

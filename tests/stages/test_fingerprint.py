@@ -21,7 +21,7 @@ from dominie.stages.fingerprint import (
     training_dependencies,
     training_parts,
 )
-from dominie.stages.prepare import prepare_stages
+from dominie.stages.prepare import Preparation
 from dominie.stages.run_folder import RunFolder
 from dominie.toyworld.toy_models import save_model
 
@@ -110,7 +110,7 @@ def test_rows_that_choose_the_model_count_as_those_it_learns(recipe, tmp_path, k
 
     def fingerprint() -> tuple[str, str]:
         folder = RunFolder(load_recipe(recipe, [f"train.keep={keep}"]), tmp_path / "runs")
-        (prepared,) = prepare_stages(folder, Display())
+        (prepared,) = Preparation(folder, Display()).all()
         rows = prepared.sources["d"]  # type: ignore[attr-defined]
         return prepared.fingerprint, rows.train.digest
 

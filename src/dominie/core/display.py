@@ -27,11 +27,7 @@ Advance = Callable[[int, int | None, str], None]
 
 
 class Display:
-    """Prints lines and progress on one console.
-
-    Args:
-        console: to print on; stdout if there is none.
-    """
+    """Prints lines and progress on one console, by default stdout."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
@@ -52,7 +48,18 @@ class Display:
         if not self.console.is_terminal:
             yield _PlainProgress(self, title)
             return
-        with self._bar() as bar:
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+        ) as bar:
             task = bar.add_task(title, total=None, note="")
 
             def advance(completed: int, total: int | None, note: str) -> None:
@@ -66,20 +73,6 @@ class Display:
             for done, item in enumerate(items, start=1):
                 yield item
                 advance(done, total, "")
-
-    def _bar(self) -> Progress:
-        return Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            transient=True,
-        )
 
 
 class _PlainProgress:

@@ -87,9 +87,6 @@ def use_free_cores(threads: int | None = None) -> int:
     Returns:
         The number chosen.
     """
-    import psutil
-    import torch
-
     if "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available():
         return torch.get_num_threads()
     if threads is None:
@@ -116,7 +113,8 @@ def device_named(name: str | None) -> Device:
         InputError: the table has no such device.
     """
     if name is None:
-        name = _of_this_machine()
+        found = gpu_of_this_machine()
+        name = found.name if found else "h100" if torch.cuda.is_available() else "cpu"
     name = name.lower()
     if name == "cpu":
         flops = _CPU_CORE_FLOPS * cores()
@@ -141,13 +139,6 @@ def device_meant(gpus: int | None, memory: float | None) -> str | None:
     is_its_own = abs(likest.memory - memory) <= 0.02 * likest.memory
     elsewhere = gpus is not None or memory > psutil.virtual_memory().total / 1e9
     return likest.name if is_its_own or elsewhere else None
-
-
-def _of_this_machine() -> str:
-    if not torch.cuda.is_available():
-        return "cpu"
-    found = gpu_of_this_machine()
-    return found.name if found else "h100"
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dominie.core.distributed import EXIT_PEER_LOST, LAUNCHER
 from dominie.core.errors import InputError
@@ -28,7 +27,6 @@ def launch(arguments: Sequence[str], processes: int, *, engine: str = "ddp") -> 
     """Run a command of `dominie` on several processes of this machine.
 
     Args:
-        arguments: of the command line.
         processes: how many; with GPUs, one process for each.
         engine: `ddp`, `fsdp2`, `zero3`, or the file of an accelerate configuration.
 
@@ -87,9 +85,10 @@ def run_ranks(command: Sequence[str], processes: int) -> int:
                     "status": code if code > 0 else 128 - code,
                 }
         except SignalException as error:
-            reports = _reports(Path(scratch).rglob("error.json"))
             text = f"interrupted by {error.sigval.name}; what was done is kept"
-            report = reports[0] if reports else {"message": text, "status": 128 + error.sigval}
+            reports = [json.loads(file.read_text()) for file in Path(scratch).rglob("error.json")]
+            unreported = {"message": text, "status": 128 + error.sigval}
+            report = min(reports, key=lambda each: float(each["timestamp"]), default=unreported)
         else:
             return 0
         finally:
@@ -98,12 +97,6 @@ def run_ranks(command: Sequence[str], processes: int) -> int:
                 signal.signal(number, handler)
     print(f"error: {report['message']}", file=sys.stderr)
     return int(report["status"])
-
-
-def _reports(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """Return what ranks have written with `report_error`, the first first."""
-    reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    return sorted(reports, key=lambda report: float(report["timestamp"]))
 
 
 def _unexplained(rank: int, processes: int, code: int) -> str:

@@ -43,12 +43,7 @@ def references(settings: Any, kind: Kind) -> dict[str, str]:
 
 
 def rewritten(settings: T, of: Callable[[Kind, str], str]) -> T:
-    """The settings with every marked text replaced, in the objects, lists and mappings within too.
-
-    Args:
-        settings: a dataclass.
-        of: the new text, given the kind and the old one.
-    """
+    """The dataclass with every marked text replaced, at any depth, by `of(kind, text)`."""
     made: T = _walk(settings, type(settings), lambda kind, text, _: of(kind, text), "")
     return made
 

@@ -81,8 +81,8 @@ _MAXIMUM_SAMPLES = 5000
 _MAXIMUM_RECIPE = 60_000
 #: What to do about a file that cannot be read; `{folder}` is its own.
 _REMEDIES = {
-    "results.json": "run `dominie evaluate` again, which writes it anew",
-    "stage.json": "move {folder} out of the way and run again; the stage is then trained anew",
+    "results.json": "run `dominie evaluate` again, which writes it",
+    "stage.json": "move {folder} out of the way and run again; the stage is then trained again",
     "metrics.jsonl": "take the line out; it is no more than a record of the training",
 }
 

@@ -161,7 +161,12 @@ def _recipe(tree: dict[str, Any], overrides: Sequence[str], *, where: str, base:
     _write_out_shorthands(tree)
     _merge_train(tree)
     _name_sources(tree)
-    recipe = _with_absolute_paths(_validated(tree, written, where=where), base)
+    try:
+        # As JSON, because strict validation takes no mapping for an object in Python.
+        parsed = pydantic.TypeAdapter(Recipe).validate_json(json.dumps(tree, default=str))
+    except pydantic.ValidationError as error:
+        raise first_problem(error, tree, written, where=where) from None
+    recipe = _with_absolute_paths(parsed, base)
     check_names(recipe, where=where)
     stages = {name: stage.resolved(recipe) for name, stage in recipe.stages.items()}
     return dataclasses.replace(recipe, stages=stages)
@@ -307,14 +312,6 @@ def _as_mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError("not a mapping", where=where, found=describe_value(value))
     return value
-
-
-def _validated(tree: dict[str, Any], written: dict[str, Any], *, where: str) -> Recipe:
-    try:
-        # As JSON, because strict validation takes no mapping for an object in Python.
-        return pydantic.TypeAdapter(Recipe).validate_json(json.dumps(tree, default=str))
-    except pydantic.ValidationError as error:
-        raise first_problem(error, tree, written, where=where) from None
 
 
 def _without_none(value: Any) -> Any:

@@ -52,10 +52,8 @@ def first_problem(
     """Report the first problem; unknown keys come before the keys they leave missing.
 
     Args:
-        error: what pydantic found.
-        tree: the recipe that it looked at.
-        written: the recipe as its file has it, before anything was set over it.
-        where: the recipe's file.
+        tree: the recipe that pydantic looked at.
+        written: the recipe as its file has it, before overrides.
     """
     problems = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
     problem = problems[0]

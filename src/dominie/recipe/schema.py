@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
@@ -153,6 +153,17 @@ class Recipe:
             n for n in stage.sources if n in made
         ]
 
+    def needed(self, names: Iterable[str]) -> set[str]:
+        """The stages among these names, and all stages that they need."""
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name in self.stages and name not in found:
+                found.add(name)
+                waiting += self.needs(name)
+        return found
+
     def model(self, name: str) -> Model:
         """Describe a model that no stage makes."""
         return self.models.get(name) or Model(path=name)
@@ -167,7 +178,6 @@ def only_models(recipe: Recipe, names: Sequence[str]) -> Recipe:
     """Keep only these models to score, and the stages that they and the tasks need.
 
     Args:
-        recipe: the whole.
         names: under `evaluate.models`; of stages, if nothing is evaluated.
 
     Raises:
@@ -189,12 +199,7 @@ def only_models(recipe: Recipe, names: Sequence[str]) -> Recipe:
     for task in evaluation.tasks.values() if evaluation else ():
         needed += [task.teacher] if task.teacher else []
         needed += [task.source] if task.source in recipe.made else []
-    kept: set[str] = set()
-    while needed:
-        name = needed.pop()
-        if name in recipe.stages and name not in kept:
-            kept.add(name)
-            needed += recipe.needs(name)
+    kept = recipe.needed(needed)
     return dataclasses.replace(
         recipe,
         stages={name: stage for name, stage in recipe.stages.items() if name in kept},

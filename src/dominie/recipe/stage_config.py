@@ -122,12 +122,7 @@ class StageConfig:
         return Source(name=name, path=f"{name}/data", **held_out)
 
     def model_info(self, name: str, of: Callable[[str], ModelInfo]) -> ModelInfo:
-        """Describe the model that it makes; `of` describes those that it reads.
-
-        Args:
-            name: of the stage.
-            of: from a model's name.
-        """
+        """Describe the model that it makes; `of` describes those that it reads."""
         return info_of_stage(name, of(self.models[0]))
 
     def conversations(self, sizes: Mapping[str, int]) -> int | None:

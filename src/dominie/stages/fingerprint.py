@@ -53,8 +53,6 @@ def training_parts(
     """List what a stage that trains depends on: settings, student, sources.
 
     Args:
-        recipe: the resolved recipe.
-        name: of the stage.
         rows: digest of the training rows of each source the stage learns from.
         models: fingerprint of each model the stage needs, by the recipe's name for it.
     """
@@ -98,8 +96,6 @@ def making_parts(
     """List what a stage that does not train depends on; of model names only their order counts.
 
     Args:
-        recipe: the resolved recipe.
-        name: of the stage.
         models: fingerprint of each model it reads, by the recipe's name for it.
         rows: digest of the conversations it reads, if any; of several sources by name.
     """

@@ -39,27 +39,10 @@ if TYPE_CHECKING:
     from dominie.stages.train import PreparedTraining, TrainStage
 
 
-def prepare_stages(folder: RunFolder, display: Display) -> list[Prepared]:
-    """Read and tokenise all data and compare all tokenizers, before any stage is run.
-
-    Returns:
-        The stages, each after those it reads models or data of.
-
-    Raises:
-        InputError: data, templates, tokenizers or models that cannot be used.
-    """
-    return Preparation(folder, display).all()
-
-
 class Preparation:
     """Prepares stages one after the other, each knowing the fingerprints of those before it.
 
-    Args:
-        folder: of the run.
-        display: shows progress, and every notice once.
-
     Attributes:
-        recipe: of the run.
         tokenizers: by the name of a model or stage.
         fingerprints: of models, and of the results of stages; empty if that is not known yet.
     """
@@ -73,7 +56,11 @@ class Preparation:
         self._shown: set[str] = set()
 
     def all(self) -> list[Prepared]:
-        """Every stage in the order in which they run, and the tasks of the evaluation."""
+        """Prepare every stage, in the order in which they run, and check the tasks.
+
+        Raises:
+            InputError: data, templates, tokenizers, models or tasks that cannot be used.
+        """
         stages = [self.stage(name) for name in stage_order(self.recipe, where=self.recipe.name)]
         check_tasks(self.folder, self.tokenizers, self._exists)
         return stages
@@ -96,8 +83,10 @@ class Preparation:
 
     def check_made(self, name: str) -> None:
         """Check the tasks that ask questions of data which a stage has just made."""
-        if self.recipe.stages[name].makes == "data":
-            check_questions(self.folder, name)
+        evaluation = self.recipe.evaluate
+        for task in evaluation.tasks.values() if evaluation else ():
+            if task.source == name and self.recipe.stages[name].makes == "data":
+                _check_task(self.folder, task)
 
     def rows(self, name: str, max_length: int) -> dict[str, PreparedSource]:
         """Tokenise for a stage: the recipe's sources, and the data that were made before it.
@@ -105,7 +94,8 @@ class Preparation:
         What one of them holds out, the stage trains on in none of the others. Data that do not
         exist yet are left out; stages that ran before them cannot have held out their prompts.
         """
-        made = tuple(s for s in self.recipe.made if s in self._before(name) and self._exists(s))
+        before = self.recipe.needed(self.recipe.needs(name))
+        made = tuple(s for s in self.recipe.made if s in before and self._exists(s))
         key = (self.tokenizers.fingerprint(name), max_length, made)
         if key not in self._rows:
             names = [*self.recipe.data, *made]
@@ -121,16 +111,6 @@ class Preparation:
         if line not in self._shown:
             self._shown.add(line)
             self.display.line(line)
-
-    def _before(self, name: str) -> set[str]:
-        """The stages that come before one, directly or by way of others."""
-        found: set[str] = set()
-        waiting = [name]
-        while waiting:
-            more = [n for n in self.recipe.needs(waiting.pop()) if n not in found]
-            found.update(more)
-            waiting += more
-        return found
 
     def _exists(self, source: str) -> bool:
         """Whether a source can be read: data that a stage makes, if they are those it would make.
@@ -271,13 +251,7 @@ def check_alike(folder: RunFolder, models: Sequence[str], *, where: str) -> None
 def check_tasks(
     folder: RunFolder, tokenizers: ChatTokenizers, exists: Callable[[str], bool]
 ) -> None:
-    """Refuse tasks that would fail after everything has been trained.
-
-    Args:
-        folder: of the run.
-        tokenizers: of its models.
-        exists: whether a source can be read; of others the questions are not checked.
-    """
+    """Refuse tasks that would fail after all training; questions of a source, only if it exists."""
     evaluation = folder.recipe.evaluate
     if evaluation is None:
         return
@@ -303,13 +277,6 @@ def check_tasks(
         benchmark.load()
         if not folder.replies(name).exists():
             benchmark.judge.key(where=f"evaluate.benchmarks.{name}.judge")
-
-
-def check_questions(folder: RunFolder, source: str) -> None:
-    """Refuse tasks that cannot be scored on the conversations of a source."""
-    for task in folder.recipe.evaluate.tasks.values() if folder.recipe.evaluate else ():
-        if task.source == source:
-            _check_task(folder, task)
 
 
 def _check_task(folder: RunFolder, task: Task) -> None:

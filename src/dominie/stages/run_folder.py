@@ -23,12 +23,7 @@ from dominie.toyworld import is_toyworld, materialise
 
 
 class RunFolder:
-    """`runs/<name>`, and the models and sources that the recipe's names refer to.
-
-    Args:
-        recipe: the resolved recipe.
-        runs: the folder of all runs.
-    """
+    """`runs/<name>`, and the models and sources that the recipe's names refer to."""
 
     def __init__(self, recipe: Recipe, runs: Path) -> None:
         self.recipe, self.path = recipe, runs / recipe.name
@@ -157,7 +152,7 @@ def check_whole(path: Path, record: Mapping[str, Any], display: Display) -> None
             f"the {kind} of a finished stage {'are' if kind == 'data' else 'is'} damaged",
             where=str(path),
             found=found,
-            do=f"put back a copy of the file; or move {path} away, and the stage is trained anew",
+            do=f"put back a copy of the file; or move {path} away, and the stage is trained again",
         )
     if (found := manifest_error(path, metrics)) is not None:
         display.line(f"{path}/{found}; the report shows what can be read of it")
@@ -181,10 +176,6 @@ class ChatTokenizers:
 
     A base model has no chat template. It is given the one its recipe names (`chat_template`), or
     else that of the first model of the recipe with the same tokens, with a notice.
-
-    Args:
-        folder: of the run.
-        display: shows the notice.
     """
 
     def __init__(self, folder: RunFolder, display: Display) -> None:
@@ -201,7 +192,12 @@ class ChatTokenizers:
         """
         root = self.folder.root(name)
         if root not in self._complete:
-            self._complete[root] = self._with_template(root)
+            tokenizer, given = self._own(root), self.folder.model(root).chat_template
+            if given is not None:
+                tokenizer.chat_template = _template_text(given)
+            elif tokenizer.chat_template is None:
+                tokenizer.chat_template = self._shared_template(root)
+            self._complete[root] = tokenizer
         return self._complete[root]
 
     def fingerprint(self, name: str) -> str:
@@ -215,15 +211,6 @@ class ChatTokenizers:
         if root not in self._loaded:
             self._loaded[root] = self.folder.info(root).tokenizer()
         return self._loaded[root]
-
-    def _with_template(self, root: str) -> Any:
-        tokenizer = self._own(root)
-        given = self.folder.model(root).chat_template
-        if given is not None:
-            tokenizer.chat_template = _template_text(given)
-        elif tokenizer.chat_template is None:
-            tokenizer.chat_template = self._shared_template(root)
-        return tokenizer
 
     def _shared_template(self, root: str) -> Any:
         recipe = self.folder.recipe

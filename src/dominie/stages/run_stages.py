@@ -37,7 +37,7 @@ _LEFT = shutil.ignore_patterns("checkpoints", ".*")
 
 @contextlib.contextmanager
 def stage_lock(runs: Path, fingerprint: str) -> Iterator[None]:
-    """Within, no other run in this folder makes the stage of this fingerprint: others wait."""
+    """While active, no other run in this folder makes the stage of this fingerprint: they wait."""
     locks = runs / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -46,7 +46,7 @@ def stage_lock(runs: Path, fingerprint: str) -> Iterator[None]:
         yield
 
 
-def take_over(folder: RunFolder, name: str, fingerprint: str, display: Display) -> None:
+def reuse_stage(folder: RunFolder, name: str, fingerprint: str, display: Display) -> None:
     """Link the folder of a stage from another run that has finished the same, if there is one."""
     path = folder.stage(name)
     if path.exists() and read_stage(path).get("fingerprint") == fingerprint:
@@ -115,7 +115,7 @@ def run_stages(folder: RunFolder, display: Display, *, reuse: bool = False) -> d
             broadcast_from_main(functools.partial(_check_begun, folder, [stage]))
         if reuse:
             with stage_lock(folder.path.parent, stage.fingerprint):
-                take_over(folder, stage.name, stage.fingerprint, display)
+                reuse_stage(folder, stage.name, stage.fingerprint, display)
                 run_stage(folder, stage, display)
         else:
             run_stage(folder, stage, display)
@@ -190,7 +190,7 @@ def _check_begun(folder: RunFolder, stages: Sequence[Prepared]) -> None:
             where=str(path),
             found="; ".join(_changed(record, prepared)) or None,
             do=f"put that back to go on from {begun[-1].name}; "
-            f"or move {path} away to train it anew",
+            f"or move {path} away to train it again",
         )
 
 
@@ -201,7 +201,9 @@ def _changed(record: Mapping[str, Any], prepared: Prepared) -> list[str]:
 
 def _surroundings() -> dict[str, Any]:
     """Ranks and versions, which a stage does not depend on."""
-    return {"ranks": world_size(), "versions": _versions()}
+    packages = ("dominie", "torch", "transformers", "accelerate", "peft", "datasets")
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    return {"ranks": world_size(), "versions": versions}
 
 
 def _written(path: Path) -> dict[str, dict[str, Any]]:
@@ -213,8 +215,3 @@ def _written(path: Path) -> dict[str, dict[str, Any]]:
 
 def _drop_checkpoints(path: Path) -> None:
     shutil.rmtree(path / "checkpoints", ignore_errors=True)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("dominie", "torch", "transformers", "accelerate", "peft", "datasets")
-    return {package: importlib.metadata.version(package) for package in packages}

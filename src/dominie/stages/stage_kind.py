@@ -83,7 +83,7 @@ class StageRun:
 
     @contextlib.contextmanager
     def result(self) -> Iterator[Path]:
-        """Within, a folder to write the model or the data to; at the end it appears as a whole."""
+        """Context manager: a folder for the model or the data; at the end it appears as a whole."""
         from dominie.training.checkpoints import publish, writing
 
         makes = self.prepared.stage.makes
@@ -188,14 +188,8 @@ class WeightsKind(StageKind):
         sources = self.rows(name, preparation)
         read = ", ".join(rows.train.digest for rows in sources.values()) or None
         parts = making_parts(preparation.recipe, name, preparation.fingerprints, read)
-        return Prepared(
-            name,
-            self,
-            tokenizer,
-            digest(*parts),
-            depends=making_dependencies(*parts),
-            sources=sources,
-        )
+        depends = making_dependencies(*parts)
+        return Prepared(name, self, tokenizer, digest(*parts), depends=depends, sources=sources)
 
     def check_models(self, name: str, preparation: Preparation) -> None:
         """Refuse models that this kind cannot read."""

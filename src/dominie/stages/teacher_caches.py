@@ -147,9 +147,7 @@ def fill_caches(
     Several processes that `accelerate launch` started share the rows out among them.
 
     Args:
-        folder: of the run.
         prepared: the stage; its teachers exist.
-        display: shows progress.
         plans: some of the stage's, None is all.
         repair: whether to compute the rows of damaged shards again; else those are an error.
 

@@ -16,7 +16,7 @@ from dominie.data.store import Row
 from dominie.planning.plan import Plan, machine, plan_recipe
 from dominie.planning.plan_output import as_json
 from dominie.recipe import Recipe
-from dominie.stages.prepare import prepare_stages
+from dominie.stages.prepare import Preparation
 from dominie.stages.run_folder import RunFolder
 from dominie.stages.stage_kind import Prepared
 from dominie.workflows.offline import Hidden, hidden_parts, visible_part
@@ -168,9 +168,7 @@ def check_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> 
     everything else is checked without it.
 
     Args:
-        recipe: what to check.
         runs: the folder of all runs; tokenised rows are kept there for the run.
-        display: shows progress, the samples and the rest.
 
     Raises:
         InputError: whatever a run would stop at for the user's input.
@@ -180,7 +178,7 @@ def check_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> 
     with whole.locked():
         hidden = hidden_parts(whole)
         part = visible_part(recipe, hidden)
-        prepared = prepare_stages(RunFolder(part, runs), display)
+        prepared = Preparation(RunFolder(part, runs), display).all()
         sources = {
             name: source.summary for stage in prepared for name, source in stage.sources.items()
         }

@@ -100,12 +100,6 @@ evaluate:
   tasks:                      # the held-out conversations; see docs/evaluation.md for other metrics
 """
 
-TASKS = {
-    "general": "    general: {source: general, metric: exact_match}\n",
-    "domain": "    domain: {source: domain, metric: exact_match}\n",
-}
-
-
 #: Rows of each example file.
 ROWS = 600
 
@@ -205,7 +199,7 @@ def recipe_text(template: Template, *, name: str) -> str:
         [DATA, *(SOURCES[source] for source in template.sources), TRAIN],
         ["\n".join(stages)],
         [EVALUATE.replace("MODELS", names)],
-        [TASKS[source] for source in template.sources],
+        [f"    {s}: {{source: {s}, metric: exact_match}}\n" for s in template.sources],
     )
     return "".join(itertools.chain(*parts))
 

@@ -20,8 +20,7 @@ PERMISSIVE = {
 def licence_of(spec: Model) -> str | None:
     """The licence that a model's card names, None if there is none to be read.
 
-    Args:
-        spec: a folder, or a model of the hub, whose card is read if it was fetched, else asked for.
+    The card of a model of the hub is read if it was fetched, else asked for.
     """
     base, _ = base_and_adapter(spec)
     return _licence(base, spec.revision)
@@ -95,13 +94,7 @@ class Lineage:
 
 def lineage(recipe: Recipe, name: str) -> Lineage:
     """The ancestry of the model that stage `name` makes."""
-    needed: set[str] = set()
-    waiting = [name]
-    while waiting:
-        stage = waiting.pop()
-        if stage in recipe.stages and stage not in needed:
-            needed.add(stage)
-            waiting += recipe.needs(stage)
+    needed = recipe.needed([name])
     order = tuple(stage for stage in recipe.stages if stage in needed)
     students = _began_as(recipe, name)
     others = [

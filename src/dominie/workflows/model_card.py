@@ -42,7 +42,6 @@ def write_cards(folder: RunFolder, *, scored: bool) -> list[Path]:
     A card that somebody has taken over, by removing the line that says who wrote it, stays.
 
     Args:
-        folder: of the run.
         scored: whether `results.json` is of the models as they are now: every card is then written
             with its figures. Else those that are missing are, without any.
 

@@ -33,9 +33,6 @@ class Hidden:
     sources: dict[str, str] = field(default_factory=dict)
     stages: dict[str, str] = field(default_factory=dict)
 
-    def __bool__(self) -> bool:
-        return bool(self.models or self.sources)
-
     def as_lines(self) -> list[tuple[str, str]]:
         """What was not checked and why: models and data before what needs them."""
         parts = (("model", self.models), ("source", self.sources), ("stage", self.stages))

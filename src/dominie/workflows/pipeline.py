@@ -16,7 +16,7 @@ from dominie.core.run_reader import read_stage
 from dominie.recipe import Recipe
 from dominie.report import write_report
 from dominie.stages.evaluate import evaluate
-from dominie.stages.prepare import prepare_stages
+from dominie.stages.prepare import Preparation
 from dominie.stages.run_folder import RunFolder, check_whole
 from dominie.stages.run_stages import run_stages
 from dominie.stages.teacher_caches import (
@@ -42,10 +42,7 @@ def run_recipe(
     """Train what is not trained, score what is not scored, write the report.
 
     Args:
-        recipe: what to run.
-        runs: the folder of all runs.
-        display: shows progress.
-        reuse: take over stages that another of these runs has finished.
+        reuse: link stages that another run in the folder `runs` has finished.
 
     Returns:
         The run's folder.
@@ -104,7 +101,7 @@ def cache_recipe(
     display = display or Display()
     folder = RunFolder(recipe, runs)
     with folder.locked():
-        stages = cached_stages(prepare_stages(folder, display))
+        stages = cached_stages(Preparation(folder, display).all())
         if not stages:
             raise InputError(
                 "no stage of the recipe has a cache",
@@ -261,9 +258,10 @@ def _size(count: float) -> str:
 
 def _cacheable(recipe: Recipe) -> str:
     """Find a stage whose teachers could be cached, to name in advice."""
-    for name, stage in recipe.trained.items():
-        if any(
-            stage.teacher_on(s) and not stage.loss_on(s).weighs("attention") for s in stage.active
-        ):
-            return name
-    return "NAME"
+    cacheable = (
+        name
+        for name, stage in recipe.trained.items()
+        for source in stage.active
+        if stage.teacher_on(source) and not stage.loss_on(source).weighs("attention")
+    )
+    return next(cacheable, "NAME")

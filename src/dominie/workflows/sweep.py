@@ -53,10 +53,7 @@ def run_trials(
     Equal stages are trained once: trials link them from each other.
 
     Args:
-        trials: to run.
-        folder: of the runs.
         jobs: processes at a time.
-        display: shows progress.
         finished: called with each trial that is done, or was done before.
         deadline: `time.monotonic()` after which no further trial is started.
 
@@ -100,7 +97,13 @@ def run_trials(
                     failed[trial.name] = _last_error(folder, trial)
                     display.line(f"{trial.name} failed: {failed[trial.name]}")
                     continue
-                _record(trial, folder / trial.name, digests[trial.name], seconds)
+                record = {
+                    "digest": digests[trial.name],
+                    "seed": trial.seed,
+                    "values": dict(trial.values),
+                    "seconds": round(seconds, 1),
+                }
+                write_json(folder / trial.name / RECORD, record)
                 done.append(trial)
                 ended = number - len(waiting) - len(running) - len(failed)
                 left = (time.monotonic() - started) / max(ended, 1) * (len(waiting) + len(running))
@@ -139,16 +142,6 @@ def _start_run(trial: Trial, folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
         )
-
-
-def _record(trial: Trial, run: Path, digest: str, seconds: float) -> None:
-    record = {
-        "digest": digest,
-        "seed": trial.seed,
-        "values": dict(trial.values),
-        "seconds": round(seconds, 1),
-    }
-    write_json(run / RECORD, record)
 
 
 def _last_error(folder: Path, trial: Trial) -> str:
@@ -193,7 +186,6 @@ def sweep_recipe(
         best_by: tasks on a validation split to choose each model's values by.
         jobs: processes at a time; None is the number of cores.
         runs: where the sweep's folder is made.
-        display: shows progress.
         print_json: prints the results as one object.
 
     Returns:

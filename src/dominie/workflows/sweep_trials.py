@@ -74,11 +74,9 @@ def grid(
     Neighbours then share the fewest stages, and no run waits for another one's stage.
 
     Args:
-        recipe: the recipe's file.
         over: `a.b.c=1,2,3` each.
-        seeds: of the runs.
-        fixed: overrides of all of them.
-        only: the models that are scored.
+        fixed: overrides of all runs.
+        only: the models that are scored; empty is all.
         prefix: of the names of runs.
 
     Raises:
