@@ -49,10 +49,6 @@ class Interval:
         """Whether the interval of a difference contains 0, so that neither side is better."""
         return self.low <= 0.0 <= self.high
 
-    def overlaps(self, other: Interval) -> bool:
-        """Return whether the two intervals share a point."""
-        return self.low <= other.high and other.low <= self.high
-
     def __neg__(self) -> Interval:
         """Return the interval of the difference taken the other way round."""
         return Interval(-self.estimate, -self.high, -self.low, self.stderr, self.n)
@@ -207,5 +203,7 @@ def within_noise(
     """
     if difference is not None:
         return difference.within_noise
-    mine, theirs = one.interval95, other.interval95
-    return None if mine is None or theirs is None else mine.overlaps(theirs)
+    mine, theirs = one.ends, other.ends
+    if mine is None or theirs is None:
+        return None
+    return max(mine[0], theirs[0]) <= min(mine[1], theirs[1])

@@ -97,17 +97,13 @@ def _check_is_name(name: str, *, where: str) -> None:
         )
 
 
-def _check_path(path: str | None, *, where: str) -> None:
-    if path is not None and not path.strip():
+def _check_path(path: str, *, where: str) -> None:
+    if not path.strip():
         raise InputError("the path is empty", where=where, expected="a folder, file or hub id")
 
 
 def check_training_stage(recipe: Recipe, name: str, stage: TrainStage, *, where: str) -> None:
-    """Refuse a mix of nothing, a loss without its teacher, a cache that cannot serve.
-
-    Raises:
-        InputError: names the key.
-    """
+    """Refuse a mix of nothing, a loss without its teacher, a cache that cannot serve."""
     _check_mix(name, stage, where=where)
     _check_caches(stage, where=where)
     _check_adapter(recipe, stage, where=where)

@@ -160,14 +160,7 @@ def check_tokens(
 
 
 def check_router(folder: RunFolder, name: str, stage: TrainStage) -> str | None:
-    """Refuse a router term for a student without a router.
-
-    Returns:
-        A notice of a term that is left out, None if none is.
-
-    Raises:
-        InputError: the student is dense.
-    """
+    """Refuse a router term for a dense student; return a notice of a term that is left out."""
     terms = [stage.loss_on(source).router for source in stage.active]
     if not any(term and (term.weight or term.z_weight) for term in terms):
         return None

@@ -143,7 +143,8 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
     record |= {"status": "done", "description": stage.describe(record)}
     if is_main_process():
         write_stage(run.path, record | {"files": _written(run.path)})
-        _drop_checkpoints(run.path)  # not before the stage is known to be done
+        # Not before the stage is known to be done.
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     display.done(name, record["description"])
 
 
@@ -158,7 +159,7 @@ def _interrupted(folder: RunFolder, prepared: Prepared, display: Display) -> dic
     stage = prepared.stage
     if same and earlier.get("status") == "done" and (path / stage.makes).is_dir():
         check_whole(path, earlier, display)
-        _drop_checkpoints(path)
+        shutil.rmtree(path / "checkpoints", ignore_errors=True)
         display.done(name, f"already {stage.past} ({stage.describe(earlier)})")
         return None
     if path.exists() and not same:
@@ -211,7 +212,3 @@ def _written(path: Path) -> dict[str, dict[str, Any]]:
     model = [part for part in (path / "model").rglob("*") if part.name != "README.md"]
     parts = [*model, *(path / "data").rglob("*")]
     return file_manifest(path, [*parts, path / "metrics.jsonl"])
-
-
-def _drop_checkpoints(path: Path) -> None:
-    shutil.rmtree(path / "checkpoints", ignore_errors=True)

@@ -129,9 +129,6 @@ class StageKind(StageConfig):
 
         Returns:
             Entries of `stage.json` of this kind.
-
-        Raises:
-            InputError, RunError: what goes wrong.
         """
 
         def make() -> dict[str, Any]:

@@ -35,7 +35,7 @@ class CachePlan:
     """A teacher of a stage whose predictions are stored, and the rows that it needs.
 
     Attributes:
-        stage: that needs it.
+        prepared: the stage that needs it.
         name: of the cache, by which the sources of the stage name it.
         teacher: the recipe's name of it.
         settings: how it is stored.
@@ -43,12 +43,17 @@ class CachePlan:
         rows: the conversations, training and validation, none twice, by key.
     """
 
-    stage: str
+    prepared: PreparedTraining
     name: str
     teacher: str
     settings: CacheSettings
     temperature: float
     rows: dict[bytes, Row]
+
+    @property
+    def stage(self) -> str:
+        """The name of the stage."""
+        return self.prepared.name
 
 
 def cache_plans(prepared: PreparedTraining) -> list[CachePlan]:
@@ -63,7 +68,7 @@ def cache_plans(prepared: PreparedTraining) -> list[CachePlan]:
         plan = plans.setdefault(
             source.cache,
             CachePlan(
-                stage=prepared.name,
+                prepared=prepared,
                 name=source.cache,
                 teacher=source.teacher,
                 settings=settings,
@@ -78,19 +83,18 @@ def cache_plans(prepared: PreparedTraining) -> list[CachePlan]:
     return list(plans.values())
 
 
-def cache_identity(folder: RunFolder, prepared: PreparedTraining, plan: CachePlan) -> Identity:
+def cache_identity(folder: RunFolder, plan: CachePlan) -> Identity:
     """Identify the cache that a plan needs. The teacher has to exist."""
     from dominie.teachers.cache import Identity
 
-    spec = folder.teacher(plan.teacher)
+    spec, tokenizer = folder.teacher(plan.teacher), plan.prepared.tokenizer
     known = folder.info(plan.teacher).need("vocabulary", use="a teacher cache")
-    vocabulary = min(known, len(prepared.tokenizer))
     return Identity(
         teacher=plan.teacher,
         revision=commit(base_and_adapter(spec)[0], spec.revision),
         weights=weights_fingerprint(spec),
-        tokenizer=tokenizer_fingerprint(prepared.tokenizer),
-        vocabulary=vocabulary,
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        vocabulary=min(known, len(tokenizer)),
         temperature=plan.temperature,
         scheme=plan.settings.identity,
     )
@@ -156,28 +160,19 @@ def fill_caches(
         RunError: the rows cannot be written.
         Interrupted: a signal came; what was computed is kept.
     """
-    return {
-        plan.name: _fill(folder, prepared, plan, display, repair=repair)
-        for plan in (cache_plans(prepared) if plans is None else plans)
-    }
+    plans = cache_plans(prepared) if plans is None else plans
+    return {plan.name: _fill(folder, plan, display, repair=repair) for plan in plans}
 
 
-def _fill(
-    folder: RunFolder,
-    prepared: PreparedTraining,
-    plan: CachePlan,
-    display: Display,
-    *,
-    repair: bool,
-) -> Cache:
+def _fill(folder: RunFolder, plan: CachePlan, display: Display, *, repair: bool) -> Cache:
     from dominie.teachers import cache as caches
 
-    state = init_distributed(cpu=bool(prepared.stage.train.arguments.get("use_cpu")))
-    identity = cache_identity(folder, prepared, plan)
+    state = init_distributed(cpu=bool(plan.prepared.stage.train.arguments.get("use_cpu")))
+    identity = cache_identity(folder, plan)
     path = cache_folder(folder, plan, identity)
     model: Any = None
     if not caches.exists(path):
-        model = load_planned_teacher(folder, prepared, plan, state.device)
+        model = load_planned_teacher(folder, plan, state.device)
         _begin(path, identity, model, plan)
     cache = caches.Cache(path, identity, remedy=REMEDY)
     if repair and state.is_main_process:
@@ -189,7 +184,7 @@ def _fill(
     missing = [key for key in plan.rows if key not in cache.rows]
     state.wait_for_everyone()  # every rank has to see the same rows missing
     if missing:
-        model = model or load_planned_teacher(folder, prepared, plan, state.device)
+        model = model or load_planned_teacher(folder, plan, state.device)
         mine = missing[state.process_index :: state.num_processes]
         with display.progress(f"{plan.stage}: rows of {plan.teacher}") as advance:
             _write(model, [plan.rows[key] for key in mine], cache, plan, advance)
@@ -228,13 +223,12 @@ def _begin(path: Path, identity: Identity, model: Any, plan: CachePlan) -> None:
     create(path, identity, vocabulary, versions)
 
 
-def load_planned_teacher(
-    folder: RunFolder, prepared: PreparedTraining, plan: CachePlan, device: Any
-) -> Any:
+def load_planned_teacher(folder: RunFolder, plan: CachePlan, device: Any) -> Any:
     """Load the teacher of a plan, frozen, in the tokens of the student."""
     from dominie.teachers.teacher import load_teacher
 
-    return load_teacher(folder.teacher(plan.teacher), tokenizer=prepared.tokenizer, device=device)
+    tokenizer = plan.prepared.tokenizer
+    return load_teacher(folder.teacher(plan.teacher), tokenizer=tokenizer, device=device)
 
 
 def _write(

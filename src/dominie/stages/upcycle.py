@@ -55,11 +55,7 @@ class UpcycleStage(WeightsKind):
         return info_of_stage(name, mixture, dtype=dense.dtype)
 
     def check_models(self, name: str, preparation: Preparation) -> None:
-        """Refuse to make a mixture of what is none of the dense families; warn of equal experts.
-
-        Raises:
-            InputError: an architecture without a mixture, or a mixture already.
-        """
+        """Refuse to make a mixture of what is none of the dense families; warn of equal experts."""
         from dominie.models.moe import mixture_of
 
         folder, where = preparation.folder, f"stages.{name}.upcycle"

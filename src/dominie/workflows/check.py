@@ -149,12 +149,8 @@ class Checked:
             "stages": list(self.stages),
             "sources": {name: vars(summary) for name, summary in self.sources.items()},
             "samples": {
-                name: {
-                    "text": each.text,
-                    "tokens": each.tokens,
-                    "supervised_tokens": each.supervised,
-                }
-                for name, each in self.samples.items()
+                name: {"text": s.text, "tokens": s.tokens, "supervised_tokens": s.supervised}
+                for name, s in self.samples.items()
             },
             "plan": planned,
             "not_checked": [{"what": what, "why": why} for what, why in self.not_checked],

@@ -17,19 +17,15 @@ PERMISSIVE = {
 }  # fmt: skip
 
 
+@functools.cache
 def licence_of(spec: Model) -> str | None:
     """The licence that a model's card names, None if there is none to be read.
 
     The card of a model of the hub is read if it was fetched, else asked for.
     """
-    base, _ = base_and_adapter(spec)
-    return _licence(base, spec.revision)
-
-
-@functools.cache
-def _licence(path: str, revision: str | None) -> str | None:
     from huggingface_hub import ModelCard, model_info, try_to_load_from_cache
 
+    path, revision = base_and_adapter(spec)[0], spec.revision
     try:
         if Path(path).is_dir():
             data = ModelCard.load(Path(path) / "README.md").data

@@ -27,7 +27,7 @@ from dominie.stages.teacher_caches import (
     load_planned_teacher,
     ready_plans,
 )
-from dominie.stages.train import PreparedTraining, cached_stages
+from dominie.stages.train import cached_stages
 from dominie.teachers.cache_sampling import CacheSettings
 from dominie.workflows.model_card import write_cards
 
@@ -67,11 +67,7 @@ def run_recipe(
 
 
 def evaluate_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> Path:
-    """Score the models of a recipe whose stages have been trained.
-
-    Returns:
-        The run's folder.
-    """
+    """Score the models of a recipe whose stages have been trained; return the run's folder."""
     display = display or Display()
     folder = RunFolder(recipe, runs)
     with folder.locked():
@@ -116,16 +112,14 @@ def cache_recipe(
                 waiting[prepared.name] = later
                 display.line(f"{prepared.name}: after stage {', '.join(later)}")
             if estimate:
-                records += [_estimate(folder, prepared, plan, display) for plan in plans]
+                records += [_estimate(folder, plan, display) for plan in plans]
             else:
                 caches = fill_caches(folder, prepared, display, plans, repair=True)
                 records += [cache_record(plan, caches[plan.name]) for plan in plans]
     return {"caches": records, "waiting": waiting}
 
 
-def _estimate(
-    folder: RunFolder, prepared: PreparedTraining, plan: CachePlan, display: Display
-) -> dict[str, Any]:
+def _estimate(folder: RunFolder, plan: CachePlan, display: Display) -> dict[str, Any]:
     """Estimate bytes, time and fidelity of a cache, and of smaller and larger ones.
 
     Returns:
@@ -135,10 +129,10 @@ def _estimate(
 
     from dominie.teachers.cache_writer import batch_tokens, entries, in_batches, measure_token_stats
 
-    identity = cache_identity(folder, prepared, plan)
+    identity = cache_identity(folder, plan)
     rows = list(plan.rows.values())
     sample = rows[:: max(1, len(rows) // _SAMPLED_ROWS)][:_SAMPLED_ROWS]
-    model = load_planned_teacher(folder, prepared, plan, PartialState().device)
+    model = load_planned_teacher(folder, plan, PartialState().device)
     tokens = sum(int(row.supervised[1:].sum()) for row in rows)
     choices = []
     with display.progress(f"{plan.stage}: {plan.teacher}, a sample") as advance:

@@ -107,7 +107,12 @@ def grid(
         for values in points
         for seed in seeds
     ]
-    return _with_unique_names(trials)
+    if len({trial.name for trial in trials}) == len(trials):
+        return trials
+    return [  # some differ only in characters that a name cannot have
+        dataclasses.replace(trial, name=f"{trial.name}_{number}")
+        for number, trial in enumerate(trials, start=1)
+    ]
 
 
 def seeds_of(text: str) -> list[int]:
@@ -145,17 +150,6 @@ def _name(prefix: str, values: Mapping[str, str], seed: int | None) -> str:
         parts.append(f"seed-{seed}")
     name = re.sub(r"[^A-Za-z0-9.]+", "-", "_".join(parts) or "run").strip("-.")
     return name[:80] or "run"
-
-
-def _with_unique_names(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials with unique names."""
-    names = [trial.name for trial in trials]
-    if len(set(names)) == len(names):
-        return list(trials)
-    return [
-        dataclasses.replace(trial, name=f"{trial.name}_{number}")
-        for number, trial in enumerate(trials, start=1)
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)
