@@ -1,13 +1,15 @@
 """Batches: what is supervised, what shares a row, and nothing lost in packing."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dominie.data.batch import IGNORED, Batch, collate, joined
-from dominie.data.sampling import Mix, total_conversations
+from dominie.data.batch import IGNORED, Batch, Layout, collate, joined, layout
 from dominie.data.tokenization import Encoded
 
 
@@ -83,84 +85,6 @@ def test_select_keeps_rows_and_length():
     assert torch.equal(chosen.labels, batch.labels[[2, 0]])
 
 
-def drawn(mix: Mix) -> list[tuple[int, int]]:
-    return [pair for step in mix for pair in step]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_shares_hold_to_within_one_conversation_after_every_step(seed: int):
-    rng = np.random.default_rng(seed)
-    shares = rng.dirichlet(np.ones(1 + seed))
-    names = [str(i) for i in range(len(shares))]
-    mix = Mix(
-        dict.fromkeys(names, 11),
-        dict(zip(names, shares.tolist(), strict=True)),
-        batch=8,
-        micro_batch=4,
-        steps=60,
-        seed=seed,
-    )
-    sources = np.array([source for source, _ in drawn(mix)])
-    assert len(sources) == 480
-    for step in range(1, 61):
-        counts = np.bincount(sources[: step * 8], minlength=len(shares))
-        assert np.abs(counts - shares * step * 8).max() < 1.0
-
-
-@pytest.mark.parametrize("mixing", ["conversations", "micro_batches", "steps"])
-@pytest.mark.parametrize("domain", [0.01, 0.1, 0.3])
-def test_shares_are_exact_over_the_run_however_sources_take_turns(mixing, domain):
-    steps, batch, micro_batch = 200, 8, 4
-    mix = Mix(
-        {"general": 50, "domain": 7},
-        {"general": 1 - domain, "domain": domain},
-        batch=batch,
-        micro_batch=micro_batch,
-        steps=steps,
-        seed=0,
-        mixing=mixing,
-    )
-    size = {"conversations": 1, "micro_batches": micro_batch, "steps": batch}[mixing]
-    turns = np.array([source for source, _ in drawn(mix)]).reshape(-1, batch)
-    if mixing != "conversations":
-        turns = turns.reshape(-1, size)
-        assert (turns == turns[:, :1]).all(), "a turn is one source's"
-    assert turns.sum() == pytest.approx(domain * steps * batch, abs=1e-9), "to the conversation"
-    for step in range(1, steps + 1):
-        given = turns.reshape(steps, batch)[:step].sum()
-        assert abs(given - domain * step * batch) < size
-
-
-def test_each_pass_takes_every_row_once_and_passes_differ():
-    mix = Mix({"a": 10}, {"a": 1.0}, batch=5, micro_batch=5, steps=4, seed=3)
-    rows = [row for _, row in drawn(mix)]
-    first, second = rows[:10], rows[10:]
-    assert sorted(first) == sorted(second) == list(range(10))
-    assert first != second
-
-
-def test_the_order_is_a_function_of_the_seed():
-    def order(seed: int, micro_batch: int = 4):
-        return drawn(
-            Mix(
-                {"a": 30, "b": 9},
-                {"a": 0.9, "b": 0.1},
-                batch=8,
-                micro_batch=micro_batch,
-                steps=9,
-                seed=seed,
-            )
-        )
-
-    assert order(0) == order(0) == order(0, micro_batch=2)
-    assert order(0) != order(1)
-
-
-def test_epochs_count_the_largest_source():
-    assert total_conversations({"a": 900, "b": 10}, {"a": 0.9, "b": 0.1}, epochs=2) == 2000
-    assert total_conversations({"a": 900, "b": 5000}, {"a": 1.0, "b": 0.0}, epochs=1) == 900
-
-
 @dataclass(frozen=True)
 class Weighted:
     input_ids: list[int]
@@ -185,3 +109,76 @@ def test_weights_go_with_their_tokens_through_every_form_of_a_batch():
     assert both.weights is not None
     assert both.weights.tolist() == [[1.0, 1.0, 1.0], [0.5, 2.0, 1.0], [1.0, 1.0, 1.0]]
     assert "weights" not in collate([(0, plain)]).as_dict()
+
+
+ROW = 2048
+#: Median and deviation of log-normal lengths: short chats, instructions, long answers, documents.
+LENGTHS = [(200, 0.8), (300, 1.0), (500, 0.7), (1000, 0.6)]
+
+
+def positions(laid: Layout, lengths: list[int]) -> list[int]:
+    """Of each micro-batch, padding and all."""
+    return [len(rows) * max(sum(lengths[i] for i in row) for row in rows) for rows in laid]
+
+
+@given(st.data())
+def test_every_conversation_is_laid_once_within_the_bounds_of_a_micro_batch(data):
+    lengths = data.draw(st.lists(st.integers(1, 50), min_size=1, max_size=40))
+    routes = [data.draw(st.integers(0, 2)) for _ in lengths]
+    micro_batches = data.draw(st.integers(1, len(lengths)))
+    capacity = data.draw(st.none() | st.integers(50, 120))
+    laid = layout(lengths, routes, micro_batches=micro_batches, capacity=capacity)
+    assert len(laid) == micro_batches
+    assert all(rows and all(rows) for rows in laid), "none is empty"
+    rows = list(chain.from_iterable(laid))
+    assert sorted(chain.from_iterable(rows)) == list(range(len(lengths)))
+    for row in rows:
+        assert len({routes[i] for i in row}) == 1, "a row has one teacher"
+        assert len(row) == 1 or (capacity and sum(lengths[i] for i in row) <= capacity)
+    # As many rows as conversations come to one on average, each as long as a row can be.
+    most = -(-len(lengths) // micro_batches) * max(capacity or 0, *lengths)
+    assert max(positions(laid, lengths)) <= most
+
+
+def drawn(median: float, deviation: float, count: int, seed: int) -> list[int]:
+    drawn = np.random.default_rng(seed).lognormal(np.log(median), deviation, count)
+    return np.clip(drawn.astype(int), 8, ROW).tolist()
+
+
+@pytest.mark.parametrize("domain", [0, 26])
+@pytest.mark.parametrize("micro_batch", [8, 16, 32])
+@pytest.mark.parametrize(("median", "deviation"), LENGTHS)
+def test_positions_are_mostly_tokens(median, deviation, micro_batch, domain):
+    """A step of 256, of which a second teacher has none or a tenth; nearly even micro-batches."""
+    routes = [1] * domain + [0] * (256 - domain)
+    real = 0
+    taken: list[int] = []
+    for seed in range(5):
+        lengths = drawn(median, deviation, 256, seed)
+        laid = layout(lengths, routes, micro_batches=256 // micro_batch, capacity=ROW)
+        real += sum(lengths)
+        taken += positions(laid, lengths)
+        two_teachers = [rows for rows in laid if len({routes[i] for row in rows for i in row}) > 1]
+        assert len(two_teachers) <= 1, "else both teachers run for each"
+    assert real / sum(taken) > 0.96
+    assert max(taken) < 1.6 * np.mean(taken)
+
+
+@pytest.mark.parametrize(("median", "deviation"), LENGTHS)
+def test_without_packing_conversations_of_about_one_length_go_together(median, deviation):
+    lengths = drawn(median, deviation, 256, seed=0)
+    aware = positions(layout(lengths, micro_batches=32), lengths)
+    in_order = positions(
+        [[[i] for i in range(start, start + 8)] for start in range(0, 256, 8)], lengths
+    )
+    assert sum(lengths) / sum(aware) > 0.94 > 0.75 > sum(lengths) / sum(in_order)
+    assert max(aware) < max(in_order)
+
+
+def test_a_small_batch_is_packed_as_well_as_it_can_be():
+    real = taken = 0
+    for seed in range(100):
+        lengths = drawn(200, 0.8, 8, seed)
+        real += sum(lengths)
+        taken += sum(positions(layout(lengths, capacity=ROW), lengths))
+    assert real / taken > 0.95

@@ -131,7 +131,7 @@ def test_a_changed_prompt_is_another_content(tmp_path):
     assert content_fingerprint(source) != before
 
 
-def test_ecominstruct_without_its_companion_says_what_is_missing(tmp_path):
+def test_ecominstruct_without_its_meta_file_says_what_is_missing(tmp_path):
     path = write_lines(tmp_path / "test.json", {"sentences": "x", "labels": {"en": ["a"]}})
     with pytest.raises(InputError, match=r"(?s)EcomInstruct's layout.*meta-info\.json beside"):
         read(path)

@@ -248,7 +248,7 @@ def test_progress_is_told(tmp_path, tokenizer, monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("dominie.data.store._BATCH_TOKENS", 2**12)
+    monkeypatch.setattr("dominie.data.tokenization._BATCH_TOKENS", 2**12)
     monkeypatch.setattr(module, "_BATCH_ROWS", 32)
     prepared(tmp_path, tokenizer, source_of(tmp_path, [qa(0)], "warm"))
 

@@ -15,7 +15,14 @@ import pyarrow as pa
 import pytest
 
 from dominie.core.errors import InputError, RunError
-from dominie.data.shards import Entry, Shards, ShardWriter, damaged_shards, shard_files, take_over
+from dominie.data.shards import (
+    Entry,
+    Shards,
+    ShardWriter,
+    damaged_shards,
+    recover_unfinished,
+    shard_files,
+)
 
 REMEDY = "make it again"
 
@@ -121,19 +128,19 @@ def test_a_killed_writer_loses_the_row_in_flight_at_most(tmp_path):
     writer.send_signal(signal.SIGKILL)
     printed = [last, *map(int, writer.stdout.read().split())]
     writer.wait()
-    assert take_over(tmp_path, is_intact=always) > 0
+    assert recover_unfinished(tmp_path, is_intact=always) > 0
     shards = Shards(tmp_path, remedy=REMEDY)
     for number in range(printed[-1] + 1):
         assert shards.get(entry(number).key) == entry(number)
     assert len(shards) <= printed[-1] + 2
-    assert take_over(tmp_path, is_intact=always) == 0
+    assert recover_unfinished(tmp_path, is_intact=always) == 0
     assert not list(tmp_path.glob(".writing-*"))
 
 
 def test_what_a_living_writer_holds_is_left_to_it(tmp_path):
     with ShardWriter(tmp_path) as writer:
         writer.add([entry(1)])
-        assert take_over(tmp_path, is_intact=always) == 0
+        assert recover_unfinished(tmp_path, is_intact=always) == 0
     assert Shards(tmp_path, remedy=REMEDY).get(entry(1).key) == entry(1)
 
 
@@ -156,7 +163,7 @@ def test_only_whole_rows_are_taken_over(tmp_path):
     for path in shard_files(tmp_path):
         path.unlink()
     (tmp_path / ".writing-gone").write_bytes(half[:-20])
-    assert take_over(tmp_path, is_intact=lambda row: row.key != entry(2).key) == 1
+    assert recover_unfinished(tmp_path, is_intact=lambda row: row.key != entry(2).key) == 1
     assert len(Shards(tmp_path, remedy=REMEDY)) == 1
 
 

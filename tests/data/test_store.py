@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dominie.data import store
-from dominie.data.store import Rows, RowsWriter
+from dominie.data import tokenization as store
+from dominie.data.tokenization import Rows, RowsWriter
 
 
 def written(path, rows):

@@ -20,7 +20,7 @@ from dominie.core.errors import InputError, RunError
 from dominie.data import chat_template
 from dominie.data.conversations import read_conversations
 from dominie.data.formats import parsed_row
-from dominie.data.shards import Entry, Shards, ShardWriter, take_over
+from dominie.data.shards import Entry, Shards, ShardWriter, recover_unfinished
 from dominie.data.sources import Source
 from dominie.data.tokenization import encode
 from dominie.generation.reply_log import Reply, read_reply
@@ -115,7 +115,7 @@ def cache(data: bytes) -> None:
             _read_all(Shards(folder, remedy="mend it"))
         elif kind == 2:
             (folder / ".writing-0").write_bytes(rest)
-            take_over(folder, is_intact=lambda entry: len(entry.key) == 16)
+            recover_unfinished(folder, is_intact=lambda entry: len(entry.key) == 16)
             _read_all(Shards(folder, remedy="mend it"))
         else:
             (folder / "manifest.json").write_bytes(rest)

@@ -14,13 +14,12 @@ from transformers.models.mistral import MistralForCausalLM
 from transformers.models.mixtral import MixtralForCausalLM
 
 from dominie.data.batch import Row
-from dominie.data.sampling import Mix
 from dominie.losses.objective import Objective
 from dominie.losses.terms import LossTerms
 from dominie.models.info import model_flops
 from dominie.teachers import Teacher
 from dominie.training.counters import FlopsMeter
-from dominie.training.dataloader import Collator, FixedRows
+from dominie.training.dataloader import Collator, FixedRows, Mix
 from dominie.training.loss_forward import loss_in_forward
 from dominie.training.metric_sums import MetricsLog
 from dominie.training.monitoring import Monitor

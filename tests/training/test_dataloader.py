@@ -14,11 +14,17 @@ from tiny import tiny_model
 from transformers import TrainerCallback
 
 from dominie.data.batch import Batch, collate
-from dominie.data.sampling import Mix
 from dominie.data.tokenization import Encoded
 from dominie.models.info import model_flops
 from dominie.training.checkpoints import newest_checkpoint
-from dominie.training.dataloader import Collator, FixedRows, MicroBatches, MicroBatchSampler
+from dominie.training.dataloader import (
+    Collator,
+    FixedRows,
+    MicroBatches,
+    MicroBatchSampler,
+    Mix,
+    total_conversations,
+)
 from dominie.training.settings import TrainSettings, training_arguments
 from dominie.training.stage_sources import StageSource, StageTraining
 from dominie.training.train_stage import LoadedModels, build_trainer
@@ -156,3 +162,81 @@ def test_another_step_source_trains_and_goes_on_where_it_was_cut_off(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").open()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[-1]["tokens"] == 6 * 8 * 5
+
+
+def drawn(mix: Mix) -> list[tuple[int, int]]:
+    return [pair for step in mix for pair in step]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shares_hold_to_within_one_conversation_after_every_step(seed: int):
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet(np.ones(1 + seed))
+    names = [str(i) for i in range(len(shares))]
+    mix = Mix(
+        dict.fromkeys(names, 11),
+        dict(zip(names, shares.tolist(), strict=True)),
+        batch=8,
+        micro_batch=4,
+        steps=60,
+        seed=seed,
+    )
+    sources = np.array([source for source, _ in drawn(mix)])
+    assert len(sources) == 480
+    for step in range(1, 61):
+        counts = np.bincount(sources[: step * 8], minlength=len(shares))
+        assert np.abs(counts - shares * step * 8).max() < 1.0
+
+
+@pytest.mark.parametrize("mixing", ["conversations", "micro_batches", "steps"])
+@pytest.mark.parametrize("domain", [0.01, 0.1, 0.3])
+def test_shares_are_exact_over_the_run_however_sources_take_turns(mixing, domain):
+    steps, batch, micro_batch = 200, 8, 4
+    mix = Mix(
+        {"general": 50, "domain": 7},
+        {"general": 1 - domain, "domain": domain},
+        batch=batch,
+        micro_batch=micro_batch,
+        steps=steps,
+        seed=0,
+        mixing=mixing,
+    )
+    size = {"conversations": 1, "micro_batches": micro_batch, "steps": batch}[mixing]
+    turns = np.array([source for source, _ in drawn(mix)]).reshape(-1, batch)
+    if mixing != "conversations":
+        turns = turns.reshape(-1, size)
+        assert (turns == turns[:, :1]).all(), "a turn is one source's"
+    assert turns.sum() == pytest.approx(domain * steps * batch, abs=1e-9), "to the conversation"
+    for step in range(1, steps + 1):
+        given = turns.reshape(steps, batch)[:step].sum()
+        assert abs(given - domain * step * batch) < size
+
+
+def test_each_pass_takes_every_row_once_and_passes_differ():
+    mix = Mix({"a": 10}, {"a": 1.0}, batch=5, micro_batch=5, steps=4, seed=3)
+    rows = [row for _, row in drawn(mix)]
+    first, second = rows[:10], rows[10:]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_the_order_is_a_function_of_the_seed():
+    def order(seed: int, micro_batch: int = 4):
+        return drawn(
+            Mix(
+                {"a": 30, "b": 9},
+                {"a": 0.9, "b": 0.1},
+                batch=8,
+                micro_batch=micro_batch,
+                steps=9,
+                seed=seed,
+            )
+        )
+
+    assert order(0) == order(0) == order(0, micro_batch=2)
+    assert order(0) != order(1)
+
+
+def test_epochs_count_the_largest_source():
+    assert total_conversations({"a": 900, "b": 10}, {"a": 0.9, "b": 0.1}, epochs=2) == 2000
+    assert total_conversations({"a": 900, "b": 5000}, {"a": 1.0, "b": 0.0}, epochs=1) == 900

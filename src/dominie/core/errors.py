@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class DominieError(Exception):
     """An error that a person can act on. The command line prints it without a traceback.
@@ -62,6 +64,12 @@ class OutOfReach(InputError):
 
 class RunError(DominieError):
     """The run failed with acceptable input, by a non-finite loss for example: exit status 1."""
+
+
+def unreadable(path: Path, error: OSError) -> InputError:
+    """Return the error for a file that the system does not give out."""
+    found = error.strerror or str(error)
+    return InputError("the file cannot be read", where=str(path), found=found)
 
 
 def hub_error(error: Exception) -> type[InputError]:

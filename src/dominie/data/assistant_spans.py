@@ -4,7 +4,7 @@ Templates are programs, so their text cannot be searched for patterns. `{% gener
 trusted where they cover every turn. Otherwise a turn is what the rendering up to it has beyond the
 prompt before it. Where a template rewrites what came before (thinking removed, tools moved to the
 last question), that difference does not hold, and a probe decides: a word added to a message, whose
-rendering without the word is the rendering of the conversation, to the letter.
+rendering without the word is exactly the rendering of the conversation.
 """
 
 from __future__ import annotations

@@ -1,26 +1,173 @@
-"""Conversations of a source, read row by row from JSON, CSV or Parquet files, or from the hub."""
+"""Reads the conversations of a source from JSON, CSV or Parquet files, or from the hub."""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import json
+import re
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dominie.core.errors import InputError, hub_error
-from dominie.data.ecommerce_formats import with_companion
+from dominie.core.errors import InputError, unreadable
+from dominie.data.ecommerce_formats import with_meta_file
 from dominie.data.formats import Conversation, parsed_row
-from dominie.data.json_files import json_rows, jsonl_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dominie.data.sources import Source
 
-__all__ = ["Conversation", "read_conversations"]
+__all__ = ["Conversation", "json_rows", "jsonl_rows", "read_conversations"]
 
 FAULTS_SHOWN = 5
 """So many bad rows are named at once, so that a file need not be corrected one run at a time."""
 _BATCH_ROWS = 512
+MAX_ROW_BYTES = 64 * 2**20
+"""Of a line of a JSON Lines file: a longer one is no conversation."""
+MAX_JSON_BYTES = 2**30
+"""Of a JSON file, which is read whole."""
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def jsonl_rows(path: Path) -> Iterator[tuple[int, Any | InputError]]:
+    """The rows of a JSON Lines file as (line number, value); a bad line yields its InputError.
+
+    Blank lines are skipped. Memory is bounded by the longest line.
+    """
+    with path.open("rb") as file:
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_ROW_BYTES + 1), b""), 1):
+            where = f"{path}:{number}"
+            if len(raw) > MAX_ROW_BYTES:
+                too_large = InputError(
+                    "a row is too large",
+                    where=where,
+                    expected=f"at most {MAX_ROW_BYTES >> 20} MiB a row",
+                    do="check that this is a data file",
+                )
+                yield number, too_large
+                return
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            if not raw.strip():
+                continue
+            try:
+                # RecursionError: nested too deeply. Plain ValueError: a number of too many digits.
+                yield number, json.loads(raw.decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                yield number, _malformed(where, error)
+
+
+def json_rows(path: Path) -> Iterator[tuple[int, Any | InputError]]:
+    """The rows of a JSON file as (line number, value), an array of rows or rows one after another.
+
+    The file is read whole, so that its size is limited. After a malformed row nothing can be
+    trusted: its InputError is the last thing yielded.
+    """
+    text = _JsonText(path)
+    try:
+        text.read()
+        yield from text.rows()
+    except InputError as error:
+        yield text.line, error
+
+
+class _JsonText:
+    """The text of a JSON file, with the position and the line reached in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.text, self.at, self.line = path, "", 0, 1
+        self.scan = json.JSONDecoder().raw_decode
+
+    def read(self) -> None:
+        if self.path.stat().st_size > MAX_JSON_BYTES:
+            raise InputError(
+                "the file is too large",
+                where=str(self.path),
+                expected=f"a JSON file of at most {MAX_JSON_BYTES >> 20:,} MiB",
+                do="save it as JSON Lines (.jsonl), which is read line by line",
+            )
+        data = self.path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        try:
+            self.text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            self.line += data.count(b"\n", 0, error.start)
+            raise _malformed(f"{self.path}:{self.line}", error) from None
+
+    def rows(self) -> Iterator[tuple[int, Any]]:
+        """The objects of one array, or those that follow one another without one."""
+        if not self.take("["):
+            while self.next_character():
+                yield self.decoded_row()
+            return
+        if not self.take("]"):
+            yield self.decoded_row()
+            while self.take(","):
+                yield self.decoded_row()
+            if not self.take("]"):
+                broken = "malformed JSON" if self.next_character() else "the array is broken off"
+                raise self.fault(broken, expected="a comma or the closing ]")
+        if self.next_character():
+            what = "there is more after the end of the array"
+            raise self.fault(what, expected="the end of the file")
+
+    def fault(self, what: str, *, expected: str) -> InputError:
+        found = repr(self.text[self.at : self.at + 60]) if self.next_character() else "the end"
+        return InputError(what, where=f"{self.path}:{self.line}", expected=expected, found=found)
+
+    def advance(self, to: int) -> None:
+        self.line += self.text.count("\n", self.at, to)
+        self.at = to
+
+    def next_character(self) -> str:
+        """The next character that is no white space, left in place; empty at the end."""
+        self.advance(_SPACE.match(self.text, self.at).end())  # type: ignore[union-attr]
+        return self.text[self.at : self.at + 1]
+
+    def take(self, character: str) -> bool:
+        """Step over `character` if it is next."""
+        found = self.next_character() == character
+        if found:
+            self.advance(self.at + 1)
+        return found
+
+    def decoded_row(self) -> tuple[int, Any]:
+        """The line and the value of the object that begins here."""
+        if self.next_character() != "{":
+            raise self.fault("a row is not a JSON object", expected='an object: {"messages": […]}')
+        line = self.line
+        try:
+            value, end = self.scan(self.text, self.at)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                line += self.text.count("\n", self.at, error.pos)
+            raise _malformed(f"{self.path}:{line}", error) from None
+        self.advance(end)
+        return line, value
+
+
+def _malformed(where: str, error: ValueError | RecursionError) -> InputError:
+    if isinstance(error, UnicodeDecodeError):
+        column = error.start - error.object.rfind(b"\n", 0, error.start)
+        return InputError(
+            "the text is not UTF-8",
+            where=where,
+            expected="UTF-8 text",
+            found=f"byte 0x{error.object[error.start]:02x} at byte {column} of the line",
+            do="save the file as UTF-8; a binary or compressed file has to be unpacked first",
+        )
+    found = "brackets nested too deeply" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, json.JSONDecodeError):
+        around = error.doc[max(0, error.pos - 20) : error.pos + 40].strip()
+        found = f"{error.msg}: {around!r}"
+    return InputError(
+        "malformed JSON",
+        where=where,
+        expected="one JSON object a line (.jsonl), or an array of objects (.json)",
+        found=found,
+        do="correct or remove this row",
+    )
 
 
 def read_conversations(source: Source) -> Iterator[Conversation]:
@@ -39,16 +186,15 @@ def read_conversations(source: Source) -> Iterator[Conversation]:
 
 def _results(source: Source) -> Iterator[Conversation | InputError]:
     for where, row in raw_rows(source):
-        if isinstance(row, InputError):
-            yield row
-            continue
         try:
+            if isinstance(row, InputError):
+                raise row
             conversation = parsed_row(row, where)
         except InputError as error:
             yield error
-        else:
-            if all(conversation.fields.get(k) == v for k, v in (source.where or {}).items()):
-                yield conversation
+            continue
+        if all(conversation.fields.get(k) == v for k, v in (source.where or {}).items()):
+            yield conversation
 
 
 def _with_further_faults(
@@ -57,11 +203,8 @@ def _with_further_faults(
     """The first fault, with the places of those that follow."""
     further: list[InputError] = []
     try:
-        for result in rest:
-            if isinstance(result, InputError):
-                further.append(result)
-            if len(further) == FAULTS_SHOWN:
-                break
+        faults = (result for result in rest if isinstance(result, InputError))
+        further.extend(islice(faults, FAULTS_SHOWN))
     except InputError as error:
         further.append(error)
     if not further:
@@ -94,7 +237,7 @@ def raw_rows(source: Source) -> Iterator[tuple[str, Any | InputError]]:
     for path in source.local_files():
         count = 0
         try:
-            for where, row in with_companion(path, _file_rows(path)):
+            for where, row in with_meta_file(path, _file_rows(path)):
                 count += 1
                 yield where, row
         except OSError as error:
@@ -106,23 +249,6 @@ def raw_rows(source: Source) -> Iterator[tuple[str, Any | InputError]]:
                 expected="at least one conversation",
                 found="no row" if path.stat().st_size else "0 bytes",
             )
-
-
-def unreadable(path: Path, error: OSError) -> InputError:
-    """The error for a file that the system does not give out."""
-    return InputError(
-        "the file cannot be read", where=str(path), found=error.strerror or str(error)
-    )
-
-
-def unreachable(source: Source, error: Exception) -> InputError:
-    """The error for a hub data set that cannot be read."""
-    return hub_error(error)(
-        "neither a file here nor a hub data set that can be read",
-        where=f"source {source.name}, path {source.path}",
-        found=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}",
-        do="correct the path, subset or split; without a network, give a local file",
-    )
 
 
 def without_nulls(value: Any) -> Any:
@@ -154,19 +280,16 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any | InputError]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            row: Any
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in row or None in row.values():
-                    yield (
-                        where,
-                        InputError(
-                            "the row has another number of columns than the first line names",
-                            where=where,
-                            expected=f"columns {', '.join(reader.fieldnames or ())}",
-                        ),
+                    row = InputError(
+                        "the row has another number of columns than the first line names",
+                        where=where,
+                        expected=f"columns {', '.join(reader.fieldnames or ())}",
                     )
-                else:
-                    yield where, row
+                yield where, row
         except (csv.Error, UnicodeDecodeError) as error:
             where = f"{path}:{reader.line_num + 1}"
             yield where, InputError("malformed CSV", where=where, found=str(error))
@@ -179,10 +302,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     try:
         with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, without_nulls(row)
+            batches = file.iter_batches(batch_size=_BATCH_ROWS)
+            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, row in enumerate(rows, 1):
+                yield number, without_nulls(row)
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise InputError(
             "this is not a Parquet file that can be read",
@@ -202,7 +325,7 @@ def _hub_rows(source: Source) -> Iterator[tuple[str, Any]]:
             yield f"{source.path}[{source.split}], row {number}", without_nulls(row)
     # The hub client, its file systems and the loaders raise whatever they please.
     except Exception as error:
-        raise unreachable(source, error) from error
+        raise source.unreachable(error) from error
     if not number:
         raise InputError(
             "the hub data set is empty",

@@ -35,14 +35,14 @@ def options_text(value: Any) -> str:
     return "\n".join(["Options:", *lines]) if any(line.strip() for line in lines) else ""
 
 
-COMPANION = "meta-info.json"
+META_FILE = "meta-info.json"
 """What lies beside the rows of an EcomInstruct task: its prompt and its labels."""
 _META = "meta-info"  # the column under which a row carries what it needs of it
 _RESPONSE, _INSTRUCTION = "### Response:", "### Instruction:"
 _RATINGS = ["1", "2", "3", "4", "5"]
 
 
-class Exercise(NamedTuple):
+class QuestionAndAnswer(NamedTuple):
     """A question, its answer, the other fields of the row, and the columns that were read."""
 
     question: str
@@ -51,7 +51,7 @@ class Exercise(NamedTuple):
     columns: set[str]
 
 
-def exercise(columns: dict[str, Any], where: str) -> Exercise | None:
+def benchmark_question(columns: dict[str, Any], where: str) -> QuestionAndAnswer | None:
     """The question and answer of a row in one of the layouts, None for any other row.
 
     Raises:
@@ -61,19 +61,19 @@ def exercise(columns: dict[str, Any], where: str) -> Exercise | None:
     return read and read(columns, where)
 
 
-def companion(path: Path) -> Path | None:
+def meta_file(path: Path) -> Path | None:
     """The file beside a data file without which its rows mean nothing, if there is one."""
-    beside = path.with_name(COMPANION)
-    return beside if path.name != COMPANION and beside.is_file() else None
+    beside = path.with_name(META_FILE)
+    return beside if path.name != META_FILE and beside.is_file() else None
 
 
-def with_companion(path: Path, rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+def with_meta_file(path: Path, rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Rows of a file, those of EcomInstruct with what `meta-info.json` says of their task.
 
     Raises:
         InputError: the file beside cannot be read.
     """
-    beside = companion(path)
+    beside = meta_file(path)
     if beside is None:
         yield from rows
         return
@@ -81,7 +81,7 @@ def with_companion(path: Path, rows: Iterable[tuple[str, Any]]) -> Iterator[tupl
         meta = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{COMPANION} cannot be read", where=str(beside), found=str(error)
+            f"{META_FILE} cannot be read", where=str(beside), found=str(error)
         ) from None
     parts = path.parent.name.split("-")  # language, data set, kind, name
     for where, row in rows:
@@ -91,7 +91,7 @@ def with_companion(path: Path, rows: Iterable[tuple[str, Any]]) -> Iterator[tupl
             yield where, row
 
 
-def _ecom_instruct(columns: dict[str, Any], where: str) -> Exercise:
+def _ecom_instruct(columns: dict[str, Any], where: str) -> QuestionAndAnswer:
     meta = columns.get(_META)
     try:
         template = meta["test_prompt"]["instruction"]  # type: ignore[index]
@@ -106,16 +106,18 @@ def _ecom_instruct(columns: dict[str, Any], where: str) -> Exercise:
         raise InputError(
             "a row of EcomInstruct's layout cannot be read",
             where=where,
-            expected=f"{COMPANION} beside the file, with test_prompt, label_set and label_key",
+            expected=f"{META_FILE} beside the file, with test_prompt, label_set and label_key",
             found=f"columns {', '.join(key for key in columns if key != _META)}",
-            do=f"keep each task's {COMPANION} and test.json in a folder as published",
+            do=f"keep each task's {META_FILE} and test.json in a folder as published",
         ) from None
     # The chat template takes the place of these headings.
     question = question.strip().removeprefix(_INSTRUCTION).removesuffix(_RESPONSE).strip()
     fields = {"task": str(meta.get("task", "")), "kind": meta["kind"]}
     if meta["kind"] == "CLS":
         fields["options"] = labels
-    return Exercise(question, answer, fields, {"sentences", "labels", "spans", "label_set", _META})
+    return QuestionAndAnswer(
+        question, answer, fields, {"sentences", "labels", "spans", "label_set", _META}
+    )
 
 
 def _labels(columns: dict[str, Any], meta: dict[str, Any]) -> list[str]:
@@ -139,7 +141,7 @@ def _ecom_answer(
     return "\n".join(f"{label}: {joint.join(found) or 'None'}" for label, found in terms.items())
 
 
-def _shopping_task(columns: dict[str, Any], where: str) -> Exercise:
+def _shopping_task(columns: dict[str, Any], where: str) -> QuestionAndAnswer:
     question, target = columns["input_field"], columns["target_field"]
     parts = listed(target)
     answer = ", ".join(map(str, parts)) if parts is not None else str(target)
@@ -151,10 +153,10 @@ def _shopping_task(columns: dict[str, Any], where: str) -> Exercise:
             found=f"{question!r:.60} and {target!r:.60}",
         )
     fields = {} if parts is None else {"target_field": parts}
-    return Exercise(question, answer, fields, {"input_field", "target_field"})
+    return QuestionAndAnswer(question, answer, fields, {"input_field", "target_field"})
 
 
-def _shopping_choice(columns: dict[str, Any], where: str) -> Exercise:
+def _shopping_choice(columns: dict[str, Any], where: str) -> QuestionAndAnswer:
     """Choices are numbered from 0, as upstream shows them; ratings, 1 to 5, have none."""
     question, given = columns["question"], columns.get("choices")
     choices = listed(given)
@@ -173,12 +175,12 @@ def _shopping_choice(columns: dict[str, Any], where: str) -> Exercise:
             expected=f"one of {', '.join(options)}" if options else "a list of choices",
             found=f"answer {columns['answer']!r}, choices {given!r:.60}",
         )
-    return Exercise(
+    return QuestionAndAnswer(
         f"{shown}\nAnswer:", answer, {"options": options}, {"question", "choices", "answer"}
     )
 
 
-_FORMATS: tuple[tuple[set[str], Callable[[dict[str, Any], str], Exercise]], ...] = (
+_FORMATS: tuple[tuple[set[str], Callable[[dict[str, Any], str], QuestionAndAnswer]], ...] = (
     ({"sentences", "labels"}, _ecom_instruct),
     ({"sentences", "spans"}, _ecom_instruct),
     ({"input_field", "target_field"}, _shopping_task),

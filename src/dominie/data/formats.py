@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dominie.core.errors import InputError
-from dominie.data.ecommerce_formats import exercise, options_text
+from dominie.data.ecommerce_formats import benchmark_question, options_text
 
 _PROMPTS = ("question", "query", "input", "user", "request", "source", "text", "instruction")
 _ANSWERS = ("answer", "response", "output", "assistant", "reply", "target", "completion", "label")
@@ -88,7 +88,7 @@ def parsed_row(row: Any, where: str) -> Conversation:
     if not isinstance(row, dict):
         raise _wrong_type("the row", row, 'an object: {"messages": […]}', where)
     columns = {key: value for key, value in row.items() if value is not None}
-    found = exercise(columns, where)
+    found = benchmark_question(columns, where)
     if found is None:
         messages, used = _messages_and_columns(columns, where)
     else:

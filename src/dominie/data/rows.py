@@ -26,8 +26,7 @@ from dominie.data.sources import (
     split_of_prompt,
     without_duplicates,
 )
-from dominie.data.store import Rows, RowsWriter
-from dominie.data.tokenization import Row, tokenizer_fingerprint
+from dominie.data.tokenization import Row, Rows, RowsWriter, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence, Set

@@ -6,7 +6,7 @@ is named by the hash of its bytes and never changes, so that any number of proce
 to a folder at once, and a shard that is not its name is damaged.
 
 While a shard is written it is called `.writing-…`, one record batch for each call of `add`, handed
-to the system at once. What a killed process leaves is taken over by the next writer: at most the
+to the system at once. What a killed process leaves is recovered by the next writer: at most the
 rows in flight are lost.
 """
 
@@ -244,7 +244,7 @@ class _OpenShard:
         self._is_whole = True
 
     def finish(self) -> None:
-        if not self._is_whole:  # stopped within a batch: `take_over` keeps those before it
+        if not self._is_whole:  # stopped within a batch: `recover_unfinished` keeps those before it
             self._file.close()
             return
         self._stream.close()
@@ -255,10 +255,10 @@ class _OpenShard:
         fsync(self.path.parent)
 
 
-def take_over(
+def recover_unfinished(
     folder: Path, *, is_intact: Callable[[Entry], bool], shard_bytes: int = SHARD_BYTES
 ) -> int:
-    """Make shards of what writers that are no more have left.
+    """Make shards of what writers that were killed have left.
 
     Args:
         folder: of the shards.

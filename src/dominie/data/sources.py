@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
-from dominie.core.errors import InputError
+from dominie.core.errors import InputError, hub_error, unreadable
 from dominie.core.references import Reference
-from dominie.data.conversations import read_conversations, unreachable, unreadable
-from dominie.data.ecommerce_formats import COMPANION, companion
+from dominie.data.conversations import read_conversations
+from dominie.data.ecommerce_formats import META_FILE, meta_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -105,6 +105,15 @@ class Source:
         """Whether the path names files here."""
         return is_local(self.path)
 
+    def unreachable(self, error: Exception) -> InputError:
+        """The error for a hub data set that cannot be read."""
+        return hub_error(error)(
+            "neither a file here nor a hub data set that can be read",
+            where=f"source {self.name}, path {self.path}",
+            found=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}",
+            do="correct the path, subset or split; without a network, give a local file",
+        )
+
     def local_files(self) -> list[Path]:
         """The files of a local source, in the order of their names.
 
@@ -115,7 +124,7 @@ class Source:
         formats = ", ".join(DATA_SUFFIXES)
         if path.is_dir():
             files = sorted(
-                p for p in path.iterdir() if p.suffix.lower() in _IN_FOLDERS and p.name != COMPANION
+                p for p in path.iterdir() if p.suffix.lower() in _IN_FOLDERS and p.name != META_FILE
             )
             if not files:
                 raise InputError(
@@ -150,26 +159,26 @@ def content_fingerprint(source: Source) -> str:
     Raises:
         InputError: the source cannot be read.
     """
-    if not source.is_local:
-        revision = f"{source.path}@{_hub_revision(source)}/{source.subset}/{source.split}"
-        return _selected(revision, source)
+    if source.is_local:
+        content = _files_hash(source.local_files())
+    else:
+        content = f"{source.path}@{_hub_revision(source)}/{source.subset}/{source.split}"
+    if source.where is None:
+        return content
+    return f"{content} where {json.dumps(source.where, sort_keys=True)}"
+
+
+def _files_hash(paths: Iterable[Path]) -> str:
     total = hashlib.sha256()
-    for path in source.local_files():
-        for part in filter(None, (path, companion(path))):
+    for path in paths:
+        for part in filter(None, (path, meta_file(path))):
             try:
                 with part.open("rb") as file:
                     total.update(part.suffix.lower().encode())
                     total.update(hashlib.file_digest(file, "sha256").digest())
             except OSError as error:
                 raise unreadable(part, error) from error
-    return _selected(total.hexdigest(), source)
-
-
-def _selected(content: str, source: Source) -> str:
-    """The content with what is chosen of it; without a choice the content as it is."""
-    if source.where is None:
-        return content
-    return f"{content} where {json.dumps(source.where, sort_keys=True)}"
+    return total.hexdigest()
 
 
 def _hub_revision(source: Source) -> str:
@@ -178,7 +187,7 @@ def _hub_revision(source: Source) -> str:
     try:
         return str(huggingface_hub.HfApi().dataset_info(source.path).sha)
     except Exception as error:  # the hub client raises whatever it pleases
-        raise unreachable(source, error) from error
+        raise source.unreachable(error) from error
 
 
 Split = Literal["train", "validation", "test"]
@@ -201,7 +210,10 @@ def prompt_digest(conversation: Conversation) -> bytes:
     user answers nothing; such an opening is part of the prompt, and where no user speaks at all the
     whole conversation is.
     """
-    prompt = [[m["role"], _normalised(m["content"])] for m in _prompt(conversation.messages)]
+    prompt = [
+        [message["role"], " ".join(unicodedata.normalize("NFC", message["content"]).split())]
+        for message in _prompt(conversation.messages)
+    ]
     return _digest([prompt, conversation.tools])
 
 
@@ -254,16 +266,13 @@ def read_split(source: Source, split: Split) -> list[Conversation]:
         if conversation and split_of_prompt(prompt_digest(conversation), source) == split
     ]
     if not chosen:
-        fractions = (
-            f"validation_fraction {source.validation_fraction:g}, "
-            f"test_fraction {source.test_fraction:g}"
-            f"{f', where {source.where}' if source.where else ''}"
-        )
         raise InputError(
             f"the {split} split is empty",
             where=f"source {source.name}, path {source.path}",
             expected="at least one conversation",
-            found=fractions,
+            found=f"validation_fraction {source.validation_fraction:g}, "
+            f"test_fraction {source.test_fraction:g}"
+            f"{f', where {source.where}' if source.where else ''}",
             do=f"raise {split}_fraction, or give more data; 1.0 holds out every conversation"
             if split != "train"
             else "hold out less",
@@ -278,10 +287,6 @@ def _prompt(messages: list[Message]) -> list[Message]:
             return messages[:position]
         answering = answering or message["role"] in ("user", "tool")
     return messages
-
-
-def _normalised(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _digest(value: Any) -> bytes:

@@ -1,14 +1,22 @@
-"""Token ids of a rendered conversation, which are supervised, and a tokenizer's fingerprint."""
+"""Tokenises conversations, and keeps their rows in a memory-mapped Arrow file.
+
+The file is an Arrow IPC stream, which `datasets.Dataset.from_file` opens as it is, with the columns
+`input_ids` (list of int32), `supervised` (list of bool) and `supervised_tokens` (int32).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
+from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
+import pyarrow as pa
 
 from dominie.data import chat_template
 from dominie.data.assistant_spans import assistant_turns
@@ -17,8 +25,9 @@ from dominie.data.child_processes import memory_limit
 from dominie.data.formats import Conversation, parsed_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
     from dominie.data.chat_template import Span
@@ -39,15 +48,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         backend.pop("truncation", None)
     identity = {
         "ids": sorted(tokenizer.get_vocab().items()),
-        "added": {
-            str(number): token.__getstate__()
-            for number, token in tokenizer.added_tokens_decoder.items()
-        },
-        "special": {
-            name: token
-            for name, token in tokenizer.special_tokens_map.items()
-            if name != "pad_token"
-        },
+        "added": {str(n): t.__getstate__() for n, t in tokenizer.added_tokens_decoder.items()},
+        "special": {k: v for k, v in tokenizer.special_tokens_map.items() if k != "pad_token"},
         "template": tokenizer.chat_template,
         "backend": backend,
     }
@@ -149,14 +151,7 @@ def prompt_ids(
 ) -> list[int]:
     """The ids after which the assistant's answer to `messages` is generated.
 
-    Args:
-        tokenizer: a fast tokenizer with a chat template.
-        messages: the conversation so far.
-        tools: JSON schemas of the tools on offer.
-        where: what an error names as its place.
-
-    Raises:
-        InputError: as `encode` does.
+    Arguments and errors are those of `supervised_spans`, for a conversation so far.
     """
     text = ChatTemplate(tokenizer).text(messages, tools, where=where, generation_prompt=True)
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -169,13 +164,9 @@ def ends_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Raises:
         InputError: as `encode` does.
     """
-    chat: list[Message] = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-    ]
-    encoded = encode(tokenizer, Conversation(chat))
-    pairs = zip(encoded.input_ids, encoded.supervised, strict=True)
-    last = [token for token, supervised in pairs if supervised][-1]
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    row = encode(tokenizer, Conversation(chat))
+    last = [token for token, flag in zip(*row, strict=True) if flag][-1]
     return [last] if last in tokenizer.added_tokens_decoder else []
 
 
@@ -188,3 +179,154 @@ def _supervised(offsets: list[tuple[int, int]], spans: list[Span]) -> list[bool]
         mask |= (begins < end) & (ends > start)
     flags: list[bool] = mask.tolist()
     return flags
+
+
+_SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("supervised", pa.list_(pa.bool_())),
+        ("supervised_tokens", pa.int32()),
+    ]
+)
+_BATCH_TOKENS = 2**18
+
+
+class Rows(Sequence[Row]):
+    """The rows of a file, read where they lie: opening takes milliseconds, a row microseconds.
+
+    Args:
+        path: the Arrow file.
+        digest: hash of the content, what it was written with.
+        limit: use only so many of the rows, the first.
+    """
+
+    def __init__(self, path: Path, digest: str, limit: int | None = None) -> None:
+        self.path, self._digest, self._limit = path, digest, limit
+        with pa.memory_map(str(path)) as file:
+            self._batches = [_Columns(batch) for batch in pa.ipc.open_stream(file) if len(batch)]
+        self._ends = list(accumulate(len(batch.counts) for batch in self._batches))
+        whole = self._ends[-1] if self._ends else 0
+        self._length = whole if limit is None else min(limit, whole)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._length))]
+        if index < 0:
+            index += self._length
+        if not 0 <= index < self._length:
+            raise IndexError(f"row {index} of {self._length}")
+        number = bisect_right(self._ends, index)
+        return self._batches[number].row(index - (self._ends[number - 1] if number else 0))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Rows, (self.path, self._digest, self._limit)
+
+    def first(self, limit: int | None) -> Rows:
+        """The first `limit` rows, or all of them."""
+        if limit is None or limit >= self._length:
+            return self
+        return Rows(self.path, self._digest, limit)
+
+    @property
+    def digest(self) -> str:
+        """Hash of every token and mask, in order: equal for equal rows, whatever they came from."""
+        return self._digest if self._limit is None else f"{self._digest}:{self._length}"
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """[rows] tokens in each row."""
+        return self._gathered([np.diff(batch.offsets) for batch in self._batches])
+
+    @cached_property
+    def supervised_lengths(self) -> NDArray[np.int64]:
+        """[rows] tokens of each row that are trained on."""
+        return self._gathered([batch.counts for batch in self._batches])
+
+    @cached_property
+    def highest_id(self) -> int:
+        """The highest token id in the file, -1 where it has no rows."""
+        return max((int(batch.ids.max()) for batch in self._batches), default=-1)
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Tokens that one pass over the rows trains on.
+
+        A token is predicted from those before it, so that the first of a row never counts.
+        """
+        return int(self.supervised_lengths.sum())
+
+    def _gathered(self, parts: list[NDArray[Any]]) -> NDArray[np.int64]:
+        gathered: NDArray[np.int64] = np.concatenate([np.zeros(0, np.int64), *parts])
+        return gathered[: self._length]
+
+
+class _Columns:
+    """The columns of one record batch as numpy views of the mapped file."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        ids, flags, counts = batch.columns
+        self.ids = ids.values.to_numpy(zero_copy_only=True)
+        self.offsets = ids.offsets.to_numpy(zero_copy_only=True)
+        self.bits = np.frombuffer(flags.values.buffers()[1], np.uint8)
+        self.counts = counts.to_numpy(zero_copy_only=True)
+
+    def row(self, index: int) -> Row:
+        start, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        bits = np.unpackbits(self.bits[start >> 3 : (end + 7) >> 3], bitorder="little")
+        return Row(self.ids[start:end], bits[start & 7 : (start & 7) + end - start].view(np.bool_))
+
+
+class RowsWriter:
+    """Writes rows to an Arrow file, a record batch of some 2¹⁸ tokens at a time.
+
+    Args:
+        path: the file to be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.rows = 0
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._pending: list[tuple[NDArray[np.int32], NDArray[np.bool_]]] = []
+        self._tokens = 0
+        self._writer = pa.ipc.new_stream(str(path), _SCHEMA)
+
+    def add(self, input_ids: Sequence[int], supervised: Sequence[bool]) -> None:
+        """Append a row of [n] ids and [n] flags."""
+        ids, flags = np.asarray(input_ids, np.int32), np.asarray(supervised, np.bool_)
+        for part in (np.int64(len(ids)), ids, flags):
+            self._hash.update(part.tobytes())
+        self._pending.append((ids, flags))
+        self._tokens += len(ids)
+        self.rows += 1
+        if self._tokens >= _BATCH_TOKENS:
+            self._flush()
+
+    def close(self) -> str:
+        """Finish the file.
+
+        Returns:
+            The digest of the rows.
+        """
+        self._flush()
+        self._writer.close()
+        return self._hash.hexdigest()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        ids, flags = zip(*self._pending, strict=True)
+        offsets = pa.array(np.cumsum([0, *map(len, ids)]).astype(np.int32))
+        columns = [
+            pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(ids))),
+            pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(flags))),
+            pa.array([int(row[1:].sum()) for row in flags], pa.int32()),
+        ]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_SCHEMA))
+        self._pending, self._tokens = [], 0

@@ -14,7 +14,6 @@ from torch import nn
 
 from dominie.core.errors import hub_error
 from dominie.data.conversations import read_conversations
-from dominie.data.sampling import total_conversations
 from dominie.data.sources import Source
 from dominie.models.info import ModelFlops, ModelInfo, active_experts, info_of, model_flops
 from dominie.models.spec import Model, allowed, base_and_adapter
@@ -22,6 +21,7 @@ from dominie.planning.trace import Pass, bare_model
 from dominie.recipe import Recipe
 from dominie.recipe.validate import stage_order
 from dominie.toyworld import is_toyworld, materialise
+from dominie.training.dataloader import total_conversations
 from dominie.training.settings import Lora
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dominie.core.display import Advance, Display
 from dominie.core.distributed import init_distributed
 from dominie.core.errors import RunError
-from dominie.data.shards import ShardWriter, take_over
+from dominie.data.shards import ShardWriter, recover_unfinished
 from dominie.data.tokenization import tokenizer_fingerprint
 from dominie.models.spec import base_and_adapter
 from dominie.models.weights import commit, weights_fingerprint
@@ -178,7 +178,7 @@ def _fill(folder: RunFolder, plan: CachePlan, display: Display, *, repair: bool)
     if repair and state.is_main_process:
         for shard in cache.drop_damaged():
             display.line(f"{shard}: damaged; its rows are computed again")
-    if saved := take_over(path, is_intact=cache.is_intact):
+    if saved := recover_unfinished(path, is_intact=cache.is_intact):
         display.line(f"{path}: {saved:,} rows of an interrupted run are kept")
     state.wait_for_everyone()
     missing = [key for key in plan.rows if key not in cache.rows]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dominie.core.errors import InputError
-from dominie.data.sampling import Mixing
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -52,6 +51,10 @@ DERIVED = {
     "disable_tqdm": "the progress display",
     "average_tokens_across_devices": "the denominator: all supervised tokens of a step",
 }
+
+
+#: What a source is given at a time: a conversation, a micro-batch of them or an optimiser step.
+Mixing = Literal["conversations", "micro_batches", "steps"]
 
 
 @dataclass(frozen=True, kw_only=True)

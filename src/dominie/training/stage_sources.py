@@ -9,11 +9,11 @@ from pathlib import Path
 
 from dominie.core.errors import InputError
 from dominie.data.batch import Row
-from dominie.data.sampling import Mix, total_conversations
 from dominie.losses.terms import Attention, LossTerms, NextToken
 from dominie.models.info import ModelInfo
 from dominie.models.matching import check_heads, map_layers
 from dominie.teachers import LocalTeacher, RoutedTeacher, Teacher
+from dominie.training.dataloader import Mix, total_conversations
 from dominie.training.settings import TrainSettings
 
 

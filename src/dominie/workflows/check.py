@@ -12,7 +12,7 @@ from dominie.core.display import Display
 from dominie.core.errors import OutOfReach
 from dominie.data.conversations import read_conversations
 from dominie.data.rows import Summary
-from dominie.data.store import Row
+from dominie.data.tokenization import Row
 from dominie.planning.plan import Plan, machine, plan_recipe
 from dominie.planning.plan_output import as_json
 from dominie.recipe import Recipe
