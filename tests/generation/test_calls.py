@@ -42,7 +42,7 @@ def ask(tmp_path):
             )
             for i in range(count)
         ]
-        found = generate_all(EndpointGenerator(endpoint, run.calls), requests)
+        found = generate_all(EndpointGenerator(run.calls), requests)
         return [result.text for result in found]
 
     return run

@@ -132,7 +132,7 @@ def test_an_endpoint_answers_dialogues_too(complete, serve, tmp_path):
     server = serve(lambda asked: reply(f"{len(asked.body['messages'])} messages"))
     endpoint = Endpoint(endpoint=server.url, model="m", backoff=0.01)
     log = ReplyLog(tmp_path / "replies.jsonl")
-    generator = EndpointGenerator(endpoint, Calls(endpoint, log, where="it", show=print))
+    generator = EndpointGenerator(Calls(endpoint, log, where="it", show=print))
     found = complete(generator)
     assert found[0] == ["1 messages"]
     assert found[1] == ["1 messages", "3 messages"]

@@ -17,7 +17,7 @@ def test_a_chat_with_a_model_behind_an_endpoint(serve, tmp_path):
     server = serve(lambda asked: reply(f" {len(asked.body['messages'])}", finish_reason="length"))
     endpoint = Endpoint(endpoint=server.url, model="m")
     calls = Calls(endpoint, ReplyLog(tmp_path / "l.jsonl"), where="chat", show=print)
-    model = ChatModel("m", EndpointGenerator(endpoint, calls))
+    model = ChatModel("m", EndpointGenerator(calls))
     session, pieces = ChatSession(model, Sampling(max_new_tokens=512), "Be brief."), []
     assert session.answer("one?", pieces.append), "an answer that was cut is one"
     assert session.answer("two?", pieces.append)

@@ -229,8 +229,7 @@ def _log_likelihoods(model: Any, rows: Sequence[Encoded]) -> list[list[float]]:
     assert losses.per_token.next_token is not None, "labels were given"
     log_likelihood = -losses.per_token.next_token.double()
     per_token = torch.stack([log_likelihood, torch.ones_like(log_likelihood)], dim=1)
-    row = supervised.nonzero()[:, 0]
-    return _summed(per_token, row, len(rows))
+    return _summed(per_token, supervised)
 
 
 def agreement(
@@ -276,12 +275,12 @@ def _compare_batch(model: Any, teacher: LocalTeacher, batch: Batch) -> list[list
     found = losses.per_token
     columns = [hidden.new_ones(len(hidden)), found.agreement, found.divergence, found.next_token]
     per_token = torch.stack([column.double() for column in columns if column is not None], dim=1)
-    row = supervised.nonzero()[:, 0]
-    return _summed(per_token, row, len(batch.labels))
+    return _summed(per_token, supervised)
 
 
-def _summed(per_token: torch.Tensor, row: torch.Tensor, rows: int) -> list[list[float]]:
-    """Sum [N, K] values of tokens by the row of each."""
-    sums = per_token.new_zeros((rows, per_token.shape[1])).index_add_(0, row, per_token)
+def _summed(per_token: torch.Tensor, supervised: torch.Tensor) -> list[list[float]]:
+    """Sum [N, K] values of the N supervised tokens of [B, L] by row."""
+    sums = per_token.new_zeros((len(supervised), per_token.shape[1]))
+    sums.index_add_(0, supervised.nonzero()[:, 0], per_token)
     found: list[list[float]] = sums.tolist()
     return found

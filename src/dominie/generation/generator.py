@@ -10,7 +10,6 @@ from dominie.core.display import Advance
 from dominie.core.errors import RunError
 from dominie.data.formats import Message
 from dominie.generation.calls import Ask, Calls
-from dominie.generation.endpoint import Endpoint
 from dominie.generation.reply_log import call_key
 
 
@@ -115,8 +114,8 @@ class EndpointGenerator:
     what was sent, and servers differ in what a seed means to them.
     """
 
-    def __init__(self, endpoint: Endpoint, calls: Calls) -> None:
-        self.endpoint, self._calls = endpoint, calls
+    def __init__(self, calls: Calls) -> None:
+        self.endpoint, self._calls = calls.endpoint, calls
 
     def identity(self, sampling: Sampling) -> Mapping[str, Any]:
         """Return the endpoint and all fields of its requests but prompt and temperature."""

@@ -62,11 +62,7 @@ def read_baseline(path: str) -> list[Instruction]:
 
 
 def _prompt_of(path: str | None, version: Literal[1, 2]) -> Prompt:
-    """Return upstream's prompt of a version, or the default one.
-
-    Raises:
-        InputError: the file is missing, or lacks a field.
-    """
+    """Return upstream's prompt of a version, or the default one."""
     if path is None:
         return preference_prompt(weighted=version == 2)
     text = read_text(Path(path), what="the judge's prompt")
@@ -164,7 +160,7 @@ class LoadedAlpacaEval(Benchmark):
         """Return the win rate, plain and length-controlled, by data set."""
         instructions = self._answered(answers)
         orders = [
-            (_preference(verdicts[2 * i]), _swapped(_preference(verdicts[2 * i + 1])))
+            (_preference(verdicts[2 * i]), _preference(verdicts[2 * i + 1], swapped=True))
             for i in range(len(instructions))
         ]
         rows = [
@@ -244,15 +240,10 @@ class LoadedAlpacaEval(Benchmark):
         }
 
 
-def _preference(verdict: Verdict) -> float | None:
+def _preference(verdict: Verdict, *, swapped: bool = False) -> float | None:
     """Return a preference from 1, for the answer shown first, to 2, for the other."""
-    if isinstance(verdict.value, str):
-        return _LETTERS[verdict.value]
-    return verdict.value
-
-
-def _swapped(preference: float | None) -> float | None:
-    return None if preference is None else 3.0 - preference
+    value = _LETTERS[verdict.value] if isinstance(verdict.value, str) else verdict.value
+    return 3.0 - value if swapped and value is not None else value
 
 
 def _figures(summary: Summary) -> dict[str, Any]:

@@ -40,11 +40,6 @@ class Difficulty:
     of: dict[int, float]
     gamed: Gamed | None
 
-    @property
-    def label(self) -> str:
-        """The label of a figure that was computed with it."""
-        return "upstream" if self.gamed is not None else "difficulty, not regularised"
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -214,17 +209,12 @@ def _controlled(
             found=f"{len(found) - len(known)} of {len(found)}, row {found.index(None)} the first",
             do="use the difficulty file of this evaluation set, or leave it out",
         )
-    return length_controlled(
-        values, lengths, difficulty=known, gamed=difficulty.gamed
-    ), difficulty.label
+    controlled = length_controlled(values, lengths, difficulty=known, gamed=difficulty.gamed)
+    return controlled, "upstream" if difficulty.gamed else "difficulty, not regularised"
 
 
 def _read_csv(path: Path, *, what: str) -> list[tuple[str, dict[str, str]]]:
-    """Return the rows of a CSV file by column, each with its place.
-
-    Raises:
-        InputError: as `read_objects`.
-    """
+    """Return the rows of a CSV file by column, each with its place."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -237,11 +227,7 @@ def _read_csv(path: Path, *, what: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def _number_field(row: Mapping[str, Any], name: str, *, where: str) -> float:
-    """Return a field that has to be a finite number, or to spell one.
-
-    Raises:
-        InputError: it is missing or something else.
-    """
+    """Return a field that has to be a finite number, or to spell one."""
     try:
         value = float(row[name])
         if math.isfinite(value):

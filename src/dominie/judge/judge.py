@@ -173,8 +173,7 @@ def same_family_warning(judge: str, names: Iterable[str]) -> str | None:
     if judge in names:
         return f"the judge {judge} judges itself"
     for name in names:
-        shared = model_families(judge) & model_families(name)
-        if shared:
+        if shared := model_families(judge) & model_families(name):
             family = " and ".join(sorted(shared))
             return (
                 f"the judge {judge} and {name} are of one family ({family}): "

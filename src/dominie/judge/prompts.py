@@ -109,8 +109,23 @@ def _block(title: str, field: str) -> str:
     return f"<<<{title}>>>\n{{{field}}}\n<<<end: {title}>>>"
 
 
-def _blocks(answers: Mapping[str, str], *, reference: bool, turns: int) -> list[str]:
-    """Return questions, references and answers, turn by turn; answers are fields by title."""
+def rating_prompt(*, reference: bool, turns: int) -> Prompt:
+    """Return the prompt that rates one answer, or the second of two."""
+    ask = ("Grade the answer. ", "Grade answer 2, with what was said before in mind. ")[turns - 1]
+    return _turns_prompt("rating", {"answer": "answer"}, ask + _RATE, reference, turns)
+
+
+def comparison_prompt(*, reference: bool, turns: int) -> Prompt:
+    """Return the prompt that compares answers to a question, or to the second of two."""
+    ask = ("Compare answers A and B. ", "Compare answers A 2 and B 2. ")[turns - 1]
+    answers = {"answer A": "answer_a", "answer B": "answer_b"}
+    return _turns_prompt("comparison", answers, ask + _COMPARE, reference, turns)
+
+
+def _turns_prompt(
+    task: str, answers: Mapping[str, str], ask: str, reference: bool, turns: int
+) -> Prompt:
+    """Return a prompt with question, reference and answers of each turn; answers are by title."""
     blocks = []
     for turn in range(1, turns + 1):
         suffix, nth = (f"_{turn}", f" {turn}") if turns > 1 else ("", "")
@@ -118,26 +133,9 @@ def _blocks(answers: Mapping[str, str], *, reference: bool, turns: int) -> list[
         if reference:
             blocks.append(_block(f"reference answer{nth}", f"ref_answer_{turn}"))
         blocks += [_block(f"{title}{nth}", f"{field}{suffix}") for title, field in answers.items()]
-    return blocks
-
-
-def rating_prompt(*, reference: bool, turns: int) -> Prompt:
-    """Return the prompt that rates one answer, or the second of two."""
-    several = turns > 1
-    blocks = _blocks({"answer": "answer"}, reference=reference, turns=turns)
-    ask = "Grade answer 2, with what was said before in mind. " if several else "Grade the answer. "
-    name = "own-rating" + ("-reference" if reference else "") + ("-2" if several else "")
-    return Prompt(name, "\n\n".join([*blocks, ask + _RATE]), _SYSTEM, "rating")
-
-
-def comparison_prompt(*, reference: bool, turns: int) -> Prompt:
-    """Return the prompt that compares answers to a question, or to the second of two."""
-    several = turns > 1
-    answers = {"answer A": "answer_a", "answer B": "answer_b"}
-    blocks = _blocks(answers, reference=reference, turns=turns)
-    ask = "Compare answers A 2 and B 2. " if several else "Compare answers A and B. "
-    name = "own-comparison" + ("-reference" if reference else "") + ("-2" if several else "")
-    return Prompt(name, "\n\n".join([*blocks, ask + _COMPARE]), _SYSTEM, "letter")
+    name = f"own-{task}" + ("-reference" if reference else "") + ("-2" if turns > 1 else "")
+    verdict: Literal["rating", "letter"] = "rating" if task == "rating" else "letter"
+    return Prompt(name, "\n\n".join([*blocks, ask]), _SYSTEM, verdict)
 
 
 def preference_prompt(*, weighted: bool) -> Prompt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -101,8 +102,7 @@ class JudgedScores:
     def _generator(self, name: str) -> Generator:
         if name in self.evaluation.endpoints:
             endpoint, log = self.evaluation.endpoints[name], self._path / name / "replies.jsonl"
-            calls = self._calls_to(endpoint, log, f"evaluate.endpoints.{name}")
-            return EndpointGenerator(endpoint, calls)
+            return EndpointGenerator(self._calls_to(endpoint, log, f"evaluate.endpoints.{name}"))
         return self._local(self.evaluation.models[name])
 
     def _judge_calls(self, benchmark: str) -> Calls:
@@ -133,15 +133,10 @@ class JudgedScores:
                 path = recipe.model(model).path
                 names += [Path(path).name if Path(path).exists() else path, model]
                 if not any(model_families(name) for name in names[-2:]):
-                    names += self._architecture(model)
+                    # The name does not tell the family; the architecture may.
+                    with contextlib.suppress(InputError):
+                        names.append(f"{model}, built as {self.folder.info(model).family},")
         return names
-
-    def _architecture(self, model: str) -> list[str]:
-        """Return the architecture of a model whose name does not tell its family."""
-        try:
-            return [f"{model}, built as {self.folder.info(model).family},"]
-        except InputError:
-            return []
 
     def _write(self, path: Path, benchmark: str, judged: Judged) -> None:
         _write_lines(path / f"{benchmark}.jsonl", judged.rows)

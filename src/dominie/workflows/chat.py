@@ -105,7 +105,10 @@ def _named(wanted: str, runs: Path) -> list[_Named]:
         )
     recipe = dataclasses.replace(load_recipe(path / "recipe.yaml"), name=path.resolve().name)
     folder = RunFolder(recipe, path.resolve().parent)
-    chosen = [name.strip() for name in names.split(",") if name.strip()] or [_last(recipe)]
+    models = _models_made(recipe) or [
+        *(recipe.evaluate.models if recipe.evaluate else recipe.models)
+    ]
+    chosen = [name.strip() for name in names.split(",") if name.strip()] or [models[-1]]
     return [_Named(recipe.name, name, _spec(folder, name), folder) for name in chosen]
 
 
@@ -114,11 +117,9 @@ def _is_run(path: Path) -> bool:
     return (path / "recipe.yaml").is_file() and is_run(path)
 
 
-def _last(recipe: Recipe) -> str:
-    """Return the model of a run if none is named: that of its last stage."""
-    if models := [name for name in recipe.stages if name not in recipe.made]:
-        return models[-1]
-    return list(recipe.evaluate.models if recipe.evaluate else recipe.models)[-1]
+def _models_made(recipe: Recipe) -> list[str]:
+    """Return the stages that make a model."""
+    return [name for name in recipe.stages if name not in recipe.made]
 
 
 def _model_name(recipe: Recipe, name: str) -> str:
@@ -131,8 +132,11 @@ def _model_name(recipe: Recipe, name: str) -> str:
 
 def _spec(folder: RunFolder, name: str) -> Model:
     recipe = folder.recipe
-    stages = [name for name in recipe.stages if name not in recipe.made]
-    known = [*stages, *(recipe.evaluate.models if recipe.evaluate else ()), *recipe.models]
+    known = [
+        *_models_made(recipe),
+        *(recipe.evaluate.models if recipe.evaluate else ()),
+        *recipe.models,
+    ]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         raise InputError(
