@@ -98,11 +98,7 @@ def broadcast_from_main(compute: Callable[[], T]) -> T:
 
 
 def all_gather(part: T) -> list[T]:
-    """Return what each process passes, in the order of ranks, on every process.
-
-    Args:
-        part: an object that can be pickled.
-    """
+    """Return the objects that processes pass, pickled, in the order of ranks, on every process."""
     if world_size() == 1:
         return [part]
     import torch.distributed

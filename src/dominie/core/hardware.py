@@ -176,7 +176,6 @@ def machine(
     Args:
         gpu: a name of the table; without it the one that `gpus` and `memory` mean, else what
             this machine has.
-        gpus: how many.
         memory: GB (10⁹ bytes) of each; the device's own without it.
         price: of a GPU hour.
         sharded: whether several share weights, gradients and optimiser.

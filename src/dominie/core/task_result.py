@@ -92,13 +92,7 @@ class TaskResult:
 
     @classmethod
     def from_interval(cls, found: Interval, n: int | None = None, **more: Any) -> TaskResult:
-        """Return the result of an estimate.
-
-        Args:
-            found: the score with its interval.
-            n: items it was measured on; None is the interval's own number.
-            **more: further attributes.
-        """
+        """Return the result of an estimate, of `n` items or else the interval's own number."""
         n = found.n if n is None else n
         return cls(found.estimate, found.stderr, n, interval=found, **more)
 

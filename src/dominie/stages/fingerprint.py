@@ -168,16 +168,12 @@ def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _change(key: str, before: Any, now: Any) -> str:
     last = key.rpartition(".")[2]
-    is_hash = key == last or key.startswith("data.")
-    if is_hash and last in _HASHED and before is not None and now is not None:
-        return f"{key}: {_HASHED[last]}"
-    if last.startswith("model ") and before is not None and now is not None:
-        return f"{key}: {_HASHED['student']}"
-    return f"{key}: {_shown(before)} before, {_shown(now)} now"
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else str(value)
+    name = "student" if last.startswith("model ") else last
+    is_hash = name in _HASHED and (key == last or key.startswith("data."))
+    if is_hash and before is not None and now is not None:
+        return f"{key}: {_HASHED[name]}"
+    was, is_now = ("nothing" if value is None else value for value in (before, now))
+    return f"{key}: {was} before, {is_now} now"
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
