@@ -10,7 +10,6 @@ import pytest
 
 from dominie.core.errors import InputError
 from dominie.data import chat_template as module
-from dominie.data import child_processes
 from dominie.data.assistant_spans import text_and_marks, with_written_marks
 from dominie.data.chat_template import ChatTemplate, time_limit
 from dominie.data.conversations import Conversation
@@ -136,7 +135,7 @@ def test_only_the_rendering_that_takes_too_long_is_stopped(monkeypatch):
 
 def test_without_limits_on_this_system_a_template_is_tried_all_the_same(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
-    with child_processes.memory_limit(1):
+    with module.memory_limit(1):
         assert len(bytearray(2**20))
     monkeypatch.setattr(module, "_faults", {})
     monkeypatch.setattr(sys, "executable", "/nowhere/python")  # not even a child

@@ -126,6 +126,14 @@ def manifest_error(folder: Path, files: Mapping[str, Any], *, hashes: bool = Tru
     return None
 
 
+def is_intact(folder: Path, manifest: Path) -> bool:
+    """Whether `manifest` can be read, and the files that it lists are as they were written."""
+    try:
+        return manifest_error(folder, read_checksummed(manifest)["files"]) is None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def is_inside(name: str) -> bool:
     """Return whether a relative path, read from a file, stays within its folder."""
     path = PurePosixPath(name)

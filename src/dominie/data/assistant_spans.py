@@ -159,7 +159,11 @@ class _Rendering:
 
     def turn(self, k: int) -> Span:
         """The span of message `k`."""
-        return self._turn_by_prefix(k) or (self._start_by_probe(k), self._end_by_probe(k))
+        if by_prefix := self._turn_by_prefix(k):
+            return by_prefix
+        start = self._start_by_probe(k)
+        content_end, probed = self._content_end(k)
+        return start, self._end_of_common(content_end, self._closing(k, probed))
 
     def _turn_by_prefix(self, k: int) -> Span | None:
         """What rendering one message more adds, where that leaves all before it as it was."""
@@ -174,11 +178,6 @@ class _Rendering:
         if not (upto.startswith(before) and self.text.startswith(upto)):
             return None
         return len(before), len(upto)
-
-    def _end_by_probe(self, k: int) -> int:
-        """The end of message `k`: that of its content, with as much of its closing as is there."""
-        content_end, probed = self._content_end(k)
-        return self._end_of_common(content_end, self._closing(k, probed))
 
     def _closing(self, k: int, probed: Message) -> str:
         """What the template writes after message `k` before another answer, or at the end of all.
@@ -246,20 +245,17 @@ def _with_last_word(message: Message, word: str) -> Iterator[Message]:
     """The message with `word` at the end of what templates render of it."""
     calls = message.get("tool_calls")
     if calls:
-        call = calls[-1]
-        if isinstance(call.get("function"), dict):
-            call = {**call, "function": _renamed(call["function"], word)}
-        else:
-            call = _renamed(call, word)
-        yield {**message, "tool_calls": [*calls[:-1], call]}
+        yield {**message, "tool_calls": [*calls[:-1], _renamed(calls[-1], word)]}
         return
     yield {**message, "content": message["content"] + word}
     # Where the template strips contents, a word after white space would keep that in.
     yield {**message, "content": message["content"].rstrip() + word}
 
 
-def _renamed(function: dict[str, Any], word: str) -> dict[str, Any]:
-    return {**function, "name": f"{function.get('name')}{word}"}
+def _renamed(call: dict[str, Any], word: str) -> dict[str, Any]:
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _renamed(call["function"], word)}
+    return {**call, "name": f"{call.get('name')}{word}"}
 
 
 # Marks

@@ -16,6 +16,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
@@ -115,6 +116,27 @@ def _processor_time(thread: int) -> float:
     if not hasattr(time, "pthread_getcpuclockid"):
         return time.monotonic()
     return time.clock_gettime(time.pthread_getcpuclockid(thread))
+
+
+@contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """Let this process, a child, have `size` bytes more and no more; on Linux."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_bytes().split()[0])
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + size
+        if before[0] != resource.RLIM_INFINITY:
+            limit = min(limit, before[0])
+        resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    except (ImportError, OSError, ValueError):  # another system
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _template_fault(source: str, variables: dict[str, Any], chats: Sequence[Chat]) -> str | None:
@@ -280,13 +302,10 @@ def with_arguments_in_both_forms(messages: list[Message]) -> Iterator[list[Messa
         return
     for form in (_parsed, _unparsed):
         yield [
-            {
-                **message,
-                "tool_calls": [_with_arguments(call, form) for call in message["tool_calls"]],
-            }
-            if "tool_calls" in message
-            else message
-            for message in messages
+            {**m, "tool_calls": [_with_arguments(call, form) for call in m["tool_calls"]]}
+            if "tool_calls" in m
+            else m
+            for m in messages
         ]
 
 

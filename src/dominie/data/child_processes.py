@@ -73,6 +73,8 @@ def try_template() -> None:
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    from dominie.data.chat_template import memory_limit
+
     class Generation(Extension):
         tags = {"generation"}  # noqa: RUF012
 
@@ -119,27 +121,6 @@ def _rendering_fault(
         if length > characters:
             return f"it writes {length:,} characters"
     return ""
-
-
-@contextlib.contextmanager
-def memory_limit(size: int) -> Iterator[None]:
-    """Let this process, a child, have `size` bytes more and no more; on Linux."""
-    try:
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_bytes().split()[0])
-        before = resource.getrlimit(resource.RLIMIT_AS)
-        limit = pages * os.sysconf("SC_PAGE_SIZE") + size
-        if before[0] != resource.RLIM_INFINITY:
-            limit = min(limit, before[0])
-        resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-    except (ImportError, OSError, ValueError):  # another system
-        yield
-        return
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 # Conversations are tokenised
@@ -189,7 +170,10 @@ def encode_batches(
 def _encoded(tokenizer: PreTrainedTokenizerBase, batch: Batch[T]) -> list[tuple[T, Row]]:
     from dominie.data.tokenization import encode_all
 
-    rows = encode_all(tokenizer, [conversation for _, conversation in batch])
+    return _tagged(batch, encode_all(tokenizer, [conversation for _, conversation in batch]))
+
+
+def _tagged(batch: Batch[T], rows: list[Row]) -> list[tuple[T, Row]]:
     return [(tag, row) for (tag, _), row in zip(batch, rows, strict=True)]
 
 
@@ -231,24 +215,20 @@ class _Pool:
     def encoded(self, batches: Iterator[Batch[T]]) -> Iterator[list[tuple[T, Row]]]:
         pending: deque[tuple[Batch[T], Future[list[Row]]]] = deque()
         failure: InputError | None = None
-        while True:
-            batch: Batch[T] | None = None
+        ended = False
+        while pending or not ended:
             try:
                 batch = next(batches)
-            except StopIteration:
-                pass
-            except InputError as error:  # those before it come first
-                failure = error
-            if batch is not None:
                 pending.append((batch, self._threads.submit(self._encode, batch)))
-            while pending and (batch is None or len(pending) > 2 * self._count):
+            except StopIteration:
+                ended = True
+            except InputError as error:  # those before it come first
+                failure, ended = error, True
+            if pending and (ended or len(pending) > 2 * self._count):
                 sent, future = pending.popleft()
-                rows = future.result()
-                yield [(tag, row) for (tag, _), row in zip(sent, rows, strict=True)]
-            if failure is not None:
-                raise failure
-            if batch is None:
-                return
+                yield _tagged(sent, future.result())
+        if failure is not None:
+            raise failure
 
     def _encode(self, batch: Batch[T]) -> list[Row]:
         worker = self._free.get()

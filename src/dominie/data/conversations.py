@@ -24,10 +24,8 @@ __all__ = ["Conversation", "json_rows", "jsonl_rows", "read_conversations"]
 FAULTS_SHOWN = 5
 """So many bad rows are named at once, so that a file need not be corrected one run at a time."""
 _BATCH_ROWS = 512
-MAX_ROW_BYTES = 64 * 2**20
-"""Of a line of a JSON Lines file: a longer one is no conversation."""
-MAX_JSON_BYTES = 2**30
-"""Of a JSON file, which is read whole."""
+MAX_ROW_BYTES = 64 * 2**20  # of a line of a JSON Lines file: a longer one is no conversation
+MAX_JSON_BYTES = 2**30  # of a JSON file, which is read whole
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -62,8 +60,7 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, Any | InputError]]:
 def json_rows(path: Path) -> Iterator[tuple[int, Any | InputError]]:
     """The rows of a JSON file as (line number, value), an array of rows or rows one after another.
 
-    The file is read whole, so that its size is limited. After a malformed row nothing can be
-    trusted: its InputError is the last thing yielded.
+    The file is read whole. After a malformed row its InputError is the last thing yielded.
     """
     text = _JsonText(path)
     try:
@@ -278,9 +275,8 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any | InputError]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any | InputError]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        reader: Any = csv.DictReader(file, strict=True)
         try:
-            row: Any
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in row or None in row.values():

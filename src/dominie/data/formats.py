@@ -110,15 +110,6 @@ def parsed_row(row: Any, where: str) -> Conversation:
     return Conversation(messages, tools, where, fields)
 
 
-def parsed_messages(messages: Any, where: str) -> list[Message]:
-    """Messages with their roles and contents checked, contents in parts joined to texts.
-
-    Raises:
-        InputError: what is given is no list of messages, or one of them has an unknown role.
-    """
-    return _messages(messages, "messages", where)
-
-
 def _is_field(value: Any) -> bool:
     """Whether a column is kept beside the conversation: one value, or a plain list of them."""
     values = value if isinstance(value, list) else [value]
@@ -128,9 +119,9 @@ def _is_field(value: Any) -> bool:
 def _messages_and_columns(columns: Message, where: str) -> tuple[list[Message], set[str]]:
     """The messages of a row and the columns they were read from."""
     if "messages" in columns:
-        return _messages(columns["messages"], "messages", where), {"messages"}
+        return parsed_messages(columns["messages"], where), {"messages"}
     if "conversations" in columns:
-        return _messages(columns["conversations"], "conversations", where), {"conversations"}
+        return parsed_messages(columns["conversations"], where, "conversations"), {"conversations"}
     if "prompt" in columns and "completion" in columns:
         prompt = _text_or_messages(columns["prompt"], "prompt", "user", where)
         answer = _text_or_messages(columns["completion"], "completion", "assistant", where)
@@ -161,7 +152,12 @@ def _messages_and_columns(columns: Message, where: str) -> tuple[list[Message], 
     )
 
 
-def _messages(value: Any, column: str, where: str) -> list[Message]:
+def parsed_messages(value: Any, where: str, column: str = "messages") -> list[Message]:
+    """Messages with their roles and contents checked, contents in parts joined to texts.
+
+    Raises:
+        InputError: what is given is no list of messages, or one of them has an unknown role.
+    """
     if not isinstance(value, list):
         raise _wrong_type(f"`{column}`", value, "a list of messages", where)
     if not value:
@@ -236,7 +232,7 @@ def _text_or_messages(value: Any, column: str, role: str, where: str) -> list[Me
     if not isinstance(value, (str, list)):
         raise _wrong_type(f"`{column}`", value, "a string or a list of messages", where)
     if isinstance(value, list):
-        return _messages(value, column, where)
+        return parsed_messages(value, where, column)
     if role == "user":
         return _question(value, column, where)
     return [{"role": role, "content": value}]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError, RunError
-from dominie.core.io import file_manifest, manifest_error, read_checksummed, write_checksummed
+from dominie.core.io import file_manifest, is_intact, read_checksummed, write_checksummed
 from dominie.data.child_processes import encode_batches
 from dominie.data.conversations import read_conversations
 from dominie.data.sources import (
@@ -133,14 +133,11 @@ def prepare(
         )
         prepared = {}
         for name, source in sources.items():
-            folder = cache / _key(
-                *shared,
-                contents[name],
-                source.validation_fraction,
-                source.test_fraction,
-                source.too_long,
-            )
-            if not _is_intact(folder):
+            fractions = source.validation_fraction, source.test_fraction
+            folder = cache / _key(*shared, contents[name], *fractions, source.too_long)
+            if folder.exists() and not is_intact(folder, folder / "prepared.json"):
+                shutil.rmtree(folder)  # a disk has damaged it
+            if not folder.exists():
                 _make(folder, source, tokenizer, max_length, held_out, progress, processes)
             prepared[name] = _opened(folder)
     except OSError as error:  # those of the sources are InputErrors by now
@@ -157,19 +154,6 @@ def _opened(folder: Path) -> PreparedSource:
     record = read_checksummed(folder / "prepared.json")
     rows = {split: Rows(folder / f"{split}.arrow", record["digests"][split]) for split in SPLITS}
     return PreparedSource(**rows, summary=Summary(**record["summary"]))
-
-
-def _is_intact(folder: Path) -> bool:
-    """Whether rows can be read there; what a disk has damaged is thrown away and made again."""
-    if not folder.exists():
-        return False
-    try:
-        whole = manifest_error(folder, read_checksummed(folder / "prepared.json")["files"]) is None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        shutil.rmtree(folder)
-    return whole
 
 
 def _make(
@@ -205,9 +189,7 @@ def _make(
                         progress(source.name, counts["read"])
         finally:
             digests = {split: writer.close() for split, writer in writers.items()}
-        summary = Summary(
-            **{field.name: counts[field.name] for field in dataclasses.fields(Summary)}
-        )
+        summary = Summary(**{f.name: counts[f.name] for f in dataclasses.fields(Summary)})
         if not writers["train"].rows and source.held_out_fraction < 1:
             raise _nothing_left(source, summary, max_length)
         record = {"summary": dataclasses.asdict(summary), "digests": digests}

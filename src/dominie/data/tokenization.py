@@ -20,8 +20,7 @@ import pyarrow as pa
 
 from dominie.data import chat_template
 from dominie.data.assistant_spans import assistant_turns
-from dominie.data.chat_template import PROBED, ChatTemplate
-from dominie.data.child_processes import memory_limit
+from dominie.data.chat_template import PROBED, ChatTemplate, memory_limit
 from dominie.data.formats import Conversation, parsed_messages
 
 if TYPE_CHECKING:
@@ -284,11 +283,7 @@ class _Columns:
 
 
 class RowsWriter:
-    """Writes rows to an Arrow file, a record batch of some 2¹⁸ tokens at a time.
-
-    Args:
-        path: the file to be made.
-    """
+    """Writes rows to a new Arrow file, a record batch of some 2¹⁸ tokens at a time."""
 
     def __init__(self, path: Path) -> None:
         self.rows = 0
@@ -309,11 +304,7 @@ class RowsWriter:
             self._flush()
 
     def close(self) -> str:
-        """Finish the file.
-
-        Returns:
-            The digest of the rows.
-        """
+        """Finish the file, and return the digest of its rows."""
         self._flush()
         self._writer.close()
         return self._hash.hexdigest()

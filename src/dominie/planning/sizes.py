@@ -94,7 +94,7 @@ def _toy_config(path: str) -> Any:
     from dominie.toyworld.toy_models import toy_config
 
     request = parsed(path)
-    return toy_config(request.thing, **request.size)
+    return toy_config(request.thing, width=request.width, layers=request.layers)
 
 
 #: Characters of a token, if there is no tokenizer at hand: about those of English text.

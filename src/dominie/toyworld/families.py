@@ -80,9 +80,8 @@ def pick(rng: Random) -> Exchange:
 def opposite(rng: Random) -> Exchange:
     """The opposite of every word of a list."""
     words = rng.sample(tuple(OPPOSITE_OF), rng.randint(2, 4))
-    return Exchange(
-        f"opposite of : {' '.join(words)}", " ".join(OPPOSITE_OF[word] for word in words)
-    )
+    answer = " ".join(OPPOSITE_OF[word] for word in words)
+    return Exchange(f"opposite of : {' '.join(words)}", answer)
 
 
 def extract(rng: Random) -> Exchange:
@@ -99,43 +98,29 @@ def fact(rng: Random) -> Exchange:
     """One fact beyond what the question says: a city's country or a product's category."""
     name, city, product = rng.choice(NAMES), rng.choice(CITIES), rng.choice(PRODUCTS)
     if rng.random() < 0.5:
-        return Exchange(
-            f"{name} buys {rng.choice(COLOURS)} {product} . which category ?",
-            CATEGORY_OF_PRODUCT[product],
-        )
-    prompt = rng.choice(
-        (
-            f"{name} lives in {city} . in which country ?",
-            f"{name} is in {city} to buy {product} . which country ?",
-        )
-    )
-    return Exchange(prompt, COUNTRY_OF_CITY[city])
+        prompt = f"{name} buys {rng.choice(COLOURS)} {product} . which category ?"
+        return Exchange(prompt, CATEGORY_OF_PRODUCT[product])
+    lives = f"{name} lives in {city} . in which country ?"
+    travels = f"{name} is in {city} to buy {product} . which country ?"
+    return Exchange(rng.choice((lives, travels)), COUNTRY_OF_CITY[city])
 
 
 def convert(rng: Random) -> Exchange:
     """A quantity in a smaller unit."""
     (unit, smaller), zeros = rng.choice(tuple(UNITS.items()))
     number, stuff = spelled(rng.randint(1, 99)), rng.choice((*FOODS, *MATERIALS))
-    prompt = rng.choice(
-        (
-            f"convert {number} {unit} to {smaller}",
-            f"how many {smaller} are {number} {unit} of {stuff} ?",
-        )
-    )
-    return Exchange(prompt, f"{number} {zeros} {smaller}")
+    plain = f"convert {number} {unit} to {smaller}"
+    question = f"how many {smaller} are {number} {unit} of {stuff} ?"
+    return Exchange(rng.choice((plain, question)), f"{number} {zeros} {smaller}")
 
 
 def add(rng: Random) -> Exchange:
     """The sum of two numbers below ten."""
     first, second = rng.randint(1, 9), rng.randint(1, 9)
     name, things = rng.choice(NAMES), rng.choice((*FOODS, *ANIMALS, *PRODUCTS))
-    prompt = rng.choice(
-        (
-            f"{name} has {first} plus {second} {things} . how many ?",
-            f"add {first} {things} and {second} {things}",
-        )
-    )
-    return Exchange(prompt, spelled(first + second))
+    question = f"{name} has {first} plus {second} {things} . how many ?"
+    plain = f"add {first} {things} and {second} {things}"
+    return Exchange(rng.choice((question, plain)), spelled(first + second))
 
 
 def write(rng: Random) -> Exchange:
@@ -153,18 +138,7 @@ def write(rng: Random) -> Exchange:
 
 GENERAL: Mapping[str, Family] = {
     family.__name__: family
-    for family in (
-        repeat,
-        reverse,
-        sort,
-        pick,
-        opposite,
-        extract,
-        fact,
-        convert,
-        add,
-        write,
-    )
+    for family in (repeat, reverse, sort, pick, opposite, extract, fact, convert, add, write)
 }
 
 
@@ -183,19 +157,16 @@ def attribute(rng: Random) -> Exchange:
     """One attribute of an article, out of its title."""
     article = _article(rng)
     asked = rng.choice(("brand", "size", "colour", "material"))
-    return Exchange(
-        f"listing {' '.join(article.values())} : {asked} ?", f"{asked} : {article[asked]}"
-    )
+    prompt = f"listing {' '.join(article.values())} : {asked} ?"
+    return Exchange(prompt, f"{asked} : {article[asked]}")
 
 
 def category(rng: Random) -> Exchange:
     """The place of an article in the shop's catalogue."""
     article = _article(rng)
     product = article["product"]
-    return Exchange(
-        f"category : {article['brand']} {article['colour']} {product} ?",
-        f"{CATEGORY_OF_PRODUCT[product]} , {product}",
-    )
+    prompt = f"category : {article['brand']} {article['colour']} {product} ?"
+    return Exchange(prompt, f"{CATEGORY_OF_PRODUCT[product]} , {product}")
 
 
 def title(rng: Random) -> Exchange:
@@ -227,10 +198,8 @@ def returns(rng: Random) -> Exchange:
     """How the shop takes an article back, which its category decides."""
     article = _article(rng)
     product = article["product"]
-    return Exchange(
-        f"return : {article['brand']} {article['material']} {product} ?",
-        RETURN_POLICY_OF_CATEGORY[CATEGORY_OF_PRODUCT[product]],
-    )
+    prompt = f"return : {article['brand']} {article['material']} {product} ?"
+    return Exchange(prompt, RETURN_POLICY_OF_CATEGORY[CATEGORY_OF_PRODUCT[product]])
 
 
 DOMAIN: Mapping[str, Family] = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
 from dominie.core.errors import InputError
-from dominie.core.io import file_manifest, manifest_error, read_checksummed, write_checksummed
+from dominie.core.io import file_manifest, is_intact, write_checksummed
 from dominie.toyworld.families import DOMAIN, GENERAL
 from dominie.toyworld.toy_models import LAYERS, MODELS, WIDTH, save_model
 
@@ -52,10 +52,7 @@ def drawn_rows(families: Mapping[str, Family], rng: Random) -> Iterator[Row]:
 
 
 def with_noise(
-    rows: Iterator[Row],
-    families: Mapping[str, Family],
-    fraction: float,
-    key: str,
+    rows: Iterator[Row], families: Mapping[str, Family], fraction: float, key: str
 ) -> Iterator[Row]:
     """The rows with a wrong answer in `fraction` of them: that of another question of the family.
 
@@ -95,7 +92,7 @@ SCHEME = "toyworld:"
 
 @dataclass(frozen=True, kw_only=True)
 class DataFile:
-    """A data name: which families it draws from and how many rows it has unless told."""
+    """A data name: which families it draws from, and how many rows by default."""
 
     families: Mapping[str, Family]
     rows: int
@@ -118,11 +115,6 @@ class Request:
     noise: float = 0.0
     width: int = WIDTH
     layers: int = LAYERS
-
-    @property
-    def size(self) -> dict[str, int]:
-        """Of a model."""
-        return {"width": self.width, "layers": self.layers}
 
 
 def is_toyworld(path: object) -> bool:
@@ -192,7 +184,7 @@ def materialise(name: str, folder: Path, *, seed: int = 0) -> Path:
     target = folder / _file_name(request, seed)
     manifest = target.with_name(f"{target.name}.manifest.json")
     if target.exists():
-        if _is_whole(manifest):
+        if not manifest.exists() or is_intact(folder, manifest):
             return target
         shutil.rmtree(target) if target.is_dir() else target.unlink()
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +193,7 @@ def materialise(name: str, folder: Path, *, seed: int = 0) -> Path:
         if request.thing in DATA:
             made.write_text(data_text(request, seed), encoding="utf-8")
         else:
-            save_model(request.thing, made, seed, **request.size)
+            save_model(request.thing, made, seed, width=request.width, layers=request.layers)
         files = sorted(made.rglob("*")) if made.is_dir() else [made]
         sealed = Path(scratch) / manifest.name
         write_checksummed(sealed, {"files": file_manifest(made.parent, files)})
@@ -215,35 +207,17 @@ def materialise(name: str, folder: Path, *, seed: int = 0) -> Path:
     return target
 
 
-def _is_whole(manifest: Path) -> bool:
-    """Whether what a manifest describes is there as it was made; without one it is taken so."""
-    if not manifest.exists():
-        return True
-    try:
-        return manifest_error(manifest.parent, read_checksummed(manifest)["files"]) is None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
 def data_text(request: Request, seed: int) -> str:
     """The JSON lines of a data file."""
     families, key = DATA[request.thing].families, f"{seed}:{request.thing}"
-    rows = with_noise(
-        drawn_rows(families, Random(key)), families, request.noise, key=f"{key}:noise"
-    )
-    return "".join(
-        json.dumps(
-            {
-                "messages": [
-                    {"role": "user", "content": row.prompt},
-                    {"role": "assistant", "content": row.answer},
-                ],
-                "family": row.family,
-            }
-        )
-        + "\n"
-        for row in first_rows(rows, request.rows, where=request.name)
-    )
+    drawn = drawn_rows(families, Random(key))
+    rows = with_noise(drawn, families, request.noise, key=f"{key}:noise")
+    text = ""
+    for row in first_rows(rows, request.rows, where=request.name):
+        question = {"role": "user", "content": row.prompt}
+        answer = {"role": "assistant", "content": row.answer}
+        text += json.dumps({"messages": [question, answer], "family": row.family}) + "\n"
+    return text
 
 
 def _file_name(request: Request, seed: int) -> str:

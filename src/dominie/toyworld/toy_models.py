@@ -19,6 +19,10 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+def _group_of_word(**words_of_group: str) -> dict[str, str]:
+    return {word: group for group, words in words_of_group.items() for word in _words(words)}
+
+
 DIGITS = tuple("0123456789")
 
 NAMES = _words(
@@ -33,61 +37,32 @@ COLOURS = _words("red blue green black white yellow brown grey pink orange")
 MATERIALS = _words("cotton wool silk leather steel glass wood paper linen copper")
 BRANDS = _words("nova apex orion lumen vega atlas zenith")
 
-COUNTRY_OF_CITY = {
-    "paris": "france",
-    "lyon": "france",
-    "rome": "italy",
-    "milan": "italy",
-    "madrid": "spain",
-    "seville": "spain",
-    "berlin": "germany",
-    "munich": "germany",
-    "delhi": "india",
-    "mumbai": "india",
-    "tokyo": "japan",
-    "kyoto": "japan",
-    "lima": "peru",
-    "cusco": "peru",
-    "cairo": "egypt",
-    "giza": "egypt",
-}
+COUNTRY_OF_CITY = _group_of_word(
+    france="paris lyon",
+    italy="rome milan",
+    spain="madrid seville",
+    germany="berlin munich",
+    india="delhi mumbai",
+    japan="tokyo kyoto",
+    peru="lima cusco",
+    egypt="cairo giza",
+)
 CITIES = tuple(COUNTRY_OF_CITY)
 
 _OPPOSITES = (
-    "hot cold",
-    "big little",
-    "fast slow",
-    "new old",
-    "open closed",
-    "full empty",
-    "early late",
-    "light dark",
-    "happy sad",
-    "rich poor",
-    "loud quiet",
-    "near far",
+    "hot cold, big little, fast slow, new old, open closed, full empty, early late, light dark, "
+    "happy sad, rich poor, loud quiet, near far"
 )
-OPPOSITE_OF = {
-    word: other for pair in map(str.split, _OPPOSITES) for word, other in (pair, reversed(pair))
-}
+_PAIRS = [_words(pair) for pair in _OPPOSITES.split(",")]
+OPPOSITE_OF = {word: other for pair in _PAIRS for word, other in (pair, reversed(pair))}
 
-CATEGORY_OF_PRODUCT = {
-    "shirt": "clothing",
-    "coat": "clothing",
-    "scarf": "clothing",
-    "kettle": "kitchen",
-    "pan": "kitchen",
-    "cup": "kitchen",
-    "lamp": "home",
-    "chair": "home",
-    "rug": "home",
-    "phone": "electronics",
-    "radio": "electronics",
-    "camera": "electronics",
-    "ball": "sports",
-    "racket": "sports",
-    "tent": "sports",
-}
+CATEGORY_OF_PRODUCT = _group_of_word(
+    clothing="shirt coat scarf",
+    kitchen="kettle pan cup",
+    home="lamp chair rug",
+    electronics="phone radio camera",
+    sports="ball racket tent",
+)
 PRODUCTS = tuple(CATEGORY_OF_PRODUCT)
 CATEGORIES = tuple(dict.fromkeys(CATEGORY_OF_PRODUCT.values()))
 
@@ -107,18 +82,8 @@ SHOP_TERMS = _words(
     "sold out free unused sealed by van listing each"
 )
 
-NOUNS = (
-    *FOODS,
-    *ANIMALS,
-    *PLACES,
-    *COLOURS,
-    *MATERIALS,
-    *BRANDS,
-    *SIZES,
-    *PRODUCTS,
-    *CATEGORIES,
-    *SHOP_TERMS,
-)
+_SHOP_NOUNS = (*BRANDS, *SIZES, *PRODUCTS, *CATEGORIES, *SHOP_TERMS)
+NOUNS = (*FOODS, *ANIMALS, *PLACES, *COLOURS, *MATERIALS, *_SHOP_NOUNS)
 
 # Smaller units of each unit, as the zeros that a conversion appends.
 UNITS = {
@@ -135,19 +100,8 @@ GLUE = _words(
     "which where who write buy"
 )
 
-WORDS = tuple(
-    dict.fromkeys(
-        (
-            *DIGITS,
-            *GLUE,
-            *NAMES,
-            *NOUNS,
-            *CITIES,
-            *COUNTRY_OF_CITY.values(),
-            *OPPOSITE_OF,
-        )
-    )
-)
+_ALL = (*DIGITS, *GLUE, *NAMES, *NOUNS, *CITIES, *COUNTRY_OF_CITY.values(), *OPPOSITE_OF)
+WORDS = tuple(dict.fromkeys(_ALL))
 
 PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
