@@ -217,13 +217,14 @@ class _Pool:
         failure: InputError | None = None
         ended = False
         while pending or not ended:
-            try:
-                batch = next(batches)
-                pending.append((batch, self._threads.submit(self._encode, batch)))
-            except StopIteration:
-                ended = True
-            except InputError as error:  # those before it come first
-                failure, ended = error, True
+            if not ended:
+                try:
+                    batch = next(batches)
+                    pending.append((batch, self._threads.submit(self._encode, batch)))
+                except StopIteration:
+                    ended = True
+                except InputError as error:  # those before it come first
+                    failure, ended = error, True
             if pending and (ended or len(pending) > 2 * self._count):
                 sent, future = pending.popleft()
                 yield _tagged(sent, future.result())
@@ -261,8 +262,8 @@ class _Worker:
                 found=f"exit status {self.process.wait()}, negative if a signal ended it",
                 do="make room in memory, and see whether a row from there on is very long",
             ) from error
-        if isinstance(reply, dict):
-            raise InputError(**reply)
+        if isinstance(reply, InputError):
+            raise reply
         return reply  # type: ignore[no-any-return]
 
     def kill(self) -> None:
@@ -304,7 +305,6 @@ def tokenise() -> None:
             try:
                 rows = encode_all(tokenizer, chats)
             except InputError as error:
-                keys = ("what", "where", "expected", "found", "do")
-                reply({key: getattr(error, key) for key in keys})
+                reply(error)
             else:
                 reply([row.as_arrays() for row in rows])
