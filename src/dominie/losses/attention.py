@@ -228,21 +228,15 @@ def _check(
     teacher, weights = term.teacher, term.visible.row_weights
     rows = query.shape[0] if term.rows is None else term.rows.shape[0]
     length = query.shape[2]
-    for name, projections in (
-        ("student", Projections(query, key, scale)),
-        ("teacher", teacher),
-    ):
-        q, k = projections.query, projections.key
-        batch = query.shape[0] if name == "student" else rows
+    student = Projections(query, key, scale)
+    for name, each, batch in (("student", student, len(query)), ("teacher", teacher, rows)):
+        q, k = each.query, each.key
         if q.dim() != 4 or k.dim() != 4 or q.shape[3] != k.shape[3]:
             raise ValueError(
                 f"{name}: expected query [B, H, L, d] and key [B, KV, L, d]; "
                 f"found {list(q.shape)} and {list(k.shape)}"
             )
-        if (q.shape[0], q.shape[2]) != (batch, length) or (k.shape[0], k.shape[2]) != (
-            batch,
-            length,
-        ):
+        if any((x.shape[0], x.shape[2]) != (batch, length) for x in (q, k)):
             raise ValueError(
                 f"{name}: expected {batch} rows of {length} positions; "
                 f"found query {list(q.shape)} and key {list(k.shape)}"

@@ -245,23 +245,18 @@ def _refuse_unsuitable(model: nn.Module, layer: int, module: nn.Module | None, d
 
 def _refuse_unusual(module: nn.Module, kwargs: dict[str, Any]) -> None:
     """Refuse a call that asks for more than a plain causal softmax."""
-    for option, meaning in (
-        ("softcap", "soft-capped scores"),
-        ("s_aux", "attention sinks"),
-        ("position_bias", "a position bias"),
+    for meaning, asked_for in (
+        ("soft-capped scores", kwargs.get("softcap") is not None),
+        ("attention sinks", kwargs.get("s_aux") is not None),
+        ("a position bias", kwargs.get("position_bias") is not None),
+        ("attention that is not causal", kwargs.get("is_causal") is False),
     ):
-        if kwargs.get(option) is not None:
+        if asked_for:
             raise InputError(
                 f"attention distillation cannot be used with {meaning}",
                 where=f"{type(module).__name__}, layer {module.layer_idx}",
                 do=_ALTERNATIVE,
             )
-    if kwargs.get("is_causal") is False:
-        raise InputError(
-            "attention distillation needs causal attention",
-            where=f"{type(module).__name__}, layer {module.layer_idx}",
-            do=_ALTERNATIVE,
-        )
 
 
 def _name(model: nn.Module) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,13 @@ from dominie.losses.router_losses import Routing
 from dominie.models.head import decoder, text_config
 from dominie.models.info import ModelInfo, experts_of, info_of
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
 #: The three projections of a feed-forward layer, as dense families name them.
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """The mixture of a family.
+    """The mixture of a family; defaults are those of Qwen's.
 
     Attributes:
         model_type: what transformers calls it.
@@ -41,12 +38,12 @@ class Mixture:
 
     model_type: str
     architecture: str
-    block: str
-    projections: tuple[str, str, str]
-    experts_key: str
-    own_width: bool
-    shared: bool
-    cannot: Mapping[str, Any]
+    block: str = "mlp"
+    projections: tuple[str, str, str] = PROJECTIONS
+    experts_key: str = "num_experts"
+    own_width: bool = True
+    shared: bool = False
+    cannot: Mapping[str, Any] = field(default_factory=dict)
 
     def shared_width(self, config: Any) -> int:
         """Intermediate size of the shared expert: thin, since it begins by adding nothing."""
@@ -61,10 +58,8 @@ class Mixture:
         kept = {key: value for key, value in dense.to_dict().items() if key in blank.keys() - own}
         if (head_dim := getattr(dense, "head_dim", None)) is not None:
             kept["head_dim"] = head_dim
-        chosen: dict[str, Any] = {
-            self.experts_key: experts,
-            "num_experts_per_tok": experts_per_token,
-        }
+        chosen: dict[str, Any] = {self.experts_key: experts}
+        chosen["num_experts_per_tok"] = experts_per_token
         if self.own_width:
             chosen |= {
                 "moe_intermediate_size": dense.intermediate_size,
@@ -87,27 +82,12 @@ _MIXTRAL = Mixture(
     projections=("w1", "w3", "w2"),
     experts_key="num_local_experts",
     own_width=False,
-    shared=False,
     cannot={"attention_bias": False, "mlp_bias": False},
 )
-_QWEN2_MOE = Mixture(
-    model_type="qwen2_moe",
-    architecture="Qwen2MoeForCausalLM",
-    block="mlp",
-    projections=PROJECTIONS,
-    experts_key="num_experts",
-    own_width=True,
-    shared=True,
-    cannot={},
-)
+_QWEN2_MOE = Mixture(model_type="qwen2_moe", architecture="Qwen2MoeForCausalLM", shared=True)
 _QWEN3_MOE = Mixture(
     model_type="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
-    block="mlp",
-    projections=PROJECTIONS,
-    experts_key="num_experts",
-    own_width=True,
-    shared=False,
     cannot={"use_sliding_window": False},
 )
 

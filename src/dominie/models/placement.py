@@ -45,17 +45,23 @@ logger = logging.getLogger(__name__)
 _PACKAGES: dict[Bits, str] = {"8bit": "torchao", "4bit": "bitsandbytes"}
 
 
-def check_package(bits: Bits, *, where: str) -> None:
+def check_package(bits: Bits, *, where: str, trained: bool = False) -> None:
     """Refuse to quantise without the package that does it, before anything is loaded.
+
+    Args:
+        bits: of the weights.
+        where: what the message names.
+        trained: whether the weights are a student's, under adapters.
 
     Raises:
         InputError: says what to install.
     """
+    package = "bitsandbytes" if trained else _PACKAGES[bits]
     try:
-        importlib.import_module(_PACKAGES[bits])
+        importlib.import_module(package)
     except ImportError:
         raise InputError(
-            f"placement: {bits} needs {_PACKAGES[bits]}",
+            f"placement: {bits}{' of a student' if trained else ''} needs {package}",
             where=where,
             do="pip install 'dominie[quantised]'",
         ) from None
@@ -108,14 +114,7 @@ def under_adapters(spec: Model) -> Any:
         return None
     from transformers import BitsAndBytesConfig
 
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise InputError(
-            f"placement: {spec.bits} of a student needs bitsandbytes",
-            where=spec.path,
-            do="pip install 'dominie[quantised]'",
-        ) from None
+    check_package(spec.bits, where=spec.path, trained=True)
     return BitsAndBytesConfig(load_in_8bit=spec.bits == "8bit", load_in_4bit=spec.bits == "4bit")
 
 

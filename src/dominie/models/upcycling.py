@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import math
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,10 +18,10 @@ from torch import Tensor
 from dominie.core.errors import InputError
 from dominie.core.references import ModelName, SourceName
 from dominie.models.loading import load_config
-from dominie.models.moe import PROJECTIONS, Mixture, mixture_of
+from dominie.models.moe import PROJECTIONS, mixture_of
 from dominie.models.router_init import NORM, drawn_gates
 from dominie.models.spec import Model
-from dominie.models.weights import Weights, open_weights, write_weights
+from dominie.models.weights import Weights, copy_configuration, open_weights, write_weights
 
 _FEED_FORWARD = re.compile(r"(?P<layer>.*layers\.(?P<number>\d+)\.)mlp\.(?P<kind>\w+)\.weight")
 _UNUSED = "rotary_emb.inv_freq"  # in old Llama checkpoints; computed since
@@ -146,7 +145,10 @@ def upcycle_model(
         plan = planned_tensors(upcycle, config, opened, gates)
         shapes = {name: tensor.shape for name, tensor in plan.items()}
         write_weights(folder, shapes, lambda name: plan[name].made())
-        _write_configuration(mixture, config, upcycle, opened[0].folder, folder)
+        copy_configuration(opened[0].folder, folder)
+        mixture.configuration(
+            config, experts=upcycle.experts, experts_per_token=upcycle.experts_per_token
+        ).save_pretrained(folder)
     return sum(shape.numel() for shape in shapes.values())
 
 
@@ -260,16 +262,6 @@ def _generator(seed: int, *key: object) -> torch.Generator:
     """Random numbers of their own for each tensor, in whichever order they are made."""
     digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def _write_configuration(
-    mixture: Mixture, dense: Any, upcycle: Upcycle, source: Path, folder: Path
-) -> None:
-    mixture.configuration(
-        dense, experts=upcycle.experts, experts_per_token=upcycle.experts_per_token
-    ).save_pretrained(folder)
-    if (source / "generation_config.json").is_file():
-        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
 
 
 def _check_names(weights: Weights, config: Any, *, where: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,12 +66,12 @@ class Coder:
     levels: int
     bucket: bool
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _ranks(self) -> Numbers:
+        """[V] the place of each id in `ids`."""
         ranks = np.empty_like(self.ids)
         ranks[self.ids] = np.arange(len(self.ids))
-        object.__setattr__(self, "_ranks", ranks)
-
-    _ranks: Numbers = None  # type: ignore[assignment]
+        return ranks
 
     @classmethod
     def of(cls, vocabulary: TokenStats, settings: CacheSettings) -> Coder:

@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from dominie.models.head import decoder, output_head
 from dominie.teachers.cache_codec import Coder
 from dominie.teachers.cache_sampling import CacheSettings, TokenStats, choose, joined
 from dominie.teachers.cached import key_of_row
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # Elements of one tile of logits. Large enough for a fast product, small beside any model.
 _CPU_TILE_ELEMENTS = 1 << 21

@@ -166,17 +166,14 @@ class Counters:
         self._positions += int(counts[0])
         self._flops += self.flops_meter.flops(loads)
         if not supervised:
-            self._count_empty(step)
+            self.steps_without_tokens += 1
+            if self.steps_without_tokens == 1:
+                logger.warning(
+                    "step %d has no supervised token; it adds nothing (such steps are counted in "
+                    "metrics.jsonl)",
+                    step,
+                )
         return supervised
-
-    def _count_empty(self, step: int) -> None:
-        self.steps_without_tokens += 1
-        if self.steps_without_tokens == 1:
-            logger.warning(
-                "step %d has no supervised token; it adds nothing (such steps are counted in "
-                "metrics.jsonl)",
-                step,
-            )
 
     def log_entry(self, processes: int) -> dict[str, Any]:
         """The counts for a line of `metrics.jsonl`; those of the next line begin here."""

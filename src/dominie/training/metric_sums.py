@@ -44,18 +44,14 @@ class MetricSums:
         self, terms: Mapping[str, Tensor], by_source: Tensor, routing: Tensor | None = None
     ) -> None:
         """Take in one forward pass. An absent term was not measured; it does not count as zero."""
-        if routing is not None:
-            summed = self._routing
-            self._routing = routing.clone() if summed is None else summed + routing
         tokens = by_source[:, 0].sum()
         for name, value in terms.items():
-            if self.terms is not None and name not in self.terms:
-                continue
-            self._terms[name] = self._terms[name] + value if name in self._terms else value.clone()
-            seen = self._valued_tokens.get(name)
-            self._valued_tokens[name] = tokens if seen is None else seen + tokens
-        summed = self._by_source
-        self._by_source = by_source.clone() if summed is None else summed + by_source
+            if self.terms is None or name in self.terms:
+                self._terms[name] = _added(self._terms.get(name), value)
+                self._valued_tokens[name] = _added(self._valued_tokens.get(name), tokens)
+        self._by_source = _added(self._by_source, by_source)
+        if routing is not None:
+            self._routing = _added(self._routing, routing)
 
     def means(self, reduce: Any = None) -> dict[str, Any]:
         """Means in nats per supervised token: `{"terms": {name: …}, "sources": {name: {…}}}`.
@@ -109,6 +105,10 @@ class MetricSums:
                     mean[column.name] = row[column.name] / row[column.over]
             means[name] = mean
         return means
+
+
+def _added(total: Tensor | None, value: Tensor) -> Tensor:
+    return value.clone() if total is None else total + value
 
 
 def grad_norms_by_source(

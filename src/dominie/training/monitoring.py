@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -151,30 +151,6 @@ class SpikeGuard:
         return None
 
 
-def not_finite(means: Mapping[str, Any], model: nn.Module | None) -> list[str]:
-    """What is not finite: terms, sources' losses, and where no value tells, gradients.
-
-    Args:
-        means: of the meter.
-        model: whose gradients are looked through; None where there are none yet.
-    """
-    found = [f"term {name}" for name, value in means["terms"].items() if not math.isfinite(value)]
-    for source, values in means["sources"].items():
-        found += [
-            f"{name} of source {source}"
-            for name, value in values.items()
-            if not math.isfinite(value)
-        ]
-    if model is not None and not any(name.startswith("term ") for name in found):
-        broken = (
-            name
-            for name, parameter in model.named_parameters()
-            if parameter.grad is not None and not parameter.grad.isfinite().all()
-        )
-        found += [f"gradient of {name}" for _, name in zip(range(_NAMED), broken, strict=False)]
-    return found
-
-
 def broken_step(
     folder: Path,
     *,
@@ -182,7 +158,7 @@ def broken_step(
     what: str,
     found: str,
     means: Mapping[str, Any],
-    not_finite: Iterable[str],
+    model: nn.Module | None,
     conversations: list[dict[str, Any]],
     do: str,
 ) -> RunError:
@@ -193,12 +169,12 @@ def broken_step(
         step: that is not taken.
         what: is wrong with it.
         found: the figures, as text.
-        means: of the meter since the last line of metrics.
-        not_finite: names of what is not finite.
+        means: of the metrics since their last line.
+        model: whose gradients are looked through; None where there are none yet.
         conversations: of the step, each with its source, its row there and its tokens.
         do: the next thing to try.
     """
-    broken = list(not_finite)
+    broken = _not_finite(means, model)
     named = ", ".join(f"{each['source']}[{each['row']}]" for each in conversations[:_NAMED])
     more = " …" if len(conversations) > _NAMED else ""
     details = f"{folder / FILE} has them all"
@@ -215,13 +191,31 @@ def broken_step(
         write_json(folder / FILE, record)
     except OSError as error:
         details = f"they could not be written: {error.strerror}"
-    figures = f"{', '.join(broken[:_NAMED])}; {found}" if broken else found
     return RunError(
         what,
         where=f"stage {folder.name}, step {step}",
-        found=figures,
+        found=f"{', '.join(broken[:_NAMED])}; {found}" if broken else found,
         do=f"{do}, or look at the training rows of this step: {named}{more} ({details})",
     )
+
+
+def _not_finite(means: Mapping[str, Any], model: nn.Module | None) -> list[str]:
+    """What is not finite: terms, sources' losses, and if no term is to blame, gradients."""
+    terms = [f"term {name}" for name, value in means["terms"].items() if not math.isfinite(value)]
+    found = terms + [
+        f"{name} of source {source}"
+        for source, values in means["sources"].items()
+        for name, value in values.items()
+        if not math.isfinite(value)
+    ]
+    if model is not None and not terms:
+        broken = (
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        )
+        found += [f"gradient of {name}" for _, name in zip(range(_NAMED), broken, strict=False)]
+    return found
 
 
 def _plain_json(value: Any) -> Any:

@@ -254,14 +254,6 @@ def shown_as(folder: Path) -> dict[str, Any]:
     return {"project": stage.parent.name, "run_name": f"{stage.parent.name}/{stage.name}"}
 
 
-#: What the paper trains with, where a recipe says nothing.
-_DEFAULTS: dict[str, Any] = {
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1,
-    "report_to": "none",
-}
-
-
 def training_arguments(
     settings: TrainSettings, folder: Path, *, steps: int, ranks: int
 ) -> TrainingArguments:
@@ -288,7 +280,9 @@ def training_arguments(
     every = max(1, settings.evaluate_every or steps // 10)
     best = settings.validation_decides
     options: dict[str, Any] = {
-        **_DEFAULTS,
+        "lr_scheduler_type": "cosine",  # as in the paper
+        "warmup_steps": 0.1,
+        "report_to": "none",
         "use_cpu": not torch.accelerator.is_available(),  # bf16 on a CPU has to be asked for
         **shown_as(folder),
         **settings.arguments,

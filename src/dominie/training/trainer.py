@@ -37,7 +37,6 @@ from dominie.training.monitoring import (
     Monitor,
     SpikeGuard,
     broken_step,
-    not_finite,
 )
 from dominie.training.settings import TrainSettings
 
@@ -247,14 +246,14 @@ class DistillationTrainer(CheckpointedTrainer):
         do: str = "the last checkpoint is kept: lower the learning rate",
     ) -> RunError:
         """The error that ends the stage before a step is taken; its details go to a file."""
-        step, means = self.state.global_step + 1, self.metrics.means()
+        step = self.state.global_step + 1
         return broken_step(
             self.stage_folder,
             step=step,
             what=what,
             found=found,
-            means=means,
-            not_finite=not_finite(means, model),
+            means=self.metrics.means(),
+            model=model,
             conversations=self.steps.conversations(step - 1),
             do=do,
         )
