@@ -1,4 +1,4 @@
-"""Checks the arguments of the vocabulary losses and chooses their backend."""
+"""Checks the arguments of the vocabulary losses and chooses their backend; whether Triton runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def scorer(backend: str, device: torch.device, precision: torch.dtype, *, sparse
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is one of {', '.join(BACKENDS)}, found {backend!r}")
-    obstacle = _obstacle_to_triton(device, precision)
+    obstacle = obstacle_to_triton(device, precision)
     if backend == "triton" and obstacle is not None:
         raise ValueError(f"backend triton cannot run here: {obstacle}")
     if backend == "torch" or sparse or (backend == "auto" and (obstacle or device.type == "cpu")):
@@ -49,13 +49,14 @@ def scorer(backend: str, device: torch.device, precision: torch.dtype, *, sparse
     return vocabulary.score
 
 
-def _obstacle_to_triton(device: torch.device, precision: torch.dtype) -> str | None:
+def obstacle_to_triton(device: torch.device, precision: torch.dtype) -> str | None:
+    """Why a kernel cannot run on a device in a precision; None if it can."""
     if find_spec("triton") is None:
         return "triton is not installed (pip install 'dominie[triton]')"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device}, it needs a GPU (or TRITON_INTERPRET=1)"
-    if precision != torch.float32:
-        return f"its logits are float32, not {precision}"
+    if precision == torch.float64:
+        return "it computes in float32, not float64"
     return None
 
 
@@ -165,10 +166,7 @@ def _checked_labels(labels: Tensor | None, hidden: Tensor) -> Tensor | None:
 
 
 def _check_values(
-    hidden: Tensor,
-    head: Head,
-    target: DenseTarget | SparseTarget | None,
-    labels: Tensor | None,
+    hidden: Tensor, head: Head, target: DenseTarget | SparseTarget | None, labels: Tensor | None
 ) -> None:
     """Refuse what only the values show. Every test is queued before the first is read."""
     size = head.vocabulary_size

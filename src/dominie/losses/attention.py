@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from dominie.losses.arguments import obstacle_to_triton
 from dominie.losses.attention_backends import Eager, Sdpa, Tiles
 from dominie.losses.attention_rows import Projections, Visibility, compute_dtype
 from dominie.losses.objective import BySource, Column, Computed, ForwardPass, Need, Term
@@ -139,13 +138,12 @@ def divergence_of_terms(
 
 def implementation_named(backend: str, query: Tensor) -> Implementation:
     """The implementation of a backend; ``auto``: Triton on a GPU where it can, tiles elsewhere."""
-    obstacle = _obstacle_to_triton(query)
+    obstacle = obstacle_to_triton(query.device, query.dtype)
     if backend == "auto":
-        half = query.dtype in (torch.float16, torch.bfloat16)
+        backend = "tiles"
         if query.device.type == "cuda":
+            half = query.dtype in (torch.float16, torch.bfloat16)
             backend = "triton" if obstacle is None else "sdpa" if half else "tiles"
-        else:
-            backend = "tiles"
     if backend == "triton":
         if obstacle is not None:
             raise ValueError(f"backend triton cannot run here: {obstacle}")
@@ -154,16 +152,6 @@ def implementation_named(backend: str, query: Tensor) -> Implementation:
         known = ", ".join(["auto", *_IMPLEMENTATIONS, "triton"])
         raise ValueError(f"backend: expected one of {known}; found {backend!r}")
     return _IMPLEMENTATIONS[backend]
-
-
-def _obstacle_to_triton(query: Tensor) -> str | None:
-    if find_spec("triton") is None:
-        return "triton is not installed (pip install 'dominie[triton]')"
-    if query.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"the tensors are on {query.device}, it needs a GPU (or TRITON_INTERPRET=1)"
-    if query.dtype == torch.float64:
-        return "its scores are float32, not float64"
-    return None
 
 
 class _Divergence(torch.autograd.Function):

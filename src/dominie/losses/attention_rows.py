@@ -87,8 +87,7 @@ class Visibility:
     @cached_property
     def first(self) -> Tensor:
         """[B, L]: a key that a row sees is never before this one."""
-        batch, length = self.row_weights.shape
-        position = torch.arange(length, device=self.row_weights.device).expand(batch, length)
+        position = self._position
         if self.segment_ids is None:
             first = torch.zeros_like(position)
         else:
@@ -100,10 +99,9 @@ class Visibility:
     @cached_property
     def last(self) -> Tensor:
         """[B, L]: a row that sees a key is never after this one."""
-        batch, length = self.row_weights.shape
-        position = torch.arange(length, device=self.row_weights.device).expand(batch, length)
+        position = self._position
         if self.segment_ids is None:
-            last = torch.full_like(position, length - 1)
+            last = torch.full_like(position, position.shape[1] - 1)
         else:
             end = torch.zeros_like(position).scatter_reduce(
                 1, self._segment_rank, position, "amax", include_self=False
@@ -135,6 +133,12 @@ class Visibility:
         return hidden
 
     @cached_property
+    def _position(self) -> Tensor:
+        """[B, L]: each position itself."""
+        batch, length = self.row_weights.shape
+        return torch.arange(length, device=self.row_weights.device).expand(batch, length)
+
+    @cached_property
     def _segment_rank(self) -> Tensor:
         """[B, L]: segment numbers made dense in each row of the batch: 0, 1, 2 and so on."""
         assert self.segment_ids is not None
@@ -147,10 +151,8 @@ class Visibility:
     @cached_property
     def _segment_start(self) -> Tensor:
         """[B, L]: at column r, the first position of the segment of rank r."""
-        batch, length = self.row_weights.shape
-        position = torch.arange(length, device=self.row_weights.device).expand(batch, length)
-        return torch.zeros_like(position).scatter_reduce(
-            1, self._segment_rank, position, "amin", include_self=False
+        return torch.zeros_like(self._position).scatter_reduce(
+            1, self._segment_rank, self._position, "amin", include_self=False
         )
 
 

@@ -41,13 +41,9 @@ def add_product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> None:
             return
     step = max(1, _CHUNK_ELEMENTS // out.shape[1])
     for chunk, rows in zip(torch.split(out, step), torch.split(a, step), strict=True):
-        product = _onednn_product(rows, b) if out.dtype == b.dtype else _wide_product(rows, b)
+        wide = out.dtype != b.dtype
+        product = torch.mm(rows, b, out_dtype=out.dtype) if wide else _onednn_product(rows, b)
         chunk.add_(product, alpha=scale)
-
-
-def _wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """The float32 product of narrow operands."""
-    return torch.mm(a, b, out_dtype=torch.float32)
 
 
 def _keeps_accumulator(operand: Tensor, out: Tensor) -> bool:

@@ -57,11 +57,7 @@ class Gradients:
 
 
 def scores_and_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    problem: Problem,
-    wanted: Sequence[bool],
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, wanted: Sequence[bool]
 ) -> tuple[PerToken, Gradients]:
     """One pass over the tokens.
 
@@ -105,7 +101,8 @@ def _tiles(
 ) -> Iterator[tuple[slice, Tile]]:
     """Every tile with its logits written, all in the same memory."""
     target, labels, count = problem.target, problem.labels, len(hidden)
-    target_size = _logits_per_token(target.values) if target else 0
+    dense = target.values if target and isinstance(target.values, DenseTarget) else None
+    target_size = dense.head.vocabulary_size if dense else 0
     step = rows_per_tile(count, max(head.vocabulary_size, target_size), hidden.device)
     precision = sum_precision(problem.precision)
     student = hidden.new_empty((step, head.vocabulary_size), dtype=precision)
@@ -121,10 +118,6 @@ def _tiles(
             scores=scores[rows],
         )
         yield rows, tile
-
-
-def _logits_per_token(target: DenseTarget | SparseTarget) -> int:
-    return target.head.vocabulary_size if isinstance(target, DenseTarget) else 0
 
 
 def _compared(

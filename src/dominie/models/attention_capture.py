@@ -188,11 +188,7 @@ class StudentAttention:
         attach_hook(model, sorted({student for student, _ in self._pairs}), self)
 
     def expect(
-        self,
-        targets: Sequence[AttentionTarget],
-        *,
-        segment_ids: Tensor | None,
-        value: bool,
+        self, targets: Sequence[AttentionTarget], *, segment_ids: Tensor | None, value: bool
     ) -> None:
         """Score the next forward.
 

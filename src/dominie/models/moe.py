@@ -86,9 +86,7 @@ _MIXTRAL = Mixture(
 )
 _QWEN2_MOE = Mixture(model_type="qwen2_moe", architecture="Qwen2MoeForCausalLM", shared=True)
 _QWEN3_MOE = Mixture(
-    model_type="qwen3_moe",
-    architecture="Qwen3MoeForCausalLM",
-    cannot={"use_sliding_window": False},
+    model_type="qwen3_moe", architecture="Qwen3MoeForCausalLM", cannot={"use_sliding_window": False}
 )
 
 #: By the `model_type` of the dense family.

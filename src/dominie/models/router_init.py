@@ -166,20 +166,14 @@ def _read_when_needed(model: nn.Module, weights: Weights) -> Iterator[None]:
                 continue
 
             def read(
-                module: nn.Module,
-                _: Any,
-                name: str = name,
-                empty: dict[str, nn.Parameter] = empty,
+                module: nn.Module, _: Any, name: str = name, empty: dict[str, nn.Parameter] = empty
             ) -> None:
                 for own in empty:
                     tensor = weights[f"{name}.{own}"].to(device, torch.float32)
                     module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
 
             def forget(
-                module: nn.Module,
-                _: Any,
-                __: Any,
-                empty: dict[str, nn.Parameter] = empty,
+                module: nn.Module, _: Any, __: Any, empty: dict[str, nn.Parameter] = empty
             ) -> None:
                 module._parameters.update(empty)
 

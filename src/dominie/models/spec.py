@@ -223,13 +223,13 @@ _allowed = False
 
 
 def allow(value: bool) -> None:
-    """Say whether this process may run it."""
+    """Set whether this process may run a model's own code."""
     global _allowed
     _allowed = value
 
 
 def allowed() -> bool:
-    """Whether this process may run it: what `trust_remote_code` is set to."""
+    """Whether this process may run a model's own code: the value of `trust_remote_code`."""
     return _allowed
 
 

@@ -66,7 +66,10 @@ def entries(
     ).to(model.device)
     parts, start = [], 0
     for logits in tiles_of_logits(model, batch, len(coder.ids), temperature):
-        for block in torch.split(logits, _block_rows(logits)):
+        # On a CPU of so few tokens that the passes over them find them in cache.
+        on_cpu = logits.device.type == "cpu"
+        size = _CPU_BLOCK_ELEMENTS // logits.shape[1] if on_cpu else len(logits)
+        for block in torch.split(logits, max(1, size)):
             stop = start + len(block)
             parts.append(choose(block, settings, draws[start:stop].to(block.dtype), pool))
             start = stop
@@ -75,13 +78,6 @@ def entries(
         Entry(key, len(each), coder.encoded(each, key))
         for key, each in zip(keys, chosen, strict=True)
     ]
-
-
-def _block_rows(logits: Tensor) -> int:
-    """Of so few tokens that on a CPU the passes over them find them in cache."""
-    if logits.device.type != "cpu":
-        return max(1, len(logits))
-    return max(1, _CPU_BLOCK_ELEMENTS // logits.shape[1])
 
 
 def tiles_of_logits(

@@ -75,9 +75,8 @@ class Validation:
             for batch, counts in self._batches(index, accelerator):
                 signal = self.teacher.signal(batch) if self.teacher else None
                 outputs = model(inputs=DistillationInputs(batch, signal))
-                metrics.add(
-                    *((outputs["terms"], outputs["by_source"]) if counts else _zeros(outputs))
-                )
+                terms = {name: value * counts for name, value in outputs["terms"].items()}
+                metrics.add(terms, outputs["by_source"] * counts)
             means = metrics.means(lambda tensor: accelerator.reduce(tensor, reduction="sum"))
             loss = sum(means["terms"].values())
             measured[source.name] = {"loss": loss, **means["sources"].get(source.name, {})}
@@ -96,11 +95,6 @@ class Validation:
             batch = self.collator(packed[number % len(packed)]).to(accelerator.device)
             batches.append((batch, number < len(packed)))
         return batches
-
-
-def _zeros(outputs: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The outputs of a forward pass that does not count."""
-    return {name: value * 0 for name, value in outputs["terms"].items()}, outputs["by_source"] * 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,16 +253,14 @@ class ExpertCollapseWarning:
                     continue
                 seen = self._starved.setdefault(place, [])
                 seen.append(step)
-                if len(seen) >= LINES and step - seen[0] >= STEPS and not self.warned:
-                    self._warn(layer, expert, share)
-
-    def _warn(self, layer: int, expert: int, share: float) -> None:
-        self.warned = True
-        logger.warning(
-            "the router is collapsing: expert %d of layer %d gets %.2g %% of the routing weight. "
-            "Where tokens go to some of the experts, load balancing keeps all in use: "
-            "loss: {router: 0.01}",
-            expert,
-            layer,
-            100 * share,
-        )
+                if len(seen) >= LINES and step - seen[0] >= STEPS:
+                    self.warned = True
+                    logger.warning(
+                        "the router is collapsing: expert %d of layer %d gets %.2g %% of the "
+                        "routing weight. Where tokens go to some of the experts, load balancing "
+                        "keeps all in use: loss: {router: 0.01}",
+                        expert,
+                        layer,
+                        100 * share,
+                    )
+                    return

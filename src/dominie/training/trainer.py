@@ -32,12 +32,7 @@ from dominie.training.counters import Counters, TrimMemory
 from dominie.training.dataloader import MicroBatches, MicroBatchSampler, StepSource, unwrap
 from dominie.training.loss_forward import DistillationInputs
 from dominie.training.metric_sums import MetricSums, grad_norms_by_source, sources_of
-from dominie.training.monitoring import (
-    ExpertCollapseWarning,
-    Monitor,
-    SpikeGuard,
-    broken_step,
-)
+from dominie.training.monitoring import ExpertCollapseWarning, Monitor, SpikeGuard, broken_step
 from dominie.training.settings import TrainSettings
 
 
