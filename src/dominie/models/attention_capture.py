@@ -127,8 +127,9 @@ class _Expectation:
                 continue
             for number, target in enumerate(self.targets):
                 teacher = target.layers[teacher_layer]
-                window = _smaller(student.sliding_window, teacher.sliding_window)
-                visible = self._visibility(number, window)
+                windows = (student.sliding_window, teacher.sliding_window)
+                smaller = min((each for each in windows if each is not None), default=None)
+                visible = self._visibility(number, smaller)
                 rows = self._rows(number, student.query.shape[0])
                 terms.append(AttentionTerm(teacher, visible, rows))
         return terms
@@ -158,7 +159,7 @@ class StudentAttention:
 
     Args:
         model: a causal language model of transformers; adapters may be wrapped around it.
-        pairs: (student layer, teacher layer) to match, see `mapping.map_layers`.
+        pairs: (student layer, teacher layer) to match, see `matching.map_layers`.
         backend: see `dominie.losses.attention_divergence`.
         row_fraction: share of the weighted rows that each step scores, drawn at random with
             weights scaled so that the expected loss is that of all rows.
@@ -296,9 +297,3 @@ def _fraction(name: str, share: float) -> float:
             found=str(share),
         )
     return share
-
-
-def _smaller(window: int | None, other: int | None) -> int | None:
-    """The intersection of two sliding windows."""
-    windows = [each for each in (window, other) if each is not None]
-    return min(windows, default=None)

@@ -42,7 +42,7 @@ class Upcycle:
         experts_per_token: how many each token is sent to.
         noise: deviation of noise added to each expert's weights, in units of each weight's own;
             the noises of all experts sum to zero, so that their mean is what it was.
-        reset: share of each expert's intermediate dimension that is drawn anew with the mean and
+        reset: share of each expert's intermediate dimension that is drawn again with the mean and
             deviation of what it replaces (Drop-Upcycling, Nakamura et al. 2025).
         gate: `zeros`; `random` directions; or `hidden_states`, the centres that k-means finds among
             the dense model's own feed-forward inputs.
@@ -220,7 +220,7 @@ def _noise(upcycle: Upcycle, expert: int, name: str, weight: Tensor) -> Tensor:
 
 
 def _reset(weight: Tensor, kind: str, upcycle: Upcycle, expert: int, name: str) -> Tensor:
-    """The weight with some of the intermediate dimension drawn anew, the same in all three."""
+    """The weight with some of the intermediate dimension drawn again, the same in all three."""
     intermediate = 1 if kind == PROJECTIONS[2] else 0
     width = weight.shape[intermediate]
     layer = name.partition(".mlp.")[0]

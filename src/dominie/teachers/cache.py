@@ -94,7 +94,7 @@ class Cache:
         return Shards(self.folder, remedy=self.remedy, trusted=self._trusted)
 
     def reread(self) -> None:
-        """Look at the folder anew when rows are wanted next, and check what has been added."""
+        """Read the folder again when rows are next asked for, and check what has been added."""
         if "rows" in self.__dict__:
             self._trusted |= self.__dict__.pop("rows").checked
 

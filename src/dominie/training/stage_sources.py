@@ -28,7 +28,7 @@ class StageSource:
         share: fraction of the stage's conversations; 0 for a source that is only watched.
         terms: the loss on it.
         teacher: name of its teacher, None where the loss needs none.
-        cache: name of the cache that stands in for its teacher, None without one.
+        cache: name of the cache used in place of its teacher, None without one.
     """
 
     name: str
