@@ -85,13 +85,13 @@ def test_a_model_s_folder_that_is_incomplete(refused, work, dominie, edit, words
     ("overrides", "words"),
     [
         (["stages.s.student=d.jsonl"], ["not a model's folder", "a file"]),
-        (["stages.s.student=runs"], ["no tokenizer.json", "an empty folder"]),
+        (["stages.s.student=runs"], ["no config.json", "an empty folder"]),
         (["stages.s.student=./gone"], ["no such folder"]),
         (["stages.s.student=nobody/none"], ["nobody/none", "the network"]),
         (["stages.s.student=toyworld:studnt"], ["did you mean toyworld:student?"]),
         (["models.q={path: m, quantize: 8bit}", "stages.s.student=q"], ["train.lora"]),
         (["models.q={path: m, adapter: runs}", "stages.s.student=q"], ["the adapter cannot"]),
-        (["train.lora.target_modules=[nope]"], ["LoRA cannot be laid", "q_proj"]),
+        (["train.lora.target_modules=[nope]"], ["LoRA cannot be applied", "q_proj"]),
     ],
 )
 def test_a_model_that_cannot_be_trained(refused, work, dominie, overrides, words):

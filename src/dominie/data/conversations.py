@@ -103,15 +103,18 @@ class _JsonText:
             while self.take(","):
                 yield self.decoded_row()
             if not self.take("]"):
-                broken = "malformed JSON" if self.next_character() else "the array is broken off"
-                raise self.fault(broken, expected="a comma or the closing ]")
+                at = self.place(expected="a comma or the closing ]")
+                if self.next_character():
+                    raise InputError("malformed JSON", **at)
+                raise InputError("the array is broken off", **at)
         if self.next_character():
-            what = "there is more after the end of the array"
-            raise self.fault(what, expected="the end of the file")
+            at = self.place(expected="the end of the file")
+            raise InputError("there is more after the end of the array", **at)
 
-    def fault(self, what: str, *, expected: str) -> InputError:
+    def place(self, *, expected: str) -> dict[str, str]:
+        """Where the file was read, what was expected there and what was found."""
         found = repr(self.text[self.at : self.at + 60]) if self.next_character() else "the end"
-        return InputError(what, where=f"{self.path}:{self.line}", expected=expected, found=found)
+        return {"where": f"{self.path}:{self.line}", "expected": expected, "found": found}
 
     def advance(self, to: int) -> None:
         self.line += self.text.count("\n", self.at, to)
