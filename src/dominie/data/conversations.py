@@ -135,7 +135,8 @@ class _JsonText:
     def decoded_row(self) -> tuple[int, Any]:
         """The line and the value of the object that begins here."""
         if self.next_character() != "{":
-            raise self.fault("a row is not a JSON object", expected='an object: {"messages": […]}')
+            at = self.place(expected='an object: {"messages": […]}')
+            raise InputError("a row is not a JSON object", **at)
         line = self.line
         try:
             value, end = self.scan(self.text, self.at)
