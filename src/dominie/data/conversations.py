@@ -103,18 +103,21 @@ class _JsonText:
             while self.take(","):
                 yield self.decoded_row()
             if not self.take("]"):
-                at = self.place(expected="a comma or the closing ]")
+                then = "a comma or the closing ]"
                 if self.next_character():
-                    raise InputError("malformed JSON", **at)
-                raise InputError("the array is broken off", **at)
+                    raise InputError("malformed JSON", expected=then, **self.place())
+                raise InputError("the array is broken off", expected=then, **self.place())
         if self.next_character():
-            at = self.place(expected="the end of the file")
-            raise InputError("there is more after the end of the array", **at)
+            raise InputError(
+                "there is more after the end of the array",
+                expected="the end of the file",
+                **self.place(),
+            )
 
-    def place(self, *, expected: str) -> dict[str, str]:
-        """Where the file was read, what was expected there and what was found."""
+    def place(self) -> dict[str, str]:
+        """Where the file was read, and what was found there."""
         found = repr(self.text[self.at : self.at + 60]) if self.next_character() else "the end"
-        return {"where": f"{self.path}:{self.line}", "expected": expected, "found": found}
+        return {"where": f"{self.path}:{self.line}", "found": found}
 
     def advance(self, to: int) -> None:
         self.line += self.text.count("\n", self.at, to)
@@ -135,8 +138,11 @@ class _JsonText:
     def decoded_row(self) -> tuple[int, Any]:
         """The line and the value of the object that begins here."""
         if self.next_character() != "{":
-            at = self.place(expected='an object: {"messages": […]}')
-            raise InputError("a row is not a JSON object", **at)
+            raise InputError(
+                "a row is not a JSON object",
+                expected='an object: {"messages": […]}',
+                **self.place(),
+            )
         line = self.line
         try:
             value, end = self.scan(self.text, self.at)
