@@ -45,7 +45,7 @@ def test_errors_are_read_from_the_source():
     found = {entry.what: entry for entry in errors.entries()}
     assert len(found) > 150
     assert found["the endpoint refuses the key"].do.startswith("check the key in")
-    assert found["the array is broken off"].file == "data/conversations.py"
+    assert found["the array is broken off"].file == "data/json_files.py"
     assert found["the budget is spent"].status == 1
     assert found["no such recipe"].status == 2
     assert "micro_batch … must divide batch …" in errors.refused_values()

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dominie.core.errors import InputError
-from dominie.data import conversations as module
-from dominie.data.conversations import json_rows, jsonl_rows
+from dominie.data import json_files as module
+from dominie.data.json_files import json_rows, jsonl_rows
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),

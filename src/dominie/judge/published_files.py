@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dominie.core.errors import InputError
-from dominie.data.conversations import json_rows, jsonl_rows
+from dominie.data.json_files import json_rows, jsonl_rows
 from dominie.judge.benchmark import Answers
 from dominie.judge.prompts import Prompt, comparison_prompt, rating_prompt
 

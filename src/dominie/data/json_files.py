@@ -1,0 +1,164 @@
+"""Rows of JSON Lines and JSON files, with their line numbers; a bad row is an error among them."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dominie.core.errors import InputError
+
+MAX_ROW_BYTES = 64 * 2**20  # of a line of a JSON Lines file: a longer one is no conversation
+MAX_JSON_BYTES = 2**30  # of a JSON file, which is read whole
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def jsonl_rows(path: Path) -> Iterator[tuple[int, Any | InputError]]:
+    """The rows of a JSON Lines file as (line number, value); a bad line yields its InputError.
+
+    Blank lines are skipped. Memory is bounded by the longest line.
+    """
+    with path.open("rb") as file:
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_ROW_BYTES + 1), b""), 1):
+            where = f"{path}:{number}"
+            if len(raw) > MAX_ROW_BYTES:
+                too_large = InputError(
+                    "a row is too large",
+                    where=where,
+                    expected=f"at most {MAX_ROW_BYTES >> 20} MiB a row",
+                    do="check that this is a data file",
+                )
+                yield number, too_large
+                return
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            if not raw.strip():
+                continue
+            try:
+                # RecursionError: nested too deeply. Plain ValueError: a number of too many digits.
+                yield number, json.loads(raw.decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                yield number, _malformed(where, error)
+
+
+def json_rows(path: Path) -> Iterator[tuple[int, Any | InputError]]:
+    """The rows of a JSON file as (line number, value), an array of rows or rows one after another.
+
+    The file is read whole. After a malformed row its InputError is the last thing yielded.
+    """
+    text = _JsonText(path)
+    try:
+        text.read()
+        yield from text.rows()
+    except InputError as error:
+        yield text.line, error
+
+
+class _JsonText:
+    """The text of a JSON file, with the position and the line reached in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.text, self.at, self.line = path, "", 0, 1
+        self.scan = json.JSONDecoder().raw_decode
+
+    def read(self) -> None:
+        if self.path.stat().st_size > MAX_JSON_BYTES:
+            raise InputError(
+                "the file is too large",
+                where=str(self.path),
+                expected=f"a JSON file of at most {MAX_JSON_BYTES >> 20:,} MiB",
+                do="save it as JSON Lines (.jsonl), which is read line by line",
+            )
+        data = self.path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        try:
+            self.text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            self.line += data.count(b"\n", 0, error.start)
+            raise _malformed(f"{self.path}:{self.line}", error) from None
+
+    def rows(self) -> Iterator[tuple[int, Any]]:
+        """The objects of one array, or those that follow one another without one."""
+        if not self.take("["):
+            while self.next_character():
+                yield self.decoded_row()
+            return
+        if not self.take("]"):
+            yield self.decoded_row()
+            while self.take(","):
+                yield self.decoded_row()
+            if not self.take("]"):
+                then = "a comma or the closing ]"
+                if self.next_character():
+                    raise InputError("malformed JSON", expected=then, **self.place())
+                raise InputError("the array is broken off", expected=then, **self.place())
+        if self.next_character():
+            raise InputError(
+                "there is more after the end of the array",
+                expected="the end of the file",
+                **self.place(),
+            )
+
+    def place(self) -> dict[str, str]:
+        """Where the file was read, and what was found there."""
+        found = repr(self.text[self.at : self.at + 60]) if self.next_character() else "the end"
+        return {"where": f"{self.path}:{self.line}", "found": found}
+
+    def advance(self, to: int) -> None:
+        self.line += self.text.count("\n", self.at, to)
+        self.at = to
+
+    def next_character(self) -> str:
+        """The next character that is no white space, left in place; empty at the end."""
+        self.advance(_SPACE.match(self.text, self.at).end())  # type: ignore[union-attr]
+        return self.text[self.at : self.at + 1]
+
+    def take(self, character: str) -> bool:
+        """Step over `character` if it is next."""
+        found = self.next_character() == character
+        if found:
+            self.advance(self.at + 1)
+        return found
+
+    def decoded_row(self) -> tuple[int, Any]:
+        """The line and the value of the object that begins here."""
+        if self.next_character() != "{":
+            raise InputError(
+                "a row is not a JSON object",
+                expected='an object: {"messages": […]}',
+                **self.place(),
+            )
+        line = self.line
+        try:
+            value, end = self.scan(self.text, self.at)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                line += self.text.count("\n", self.at, error.pos)
+            raise _malformed(f"{self.path}:{line}", error) from None
+        self.advance(end)
+        return line, value
+
+
+def _malformed(where: str, error: ValueError | RecursionError) -> InputError:
+    if isinstance(error, UnicodeDecodeError):
+        column = error.start - error.object.rfind(b"\n", 0, error.start)
+        return InputError(
+            "the text is not UTF-8",
+            where=where,
+            expected="UTF-8 text",
+            found=f"byte 0x{error.object[error.start]:02x} at byte {column} of the line",
+            do="save the file as UTF-8; a binary or compressed file has to be unpacked first",
+        )
+    found = "brackets nested too deeply" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, json.JSONDecodeError):
+        around = error.doc[max(0, error.pos - 20) : error.pos + 40].strip()
+        found = f"{error.msg}: {around!r}"
+    return InputError(
+        "malformed JSON",
+        where=where,
+        expected="one JSON object a line (.jsonl), or an array of objects (.json)",
+        found=found,
+        do="correct or remove this row",
+    )
