@@ -172,7 +172,7 @@ def _looked_at(source: Source, scratch: Path, seed: int) -> tuple[list[float], i
 
 def _rows(path: Path) -> int:
     """Rows of a file: its line ends, or what the footer of a Parquet file says."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         import pyarrow.parquet
 
         return int(pyarrow.parquet.ParquetFile(path).metadata.num_rows)
