@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -47,11 +48,15 @@ class Trial:
         return [*self.fixed, *varied, *seed, f"name={self.name}"]
 
     def loaded(self) -> Recipe:
-        """The recipe as the run will read it.
+        """The recipe as the run will read it, read once.
 
         Raises:
             InputError: a value of the trial cannot be used.
         """
+        return self._recipe
+
+    @functools.cached_property
+    def _recipe(self) -> Recipe:
         recipe = load_recipe(self.recipe, self.overrides)
         return only_models(recipe, self.only) if self.only else recipe
 
