@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, MistralConfig, TrainerCallback, set_seed
-from transformers.models.mistral import MistralForCausalLM
+from tiny import tiny_folder
+from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
 from dominie.core.errors import InputError
 from dominie.data.tokenization import Encoded
@@ -76,19 +76,7 @@ def tuned(folder: Path, student: Model, seed: int, **changes: Any) -> Model:
 def models(tmp_path_factory) -> dict[str, Model]:
     """A base, a reference and an expert over it, the expert begun as the reference."""
     folder = tmp_path_factory.mktemp("adapters")
-    set_seed(0)
-    config = MistralConfig(
-        vocab_size=61,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        sliding_window=None,
-    )
-    MistralForCausalLM(config).save_pretrained(folder / "base")
+    tiny_folder(folder / "base", initializer_range=0.2)
     base = Model(path=str(folder / "base"))
     reference = tuned(folder / "reference", base, seed=1)
     expert = tuned(folder / "expert", reference, seed=2)

@@ -12,14 +12,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from tiny import tiny_folder
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    MistralConfig,
     TrainerCallback,
-    set_seed,
 )
-from transformers.models.mistral import MistralForCausalLM
 
 from dominie.core.errors import RunError
 from dominie.data.tokenization import Encoded
@@ -55,19 +53,7 @@ def models(tmp_path_factory) -> dict[str, Model]:
     """A student and a teacher of other weights."""
     folder, specs = tmp_path_factory.mktemp("models"), {}
     for seed, name in enumerate(("student", "teacher")):
-        set_seed(seed)
-        config = MistralConfig(
-            vocab_size=61,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=64,
-            initializer_range=0.2,
-            sliding_window=None,
-        )
-        MistralForCausalLM(config).save_pretrained(folder / name)
+        tiny_folder(folder / name, seed=seed, initializer_range=0.2)
         specs[name] = Model(path=str(folder / name))
     return specs
 
