@@ -13,7 +13,6 @@ from typing import Any, cast
 #: Old module: the module that has its names now.
 MOVED = {
     "dominie.data.batches": "dominie.data.batch",
-    "dominie.data.sampling": "dominie.training.dataloader",
     "dominie.data.splits": "dominie.data.sources",
     "dominie.data.store": "dominie.data.tokenization",
     "dominie.data.templates": "dominie.data.tokenization",
