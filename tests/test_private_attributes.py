@@ -23,7 +23,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "dominie"
 TRAINER = {
     "_save_checkpoint": "a checkpoint is sealed and renamed when it is whole",
     "_load_from_checkpoint": "a mixture's experts are restored by from_pretrained",
-    "_load_best_model": "a mixture's experts are restored by from_pretrained",
+    "_load_best_model": "the best checkpoint is verified, a mixture's experts restored",
+    "_load_callback_state": "patience and the losses before a jump are restored in place",
     "_get_grad_norm": "a step that is not finite is stopped before the optimiser",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from dominie.data.tokenization import Encoded
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
 from dominie.models.spec import Model
 from dominie.toyworld.toy_models import word_tokenizer
-from dominie.training.checkpoints import seal
+from dominie.training.checkpoints import by_step, seal
 from dominie.training.settings import Lora, TrainSettings
 from dominie.training.stage_sources import StageSource, StageTraining
 from dominie.training.train_stage import StageModels, Trained, train_stage
@@ -142,6 +143,12 @@ def crash(_: Any) -> None:
     raise Crash
 
 
+class CrashAfterLastSave(TrainerCallback):
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == state.max_steps:
+            raise Crash
+
+
 def test_a_stage_learns_and_accounts_for_what_it_did(train, models, tmp_path):
     done = train(steps=30, checkpoint_every=10)
     lines = [line for line in metrics(tmp_path / "stage") if "terms" in line]
@@ -210,6 +217,62 @@ def test_the_best_model_is_kept_and_patience_ends_the_stage(train, tmp_path):
     assert total / tokens == pytest.approx(losses[best], rel=1e-4)
 
 
+#: The best step comes early: noise is held out, which becomes less probable with every step.
+BEST = {"steps": 12, "validation": noise(8, seed=3), "keep": "best", "evaluate_every": 1}
+
+
+def damage_best(checkpoints: Path, damage: str) -> None:
+    """The best one is spared when old ones are deleted, so that it is the oldest."""
+    checkpoint = by_step(checkpoints)[0]
+    assert json.loads((by_step(checkpoints)[-1] / "trainer_state.json").read_text())[
+        "best_global_step"
+    ] == int(checkpoint.name.rpartition("-")[2])
+    if damage == "deleted":
+        shutil.rmtree(checkpoint)
+        return
+    file = checkpoint / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=2, alpha=8)], ids=["whole", "lora"])
+def test_the_best_model_is_kept_when_a_stage_was_cut_off_and_moved(train, tmp_path, lora):
+    train("whole", **BEST, lora=lora)
+    with pytest.raises(Crash):
+        train("cut", **BEST, lora=lora, callbacks=[CrashAfterLastSave()])
+    (tmp_path / "cut").rename(tmp_path / "moved")
+    train("moved", **BEST, lora=lora)
+    assert_equal(weights(tmp_path / "moved" / "model"), weights(tmp_path / "whole" / "model"))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "deleted"])
+@pytest.mark.parametrize("when", ["cut off", "at the last step"])
+def test_a_damaged_best_checkpoint_is_never_the_result(train, tmp_path, damage, when):
+    checkpoints = tmp_path / "stage" / "checkpoints"
+    if when == "cut off":
+        with pytest.raises(Crash):
+            train(**BEST, callbacks=[AtStep(9, crash)])
+        damage_best(checkpoints, damage)
+        callbacks = []
+    else:
+        callbacks = [AtStep(12, lambda _: damage_best(checkpoints, damage))]
+    for _ in range(2):  # the same command again goes no further
+        with pytest.raises(RunError, match=r"(?s)checkpoint-.*best checkpoint.*damaged.*put back"):
+            train(**BEST, callbacks=callbacks)
+        callbacks = []
+    assert not (tmp_path / "stage" / "model").exists()
+
+
+def test_patience_goes_on_where_it_was_when_a_stage_was_cut_off(train, tmp_path):
+    options = BEST | {"steps": 40, "patience": 3}
+    done = train("whole", **options)
+    with pytest.raises(Crash):
+        train("cut", **options, callbacks=[AtStep(done.steps, crash)])
+    assert train("cut", **options).steps == done.steps
+    assert_equal(weights(tmp_path / "cut" / "model"), weights(tmp_path / "whole" / "model"))
+
+
 def test_gradient_checkpointing_changes_nothing(train, tmp_path):
     plain, recomputed = tmp_path / "plain", tmp_path / "recomputed"
     train(plain.name, terms=KD)
@@ -256,7 +319,9 @@ def test_a_loss_that_jumps_stops_before_the_step_where_that_is_asked_for(train, 
         train(**settings, callbacks=[AtStep(24, shake)])
     told = json.loads((tmp_path / "stage" / "broken-step.json").read_text())
     assert (told["step"], told["not_finite"]) == (24, [])
-    done = train(**settings)  # from the checkpoint before
+    with pytest.raises(RunError, match=r"(?s)step 24.*the loss jumps"):
+        train(**settings, callbacks=[AtStep(24, shake)])  # as a requeued job does
+    done = train(**settings | {"max_spike": 1e6}, callbacks=[AtStep(24, shake)])
     assert done.steps == 26
 
 

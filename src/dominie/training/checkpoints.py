@@ -13,7 +13,10 @@ from typing import Any
 
 from torch import nn
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 
+from dominie.core.distributed import broadcast_from_main
 from dominie.core.errors import DominieError, RunError
 from dominie.core.io import file_manifest, fsync, manifest_error
 from dominie.models.head import causal_lm
@@ -98,6 +101,28 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     return None, skipped
 
 
+def best_of(checkpoint: Path) -> Path | None:
+    """The best checkpoint so far when this one was written, None if no validation chooses one."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    step = state.get("best_global_step")
+    return checkpoint.with_name(f"checkpoint-{step}") if step else None
+
+
+def check_best(best: Path) -> None:
+    """Refuse a best checkpoint that is not as it was written.
+
+    Raises:
+        RunError: names the file.
+    """
+    if (found := fault(best)) is not None:
+        raise RunError(
+            "the best checkpoint of the stage is damaged, whose weights it is to end with",
+            where=str(best),
+            found=found,
+            do=f"put back a copy of it; or move {best.parent.parent} away to train the stage again",
+        )
+
+
 def drop_old(folder: Path, *, keep: int, spare: Path | None) -> None:
     """Delete all but the newest `keep` whole checkpoints, never `spare` (the best one).
 
@@ -151,11 +176,8 @@ class CheckpointedTrainer(Trainer):
             finally:
                 self.args.output_dir = str(folder)
             self.accelerator.wait_for_everyone()
-            if self.state.best_global_step:
-                self.state.best_model_checkpoint = str(
-                    folder / f"checkpoint-{self.state.best_global_step}"
-                )
             if self.args.should_save:
+                self.state.best_model_checkpoint = None  # the step names it: folders are moved
                 self.state.save_to_json(str(scratch / name / "trainer_state.json"))
                 (scratch / name / "training_args.bin").unlink(missing_ok=True)  # never read
                 for file in self.copied:
@@ -163,6 +185,7 @@ class CheckpointedTrainer(Trainer):
                         shutil.copyfile(file, scratch / name / file.name)
                 seal(scratch / name)
                 publish(scratch / name, folder / name)
+        self._name_best()
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             drop_old(folder, keep=KEPT_CHECKPOINTS, spare=Path(best) if best else None)
@@ -181,6 +204,24 @@ class CheckpointedTrainer(Trainer):
                 "are those that the manifest names, but go on from your own alone"
             )
 
+    def _name_best(self) -> None:
+        """Tell transformers where the best checkpoint is now."""
+        if self.state.best_global_step:
+            name = f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / name)
+
+    def _load_callback_state(self) -> None:
+        """Restore what callbacks count: the patience that is left, the losses before a jump.
+
+        transformers would build them anew without their arguments, and restore a request to stop.
+        """
+        self._name_best()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                kept = self.state.stateful_callbacks.setdefault(type(callback).__name__, {})
+                for name, value in kept.get("attributes", {}).items():
+                    setattr(callback, name, value)
+
     # Weights ---------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -195,6 +236,8 @@ class CheckpointedTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        broadcast_from_main(lambda: check_best(best))
         if self._plain:
             restore_weights(self.model, str(self.state.best_model_checkpoint))
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from dominie.core.errors import RunError
 from dominie.core.io import write_json
@@ -122,8 +123,8 @@ FILE = "broken-step.json"
 _NAMED = 8  # parameters and conversations in a message; the file has all conversations
 
 
-class SpikeGuard:
-    """Detects a loss that jumps.
+class SpikeGuard(TrainerCallback, ExportableState):
+    """Detects a loss that jumps; a checkpoint keeps the losses that it compares with.
 
     Args:
         factor: of the median of the last steps that a loss may reach; None allows all.
@@ -132,16 +133,20 @@ class SpikeGuard:
     """
 
     def __init__(self, factor: float | None, *, window: int = 100, least: int = 20) -> None:
-        self.factor, self.least = factor, least
-        self._losses: deque[float] = deque(maxlen=window)
+        self.factor, self.least, self.window = factor, least, window
+        self.losses: list[float] = []
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as transformers wants it."""
+        return {"args": {}, "attributes": {"losses": list(self.losses)}}
 
     def exceeded_median(self, loss: float) -> float | None:
         """The median that a loss is too far above; None takes the loss in."""
-        if self.factor is not None and len(self._losses) >= self.least:
-            median_loss = median(self._losses)
+        if self.factor is not None and len(self.losses) >= self.least:
+            median_loss = median(self.losses)
             if loss > self.factor * median_loss:
                 return median_loss
-        self._losses.append(loss)
+        self.losses = [*self.losses, loss][-self.window :]
         return None
 
 

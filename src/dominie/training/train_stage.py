@@ -26,7 +26,13 @@ from dominie.models.weights import prepare_export
 from dominie.teachers import AdapterTeacher, LocalTeacher, Teacher
 from dominie.teachers.teacher import load_teacher
 from dominie.training.callbacks import SaveAndStop
-from dominie.training.checkpoints import newest_checkpoint, publish, writing
+from dominie.training.checkpoints import (
+    best_of,
+    check_best,
+    newest_checkpoint,
+    publish,
+    writing,
+)
 from dominie.training.counters import FlopsMeter, peak_flops
 from dominie.training.dataloader import Collator, FixedRows, StepSource
 from dominie.training.loss_forward import loss_in_forward
@@ -258,12 +264,18 @@ def build_trainer(
 
 
 def _verified_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to go on from; warns of those that cannot be used, with the reason."""
+    """The checkpoint to go on from; warns of those that cannot be used, with the reason.
+
+    Raises:
+        RunError: the best one so far is damaged.
+    """
     newest, skipped = newest_checkpoint(folder)
     for path, why in skipped.items():
         logger.warning("%s is passed over: %s", path, why)
     if skipped:
         logger.warning("going on from %s", newest.name if newest else "the start")
+    if newest is not None and (best := best_of(newest)) is not None:
+        check_best(best)
     return newest
 
 

@@ -87,7 +87,7 @@ class DistillationTrainer(CheckpointedTrainer):
             train_dataset=dataset,
             eval_dataset=dataset if monitor.validation else None,
             data_collator=unwrap,
-            callbacks=[LogLastStep(), TrimMemory(), OneRunAStage(), *callbacks],
+            callbacks=[self._spikes, LogLastStep(), TrimMemory(), OneRunAStage(), *callbacks],
             compute_loss_func=_divided_already,
         )
         self.remove_callback(PrinterCallback)
@@ -238,7 +238,8 @@ class DistillationTrainer(CheckpointedTrainer):
         what: str,
         found: str,
         model: nn.Module | None = None,
-        do: str = "the last checkpoint is kept: lower the learning rate",
+        do: str = "the last checkpoint is kept; the same command would stop here again. Move the "
+        "stage's folder away and train it anew with a lower train.learning_rate",
     ) -> RunError:
         """The error that ends the stage before a step is taken; its details go to a file."""
         step = self.state.global_step + 1
