@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
 
+from dominie.core.content_hash import LARGE
 from dominie.models.spec import Model
-from dominie.models.weights import _PIECE, _PIECES, prepare_export, weights_fingerprint
+from dominie.models.weights import prepare_export, weights_fingerprint
+from dominie.stages.fingerprint import model_fingerprint
 from dominie.toyworld.toy_models import save_model, word_tokenizer
 
 
@@ -40,20 +43,19 @@ def test_other_weights_settings_or_precision_are_another(folder, tmp_path):
     assert len(found | {known}) == 4
 
 
-def test_a_large_file_is_known_by_pieces_of_all_of_it(tmp_path):
+def test_one_byte_of_a_large_file_is_another_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     file = tmp_path / "model.safetensors"
-    size = _PIECE * (_PIECES + 6)
     with file.open("wb") as out:
-        out.truncate(size)
-    known = weights_fingerprint(Model(path=str(tmp_path)))
-    for place in (0, size // 2, size - _PIECE):
+        out.truncate(LARGE + 5)
+    times = file.stat()
+    for fingerprint in (model_fingerprint, weights_fingerprint):
+        known = fingerprint(Model(path=str(tmp_path)))
         with file.open("r+b") as out:
-            out.seek(place)
-            out.write(b"x" * _PIECE)  # a change of weights is not of one byte
-        other = weights_fingerprint(Model(path=str(tmp_path)))
-        assert other != known
-        known = other
+            out.seek(LARGE // 3)
+            out.write(b"x" if fingerprint is model_fingerprint else b"y")
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert fingerprint(Model(path=str(tmp_path))) != known
 
 
 def test_a_model_stops_where_its_template_ends_an_answer(tmp_path):

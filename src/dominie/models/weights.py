@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dominie.core.content_hash import content_hashes
 from dominie.core.errors import InputError
 from dominie.data.tokenization import ends_of_turn
 from dominie.models.spec import Model, base_and_adapter, check_model
@@ -167,17 +168,10 @@ def _local_folder(spec: Model) -> Path:
     return Path(snapshot_download(path, revision=spec.revision, allow_patterns=wanted))
 
 
-_PIECE = 2**20
-_PIECES = 64
-_SMALL = 2**24  # bytes
-
-
 def weights_fingerprint(spec: Model) -> str:
     """Hash of a frozen model: its configuration, its weights, dtype and rounding.
 
-    A file of up to 64 MiB is hashed whole; of a larger one its size and 64 pieces of 1 MiB, evenly
-    spread, the first (which names and places all tensors) and the last among them. A model on the
-    hub is known by its name and commit.
+    A model in a folder is known by its content, one on the hub by its name and commit.
     """
     base, adapter = base_and_adapter(spec)
     identity: dict[str, Any] = {
@@ -205,18 +199,12 @@ def model_identity(spec: Model) -> dict[str, Any]:
             files = sorted(
                 entry
                 for entry in Path(path).iterdir()
-                if entry.is_file() and entry.name != "README.md"  # its card changes nothing
+                if entry.is_file() and not entry.name.startswith(".")
+                if entry.name != "README.md"  # its card changes nothing
             )
-            identity[key] = [(file.name, *_file_identity(file)) for file in files]
+            hashes = content_hashes(files)
+            identity[key] = [(file.name, each) for file, each in zip(files, hashes, strict=True)]
     return identity
-
-
-def _file_identity(file: Path) -> tuple[Any, ...]:
-    """The content of a small file; the size and time of a large one, which is slow to read."""
-    stat = file.stat()
-    if stat.st_size > _SMALL:
-        return stat.st_size, stat.st_mtime_ns
-    return (hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest(),)
 
 
 def commit(path: str, revision: str | None) -> str | None:
@@ -232,25 +220,12 @@ def commit(path: str, revision: str | None) -> str | None:
 def _contents(path: str, revision: str | None) -> Any:
     if not Path(path).is_dir():
         return [path, commit(path, revision)]
-    files = sorted(Path(path).glob("*.safetensors*"))
     configs = [Path(path) / name for name in ("config.json", "adapter_config.json")]
+    files = [*filter(Path.exists, configs), *sorted(Path(path).glob("*.safetensors*"))]
     return [
-        [file.name, file.stat().st_size, _hash(file)]
-        for file in (*configs, *files)
-        if file.exists()
+        [file.name, file.stat().st_size, each]
+        for file, each in zip(files, content_hashes(files), strict=True)
     ]
-
-
-def _hash(file: Path) -> str:
-    size, checksum = file.stat().st_size, hashlib.blake2b(digest_size=16)
-    with file.open("rb") as stream:
-        if size <= _PIECE * _PIECES:
-            checksum.update(stream.read())
-        else:
-            for piece in range(_PIECES):
-                stream.seek((size - _PIECE) * piece // (_PIECES - 1))
-                checksum.update(stream.read(_PIECE))
-    return checksum.hexdigest()
 
 
 def prepare_export(folder: Path, tokenizer: Any) -> None:
