@@ -1,5 +1,8 @@
 """The reply log: on disk before a reply counts, whole after any crash; replies are not trusted."""
 
+import contextlib
+import json
+
 import pytest
 
 from dominie.core.errors import InputError
@@ -38,6 +41,47 @@ def test_damage_elsewhere_is_an_error_with_its_place(tmp_path, line):
     path.write_text('{"key": "a"}\n' + line + '\n{"key": "b"}\n')
     with pytest.raises(InputError, match=r"l\.jsonl:2"):
         ReplyLog(path)
+
+
+def test_a_changed_character_is_found_wherever_it_is(tmp_path):
+    log = ReplyLog(tmp_path / "l.jsonl")
+    log.append({"key": "a", "status": 200, "body": "Rating: [[7]] é"})
+    log.append({"key": "b", "cost": 0.25})
+    content = log.path.read_bytes()
+    first = content.index(b"\n") + 1
+    accepted = 0
+    for at in range(first):
+        for flipped in (content[at] ^ 1, content[at] ^ 4):
+            log.path.write_bytes(content[:at] + bytes([flipped]) + content[at + 1 :])
+            with contextlib.suppress(InputError):
+                assert ReplyLog(log.path).of("a")[0]["body"] == "Rating: [[7]] é"
+                accepted += 1
+    assert accepted <= 2 * len("checksum"), "in the name of the checksum alone"
+    log.path.write_text('{"key": "a", "body": "of an earlier version"}\n')
+    assert len(ReplyLog(log.path).of("a")) == 1
+
+
+@pytest.mark.parametrize("reason", ["error", "abort", "ERROR"])
+def test_a_reply_that_failed_is_none(reason):
+    choice = {"message": {"content": "The capital of"}, "finish_reason": reason}
+    assert read_reply(json.dumps({"choices": [choice]})) is None
+    whole = {**choice, "finish_reason": "stop"}
+    assert read_reply(json.dumps({"choices": [whole]})) == Reply("The capital of")
+    assert read_reply(json.dumps({"choices": [{**whole, "error": {"code": 502}}]})) is None
+    assert read_reply(json.dumps({"choices": [whole], "error": {"code": 502}})) is None
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "SAFETY", "refusal"])
+@pytest.mark.parametrize("content", ["I", "", None])
+def test_a_reply_that_a_filter_took_away_is_refused(reason, content):
+    choice = {"message": {"content": content}, "finish_reason": reason}
+    assert read_reply(json.dumps({"choices": [choice]})) == Reply(content or "", refused=True)
+
+
+@pytest.mark.parametrize("reason", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
+def test_a_reply_that_its_limit_cut_off(reason):
+    choice = {"message": {"content": "The capital"}, "finish_reason": reason}
+    assert read_reply(json.dumps({"choices": [choice]})) == Reply("The capital", cut=True)
 
 
 def test_a_key_changes_with_everything_a_reply_depends_on():

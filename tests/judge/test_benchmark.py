@@ -122,7 +122,13 @@ def test_a_crash_loses_no_dialogue_that_was_complete(complete):
 def test_a_line_without_answers_is_named(complete):
     complete(Echo())
     lines = complete.path.read_text().splitlines()
-    lines[2] = json.dumps({**json.loads(lines[2]), "choices": "none"})
+    row = json.loads(lines[2])
+    lines[2] = json.dumps({**row, "choices": "none"})
+    complete.path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=r"(?s)answers\.jsonl:3.*damaged.*checksum is another"):
+        complete(Echo())
+    del row["checksum"]  # as an earlier version wrote it
+    lines[2] = json.dumps({**row, "choices": "none"})
     complete.path.write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match="holds no answers"):
         complete(Echo())

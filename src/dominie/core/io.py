@@ -47,7 +47,12 @@ def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = 1) 
 
 def write_checksummed(path: Path, value: Mapping[str, Any], *, indent: int | None = 1) -> None:
     """Write a JSON object whose last key is a checksum of the others."""
-    write_json(path, {**value, _CHECKSUM: _checksum(value)}, indent=indent)
+    write_json(path, checksummed(value), indent=indent)
+
+
+def checksummed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object with a last key that is a checksum of the others."""
+    return {**value, _CHECKSUM: _checksum(value)}
 
 
 def read_checksummed(path: Path) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def read_checksummed(path: Path) -> dict[str, Any]:
 
 
 def verify_checksum(value: dict[str, Any]) -> dict[str, Any]:
-    """Return the object that `write_checksummed` was given, from what it wrote.
+    """Return the object that `checksummed` was given, from what it returned.
 
     Raises:
         ValueError: the object is not as it was written.

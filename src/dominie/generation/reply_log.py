@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.errors import InputError
+from dominie.core.io import checksummed, verify_checksum
 
 _MOST_TOKENS = 10_000_000  # no call uses more; a server that says so is not believed
+# Values of `finish_reason`, lower case, as servers write them.
+_CUT = {"length", "max_tokens", "model_length", "model_context_window_exceeded"}
+_FAILED = {"error", "abort", "cancelled", "network_error", "insufficient_system_resource"}
+_REFUSED = {
+    *("content_filter", "safety", "refusal", "sensitive", "recitation", "blocklist"),
+    *("prohibited_content", "spii", "guardrail_intervened"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,29 +32,36 @@ class Reply:
     Attributes:
         text: of the reply.
         cut: whether its length limit ended it.
+        refused: whether a content filter of the server took it away or ended it.
         candidates: log-probabilities of the first token's alternatives, if they were given.
         usage: (prompt, reply) tokens, if the server counted them believably.
     """
 
     text: str
     cut: bool = False
+    refused: bool = False
     candidates: Mapping[str, float] | None = None
     usage: tuple[int, int] | None = None
 
 
 def read_reply(body: str) -> Reply | None:
-    """Return the reply in the body of a response, None if it holds none."""
+    """Return the reply in the body of a response, None if it holds none or one that failed."""
     try:
         tree = json.loads(body)
         choice = tree["choices"][0]
         text = choice["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    if not isinstance(text, str):
+    reason = str(choice.get("finish_reason")).lower()
+    refused = reason in _REFUSED
+    if refused and text is None:
+        text = ""
+    if not isinstance(text, str) or reason in _FAILED or choice.get("error") or tree.get("error"):
         return None
     return Reply(
         text=text,
-        cut=choice.get("finish_reason") == "length",
+        cut=reason in _CUT,
+        refused=refused,
         candidates=_candidates(choice),
         usage=_usage(tree.get("usage")),
     )
@@ -78,10 +93,16 @@ def call_key(*parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def record_line(record: Mapping[str, Any]) -> str:
+    """Return the line of a record in a log, with its checksum."""
+    return json.dumps(checksummed(record), ensure_ascii=False) + "\n"
+
+
 class ReplyLog:
     """A JSON Lines file that is only appended to; each line is on disk before `append` returns.
 
-    A last line that a crash cut in two is removed when the file is opened again.
+    Each line has a checksum; lines of earlier versions have none. A last line that a crash cut in
+    two is removed when the file is opened again.
 
     Args:
         path: the file; made with its folder by the first `append`.
@@ -114,7 +135,7 @@ class ReplyLog:
         """Write a record, which has a `key`, and wait until it is on disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.write(record_line(record).encode())
             file.flush()
             os.fsync(file.fileno())
         self._by_key[record["key"]].append(dict(record))
@@ -138,7 +159,7 @@ class ReplyLog:
         try:
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("key"), str):
-                return record
+                return verify_checksum(record)
             found = "no record of a reply"
         except ValueError as error:
             found = str(error)

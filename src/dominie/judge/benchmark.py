@@ -18,7 +18,7 @@ from dominie.evaluation.score_items import Items
 from dominie.evaluation.statistics import bootstrap_interval
 from dominie.generation.endpoint import STRICT
 from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
-from dominie.generation.reply_log import ReplyLog, call_key
+from dominie.generation.reply_log import ReplyLog, call_key, record_line
 from dominie.judge.judge import Case, Judge, Verdict
 
 
@@ -126,7 +126,7 @@ class AnswersFile:
                 seed=benchmark.seed,
             )
         kept = [log.of(keys[d.id])[-1] for d in benchmark.dialogues]
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        text = "".join(record_line(record) for record in kept)
         if self.path.read_text(encoding="utf-8") != text:
             write_atomic(self.path, text)
         return {d.id: found[d.id] for d in benchmark.dialogues}

@@ -126,6 +126,8 @@ def _body(judge: Judge, case: Case, attempt: int) -> dict[str, Any]:
 
 
 def _read(reply: Reply, case: Case) -> float | str | None:
+    if reply.refused:
+        return None
     return READERS[case.prompt.verdict](reply, case.quoted)
 
 
