@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 from dominie.data.ecommerce_formats import listed
@@ -70,4 +74,152 @@ def test_pairs_are_read_from_json_and_from_lines():
     ],
 )
 def test_a_ranking_is_read_from_its_first_line(text, items):
+    assert ranking(text) == items
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
+(LETTERS,) = re.findall(r"mood: .*extract: '(.*?)'", DOCS.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("output", "letter"),
+    [
+        ("Based on what is said, I would go for E.", "E"),
+        ("Clearly negative: D", "D"),
+        ("Definitely A.", "A"),
+        ("A good lamp, so the answer is B", "B"),
+        ("C: neutral", "C"),
+        ("(D) negative", "D"),
+        ("**E**", "E"),
+        ("答案是B。", "B"),
+        ("选Ｃ，因为很好", "C"),
+        ("답은 D입니다", None),
+        ("Don't know", None),
+        ("Better than expected", None),
+    ],
+)
+def test_the_letter_pattern_of_the_documentation_reads_letters_not_initials(output, letter):
+    assert extract(LETTERS, output) == letter
+    assert extract(LETTERS.replace("A-E", "A-T"), output) == letter
+
+
+def test_a_letter_inside_a_word_is_no_match():
+    assert extract(r"^\s*([A-E])", "Based on this") is None
+    assert extract(r"([A-E])", "Based on this: E") == "E"
+    assert extract(r"([a-z])", "I'd take c") == "c"
+    assert extract(r"'([A-E])'", "It is 'B'") == "B"
+    assert extract(r"^\s*([A-E])", "B: fair") == "B"
+    assert extract(r"^(\d)", "12") == "1", "digits are cut where the pattern says"
+
+
+def test_a_pattern_is_tried_on_what_the_text_reads_as():
+    assert extract(r"caf(é)", "cafe\u0301") == "é"
+    assert extract(r"Answer: (\d+)", "Ａｎｓｗｅｒ：　１２") == "12"
+    assert extract(r"答案：(\S+)", "答案：圆领") == "圆领"
+
+
+def test_a_label_in_any_script_is_read_with_its_punctuation():
+    labels = ["匹配", "不匹配"]
+    assert [label_of(text, labels) for text in ("匹配。", "「不匹配」", "匹配 不匹配")] == [
+        0,
+        1,
+        None,
+    ]
+    assert label_of("ｙｅｓ！", ["no", "yes"]) == 1
+    assert label_of("C", ["C#", "C"]) == 1
+    assert label_of("c#.", ["C", "C#"]) == 1
+    assert label_of("+", ["-", "+"]) == 1
+    assert label_of("?", ["!", "?"]) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "棉、丝；毛",
+        "棉，丝，毛。",
+        "1、棉\n2、丝\n3、毛",
+        "１．棉\n２．丝\n３．毛",
+        "①棉\n②丝\n③毛",
+        "・棉\n・丝\n・毛",
+        "［“棉”，“丝”，“毛”］",
+        '```json\n["棉", "丝", "毛"]\n```',
+        "好的：['棉', '丝', '毛',]。",
+        '{"材料": ["棉", "丝", "毛"]}',
+        "```\n棉\n丝\n毛\n```",
+        '["棉", "丝"]\n["毛"]',
+    ],
+)
+def test_spans_with_the_separators_of_chinese(text):
+    assert spans(text) == {"棉", "丝", "毛"}
+
+
+def test_spans_with_the_separators_of_other_scripts():
+    assert spans("قطن، صوف؛ حرير") == {"قطن", "صوف", "حرير"}
+    assert spans("ጥጥ፣ ሐር፤ ሱፍ።") == {"ጥጥ", "ሐር", "ሱፍ"}
+    assert spans("1、2、3") == {"1", "2", "3"}, "a list of numbers, not an item of one"
+    assert spans("see [[1]] and [2]") == {"see [[1]] and [2"}, "brackets of prose"
+
+
+PAIRS = [{"attribute": "Fit", "value": "slim"}, {"attribute": "Age", "value": ["9", "10"]}]
+TEXT = json.dumps(PAIRS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```json\n{TEXT}\n```",
+        f"~~~\n{TEXT}\n~~~",
+        f"Sure! The pairs are:\n{TEXT}\nAnything else?",
+        repr(PAIRS),
+        f"Result = {PAIRS!r} (see [1])",
+        "\n".join(json.dumps(pair) for pair in PAIRS),
+        json.dumps({"attributes": PAIRS}),
+        json.dumps({"result": {"Fit": "slim", "Age": ["9", "10"]}}, indent=2),
+        TEXT.replace("attribute", "Attribute").replace("value", "VALUE"),
+        TEXT.replace('"', "”").replace(",", "，").replace(":", "："),
+        "Fit： slim；Age∶ 9、10。",
+        "```\n- **Fit**: slim\n- **Age**: 9, 10\n```",
+    ],
+)
+def test_pairs_are_found_whatever_stands_around_them(text):
+    assert attribute_pairs(text) == {("fit", "slim"), ("age", "9"), ("age", "10")}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT[:-5],
+        f"```json\n{TEXT[:40]}",
+        "{fit: slim, age: 9}",
+        '{"attribute": "Fit", "val": "slim"}',
+        '[{"attribute": "Fit", "value": {"of": "legs"}}]',
+        'The list is: ["slim", "9"]',
+        '[{"' * 50_000,
+        "[" * 100_000 + '"',
+    ],
+    ids=range(8),
+)
+def test_lists_of_another_form_are_no_pairs(text):
+    assert attribute_pairs(text) is None
+
+
+def test_an_empty_list_within_a_sentence_is_an_answer():
+    assert attribute_pairs("There are none: []") == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("第3、第1", [3, 1]),
+        ("2번, 1번", [2, 1]),
+        ("③②①", [3, 2, 1]),
+        ("３＞１", [3, 1]),
+        ("٣، ١", [3, 1]),
+        ("选B、A", [2, 1]),
+        ("I'd say C, A", [3, 1]),
+        ("iPhone13, А5", []),
+        ("٤٫٥ نجوم", []),
+    ],
+)
+def test_rankings_of_other_scripts(text, items):
     assert ranking(text) == items

@@ -247,6 +247,9 @@ def test_options_are_answers_or_their_labels():
     assert candidates(choice_row("?", "B", options=lettered), "options") == (["A", "B", "C"], 1)
     whole = candidates(choice_row("?", "B: silk", options=lettered), "options")
     assert whole == (["A: wool", "B: silk", "C: linen"], 1)
+    chinese = choice_row("?", "B", options=["Ａ．棉", "Ｂ．丝"])
+    assert candidates(chinese, "options") == (["Ａ", "Ｂ"], 1)
+    assert candidates(choice_row("?", "나", options=["가) 면", "나) 견"]), "options")[1] == 1
 
 
 @pytest.mark.parametrize(

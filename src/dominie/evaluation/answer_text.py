@@ -2,89 +2,207 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
-import string
+import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dominie.data.ecommerce_formats import listed
+from dominie.evaluation.text_forms import (
+    COMMAS,
+    SEMICOLONS,
+    bare,
+    caseless,
+    composed,
+    fold,
+    normalise,
+    words,
+)
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b", re.I)
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_NUMBER = re.compile(r"(?<![\w.])\d{1,9}(?![\w]|\.\d)")
-_LETTER = re.compile(r"(?<!\w)[A-Za-z](?!\w)")
-_BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
+_COMMA, _SEMICOLON = re.compile(f"[{COMMAS}]"), re.compile(f"[{SEMICOLONS}]")
+_SEPARATOR, _COLON = re.compile(f"[{COMMAS}{SEMICOLONS}]"), re.compile("[:∶꞉៖፥፦]")
+# What joins a digit or a letter beside it to one word or code: digits, and the letters of Latin,
+# Greek, Cyrillic, Armenian. Elsewhere counters and particles follow without a space: 第3, 2번.
+_JOINING = r"A-Za-z\u00c0-\u058f\d_"
+_NUMBER = re.compile(rf"(?<![{_JOINING}.٫])\d{{1,9}}(?![{_JOINING}]|[.٫]\d)")
+_LETTER = re.compile(rf"(?<![{_JOINING}])(?<![A-Za-z]['’])[A-Za-z](?![{_JOINING}]|['’][A-Za-z])")
+_CIRCLED = {ord("①") + number: f" {number + 1} " for number in range(20)}
+_BULLET = re.compile(
+    r"^\s*(?:[-*–—]\s+|[•·・●○▪◦‣①-⑳]\s*|\(\d+\)\s*|\d+[.)](?:\s+|(?=[^\x00-\x7f]))|\d+、(?!\d))"
+)
+_FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[\w+-]*[ \t]*$", re.M)
+# Where JSON or a Python literal begins. A bracket before a word or a number is one of prose.
+_OPENING = re.compile(r"[\[{](?=\s*[\[{]?\s*[\"'“‘\]}])")
+_BRACKET_OR_QUOTE = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[\[\](){}]", re.S)
+_STRAIGHT = str.maketrans("“”„‟‘’", '""""\'\'')
 _NOTHING = {"none", "null", "n/a", ""}
 
 
 def extract(pattern: str | None, text: str) -> str | None:
-    """Return the first group of the first match (the whole match without groups), else None."""
+    """Return the first group of the first match (the whole match without groups), else None.
+
+    The text is matched as it stands, else composed, else folded. A single letter that is cut out
+    of a word, such as the B of "Based on", is no match.
+    """
     if pattern is None:
         return text
-    match = re.search(pattern, text)
-    if match is None:
-        return None
-    return next((group for group in match.groups() if group is not None), match.group(0))
-
-
-def normalise(text: str, ignore: Collection[str] = ()) -> str:
-    """Return the text with runs of white space as one space, and without what is ignored."""
-    if "case" in ignore:
-        text = text.casefold()
-    if "punctuation" in ignore:
-        text = text.translate(_PUNCTUATION)
-    if "articles" in ignore:
-        text = _ARTICLES.sub(" ", text)
-    return " ".join(text.split())
+    for form in dict.fromkeys((text, composed(text), fold(text))):
+        for match in re.finditer(pattern, form):
+            group = next((i for i, one in enumerate(match.groups(), 1) if one is not None), 0)
+            found, at = match[group], match.start(group)
+            if not re.fullmatch("[A-Za-z]", found) or _LETTER.match(form, at):
+                return found
+    return None
 
 
 def label_of(text: str, labels: Sequence[str]) -> int | None:
-    """Return which label the text is, case and punctuation around it ignored; None for none."""
-    wanted = _label(text)
-    return next((i for i, label in enumerate(labels) if _label(label) == wanted), None)
+    """Return which label the text is, case and punctuation around it ignored; None for none.
+
+    A label that is the same in case, or in punctuation, goes before one that is not.
+    """
+    for form in (normalise, caseless, bare):
+        wanted = form(text)
+        for i, label in enumerate(labels):
+            if form(label) == wanted:
+                return i
+    return None
 
 
 def spans(text: str) -> set[str]:
-    """Return the spans of a text: a JSON list, else what commas, semicolons, line ends separate."""
-    found = listed(text)
-    if found is None:
-        parts = (part for line in text.splitlines() for part in re.split(r"[,;]", _unmarked(line)))
-    else:
-        parts = (str(part) for part in found if not isinstance(part, (dict, list)))
-    return {span for part in parts if (span := _plain(part)) not in _NOTHING}
+    """Return the spans of a text: those of its lists, else what separators set apart.
+
+    A list is one of JSON or Python, whatever stands around it. Separators are line ends, and the
+    commas and semicolons of all scripts.
+    """
+    given = listed(text)
+    data = [given] if given is not None else _data(text)
+    parts = [part for value in data or () for part in _span_parts(value)]
+    if not data:
+        lines = _FENCE.sub("", fold(text)).splitlines()
+        parts = [part for line in lines for part in _SEPARATOR.split(_BULLET.sub("", line, 1))]
+    return {span for part in parts if (span := bare(part)) not in _NOTHING}
+
+
+def _span_parts(value: Any) -> list[str]:
+    """Return the texts of a list, or of the lists that are the values of an object."""
+    lists = value.values() if isinstance(value, dict) else [value]
+    parts = (part for one in lists for part in _values(one))
+    return [str(part) for part in parts if not isinstance(part, (dict, list))]
 
 
 def attribute_pairs(text: str) -> set[tuple[str, ...]] | None:
     """Return attributes with their values in a text; None if it is not empty and has none.
 
     Accepts a JSON list of objects with `attribute` and `value` (and `source`, then a part of the
-    answer, as in ECInstruct), a JSON object from attribute to value or values, and lines or parts
-    `attribute: value, value` (as in EcomInstruct). A value of none is no pair.
+    answer, as in ECInstruct), a JSON object from attribute to value or values, both also as Python
+    writes them and whatever stands around them, and lines or parts `attribute: value, value` (as
+    in EcomInstruct). A value of none is no pair. Lists that are broken off are none.
     """
     if not text.strip():
         return set()
-    try:
-        given = json.loads(text)
-    except (ValueError, RecursionError):
+    data = _data(text)
+    if data == []:
         return _written_pairs(text)
-    if isinstance(given, dict):
-        if "attribute" in given and "value" in given:
-            given = [given]
+    read = [found for value in data or () if (found := _pairs(value)) is not None]
+    return _kept(pair for found in read for pair in found) if read else None
+
+
+def _data(text: str) -> list[Any] | None:
+    """Return the lists and objects of JSON or Python in a text, None if one cannot be read."""
+    return _literals(text) or _literals(fold(text).translate(_STRAIGHT))
+
+
+def _literals(text: str) -> list[Any] | None:
+    found, opening = [], _OPENING.search(text)
+    while opening:
+        try:
+            value, end = json.JSONDecoder(strict=False).raw_decode(text, opening.start())
+        except (ValueError, RecursionError):
+            end = _closing(text, opening.start())
+            value = _python_literal(text[opening.start() : end])
+        if value is None:
+            return None
+        found.append(value)
+        opening = _OPENING.search(text, end)
+    return found
+
+
+def _python_literal(text: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes that Python does not know
+        try:
+            found = ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            return None
+    return list(found) if isinstance(found, set) else found
+
+
+def _closing(text: str, start: int) -> int:
+    """Return where the bracket that opens at `start` is closed, else `start`."""
+    depth = 0
+    for match in _BRACKET_OR_QUOTE.finditer(text, start):
+        depth += {"[": 1, "{": 1, "(": 1, "]": -1, "}": -1, ")": -1}.get(match[0], 0)
+        if depth == 0:
+            return match.end()
+    return start
+
+
+def _pairs(value: Any) -> list[tuple[Any, ...]] | None:
+    """Return the attributes and values that a list or an object holds, None if it is another."""
+    if isinstance(value, dict):
+        return _pairs_of_object(value)
+    if not isinstance(value, list):
+        return None
+    objects = [one for one in value if isinstance(one, dict) and "attribute" in _keys(one)]
+    read = [found for one in objects if (found := _pairs_of_object(one)) is not None]
+    return [pair for found in read for pair in found] if read or not value else None
+
+
+def _pairs_of_object(given: dict[Any, Any]) -> list[tuple[Any, ...]] | None:
+    keys = _keys(given)
+    if "attribute" in keys:
+        source = [keys["source"]] if "source" in keys else []
+        values = _values(keys["value"]) if "value" in keys else [{}]
+        found = [(keys["attribute"], value, *source) for value in values]
+        return None if any(isinstance(value, (dict, list)) for _, value, *_ in found) else found
+    pairs: list[tuple[Any, ...]] = []
+    for name, one in given.items():
+        if isinstance(one, dict) or any(isinstance(value, dict) for value in _values(one)):
+            inner = _pairs(one)  # an object around the list, such as {"attributes": […]}
+            if inner is None:
+                return None
+            pairs += inner
         else:
-            return _kept((name, value) for name, one in given.items() for value in _values(one))
-    if not isinstance(given, list):
+            pairs += [(name, value) for value in _values(one)]
+    return pairs
+
+
+def _keys(given: dict[Any, Any]) -> dict[str, Any]:
+    return {str(key).strip().casefold(): value for key, value in given.items()}
+
+
+def _written_pairs(text: str) -> set[tuple[str, ...]] | None:
+    text = _FENCE.sub("", fold(text)).strip()
+    if re.fullmatch(r"\[.*\]|\{.*\}", text, re.S):
         return None
-    objects = [one for one in given if isinstance(one, dict) and {"attribute", "value"} <= set(one)]
-    if given and not objects:
-        return None
-    return _kept(
-        (one["attribute"], value, *([one["source"]] if "source" in one else []))
-        for one in objects
-        for value in _values(one["value"])
-    )
+    written: list[tuple[str, str]] = []
+    for part in (part for line in text.splitlines() for part in _SEMICOLON.split(line)):
+        name, *rest = _COLON.split(_BULLET.sub("", part, 1), 1)
+        written += [(name, value) for values in rest for value in _COMMA.split(values)]
+    return _kept(written) if written else None
+
+
+def _kept(found: Iterable[tuple[Any, ...]]) -> set[tuple[str, ...]]:
+    plain = (tuple(bare(str(part)) for part in one) for one in found)
+    return {one for one in plain if one[1] not in _NOTHING}
+
+
+def _values(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def ranking(text: str) -> list[int]:
@@ -93,6 +211,7 @@ def ranking(text: str) -> list[int]:
     Reads the first line with a number; in a text without numbers the first with a single letter,
     A, B, C … being 1, 2, 3 ….
     """
+    text = fold(text.translate(_CIRCLED))
     for pattern in (_NUMBER, _LETTER):
         for line in text.splitlines():
             if found := pattern.findall(line):
@@ -104,56 +223,22 @@ def _number(item: str) -> int:
     return int(item) if item.isdecimal() else ord(item.upper()) - ord("A") + 1
 
 
-def _label(text: str) -> str:
-    return normalise(text, ("case",)).strip(" .!,;:\"'`*")
-
-
-def _written_pairs(text: str) -> set[tuple[str, ...]] | None:
-    written: list[tuple[Any, Any]] = []
-    for line in re.split(r"[\n;]", text):
-        name, colon, values = _unmarked(line).partition(":")
-        if colon:
-            written += [(name, value) for value in values.split(",")]
-    return _kept(written) if written else None
-
-
-def _kept(found: Iterable[tuple[Any, ...]]) -> set[tuple[str, ...]]:
-    plain = (tuple(_plain(str(part)) for part in one) for one in found)
-    return {one for one in plain if one[1] not in _NOTHING}
-
-
-def _values(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _plain(text: str) -> str:
-    return normalise(text, ("case",)).strip(" .\"'`")
-
-
-def _unmarked(line: str) -> str:
-    return _BULLET.sub("", line)
-
-
-# A word is letters and digits; scripts written without spaces have a word to a character.
-_IDEOGRAPH = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\W_{_IDEOGRAPH}]+")
-
-
 def token_f1(output: str, target: str) -> float:
     """Return F1 of the words two texts share, repetitions counted (Rajpurkar et al., 2016)."""
-    mine, theirs = _WORD.findall(output.lower()), _WORD.findall(target.lower())
-    return _f1((Counter(mine) & Counter(theirs)).total(), len(mine), len(theirs))
+    return _f1(output, target, lambda a, b: (Counter(a) & Counter(b)).total())
 
 
 def rouge_l(output: str, target: str) -> float:
     """Return F1 of the longest common subsequence of words (Lin, ROUGE, 2004), no stemming."""
-    mine, theirs = _WORD.findall(output.lower()), _WORD.findall(target.lower())
-    return _f1(_longest_common(mine, theirs), len(mine), len(theirs))
+    return _f1(output, target, _longest_common)
 
 
-def _f1(shared: int, mine: int, theirs: int) -> float:
-    """Return 2 · shared / (mine + theirs); 1 if both are empty, since then they are the same."""
-    return 2.0 * shared / (mine + theirs) if mine + theirs else 1.0
+def _f1(output: str, target: str, shared: Callable[[list[str], list[str]], int]) -> float:
+    """Return 2 · shared / words of both; of two texts without words, whether they are the same."""
+    mine, theirs = words(output), words(target)
+    if not mine and not theirs:
+        return float(caseless(output) == caseless(target))
+    return 2.0 * shared(mine, theirs) / (len(mine) + len(theirs))
 
 
 def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:

@@ -19,13 +19,13 @@ from dominie.evaluation.answer_text import (
     extract,
     label_of,
     ndcg,
-    normalise,
     ranking,
     rouge_l,
     spans,
     token_f1,
 )
 from dominie.evaluation.score_items import SampleScore
+from dominie.evaluation.text_forms import normalise
 
 if TYPE_CHECKING:
     from dominie.evaluation.task import MetricSettings

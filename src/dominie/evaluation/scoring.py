@@ -14,7 +14,7 @@ from dominie.data.batch import Batch, collate
 from dominie.data.conversations import Conversation
 from dominie.data.ecommerce_formats import listed
 from dominie.data.tokenization import Encoded, encode_all
-from dominie.evaluation.answer_text import extract, normalise
+from dominie.evaluation.answer_text import extract
 from dominie.evaluation.metrics import METRICS, may_be_invalid, score_answer
 from dominie.evaluation.score_items import ScoredTask, score_items
 from dominie.evaluation.task import (
@@ -24,6 +24,7 @@ from dominie.evaluation.task import (
     compute_over_ranks,
     untracked,
 )
+from dominie.evaluation.text_forms import normalise
 from dominie.generation.generator import GenerationRequest, Sampling, generate_all
 from dominie.generation.local import LocalGenerator
 from dominie.losses.vocabulary import vocabulary_losses
@@ -119,7 +120,7 @@ def _scored(
     )
 
 
-_LABEL = re.compile(r"\s*\(?([A-Za-z]|\d+)[).:]\s")
+_LABEL = re.compile(r"\s*[(（]?([^\W\d_]|\d+)[).:）．：、](?:\s|(?=[^\x00-\x7f]))")
 
 
 def choice(
@@ -193,8 +194,9 @@ def candidates(conversation: Conversation, field: str) -> tuple[list[str], int]:
         return texts, plain.index(target)
     matches = [_LABEL.match(text) for text in texts]
     labels = [match.group(1) for match in matches if match]
-    if len(labels) == len(texts) and target in labels:
-        return labels, labels.index(target)
+    plain = [normalise(label) for label in labels]
+    if len(labels) == len(texts) and target in plain:
+        return labels, plain.index(target)
     raise InputError(
         "the target is none of the options",
         where=conversation.where,
