@@ -68,7 +68,8 @@ def test_both_orders_are_judged_and_averaged(load):
     assert (judged.scored, judged.total) == (11, 12)
     assert figures["order_flips"] == pytest.approx(2 / 4)
     assert set(figures["groups"]) == {"x", "y"}
-    assert figures["length_control"] == "no difficulty"
+    assert figures["length_control"].startswith("none: the answers are longer")
+    assert "length_controlled_win_rate" not in figures
     assert figures["prompt"] == "own"
 
 
@@ -80,9 +81,7 @@ def test_what_is_written_is_what_annotation_files_are_read_from(load, tmp_path):
     path.write_text(json.dumps(judged.files["annotations.json"]))
     rates = summarise(read_annotations(path), where=str(path)).percent()
     assert rates["win_rate"] == pytest.approx(100 * judged.figures["win_rate"])
-    assert rates["length_controlled_win_rate"] == pytest.approx(
-        100 * judged.figures["length_controlled_win_rate"]
-    )
+    assert rates["length_control"] == judged.figures["length_control"]
     outputs = judged.files["model_outputs.json"]
     assert set(outputs[0]) == {"dataset", "instruction", "output", "generator"}
 
@@ -162,11 +161,12 @@ def test_warnings_say_what_controls_show():
     assert "90 % of decided pairs" in text
     assert "-0.70" in text
     assert "30 % of verdicts flip" in text
-    apart = {
-        **figures,
-        "length_controlled_win_rate": 0.5,
-        "controls": {"length_only": {"longer": 1}},
-    }
-    assert any("extrapolated" in warning for warning in control_warnings(apart))
+    assert "read the win rate at equal length" not in text, "there is none"
+    apart = {**figures, "length_control": "none: never compared"}
+    assert "there is no win rate at equal length: never compared" in control_warnings(apart)
+    known = {**figures, "length_control": "no difficulty", "length_controlled_win_rate": 0.5}
+    text = " | ".join(control_warnings(known))
+    assert "read the win rate at equal length" in text
+    assert "there is no" not in text
     quiet = {"interval": [0.4, 0.6], "controls": {"empty": {"unscored": 3}}}
     assert control_warnings(quiet) == []

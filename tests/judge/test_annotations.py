@@ -15,11 +15,11 @@ from dominie.judge.annotations import read_annotations, read_difficulty, summari
 from dominie.judge.length_control import longer_wins, win_rate, wins
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "alpaca_eval"
-PUBLISHED = [("v1", "gpt-3.5-turbo-0301"), ("v2", "FuseChat-Llama-3.2-1B-Instruct")]
+PUBLISHED = [("v1", "gpt-3.5-turbo-0301", False), ("v2", "FuseChat-Llama-3.2-1B-Instruct", True)]
 
 
-@pytest.mark.parametrize(("version", "model"), PUBLISHED)
-def test_the_published_win_rate_is_reproduced(version, model):
+@pytest.mark.parametrize(("version", "model", "overlaps"), PUBLISHED)
+def test_the_published_win_rate_is_reproduced(version, model, overlaps):
     path = DATA / version / f"annotations_{model}.json"
     if not path.exists():
         pytest.skip("the published annotations are not here")
@@ -33,14 +33,13 @@ def test_the_published_win_rate_is_reproduced(version, model):
     assert counted == [int(row[k]) for k in ("n_wins", "n_wins_base", "n_draws", "n_total")]
     assert told["n"] + told["n_excluded"] == 805
     assert told["avg_length"] == pytest.approx(float(row["avg_length"]), abs=1)
+    if not overlaps:
+        assert "length_controlled_win_rate" not in told
+        assert "longer than the baseline's in 90 % of pairs" in told["length_control"]
+        return
     assert told["length_control"] == "no difficulty"
-    published = float(row["length_controlled_winrate"])
-    gap = told["length_controlled_win_rate"] - published
-    print(
-        f"{version} {model}: {told['length_controlled_win_rate']:.2f} % without difficulty, "
-        f"published {published:.2f} %, gap {gap:+.2f} points"
-    )
-    assert abs(gap) < 2.5
+    gap = told["length_controlled_win_rate"] - float(row["length_controlled_winrate"])
+    assert abs(gap) < 1.0
 
 
 def test_nulls_and_nonsense_are_excluded_and_counted():
@@ -114,12 +113,96 @@ def test_difficulty_files(tmp_path):
     np.testing.assert_array_equal(difficulty.gamed.difference, [1.5, -2.0])
     rows = [{**ROW, "preference": p} for p in (1.0, 2.0)]
     summary = summarise(rows, difficulty, where="f")
-    assert summary.control == "upstream"
+    assert "95 % interval" in summary.control, "of two rows nothing is known"
     with pytest.raises(InputError, match="without a difficulty"):
         summarise([*rows, ROW], difficulty, where="f")
     full.write_text("index,length\n0,5\n")
     with pytest.raises(InputError, match="no difficulty"):
         read_difficulty(full)
+
+
+def drawn(n, lengths, wins):
+    """Rows whose lengths and preferences a seed decides."""
+    random = np.random.default_rng(7)
+    rows = []
+    for i in range(n):
+        baseline, model = lengths(random)
+        preference = 1.0 + wins(random, model - baseline)
+        rows.append({**ROW, "instruction": str(i), "preference": preference})
+        rows[-1] |= {"output_1": "a" * baseline, "output_2": "b" * model}
+    return rows
+
+
+def around(random):
+    return int(random.integers(100, 900)), int(random.integers(100, 900))
+
+
+def terse(random):
+    return int(random.integers(300, 900)), int(random.integers(1, 40))
+
+
+def rarely(random, _):
+    return float(random.random() < 0.1)
+
+
+@pytest.mark.parametrize(
+    ("n", "lengths", "wins", "words"),
+    [
+        (300, terse, rarely, "shorter than the baseline's in 100 % of pairs; equal length lies"),
+        (300, lambda r: terse(r)[::-1], rarely, "longer than the baseline's in 100 % of pairs"),
+        (300, lambda r: (80, 50), rarely, "inf standard deviations"),  # always by as much
+        # Half as long again in most pairs: some overlap, and too little of it.
+        (300, lambda r: (200, int(r.normal(300, 60))), rarely, "(at most 1)"),
+        (16, around, rarely, "(at least 10)"),
+        (100, around, lambda _, more: float(more > 0), "follows from length alone"),
+        (100, around, lambda _, more: float(more <= 0), "follows from length alone"),
+        (100, around, lambda _, more: 0.9999 * (more > 0), "follows from length alone"),
+        (100, around, lambda _, more: 1.0, "always the same"),
+        (100, lambda r: (50, 50), lambda _, more: 0.0, "always the same"),
+    ],
+)
+def test_where_lengths_do_not_overlap_there_is_no_rate_at_equal_length(n, lengths, wins, words):
+    summary = summarise(drawn(n, lengths, wins), where="f")
+    assert summary.controlled is None
+    assert words in summary.control
+    told = summary.percent()
+    assert told["length_control"] == summary.control
+    assert "length_controlled_win_rate" not in told
+    assert told["win_rate"] == pytest.approx(100 * summary.wins.win_rate)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [around, lambda r: (50, 50), lambda r: (200, int(r.normal(230, 60)))],
+)
+def test_where_lengths_overlap_there_is_one(lengths):
+    def prefers_length(random, more):
+        return float(random.random() < (0.6 if more > 0 else 0.4))
+
+    summary = summarise(drawn(400, lengths, prefers_length), where="f")
+    assert summary.control == "no difficulty"
+    assert summary.controlled is not None
+    assert abs(summary.controlled.win_rate - 0.5) < 4 * summary.controlled.standard_error
+    assert summary.controlled.standard_error < 0.05
+
+
+def test_difficulty_alone_does_not_make_lengths_overlap(tmp_path):
+    rows = drawn(60, terse, rarely)
+    plain = tmp_path / "instruction_difficulty.csv"
+    lines = [f"{i},{(-1) ** i * i / 60}" for i in range(60)]
+    plain.write_text("\n".join([",instruction_difficulty", *lines]))
+    summary = summarise(rows, read_difficulty(plain), where="f")
+    assert summary.controlled is None
+    assert summary.control.startswith("none: ")
+    full = tmp_path / "df_gamed.csv"  # terse and verbose baselines, as upstream regularises
+    lines = [
+        f"{i},{0.2 + 0.5 * longer},{1.5 - 3 * longer},{(-1) ** i * i / 60},False"
+        for i in range(60)
+        for longer in (0, 1)
+    ]
+    head = "index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline"
+    full.write_text("\n".join([head, *lines]))
+    assert summarise(rows, read_difficulty(full), where="f").control == "upstream"
 
 
 def test_the_command_line_prints_one_json_object(tmp_path, monkeypatch, capsys):
@@ -137,5 +220,5 @@ def test_the_command_line_prints_one_json_object(tmp_path, monkeypatch, capsys):
     told = json.loads(out)
     assert told["win_rate"] == pytest.approx(200 / 3)
     assert (told["n"], told["n_excluded"]) == (3, 1)
-    assert {"standard_error", "length_controlled_win_rate"} <= told.keys()
-    assert "no difficulty" in err
+    assert "length_controlled_win_rate" not in told
+    assert told["length_control"] in err, "shown to people as well"

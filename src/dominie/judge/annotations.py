@@ -20,6 +20,7 @@ from dominie.judge.length_control import (
     WinRate,
     length_controlled,
     longer_wins,
+    no_overlap,
     win_rate,
     wins,
 )
@@ -47,8 +48,8 @@ class Summary:
 
     Attributes:
         wins: the plain win rate.
-        controlled: at equal length; None if the outputs are not in the file.
-        control: how length was controlled for.
+        controlled: at equal length; None if nothing is known of it.
+        control: how length was controlled for, or why there is no rate at equal length.
         longer: share of decided pairs that the longer answer won.
         length: mean characters of the model's answers.
     """
@@ -71,12 +72,12 @@ class Summary:
             "n_wins_base": rates["losses"],
             "n_draws": rates["draws"],
             "discrete_win_rate": 100 * rates["discrete_win_rate"],
+            "length_control": self.control,
         }
         if self.controlled is not None:
             found |= {
                 "length_controlled_win_rate": 100 * self.controlled.win_rate,
                 "length_controlled_standard_error": 100 * self.controlled.standard_error,
-                "length_control": self.control,
             }
             if self.controlled.spread_error > 1e-12:
                 found["lc_standard_error"] = 100 * self.controlled.spread_error  # upstream's
@@ -174,7 +175,7 @@ def summarise(
     if rate is None:
         raise InputError("no row has a preference from 1 to 2", where=where)
     if not all(isinstance(row.get(f"output_{i}"), str) for row in rows for i in (1, 2)):
-        return Summary(rate, None, "the outputs are not in the file", None, None)
+        return Summary(rate, None, "none: the outputs are not in the file", None, None)
     values = wins(preferences)
     lengths = [(len(row["output_1"]), len(row["output_2"])) for row in rows]
     controlled, label = _controlled(rows, values, lengths, difficulty, where)
@@ -193,13 +194,27 @@ def _controlled(
     lengths: Sequence[tuple[int, int]],
     difficulty: Difficulty | None,
     where: str,
-) -> tuple[LengthControlled, str]:
+) -> tuple[LengthControlled | None, str]:
     if rows[0].get("generator_1") is not None and (
         rows[0]["generator_1"] == rows[0].get("generator_2")
     ):
         return LengthControlled(0.5, 0.0, 0.0, 0.0, 0.0), "the baseline against itself"
-    if difficulty is None:
-        return length_controlled(values, lengths), "no difficulty"
+    gamed, known, label = None, None, "no difficulty"
+    if difficulty is not None:
+        known, gamed = _known_difficulties(rows, difficulty, where), difficulty.gamed
+        label = "upstream" if gamed else "difficulty, not regularised"
+    # Upstream's gamed baselines are longer as well as shorter: with them lengths overlap.
+    if gamed is None and (why := no_overlap(values, lengths)) is not None:
+        return None, f"none: {why}; with AlpacaEval's df_gamed.csv there is one"
+    controlled = length_controlled(values, lengths, difficulty=known, gamed=gamed)
+    if not controlled.bounded:
+        return None, "none: its 95 % interval would reach 50 points and more on each side"
+    return controlled, label
+
+
+def _known_difficulties(
+    rows: Sequence[dict[str, Any]], difficulty: Difficulty, where: str
+) -> list[float]:
     found = [difficulty.of.get(row.get("index", i)) for i, row in enumerate(rows)]
     known = [value for value in found if value is not None]
     if len(known) < len(found):
@@ -209,8 +224,7 @@ def _controlled(
             found=f"{len(found) - len(known)} of {len(found)}, row {found.index(None)} the first",
             do="use the difficulty file of this evaluation set, or leave it out",
         )
-    controlled = length_controlled(values, lengths, difficulty=known, gamed=difficulty.gamed)
-    return controlled, "upstream" if difficulty.gamed else "difficulty, not regularised"
+    return known
 
 
 def _read_csv(path: Path, *, what: str) -> list[tuple[str, dict[str, str]]]:

@@ -239,14 +239,17 @@ def control_warnings(figures: Mapping[str, Any]) -> list[str]:
                 "this judge does not distinguish answers here"
             )
     length = controls.get("length_only", {})
-    if "length_controlled_win_rate" in figures and not 0.02 <= length.get("longer", 0.5) <= 0.98:
-        found.append(
-            "hardly any two answers are of similar length: the rate at equal length is extrapolated"
-        )
+    control = str(figures.get("length_control", ""))
+    if control.startswith("none: "):
+        found.append(f"there is no win rate at equal length: {control.removeprefix('none: ')}")
     if (length.get("longer_answer_wins") or 0) > _LONGER_WINS:
         found.append(
-            f"the longer answer won {100 * length['longer_answer_wins']:.0f} % of decided pairs: "
-            "read the win rate at equal length"
+            f"the longer answer won {100 * length['longer_answer_wins']:.0f} % of decided pairs"
+            + (
+                ": read the win rate at equal length"
+                if "length_controlled_win_rate" in figures
+                else ""
+            )
         )
     if abs(length.get("correlation") or 0) > _STRONG_CORRELATION:
         found.append(f"ratings follow length (rank correlation {length['correlation']:.2f})")

@@ -173,6 +173,8 @@ def annotated_win_rates(path: Path, difficulty: Path | None, display: Display) -
             f"  at equal length    {found['length_controlled_win_rate']:.2f} % "
             f"± {found['length_controlled_standard_error']:.2f} ({summary.control})"
         )
+    else:
+        display.line(f"  at equal length    {summary.control}")
     if summary.longer is not None:
         display.line(
             f"  the longer answer won {found['longer_answer_wins']:.1f} % of decided pairs"
@@ -190,6 +192,8 @@ def _summary(figures: Mapping[str, Any]) -> str:
     if "length_controlled_win_rate" in figures:
         rate = 100 * figures["length_controlled_win_rate"]
         line += f", at equal length {rate:.1f} % ({figures['length_control']})"
+    elif "length_control" in figures:
+        line += ", none at equal length"
     elif "win_rate" in figures:
         line += f", wins {100 * figures['win_rate']:.1f} % against the baseline"
     controls = [
