@@ -22,13 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dominie.judge.annotations import read_annotations
-from dominie.judge.length_control import (
-    distance_of_equal,
-    length_controlled,
-    no_overlap,
-    win_rate,
-    wins,
-)
+from dominie.judge.length_control import length_controlled, win_rate, wins
+from dominie.judge.length_overlap import distance_of_equal, no_overlap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

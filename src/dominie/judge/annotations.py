@@ -20,10 +20,10 @@ from dominie.judge.length_control import (
     WinRate,
     length_controlled,
     longer_wins,
-    no_overlap,
     win_rate,
     wins,
 )
+from dominie.judge.length_overlap import no_overlap
 from dominie.judge.published_files import read_objects, unreadable
 
 _GAMED_COLUMNS = {"preference", "std_delta_len", "not_gamed_baseline"}
