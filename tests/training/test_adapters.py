@@ -286,6 +286,43 @@ def test_a_stage_over_one_base_resumes_with_the_student_alone(models, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_tied_head_under_adapters_resumes_and_is_written_as_it_was_trained(tmp_path, merge):
+    base = Model(path=str(tiny_folder(tmp_path / "base", tie_word_embeddings=True)))
+    told: dict[int, torch.Tensor] = {}
+
+    class Watch(TrainerCallback):
+        def __init__(self, stop_at: int | None = None) -> None:
+            self.stop_at = stop_at
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == self.stop_at:
+                raise KeyError("killed")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            told[0] = logits(kwargs["model"])
+
+    def train(folder: Path, stop_at: int | None = None) -> None:
+        source = StageSource(name="rows", train=rows(24, 1), validation=(), share=1.0, terms=LABELS)
+        lora = Lora(**LORA, modules_to_save=["lm_head", "embed_tokens"], merge=merge)
+        train_stage(
+            StageTraining(folder=folder, sources=[source], settings=settings(lora=lora)),
+            StageModels(student=base, tokenizer=word_tokenizer(), teachers={}),
+            callbacks=[Watch(stop_at)],
+        )
+
+    with pytest.raises(KeyError, match="killed"):
+        train(tmp_path / "cut", stop_at=2)
+    train(tmp_path / "cut")
+    resumed = told.pop(0)
+    train(tmp_path / "whole")
+    assert torch.equal(resumed, told[0])
+    for folder in ("cut", "whole"):
+        found = logits(load_frozen(Model(path=str(tmp_path / folder / "model"))))
+        torch.testing.assert_close(found, told[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(told[0], logits(load_frozen(base)), atol=1e-2)
+
+
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"]])
 @pytest.mark.parametrize("attention", [False, True])
 def test_the_gradient_in_float64_is_that_of_three_models(

@@ -11,8 +11,8 @@ from dominie.core import hardware as devices
 from dominie.data.batch import collate
 from dominie.data.tokenization import Encoded
 from dominie.losses.terms import LossTerms, NextToken, Prediction
+from dominie.models.adapters import with_lora
 from dominie.models.info import Workload, model_flops
-from dominie.models.loading import with_lora
 from dominie.planning.sizes import shipped_config
 from dominie.teachers import LocalTeacher, RoutedTeacher
 from dominie.training.counters import FlopsMeter, peak_flops

@@ -1,20 +1,31 @@
-"""One base under several adapters: which teachers share the student's, and adapters merged."""
+"""Adapters over a base: applied, continued, shared with teachers, merged."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from dominie.core.errors import InputError
+from dominie.models.head import text_config, untie
 from dominie.models.info import ModelInfo
-from dominie.models.spec import Model
+from dominie.models.spec import Model, naming
+
+#: Peft's warning of adapters on tied weights, which are given one each.
+TIED = "Model has `tie_word_embeddings=True`"
+
+#: What `all-linear` leaves out, by the names that most families have for it.
+_NOT_LINEAR = {"lm_head", "embed_out", "embed_tokens", "wte"}
 
 #: Ways to begin an adapter that leave the base as it is; others change it as they are loaded.
 _PLAIN_BEGINNINGS = (True, False, "gaussian")
@@ -70,7 +81,7 @@ def shared_base(
             continue
         reason = _placed_otherwise(student.spec, teacher, precision)
         if reason is None and adapter is not None and teacher.origin != "stage":
-            reason = _no_plain_lora(adapter)
+            reason = _no_plain_lora(adapter, lora)
         if reason:
             apart[name] = reason
         else:
@@ -99,7 +110,7 @@ def _placed_otherwise(student: Model | None, teacher: ModelInfo, precision: str)
     return None
 
 
-def _no_plain_lora(adapter: str) -> str | None:
+def _no_plain_lora(adapter: str, lora: Any) -> str | None:
     """Why an adapter in a folder cannot lie beside the student's; None if it can."""
     try:
         config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
@@ -110,7 +121,120 @@ def _no_plain_lora(adapter: str) -> str | None:
         and config.get("bias", "none") == "none"
         and config.get("init_lora_weights", True) in _PLAIN_BEGINNINGS
     )
-    return None if plain else "its adapter is no plain LoRA"
+    if not plain:
+        return "its adapter is no plain LoRA"
+    mine, theirs = lora.modules_to_save or [], config.get("modules_to_save") or []
+    if _targeted(theirs, lora.target_modules) or _targeted(mine, config.get("target_modules")):
+        return "one trains a module in full that the other adapts"
+    return None
+
+
+def _targeted(names: Sequence[str], targets: Any) -> bool:
+    """Whether `target_modules` may adapt one of the modules that are trained in full."""
+    if isinstance(targets, str):  # an expression is on whole names, which are not known here
+        return bool(names) and (targets != "all-linear" or not set(names) <= _NOT_LINEAR)
+    last = {name.rpartition(".")[2] for name in targets or []}
+    return bool(last.intersection(name.rpartition(".")[2] for name in names))
+
+
+def with_lora(model: Any, lora: Any, *, where: str, adapter: str | None = None) -> Any:
+    """The model under fp32 adapters: fresh ones, or one of a folder.
+
+    Raises:
+        InputError: the model, named by `where`, has no module that they fit.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=lora.modules_to_save,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=TIED)
+            if adapter is None:
+                adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+            else:
+                config = _config_of(adapter, lora)
+                adapted = PeftModel.from_pretrained(
+                    model, adapter, config=config, is_trainable=True
+                )
+    except ValueError as error:
+        raise InputError(
+            "LoRA cannot be applied to this model",
+            where=where,
+            expected=f"target_modules: all-linear, or a list of {_linear_modules(model)}",
+            found=" ".join(str(error).split())[:200],
+        ) from None
+    untie(adapted, where=where)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def config_under_lora(config: Any, lora: Any) -> Any:
+    """The configuration of what a stage writes: another if adapters untie the head.
+
+    Args:
+        config: of the language part of the student; None if it is not known.
+        lora: a `dominie.training.settings.Lora`, None if every weight is trained.
+
+    Returns:
+        `config` itself, or a copy of it without tied weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    explicit = lora and (lora.modules_to_save or lora.target_modules != "all-linear")
+    if not explicit or not getattr(config, "tie_word_embeddings", False):
+        return config
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+            changed = text_config(with_lora(model, lora, where="train.lora"))
+    except Exception:  # whether the adapters fit is said where the whole model is loaded
+        return config
+    return config if changed.tie_word_embeddings else changed
+
+
+def _config_of(adapter: str, lora: Any) -> Any:
+    """The configuration of an adapter that goes on being trained, with the stage's dropout.
+
+    Raises:
+        InputError: the stage wants an adapter of another shape.
+    """
+    from peft import LoraConfig
+
+    with naming(adapter, "adapter"):
+        config = LoraConfig.from_pretrained(adapter)
+    asked = {"r": lora.r, "lora_alpha": lora.alpha, "modules_to_save": lora.modules_to_save}
+    found = {key: getattr(config, key) for key in asked}
+    if not isinstance(lora.target_modules, str):
+        asked["target_modules"] = sorted(lora.target_modules)
+        found["target_modules"] = sorted(config.target_modules)
+    apart = [key for key in asked if asked[key] != found[key]]
+    if apart:
+        raise InputError(
+            "the student is an adapter of another shape than train.lora asks for",
+            where=adapter,
+            expected=", ".join(f"{key} {asked[key]}" for key in apart),
+            found=", ".join(f"{key} {found[key]}" for key in apart),
+            do="give train.lora the adapter's shape, or set lora.merge: true to train a new one "
+            "over the merged weights",
+        )
+    config.lora_dropout = lora.dropout
+    return config
+
+
+def _linear_modules(model: Any) -> str:
+    """The names, without their layers, of the modules that LoRA fits."""
+    named = model.named_modules()
+    found = {name.rpartition(".")[2] for name, m in named if isinstance(m, nn.Linear)}
+    return ", ".join(sorted(found))
 
 
 def merged(model: Any) -> tuple[Any, dict[str, Tensor]]:

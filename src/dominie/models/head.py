@@ -1,4 +1,4 @@
-"""The output projection of a causal language model as the vocabulary losses take it."""
+"""The output head of a causal language model: as losses take it, and untied under adapters."""
 
 from __future__ import annotations
 
@@ -98,3 +98,65 @@ def check_head(model: nn.Module, *, where: str) -> None:
             found=f"logits that differ by {float((theirs - ours).abs().max()):.3g}",
             do="use a family of docs/losses.md, or report this one",
         )
+
+
+def untie(model: Any, *, where: str) -> bool:
+    """Give the head a weight of its own if adapters change it or the embedding it is tied to.
+
+    An adapter learns on one of the two, or on each something else, which one weight cannot hold:
+    merged into it, both would change.
+
+    Args:
+        model: under peft adapters, before any is merged.
+        where: the model's name for a message.
+
+    Returns:
+        Whether the two were tied and are not any more.
+
+    Raises:
+        InputError: adapters change weights that other modules share.
+    """
+    inner = causal_lm(model)
+    head, table = (
+        _without_adapters(module)
+        for module in (inner.get_output_embeddings(), inner.get_input_embeddings())
+    )
+    shared = _shared_under_adapters(inner)
+    if shared.keys() - {id(head.weight)} or (shared and head.weight is not table.weight):
+        raise InputError(
+            "LoRA cannot be applied to weights that several modules share",
+            where=where,
+            expected="adapters on modules with weights of their own",
+            found=", ".join(next(iter(shared.values()))[:3]),
+            do="leave them out of train.lora.target_modules and modules_to_save",
+        )
+    if not shared:
+        return False
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    for config in (inner.config, inner.config.get_text_config()):
+        config.tie_word_embeddings = False
+    inner.all_tied_weights_keys = inner.get_expanded_tied_weights_keys(all_submodels=True)
+    return True
+
+
+def _without_adapters(module: Any) -> Any:
+    """A module without the adapters around it."""
+    for name in ("base_layer", "original_module"):
+        module = getattr(module, name, module)
+    return module
+
+
+def _shared_under_adapters(model: nn.Module) -> dict[int, list[str]]:
+    """By identity, weights of several modules of which adapters change one; the modules' names."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    adapted = set()
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+            bare = _without_adapters(module)
+            adapted |= {id(weight) for weight in bare.parameters()}
+        for weight in module.parameters(recurse=False):
+            owners.setdefault(id(weight), []).append(name)
+    return {key: names for key, names in owners.items() if key in adapted and len(names) > 1}

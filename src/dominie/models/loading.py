@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dominie.core.errors import InputError, hub_error
+from dominie.core.errors import InputError
+from dominie.models.adapters import TIED, with_lora
+from dominie.models.head import untie
 from dominie.models.moe import follow_autocast
 from dominie.models.placement import (
     check_package,
@@ -22,12 +22,11 @@ from dominie.models.placement import (
     warn_of_whole_experts,
 )
 from dominie.models.spec import (
-    OPTION,
     Model,
     allowed,
     base_and_adapter,
     check_model,
-    is_asked_for,
+    naming,
     tokenizer_place,
 )
 
@@ -46,7 +45,7 @@ def load_tokenizer(spec: Model) -> Any:
     from transformers import AutoTokenizer
 
     place = tokenizer_place(spec)
-    with _naming(place, "tokenizer"):
+    with naming(place, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             place, revision=spec.revision, trust_remote_code=allowed()
         )
@@ -70,7 +69,7 @@ def load_config(spec: Model) -> Any:
 
     base, _ = base_and_adapter(spec)
     check_model(base, spec.revision)
-    with _naming(base, "configuration"):
+    with naming(base, "configuration"):
         config = AutoConfig.from_pretrained(
             base, revision=spec.revision, trust_remote_code=allowed()
         )
@@ -152,7 +151,7 @@ def _load(spec: Model, *, dtype: torch.dtype | None, quantization: Any = None) -
         options["attn_implementation"] = spec.attention
     if quantization is not None:
         options["quantization_config"] = quantization
-    with _naming(base, "model"):
+    with naming(base, "model"):
         model, found = AutoModelForCausalLM.from_pretrained(
             base,
             revision=spec.revision,
@@ -177,7 +176,7 @@ def restore_weights(model: Any, folder: str) -> None:
     Raises:
         InputError: the folder does not hold all of the model's weights.
     """
-    with _naming(folder, "checkpoint"):
+    with naming(folder, "checkpoint"):
         saved, found = type(model).from_pretrained(
             folder, dtype=model.dtype, use_safetensors=True, output_loading_info=True
         )
@@ -207,100 +206,9 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     """The model with an adapter merged into its weights."""
     from peft import PeftModel
 
-    with _naming(adapter, "adapter"), warnings.catch_warnings():
+    with naming(adapter, "adapter"), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-
-
-def with_lora(model: Any, lora: Any, *, where: str, adapter: str | None = None) -> Any:
-    """The model under fp32 adapters: fresh ones, or one of a folder.
-
-    Raises:
-        InputError: the model, named by `where`, has no module that they fit.
-    """
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        modules_to_save=lora.modules_to_save,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        if adapter is None:
-            adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
-        else:
-            config = _config_of(adapter, lora)
-            adapted = PeftModel.from_pretrained(model, adapter, config=config, is_trainable=True)
-    except ValueError as error:
-        raise InputError(
-            "LoRA cannot be applied to this model",
-            where=where,
-            expected=f"target_modules: all-linear, or a list of {_linear_modules(model)}",
-            found=" ".join(str(error).split())[:200],
-        ) from None
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return adapted
-
-
-def _config_of(adapter: str, lora: Any) -> Any:
-    """The configuration of an adapter that goes on being trained, with the stage's dropout.
-
-    Raises:
-        InputError: the stage wants an adapter of another shape.
-    """
-    from peft import LoraConfig
-
-    with _naming(adapter, "adapter"):
-        config = LoraConfig.from_pretrained(adapter)
-    asked = {"r": lora.r, "lora_alpha": lora.alpha, "modules_to_save": lora.modules_to_save}
-    found = {key: getattr(config, key) for key in asked}
-    if not isinstance(lora.target_modules, str):
-        asked["target_modules"] = sorted(lora.target_modules)
-        found["target_modules"] = sorted(config.target_modules)
-    apart = [key for key in asked if asked[key] != found[key]]
-    if apart:
-        raise InputError(
-            "the student is an adapter of another shape than train.lora asks for",
-            where=adapter,
-            expected=", ".join(f"{key} {asked[key]}" for key in apart),
-            found=", ".join(f"{key} {found[key]}" for key in apart),
-            do="give train.lora the adapter's shape, or set lora.merge: true to train a new one "
-            "over the merged weights",
-        )
-    config.lora_dropout = lora.dropout
-    return config
-
-
-def _linear_modules(model: Any) -> str:
-    """The names, without their layers, of the modules that LoRA fits."""
-    named = model.named_modules()
-    found = {name.rpartition(".")[2] for name, m in named if isinstance(m, torch.nn.Linear)}
-    return ", ".join(sorted(found))
-
-
-@contextlib.contextmanager
-def _naming(path: str, what: str) -> Iterator[None]:
-    """Turn whatever a loader raises into one message that names the model."""
-    try:
-        yield
-    except Exception as error:
-        here = Path(path).exists()
-        if is_asked_for(error):
-            raise InputError(
-                f"the {what} needs Python code of its own",
-                where=path,
-                do=f"read that code; where you trust it, `dominie {OPTION} …` runs it",
-            ) from error
-        raise (InputError if here else hub_error(error))(
-            f"the {what} cannot be loaded",
-            where=path,
-            found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            do="check that the folder is complete and of one model"
-            if here
-            else "check the name, the network and `hf auth login`",
-        ) from error
+        warnings.filterwarnings("ignore", message=TIED)
+        adapted = PeftModel.from_pretrained(model, adapter)
+    untie(adapted, where=adapter)
+    return adapted.merge_and_unload()

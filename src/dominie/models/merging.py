@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,12 @@ from torch import Tensor
 from dominie.core.errors import InputError
 from dominie.core.references import ModelName
 from dominie.models.spec import Model
-from dominie.models.weights import Weights, copy_configuration, open_weights, write_weights
+from dominie.models.weights import (
+    Weights,
+    copy_configuration,
+    open_weights,
+    write_weights,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +74,8 @@ def merge_models(merge: Merge, models: Mapping[str, Model], folder: Path) -> int
     """Write the merged model's weights and configuration.
 
     Sums are taken in fp32 and written in the dtype of the first model; what is not floating point
-    is the first model's.
+    is the first model's. If some of the models have one weight for head and embedding and others
+    have two, the merged model has two.
 
     Args:
         merge: which models, by which weights.
@@ -85,6 +92,8 @@ def merge_models(merge: Merge, models: Mapping[str, Model], folder: Path) -> int
     first = merge.sources[0]
     with contextlib.ExitStack() as stack:
         opened = {name: stack.enter_context(open_weights(models[name])) for name in merge.sources}
+        tied = opened[first].shapes
+        opened = _untied(opened)
         for name in merge.sources[1:]:
             _check_alike(opened[first], opened[name], where=name, first=first)
         shapes = opened[first].shapes
@@ -100,7 +109,43 @@ def merge_models(merge: Merge, models: Mapping[str, Model], folder: Path) -> int
 
         write_weights(folder, shapes, merged)
         copy_configuration(opened[first].folder, folder)
+        if shapes.keys() != tied.keys():
+            _write_untied(folder / "config.json")
         return sum(shape.numel() for shape in shapes.values())
+
+
+def _untied(opened: Mapping[str, Weights]) -> dict[str, Weights]:
+    """Give models of tied weights a second name for them if others have two weights there."""
+    every = {name for weights in opened.values() for name in weights.shapes}
+    found = {}
+    for model, weights in opened.items():
+        missing = every - weights.shapes.keys()
+        ties = _tied_names(weights.folder) if missing else {}
+        known = {new: old for new, old in ties.items() if new in missing and old in weights.shapes}
+        found[model] = weights.with_names(known)
+    return found
+
+
+def _tied_names(folder: Path) -> dict[str, str]:
+    """The weights that a model's files leave out, each with the one it is tied to."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    except Exception:  # a family that is not known: its tensors are compared as they are
+        return {}
+    found: dict[str, str] = model.all_tied_weights_keys
+    return found
+
+
+def _write_untied(path: Path) -> None:
+    """Say in a configuration that head and embedding have weights of their own."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict):
+            part["tie_word_embeddings"] = False
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _check_alike(one: Weights, other: Weights, *, where: str, first: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -241,3 +243,26 @@ def passed_on() -> list[str]:
 def is_asked_for(error: Exception) -> bool:
     """Whether a loader failed because it may not run a model's code."""
     return not _allowed and "trust_remote_code" in str(error)
+
+
+@contextlib.contextmanager
+def naming(path: str, what: str) -> Iterator[None]:
+    """Turn whatever a loader raises into one message that names the model."""
+    try:
+        yield
+    except Exception as error:
+        here = Path(path).exists()
+        if is_asked_for(error):
+            raise InputError(
+                f"the {what} needs Python code of its own",
+                where=path,
+                do=f"read that code; where you trust it, `dominie {OPTION} …` runs it",
+            ) from error
+        raise (InputError if here else hub_error(error))(
+            f"the {what} cannot be loaded",
+            where=path,
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            do="check that the folder is complete and of one model"
+            if here
+            else "check the name, the network and `hf auth login`",
+        ) from error

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,17 @@ class Weights:
     shapes: Mapping[str, Tensor]
     _files: Mapping[str, Any]
 
+    _stored: Mapping[str, str] = field(default_factory=dict)
+
     def __getitem__(self, name: str) -> Tensor:
+        name = self._stored.get(name, name)
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
+
+    def with_names(self, stored: Mapping[str, str]) -> Weights:
+        """The same tensors, some under further names: by such a name, the one it is stored by."""
+        shapes = dict(self.shapes) | {name: self.shapes[own] for name, own in stored.items()}
+        return dataclasses.replace(self, shapes=shapes, _stored=dict(stored))
 
 
 @contextlib.contextmanager

@@ -20,9 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dominie.models.adapters import with_lora
 from dominie.models.head import causal_lm
 from dominie.models.info import info_of
-from dominie.models.loading import DTYPES, with_lora
+from dominie.models.loading import DTYPES
 from dominie.models.moe import follow_autocast
 from dominie.training.settings import Lora
 

@@ -112,6 +112,20 @@ class Preparation:
             self._shown.add(line)
             self.display.line(line)
 
+    def notices(self, name: str, stage: TrainStage) -> None:
+        """Show what a stage does otherwise than its recipe may lead one to expect.
+
+        Raises:
+            InputError: the loss has a router term and the student no router.
+        """
+        if line := _router_notice(self.folder, name, stage):
+            self.notice(line)
+        if self.folder.info(name).config is not self.folder.info(stage.student).config:
+            self.notice(
+                f"{name}: {stage.student} has one weight for its head and its embedding; adapters "
+                "change it, so that each gets its own; what is written has both"
+            )
+
     def _exists(self, source: str) -> bool:
         """Whether a source can be read: data that a stage makes, if they are those it would make.
 
@@ -159,7 +173,7 @@ def check_tokens(
             check_same_tokens(tokenizer, theirs, where=where)
 
 
-def check_router(folder: RunFolder, name: str, stage: TrainStage) -> str | None:
+def _router_notice(folder: RunFolder, name: str, stage: TrainStage) -> str | None:
     """Refuse a router term for a dense student; return a notice of a term that is left out."""
     terms = [stage.loss_on(source).router for source in stage.active]
     if not any(term and (term.weight or term.z_weight) for term in terms):

@@ -147,8 +147,11 @@ class TrainStage(StageKind):
 
     def model_info(self, name: str, of: Callable[[str], ModelInfo]) -> ModelInfo:
         """Describe the student after training, or its adapter."""
+        from dominie.models.adapters import config_under_lora
+
         student, lora = of(self.student), self.train.lora
-        info = info_of_stage(name, student, dtype=self.train.precision)
+        config = config_under_lora(student.config, lora)
+        info = info_of_stage(name, student, dtype=self.train.precision, config=config)
         if lora is None or lora.merge:
             return info
         return dataclasses.replace(info, base=student.base, adapter=name)
@@ -185,10 +188,9 @@ class TrainStage(StageKind):
             training_dependencies,
             training_parts,
         )
-        from dominie.stages.prepare import check_router, check_tokens, check_training
+        from dominie.stages.prepare import check_tokens, check_training
 
-        folder = preparation.folder
-        check_tokens(folder, preparation.tokenizers, name, self.models)
+        check_tokens(preparation.folder, preparation.tokenizers, name, self.models)
         rows = preparation.rows(name, self.train.max_length)
         order = [*self.active, *(source for source in rows if source not in self.active)]
         sources = {source: rows[source] for source in order if source in rows}
@@ -207,9 +209,8 @@ class TrainStage(StageKind):
             teachers={teacher: known[teacher] for teacher in teachers if teacher},
             depends=training_dependencies(*parts, preparation.tokenizers.fingerprint(name)),
         )
-        check_training(folder, prepared)
-        if notice := check_router(folder, name, self):
-            preparation.notice(notice)
+        check_training(preparation.folder, prepared)
+        preparation.notices(name, self)
         return prepared
 
     def run(self, run: StageRun) -> dict[str, Any]:
