@@ -66,3 +66,17 @@ def test_without_any_it_says_what_to_set(base, tmp_path):
     found, _ = tokenizers(tmp_path, base, teacher="base")
     with pytest.raises(InputError, match=r"chat_template: FILE\.jinja"):
         found.of("base")
+
+
+def test_what_a_killed_run_left_half_written_goes_with_the_next_lock(base, tmp_path):
+    path = tmp_path / "t.yaml"
+    path.write_text(RECIPE.format(base=base, given="", teacher="toyworld:teacher"))
+    folder = RunFolder(load_recipe(path), tmp_path / "runs")
+    half = ["rows/.making-a/rows", "distill/.writing-model", ".taking-distill"]
+    kept = ["distill/cache/.writing-1", "rows/general", "distill/model"]
+    for name in half + kept:
+        (folder.path / name).mkdir(parents=True)
+    (folder.path / ".report-1").write_text("<html>")
+    with folder.locked():
+        left = {p.name for p in folder.path.rglob("*")}
+    assert left == {".lock", "rows", "distill", "cache", ".writing-1", "general", "model"}

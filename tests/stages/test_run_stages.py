@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dominie.core.errors import InputError
 from dominie.core.io import file_manifest
 from dominie.recipe import load_recipe
 from dominie.stages.run_folder import RunFolder, write_stage
-from dominie.stages.run_stages import _check_begun, run_stage
+from dominie.stages.run_stages import _check_begun, _finished, _interrupted, run_stage
 from dominie.stages.stage_kind import Prepared, stage_kind
 
 MINI = Path(__file__).parents[1] / "recipes" / "mini.yaml"
@@ -68,3 +69,26 @@ def test_a_changed_stage_that_is_half_trained_is_refused(tmp_path):
     with pytest.raises(InputError, match="half trained, and what it depends on") as refused:
         _check_begun(folder, [changed])
     assert refused.value.found == "train.steps: 6 before, 8 now"
+
+
+def test_a_damaged_stage_of_another_run_is_not_taken(tmp_path):
+    said = StringIO()
+    display = Display(Console(file=said, width=200))
+    for run in ("a", "b"):
+        model = tmp_path / run / "s" / "model"
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+        files = file_manifest(model.parent)
+        record = {"status": "done", "fingerprint": "f", "files": files}
+        write_stage(model.parent, record)
+    (tmp_path / "a" / "s" / "model" / "config.json").write_text("[]")
+    assert _finished(tmp_path, "f", display) == tmp_path / "b" / "s"
+    assert "not taken, it is damaged: model/config.json" in said.getvalue()
+
+
+def test_an_empty_stage_folder_is_not_kept_as_an_earlier_result(tmp_path):
+    folder, prepared = stage_folder(tmp_path, MERGED)
+    shutil.rmtree(folder.stage("merged"))
+    folder.stage("merged").mkdir()
+    assert _interrupted(folder, prepared, Display()) == {}
+    assert not (folder.path / ".replaced").exists()

@@ -8,12 +8,13 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, SoftFileLock, Timeout
 
@@ -29,11 +30,58 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def create(path: Path) -> BinaryIO:
+    """Open a new file in the place of what has its name; a link there is replaced, not followed."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
+
+
+def open_append(path: Path) -> BinaryIO:
+    """Open a file to add to its end; made if need be.
+
+    Raises:
+        InputError: it is a symbolic link, which leads to a file that is somebody else's.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.fdopen(os.open(path, flags, 0o666), "ab")
+    except OSError as error:
+        if not path.is_symlink():
+            raise
+        raise _linked(path) from error
+
+
+def _linked(path: Path) -> InputError:
+    return InputError(
+        "a symbolic link stands where the run writes; nothing was written through it",
+        where=str(path),
+        expected="a file of the run's own",
+        found=f"a link to {path.readlink()}",
+        do="find out who made it, and remove it",
+    )
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder or a link; what a link leads to stays."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def empty_folder(path: Path) -> None:
+    """Make an empty folder in the place of what has its name; a link there is not followed."""
+    remove(path)
+    path.mkdir(parents=True)
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Replace a file's text atomically: after a crash it is the old or the new text."""
     scratch = path.with_name(f".{path.name}")
-    scratch.write_text(text, encoding="utf-8")
-    fsync(scratch)
+    with create(scratch) as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
     scratch.replace(path)
 
 
@@ -159,10 +207,12 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     or the owner has ended on this machine.
 
     Raises:
-        InputError: another process holds it; the message names the process and the time.
+        InputError: another process holds it, which the message names, or it is a symbolic link.
         OSError: the file cannot be opened.
     """
     owner = path
+    if path.is_symlink():  # taking the lock would empty the file that it leads to
+        raise _linked(path)
     try:
         try:
             lock = FileLock(path, fallback_to_soft=False).acquire(blocking=False)
@@ -182,17 +232,18 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
 def _locked(path: Path) -> InputError:
     """Return the error that names the owner of a lock: process and host, the file's two lines."""
-    found = None
+    found, elsewhere = None, False
     with contextlib.suppress(OSError, ValueError):
         pid, host, *_ = path.read_text(encoding="utf-8").split("\n")
         age = max(time.time() - path.stat().st_mtime, 0.0)
         found = f"process {int(pid)} on {host}, for {_duration(age)}"
+        elsewhere = path.suffix == ".owner" and host != socket.gethostname()
     return InputError(
         "another dominie is at work in this folder",
         where=str(path.parent),
         found=found,
         do="wait for it, or give this run another name: name=OTHER"
-        + ("" if found is None else f" (if it has ended, remove {path})"),
+        + (f" (if it has ended there, remove {path})" if elsewhere else ""),
     )
 
 

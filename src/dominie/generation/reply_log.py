@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.errors import InputError
-from dominie.core.io import checksummed, verify_checksum
+from dominie.core.io import checksummed, open_append, verify_checksum
 
 _MOST_TOKENS = 10_000_000  # no call uses more; a server that says so is not believed
 # Values of `finish_reason`, lower case, as servers write them.
@@ -134,7 +134,7 @@ class ReplyLog:
     def append(self, record: Mapping[str, Any]) -> None:
         """Write a record, which has a `key`, and wait until it is on disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
+        with open_append(self.path) as file:
             file.write(record_line(record).encode())
             file.flush()
             os.fsync(file.fileno())

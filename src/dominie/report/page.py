@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import os
-import tempfile
+import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -17,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dominie import __version__
+from dominie.core.io import create
 from dominie.core.run_records import read_run
 from dominie.report import formatting as formats
 from dominie.report.answers import Selection, judged_tasks, selection
@@ -124,11 +124,10 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 
 def _write(page: bytes, path: Path) -> None:
     """Replace a page atomically: a browser may have it open, another process may write it, too."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
-    with os.fdopen(handle, "wb") as file:
+    scratch = path.with_name(f".report-{uuid.uuid4().hex}")
+    with create(scratch) as file:  # readable to whom the umask says
         file.write(page)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(path)
+    scratch.replace(path)
 
 
 def _rendered(template: str, **contents: Any) -> bytes:

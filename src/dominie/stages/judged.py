@@ -11,7 +11,7 @@ from typing import Any
 
 from dominie.core.display import Display
 from dominie.core.errors import InputError, RunError
-from dominie.core.io import write_json
+from dominie.core.io import write_atomic, write_json
 from dominie.generation.calls import Calls
 from dominie.generation.endpoint import Endpoint
 from dominie.generation.generator import EndpointGenerator, Generator
@@ -146,7 +146,7 @@ class JudgedScores:
                 _write_lines(path / benchmark / name, rows)
             else:
                 text = json.dumps(rows, indent=1, ensure_ascii=False)
-                (path / benchmark / name).write_text(text, encoding="utf-8")
+                write_atomic(path / benchmark / name, text)
 
 
 def annotated_win_rates(path: Path, difficulty: Path | None, display: Display) -> dict[str, Any]:
@@ -207,4 +207,4 @@ def _summary(figures: Mapping[str, Any]) -> str:
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
+    write_atomic(path, text)

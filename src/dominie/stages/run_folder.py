@@ -11,7 +11,7 @@ from typing import Any
 from dominie.core.display import Display
 from dominie.core.distributed import is_main_process
 from dominie.core.errors import InputError
-from dominie.core.io import exclusive_lock, manifest_error, write_checksummed
+from dominie.core.io import exclusive_lock, manifest_error, remove, write_checksummed
 from dominie.core.run_reader import read_stage
 from dominie.data.sources import Source
 from dominie.data.tokenization import tokenizer_fingerprint
@@ -20,6 +20,16 @@ from dominie.models.matching import differing_ids
 from dominie.models.spec import Model
 from dominie.recipe import Recipe
 from dominie.toyworld import is_toyworld, materialise
+
+#: Where files and folders are written before they get their names.
+_HALF_MADE = (
+    "rows/.making-*",
+    "toyworld/.toyworld-*",
+    ".report-*",
+    ".taking-*",
+    "*/.writing-model",
+    "*/.writing-data",
+)
 
 
 class RunFolder:
@@ -41,6 +51,7 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 if is_main_process():  # the ranks of one run share its folder
                     stack.enter_context(exclusive_lock(self.path / ".lock"))
+                    self._remove_half_made()
             except OSError as error:
                 raise InputError(
                     "the run's folder cannot be written",
@@ -49,6 +60,12 @@ class RunFolder:
                     do="choose another place with --runs DIR",
                 ) from None
             yield
+
+    def _remove_half_made(self) -> None:
+        """Remove what a run that was killed has left half written."""
+        for pattern in _HALF_MADE:
+            for path in self.path.glob(pattern):
+                remove(path)
 
     def check_overwrites(self) -> None:
         """Refuse to begin from a model that this run would overwrite.

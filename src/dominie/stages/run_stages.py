@@ -22,7 +22,7 @@ from dominie.core.distributed import (
     world_size,
 )
 from dominie.core.errors import InputError
-from dominie.core.io import file_manifest, write_atomic
+from dominie.core.io import empty_folder, file_manifest, manifest_error, write_atomic
 from dominie.core.run_reader import read_stage
 from dominie.models.spec import is_model
 from dominie.recipe import dump_recipe
@@ -51,13 +51,12 @@ def reuse_stage(folder: RunFolder, name: str, fingerprint: str, display: Display
     path = folder.stage(name)
     if path.exists() and read_stage(path).get("fingerprint") == fingerprint:
         return  # done, or to be gone on with
-    found = _finished(folder.path.parent, fingerprint)
+    found = _finished(folder.path.parent, fingerprint, display)
     if found is None:
         return
     scratch = path.with_name(f".taking-{name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(found, scratch, ignore=_LEFT, copy_function=_link)
+    empty_folder(scratch)
+    shutil.copytree(found, scratch, ignore=_LEFT, copy_function=_link, dirs_exist_ok=True)
     origin = f"{found.parent.name}/{found.name}"
     stage = stage_kind(folder.recipe, name)
     own = {"name": name, **stage.names_in_record, "taken_from": origin}
@@ -69,8 +68,8 @@ def reuse_stage(folder: RunFolder, name: str, fingerprint: str, display: Display
     display.line(f"{name}: taken from {origin}, which depends on the same")
 
 
-def _finished(runs: Path, fingerprint: str) -> Path | None:
-    """Find the folder of a finished stage with this fingerprint in any of the runs."""
+def _finished(runs: Path, fingerprint: str, display: Display) -> Path | None:
+    """Find the folder of a finished, whole stage with this fingerprint in any of the runs."""
     for file in sorted(runs.glob("*/*/stage.json")):
         if file.parent.name.startswith("."):
             continue  # half linked, by a run that was killed
@@ -80,8 +79,11 @@ def _finished(runs: Path, fingerprint: str) -> Path | None:
             continue  # another run's trouble
         done = record.get("fingerprint") == fingerprint and record.get("status") == "done"
         whole = is_model(file.parent / "model") or (file.parent / "data").is_dir()
-        if done and whole:
+        if not (done and whole):
+            continue
+        if (found := manifest_error(file.parent, record.get("files", {}))) is None:
             return file.parent
+        display.line(f"{file.parent}: not taken, it is damaged: {found}")
     return None
 
 
@@ -162,6 +164,8 @@ def _interrupted(folder: RunFolder, prepared: Prepared, display: Display) -> dic
         shutil.rmtree(path / "checkpoints", ignore_errors=True)
         display.done(name, f"already {stage.past} ({stage.describe(earlier)})")
         return None
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()  # an earlier start came no further
     if path.exists() and not same:
         kept = set_aside(path)
         why = "what it depends on has changed" if earlier else "its folder has no stage.json"

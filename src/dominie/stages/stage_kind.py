@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from dominie.core.distributed import broadcast_from_main, is_main_process
+from dominie.core.io import empty_folder
 from dominie.recipe.stage_config import StageConfig
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ class StageRun:
 
         makes = self.prepared.stage.makes
         scratch = self.path / f".writing-{makes}"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        empty_folder(scratch)
         with writing(scratch):
             yield scratch
             publish(scratch, self.path / makes)

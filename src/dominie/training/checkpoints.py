@@ -18,7 +18,7 @@ from transformers.trainer_callback import ExportableState
 
 from dominie.core.distributed import broadcast_from_main
 from dominie.core.errors import DominieError, RunError
-from dominie.core.io import file_manifest, fsync, manifest_error
+from dominie.core.io import empty_folder, file_manifest, fsync, manifest_error, remove
 from dominie.models.head import causal_lm
 from dominie.models.loading import restore_weights
 
@@ -36,7 +36,7 @@ def publish(scratch: Path, folder: Path) -> None:
     for path in sorted(scratch.rglob("*")):
         if path.is_file():
             fsync(path)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     scratch.rename(folder)
     fsync(folder.parent)
 
@@ -170,6 +170,9 @@ class CheckpointedTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         scratch = folder / ".writing"
         with writing(scratch):
+            if self.args.should_save:
+                empty_folder(scratch)
+            self.accelerator.wait_for_everyone()
             self.args.output_dir = str(scratch)
             try:
                 super()._save_checkpoint(model, trial)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from dominie.core.io import open_append, write_atomic
 from dominie.core.run_reader import read_lines
 from dominie.data.batch import IGNORED, Batch
 from dominie.losses.objective import Objective
@@ -178,8 +179,8 @@ class MetricsLog:
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with open_append(self.path) as file:
+            file.write(json.dumps(record).encode() + b"\n")
 
     def rewind(self, step: int, copy: Path | None = None) -> dict[str, Any]:
         """Drop lines after `step`, and a last line that was cut off in the writing.
@@ -199,9 +200,7 @@ class MetricsLog:
             for line in source.read_text(encoding="utf-8", errors="replace").splitlines()
             if _step(line, step + 1) <= step
         ]
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        scratch.replace(self.path)
+        write_atomic(self.path, "".join(line + "\n" for line in kept))
         return next(
             (record for line in reversed(kept) if "terms" in (record := json.loads(line))), {}
         )

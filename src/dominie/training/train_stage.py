@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from dominie.core.distributed import broadcast_from_main, init_distributed, world_mesh
 from dominie.core.errors import RunError
+from dominie.core.io import empty_folder
 from dominie.losses.objective import Objective
 from dominie.models.adapters import SharedBase, merged, shared_base
 from dominie.models.head import check_head, text_config
@@ -291,7 +291,7 @@ def save_model(
         model, state = merged(model)
     if trainer.is_world_process_zero():
         scratch = folder.with_name(f".writing-{folder.name}")
-        shutil.rmtree(scratch, ignore_errors=True)
+        empty_folder(scratch)
         # Gathered from shards, tied weights are two tensors; they are written once.
         tied = getattr(model, "all_tied_weights_keys", {})
         state = {

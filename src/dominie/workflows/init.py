@@ -175,7 +175,8 @@ def start(folder: Path, template: str) -> list[Path]:
         with tempfile.TemporaryDirectory(prefix=".init-", dir=folder) as scratch:
             for source, path in data.items():
                 materialise(f"toyworld:{source}?rows={ROWS}", Path(scratch)).rename(path)
-        recipe.write_text(recipe_text(wanted, name=_run_name(folder)), encoding="utf-8")
+        with recipe.open("x", encoding="utf-8") as file:  # not through a link that leads nowhere
+            file.write(recipe_text(wanted, name=_run_name(folder)))
     except OSError as error:
         raise InputError(
             "the folder cannot be written", where=str(folder), found=error.strerror

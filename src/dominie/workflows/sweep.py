@@ -19,7 +19,7 @@ from rich.table import Table
 from dominie.core.display import Display
 from dominie.core.errors import InputError, RunError
 from dominie.core.hardware import cores
-from dominie.core.io import write_json
+from dominie.core.io import create, write_json
 from dominie.core.run_reader import read_object
 from dominie.models.spec import passed_on
 from dominie.recipe import load_recipe
@@ -138,7 +138,7 @@ def _start_run(trial: Trial, folder: Path) -> subprocess.Popen[bytes]:
     if trial.only:
         command += ["--only", ",".join(trial.only)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (folder / f"{trial.name}.log").open("wb") as log:
+    with create(folder / f"{trial.name}.log") as log:
         return subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
         )
