@@ -111,8 +111,14 @@ class Endpoint:
             raise ValueError(f"retries is from 0 to 100, got {self.retries}")
         if not 0 <= self.backoff < float("inf"):
             raise ValueError(f"backoff is in seconds and not negative, got {self.backoff}")
-        if self.budget and self.budget.money is not None and self.price is None:
-            raise ValueError("a budget in money needs the price of tokens")
+        if self.budget and self.budget.money is not None:
+            if self.price is None:
+                raise ValueError("a budget in money needs the price of tokens")
+            if length_limit(self.body((), {"max_tokens": 1})) is None:
+                raise ValueError(
+                    "a budget in money needs a bound on the length of replies: without max_tokens, "
+                    "set request: {max_completion_tokens: N}"
+                )
         if named := [key for key in self.request if _SECRET.search(key)]:
             # The value is not repeated: it is as good as known then.
             raise ValueError(f"request.{named[0]} looks like a secret, which belongs in key_env")
@@ -154,6 +160,16 @@ class Endpoint:
                 do=f"export {self.key_env}=…",
             )
         return key
+
+
+#: Fields that bound a reply, by the names that servers have for it.
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens")
+
+
+def length_limit(body: Mapping[str, Any]) -> int | None:
+    """Return the tokens that a request allows its reply, the largest if it has several bounds."""
+    found = [body[name] for name in _LIMITS if type(body.get(name)) in (int, float)]
+    return max((int(limit) for limit in found if 0 < limit < math.inf), default=None)
 
 
 _LARGEST = 8 * 2**20  # bytes of a reply; a server that sends more is broken or hostile
@@ -231,7 +247,7 @@ class Client:
 
     async def _sent(self, body: dict[str, Any], headers: dict[str, str]) -> Outcome:
         async with self._http.stream(
-            "POST", self.endpoint.url, json=body, headers=headers
+            "POST", self.endpoint.url, json={**body, "stream": False}, headers=headers
         ) as response:
             content = bytearray()
             async for chunk in response.aiter_bytes():
@@ -261,6 +277,6 @@ def _wait(retry_after: str | None) -> float | None:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     return seconds if math.isfinite(seconds) and seconds > 0 else None

@@ -30,11 +30,12 @@ class Reply:
     """A chat completion.
 
     Attributes:
-        text: of the reply.
+        text: of the reply; empty if it has none.
         cut: whether its length limit ended it.
         refused: whether a content filter of the server took it away or ended it.
         candidates: log-probabilities of the first token's alternatives, if they were given.
         usage: (prompt, reply) tokens, if the server counted them believably.
+        silent: whether the model thought, or did nothing, and had no word left for the text.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Reply:
     refused: bool = False
     candidates: Mapping[str, float] | None = None
     usage: tuple[int, int] | None = None
+    silent: bool = False
 
 
 def read_reply(body: str) -> Reply | None:
@@ -49,22 +51,36 @@ def read_reply(body: str) -> Reply | None:
     try:
         tree = json.loads(body)
         choice = tree["choices"][0]
-        text = choice["message"]["content"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        message, ended = choice["message"], choice.get("finish_reason")
+        text = _text(message)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    reason = str(choice.get("finish_reason")).lower()
-    refused = reason in _REFUSED
-    if refused and text is None:
-        text = ""
-    if not isinstance(text, str) or reason in _FAILED or choice.get("error") or tree.get("error"):
+    reason = str(ended).lower()
+    failed = reason in _FAILED or choice.get("error") or tree.get("error")
+    if failed or (text is None and not isinstance(ended, str)):
         return None
+    apart = text is None or message.get("reasoning_content") or message.get("reasoning")
     return Reply(
-        text=text,
+        text=text or "",
         cut=reason in _CUT,
-        refused=refused,
+        refused=reason in _REFUSED,
+        silent=not (text or "").strip() and bool(apart or reason in _CUT),
         candidates=_candidates(choice),
         usage=_usage(tree.get("usage")),
     )
+
+
+def _text(message: Mapping[str, Any]) -> str | None:
+    """Return the text of a message, its parts of type text joined; None if it has none."""
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [{"text": part} if isinstance(part, str) else part for part in content]
+        texts = [p.get("text") for p in parts if p.get("type", "text") in ("text", "output_text")]
+        return "".join(text for text in texts if isinstance(text, str)) if texts else None
+    for found in (content, message.get("refusal")):
+        if isinstance(found, str):
+            return found
+    return None
 
 
 def _candidates(choice: Mapping[str, Any]) -> dict[str, float] | None:
@@ -83,6 +99,9 @@ def _usage(usage: Any) -> tuple[int, int] | None:
     prompt, reply = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if not (type(prompt) is int and type(reply) is int):
         return None
+    total = usage.get("total_tokens")
+    if type(total) is int:  # some servers leave thoughts out of completion_tokens, and bill them
+        reply = max(reply, total - prompt)
     believable = 0 <= prompt <= _MOST_TOKENS and 0 <= reply <= _MOST_TOKENS
     return (prompt, reply) if believable else None
 
