@@ -59,12 +59,14 @@ def read_reply(body: str) -> Reply | None:
     failed = reason in _FAILED or choice.get("error") or tree.get("error")
     if failed or (text is None and not isinstance(ended, str)):
         return None
+    refused = reason in _REFUSED
     apart = text is None or message.get("reasoning_content") or message.get("reasoning")
+    silent = not refused and not (text or "").strip() and (apart or reason in _CUT)
     return Reply(
         text=text or "",
         cut=reason in _CUT,
-        refused=reason in _REFUSED,
-        silent=not (text or "").strip() and bool(apart or reason in _CUT),
+        refused=refused,
+        silent=bool(silent),
         candidates=_candidates(choice),
         usage=_usage(tree.get("usage")),
     )
