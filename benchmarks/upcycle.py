@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dominie.core.display import Display
 from dominie.data.batch import collate
-from dominie.data.tokenization import Rows
+from dominie.data.row_store import Rows
 from dominie.losses.router_losses import routing_sums
 from dominie.models.loading import load_frozen
 from dominie.models.moe import Routers

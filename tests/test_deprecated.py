@@ -8,7 +8,7 @@ import pytest
 from tiny import tiny_model
 
 import dominie
-from dominie.data.tokenization import Row
+from dominie.data.row_store import Row
 from dominie.deprecated import MOVED
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 MOVED = {
     "dominie.data.batches": "dominie.data.batch",
     "dominie.data.splits": "dominie.data.sources",
-    "dominie.data.store": "dominie.data.tokenization",
+    "dominie.data.store": "dominie.data.row_store",
     "dominie.data.templates": "dominie.data.tokenization",
     "dominie.models.capture": "dominie.models.attention_capture",
     "dominie.models.minds": "dominie.teachers.teacher",

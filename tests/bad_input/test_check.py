@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dominie.data.tokenization import Row
+from dominie.data.row_store import Row
 from dominie.workflows.check import sample, sample_lines
 
 HUB = "org/model"

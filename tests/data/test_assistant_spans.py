@@ -228,7 +228,7 @@ def test_thoughts_after_the_last_question_are_supervised(make_tokenizer):
     tokenizer = make_tokenizer("qwen3")
     messages = [user("a"), assistant("<think>\nhm\n</think>\n\none")]
     encoded = check(tokenizer, "qwen3", messages)
-    told = [i for i, by in zip(*encoded, strict=True) if by]
+    told = [i for i, by in zip(*encoded[:2], strict=True) if by]
     assert tokenizer.decode(told) == "<think>\nhm\n</think>\n\none<|im_end|>"
 
 
@@ -236,7 +236,7 @@ def supervised_texts(tokenizer, messages, tools=None):
     """The decoded runs of supervised tokens."""
     encoded = encode(tokenizer, Conversation(messages, tools, "x:1"))
     runs, before = [], False
-    for number, by in zip(*encoded, strict=True):
+    for number, by in zip(*encoded[:2], strict=True):
         if by:
             runs = [*runs, []] if not before else runs
             runs[-1].append(number)

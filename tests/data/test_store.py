@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dominie.data import tokenization as store
-from dominie.data.tokenization import Rows, RowsWriter
+from dominie.data import row_store as store
+from dominie.data.row_store import Row, Rows, RowsWriter
 
 
 def written(path, rows):
     writer = RowsWriter(path)
     for ids, flags in rows:
-        writer.add(ids, flags)
+        writer.add(Row(ids, flags))
     return Rows(path, writer.close())
 
 
@@ -108,7 +108,7 @@ def test_datasets_opens_the_file(tmp_path):
     data = random_rows(30)
     written(tmp_path / "x.arrow", data)
     opened = datasets.Dataset.from_file(str(tmp_path / "x.arrow"))
-    assert opened.column_names == ["input_ids", "supervised", "supervised_tokens"]
+    assert opened.column_names == ["input_ids", "supervised", "supervised_tokens", "weights"]
     assert opened[7]["input_ids"] == data[7][0]
     assert opened[7]["supervised"] == data[7][1]
 

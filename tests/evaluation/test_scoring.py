@@ -198,7 +198,7 @@ def choice_row(prompt: str, answer: str, **fields: Any) -> Conversation:
 def naive_likelihood(model, tokenizer, row: Conversation, option: str) -> tuple[float, int]:
     """Log-likelihood of an option as the last answer, and its tokens."""
     messages = [*row.messages[:-1], {"role": "assistant", "content": option}]
-    ids, supervised = encode(tokenizer, Conversation(messages))
+    ids, supervised, _ = encode(tokenizer, Conversation(messages))
     last = max(i for i, flag in enumerate(supervised) if not flag) + 1
     with torch.no_grad():
         logits = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], -1)

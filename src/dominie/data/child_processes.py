@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dominie.data.conversations import Conversation
-    from dominie.data.tokenization import Row
+    from dominie.data.row_store import Row
 
 T = TypeVar("T")
 Batch = list[tuple[T, "Conversation"]]
@@ -254,7 +254,10 @@ class _Worker:
 
     def encode(self, conversations: list[Conversation]) -> list[Row]:
         try:
-            reply = self._ask(pickle.dumps([(c.messages, c.tools, c.where) for c in conversations]))
+            sent: list[tuple[Any, ...]] = [
+                (c.messages, c.tools, c.where, {}, c.weights) for c in conversations
+            ]
+            reply = self._ask(pickle.dumps(sent))
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             raise RunError(
                 "a process that tokenises conversations ended",

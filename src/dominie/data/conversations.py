@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError, unreadable
+from dominie.data.columns import refuse_rejected
 from dominie.data.ecommerce_formats import with_meta_file
 from dominie.data.formats import Conversation, parsed_row
 from dominie.data.json_files import json_rows, jsonl_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from dominie.data.sources import Source
 
@@ -44,11 +45,13 @@ def _results(source: Source) -> Iterator[Conversation | InputError]:
             if isinstance(row, InputError):
                 raise row
             conversation = parsed_row(row, where)
+            if any(conversation.fields.get(k) != v for k, v in (source.where or {}).items()):
+                continue
+            refuse_rejected(conversation.fields, where)
         except InputError as error:
             yield error
             continue
-        if all(conversation.fields.get(k) == v for k, v in (source.where or {}).items()):
-            yield conversation
+        yield conversation
 
 
 def _with_further_faults(
@@ -134,6 +137,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any | InputError]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader: Any = csv.DictReader(file, strict=True)
         try:
+            _refuse_columns_twice(reader.fieldnames or (), str(path))
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in row or None in row.values():
@@ -148,6 +152,19 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any | InputError]]:
             yield where, InputError("malformed CSV", where=where, found=str(error))
 
 
+def _refuse_columns_twice(names: Sequence[str], where: str) -> None:
+    """Refuse a table two columns of which have one name: the last would win without a word."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            "two columns have the same name",
+            where=where,
+            expected="each name once",
+            found=f"{twice!r} {names.count(twice)} times",
+            do="rename or remove one of the two",
+        )
+
+
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -155,6 +172,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     try:
         with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+            _refuse_fields_twice(file.schema_arrow, str(path))
             batches = file.iter_batches(batch_size=_BATCH_ROWS)
             rows = chain.from_iterable(batch.to_pylist() for batch in batches)
             for number, row in enumerate(rows, 1):
@@ -166,6 +184,19 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             expected="a complete Parquet file",
             found=str(error).partition("\n")[0],
         ) from error
+
+
+def _refuse_fields_twice(fields: Any, where: str) -> None:
+    """`_refuse_columns_twice` for an Arrow schema, and for objects in its columns."""
+    import pyarrow as pa
+
+    _refuse_columns_twice([each.name for each in fields], where)
+    for each in fields:
+        kind = each.type
+        while pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            kind = kind.value_type
+        if pa.types.is_struct(kind):
+            _refuse_fields_twice(list(kind), where)
 
 
 def _hub_rows(source: Source) -> Iterator[tuple[str, Any]]:

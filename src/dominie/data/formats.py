@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from dominie.core.errors import InputError
+from dominie.data.columns import (
+    READ_SYSTEMS,
+    WEIGHT,
+    column_names,
+    earlier_turns,
+    refuse_history,
+    refuse_unanswered,
+    renaming,
+    shown,
+    split_weights,
+    system_text,
+    take_weight,
+    unread,
+    with_context,
+    wrong_type,
+)
 from dominie.data.ecommerce_formats import benchmark_question, options_text
-
-_PROMPTS = ("question", "query", "input", "user", "request", "source", "text", "instruction")
-_ANSWERS = ("answer", "response", "output", "assistant", "reply", "target", "completion", "label")
-
-
-def renaming(columns: Iterable[str]) -> str | None:
-    """What to do about a row with these columns, which is of no known format; None if unknown."""
-    by_word = {str(name).strip().lower(): str(name) for name in columns}
-    if len(by_word) == 1:
-        (name,) = by_word.values()
-        for mark, name_of_mark in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
-            if mark in name:
-                return f"its columns are separated by {name_of_mark}: save the file with commas"
-    prompt = next((by_word[word] for word in _PROMPTS if word in by_word), None)
-    answer = next((by_word[word] for word in _ANSWERS if word in by_word), None)
-    if prompt is None or answer is None:
-        return None
-    return f"rename its columns: `{prompt}` to `prompt`, `{answer}` to `completion`"
-
+from dominie.data.json_files import DECODER, check_encodable
 
 Message = dict[str, Any]
 Scalar = str | int | float | bool
@@ -57,12 +53,16 @@ class Conversation:
         tools: JSON schemas of the tools on offer, or None.
         where: the file and line it was read from.
         fields: the remaining columns that hold one value, such as `family`, or a list of them.
+        weights: how much each message counts where it is trained on; empty if all count alike.
+        unread: columns and keys that are part of neither.
     """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     where: str = ""
     fields: dict[str, Field] = field(default_factory=dict)
+    weights: tuple[float, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def last_answer(self) -> int:
@@ -86,7 +86,7 @@ def parsed_row(row: Any, where: str) -> Conversation:
         InputError: a row of no known format, a wrong type, an unknown role, or no answer in it.
     """
     if not isinstance(row, dict):
-        raise _wrong_type("the row", row, 'an object: {"messages": […]}', where)
+        raise wrong_type("the row", row, 'an object: {"messages": […]}', where)
     columns = {key: value for key, value in row.items() if value is not None}
     found = benchmark_question(columns, where)
     if found is None:
@@ -96,18 +96,33 @@ def parsed_row(row: Any, where: str) -> Conversation:
         messages.append({"role": "assistant", "content": found.answer})
         columns |= found.fields
         used = used - found.fields.keys()
-    system = columns.get("system")
-    if system is not None:
-        if not isinstance(system, str):
-            raise _wrong_type("`system`", system, "a string", where)
-        if system.strip() and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": system})
+    lost = _add_system(messages, columns, where)
     tools = _tools(columns.get("tools"), where)
+    if messages[-1]["role"] != "assistant":
+        refuse_unanswered(columns, where)
     _check_answered(messages, where)
-    _check_encodable(messages, tools, where)
-    used |= {"system", "tools"}
+    check_encodable(messages, tools, where)
+    weighted = {m["role"] for m in messages if m["role"] != "assistant" and m.get(WEIGHT)}
+    lost += [f"weight of {role} messages" for role in sorted(weighted)]
+    used |= {*READ_SYSTEMS, "tools"}
     fields = {key: value for key, value in columns.items() if key not in used and _is_field(value)}
-    return Conversation(messages, tools, where, fields)
+    return Conversation(
+        messages,
+        tools,
+        where,
+        fields,
+        split_weights(messages, where),
+        (*lost, *unread(columns, {*used, *fields})),
+    )
+
+
+def _add_system(messages: list[Message], columns: Message, where: str) -> list[str]:
+    """Open a conversation with its system prompt; return the name of a column that cannot."""
+    text, name = system_text(columns, where)
+    if text and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": text})
+    same = messages[0]["content"].strip() == text.strip()
+    return [] if same or not text else [f"{name} beside a system message"]
 
 
 def _is_field(value: Any) -> bool:
@@ -118,36 +133,52 @@ def _is_field(value: Any) -> bool:
 
 def _messages_and_columns(columns: Message, where: str) -> tuple[list[Message], set[str]]:
     """The messages of a row and the columns they were read from."""
-    if "messages" in columns:
-        return parsed_messages(columns["messages"], where), {"messages"}
-    if "conversations" in columns:
-        return parsed_messages(columns["conversations"], where, "conversations"), {"conversations"}
+    for column in ("messages", "conversations"):
+        if column in columns:
+            refuse_history(columns, column, where)
+            return parsed_messages(columns[column], where, column), {column}
     if "prompt" in columns and "completion" in columns:
-        prompt = _text_or_messages(columns["prompt"], "prompt", "user", where)
-        answer = _text_or_messages(columns["completion"], "completion", "assistant", where)
-        return prompt + answer, {"prompt", "completion"}
-    if "instruction" in columns and "output" in columns:
-        parts = [_string(columns, key, where) for key in ("instruction", "input")]
+        ask, question, answer = "prompt", columns["prompt"], columns["completion"]
+        used = {ask, "completion"}
+    elif "instruction" in columns and "output" in columns:
+        ask, answer = "instruction", _string(columns, "output", where)
+        parts = [_string(columns, key, where) for key in (ask, "input")]
         if "options" in columns:  # ECInstruct; they stay a field too, for whoever scores them
             parts.append(options_text(columns["options"]))
         question = "\n\n".join(part for part in parts if part.strip())
-        answer = [{"role": "assistant", "content": _string(columns, "output", where)}]
-        used = {"instruction", "input", "output"}
-        return _question(question, "instruction", where) + answer, used
+        used = {ask, "input", "output"}
+    else:
+        raise _unknown(columns, where)
+    before: list[Message] = []
+    if isinstance(question, str):
+        question, alone = with_context(question, columns, where), question
+        used |= {"context"} if question != alone else set()
+        name, turns = earlier_turns(columns, where)
+        if name:
+            before, used = parsed_messages(turns, where, "conversations"), used | {name}
+    else:  # messages
+        refuse_history(columns, ask, where)
+    asked = _text_or_messages(question, ask, "user", where)
+    return before + asked + _text_or_messages(answer, "completion", "assistant", where), used
+
+
+def _unknown(columns: Message, where: str) -> InputError:
+    """The error for a row of no known format."""
+    refuse_unanswered(columns, where)
     for prompt_key, answer_key in (("prompt", "completion"), ("instruction", "output")):
-        if prompt_key in columns:
-            raise InputError(
+        if prompt_key in columns and renaming(columns) is None:
+            return InputError(
                 "the row has a prompt and no answer",
                 where=where,
                 expected=f"a column `{answer_key}` beside `{prompt_key}`",
-                found=_column_names(columns),
+                found=column_names(columns),
                 do="remove the row or give it an answer",
             )
-    raise InputError(
+    return InputError(
         "the row is of no known format",
         where=where,
         expected=_KNOWN_FORMATS,
-        found=_column_names(columns),
+        found=column_names(columns),
         do=renaming(columns),
     )
 
@@ -159,7 +190,7 @@ def parsed_messages(value: Any, where: str, column: str = "messages") -> list[Me
         InputError: what is given is no list of messages, or one of them has an unknown role.
     """
     if not isinstance(value, list):
-        raise _wrong_type(f"`{column}`", value, "a list of messages", where)
+        raise wrong_type(f"`{column}`", value, "a list of messages", where)
     if not value:
         raise InputError("the conversation has no message", where=where, found=f"`{column}`: []")
     return [
@@ -170,7 +201,7 @@ def parsed_messages(value: Any, where: str, column: str = "messages") -> list[Me
 def _message(value: Any, label: str, column: str, where: str) -> Message:
     """One message with `role` and `content` first, its other keys kept and nulls left out."""
     if not isinstance(value, dict):
-        raise _wrong_type(label, value, "an object with role and content", where)
+        raise wrong_type(label, value, "an object with role and content", where)
     role_key, content_key = ("role", "content") if "role" in value else ("from", "value")
     given = value.get(role_key)
     roles = _SHAREGPT_ROLES if column == "conversations" else {role: role for role in ROLES}
@@ -180,20 +211,21 @@ def _message(value: Any, label: str, column: str, where: str) -> Message:
             f"{label} has an unknown role" if given is not None else f"{label} has no role",
             where=where,
             expected=", ".join(roles),
-            found=_shown(given) if given is not None else _column_names(value),
+            found=shown(given) if given is not None else column_names(value),
         )
     rest = {
         key: item
         for key, item in value.items()
         if key not in (role_key, content_key, "role", "content") and item is not None
     }
+    take_weight(rest, label, where)
     content = value.get(content_key)
     if given == "function_call":
         rest["tool_calls"], content = _function_calls(content, label, where), ""
     calls = rest.get("tool_calls")
     if calls is not None:
         if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-            raise _wrong_type(f"`tool_calls` of {label}", calls, "a list of objects", where)
+            raise wrong_type(f"`tool_calls` of {label}", calls, "a list of objects", where)
         if not calls:
             del rest["tool_calls"]
     # Templates add contents to strings: a call without words has empty ones.
@@ -209,14 +241,14 @@ def _content(value: Any, label: str, where: str) -> str:
     ):
         return "".join(part["text"] for part in value)
     if not isinstance(value, str):
-        raise _wrong_type(f"the content of {label}", value, "a string", where)
+        raise wrong_type(f"the content of {label}", value, "a string", where)
     return value
 
 
 def _function_calls(value: Any, label: str, where: str) -> list[dict[str, Any]]:
     """The calls in a ShareGPT `function_call` message: JSON with name and arguments, or a list."""
     try:
-        calls = json.loads(value) if isinstance(value, str) else value
+        calls = DECODER.decode(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         calls = None
     calls = [calls] if isinstance(calls, dict) else calls
@@ -224,13 +256,13 @@ def _function_calls(value: Any, label: str, where: str) -> list[dict[str, Any]]:
         isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls
     ):
         expected = 'JSON: {"name": …, "arguments": {…}}'
-        raise _wrong_type(f"the function call of {label}", value, expected, where)
+        raise wrong_type(f"the function call of {label}", value, expected, where)
     return [{"type": "function", "function": call} for call in calls]
 
 
 def _text_or_messages(value: Any, column: str, role: str, where: str) -> list[Message]:
     if not isinstance(value, (str, list)):
-        raise _wrong_type(f"`{column}`", value, "a string or a list of messages", where)
+        raise wrong_type(f"`{column}`", value, "a string or a list of messages", where)
     if isinstance(value, list):
         return parsed_messages(value, where, column)
     if role == "user":
@@ -240,14 +272,14 @@ def _text_or_messages(value: Any, column: str, role: str, where: str) -> list[Me
 
 def _question(text: str, column: str, where: str) -> list[Message]:
     if not text.strip():
-        raise InputError("the prompt is empty", where=where, found=f"`{column}`: {_shown(text)}")
+        raise InputError("the prompt is empty", where=where, found=f"`{column}`: {shown(text)}")
     return [{"role": "user", "content": text}]
 
 
 def _string(columns: Message, key: str, where: str) -> str:
     value = columns.get(key, "")
     if not isinstance(value, str):
-        raise _wrong_type(f"`{key}`", value, "a string", where)
+        raise wrong_type(f"`{key}`", value, "a string", where)
     return value
 
 
@@ -256,13 +288,13 @@ def _tools(value: Any, where: str) -> list[dict[str, Any]] | None:
     tools = value
     if isinstance(value, str) and value.strip():
         try:
-            tools = json.loads(value)
+            tools = DECODER.decode(value)
         except (ValueError, RecursionError):
-            raise _wrong_type("`tools`", value, "a list of JSON schemas", where) from None
+            raise wrong_type("`tools`", value, "a list of JSON schemas", where) from None
     if not tools:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise _wrong_type("`tools`", value, "a list of JSON schemas", where)
+        raise wrong_type("`tools`", value, "a list of JSON schemas", where)
     return tools
 
 
@@ -287,40 +319,6 @@ def _check_answered(messages: list[Message], where: str) -> None:
                 "an assistant turn is empty",
                 where=where,
                 expected="an answer or tool calls",
-                found=f"message {number}: {_shown(message['content'])}",
+                found=f"message {number}: {shown(message['content'])}",
                 do="remove the row or give it an answer",
             )
-
-
-def _check_encodable(messages: list[Message], tools: Any, where: str) -> None:
-    """Refuse half a surrogate pair, which JSON can escape and no tokenizer can read."""
-    plain = tools is None and all(len(message) == 2 for message in messages)
-    try:
-        if plain:  # role and content alone, as nearly always: three times as fast
-            "".join(message["content"] for message in messages).encode()
-        else:
-            json.dumps((messages, tools), ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:
-        found = f"the code unit \\u{ord(error.object[error.start]):04x} alone"
-        raise InputError(
-            "the text holds half of a surrogate pair", where=where, found=found
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError("the row is nested too deeply", where=where, found=str(error)) from None
-
-
-def _wrong_type(what: str, value: Any, expected: str, where: str) -> InputError:
-    verb = "is missing" if value is None else "is of the wrong type"
-    found = None if value is None else f"{type(value).__name__}: {_shown(value)}"
-    return InputError(f"{what} {verb}", where=where, expected=expected, found=found)
-
-
-def _column_names(columns: Message) -> str:
-    names = [str(name) for name in columns]
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"columns {', '.join(names[:8])}{more}" if names else "no column"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"

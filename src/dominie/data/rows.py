@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from dominie.core.errors import InputError, RunError
 from dominie.core.io import file_manifest, is_intact, read_checksummed, write_checksummed
 from dominie.data.child_processes import encode_batches
 from dominie.data.conversations import read_conversations
+from dominie.data.row_store import Row, Rows, RowsWriter
 from dominie.data.sources import (
     DIGEST_BYTES,
     SPLITS,
@@ -26,7 +27,7 @@ from dominie.data.sources import (
     split_of_prompt,
     without_duplicates,
 )
-from dominie.data.tokenization import Row, Rows, RowsWriter, tokenizer_fingerprint
+from dominie.data.tokenization import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PreparedSource", "Row", "Rows", "Summary", "prepare"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raised when the same sources come to be read, split, encoded or stored in another way."""
 
 _BATCH_ROWS = 256
@@ -59,6 +60,8 @@ class Summary:
         too_long: those removed for their length: all of them where the source says `drop`, else
             those of whose answers nothing was left.
         kept: those in the three splits.
+        beside: columns that only tasks and `where` use: how many conversations have each.
+        unread: columns and keys that go nowhere, likewise.
     """
 
     read: int
@@ -67,6 +70,8 @@ class Summary:
     truncated: int
     too_long: int
     kept: int
+    beside: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
 
     def line(self, name: str) -> str:
         """One line that accounts for every conversation of the source `name`."""
@@ -76,6 +81,16 @@ class Summary:
             f"({self.removed_duplicates:,} duplicates, {self.removed_held_out:,} held out), "
             f"truncated {self.truncated:,}, too long {self.too_long:,}, kept {self.kept:,}"
         )
+
+    def columns_line(self, name: str) -> str:
+        """One line on the columns that nothing is trained on; empty if there are none."""
+        parts = []
+        if self.beside:
+            parts.append(f"for tasks and `where` alone: {', '.join(self.beside)}")
+        if self.unread:
+            counted = (f"{column} ({count:,} rows)" for column, count in self.unread.items())
+            parts.append(f"read by nothing: {', '.join(counted)}")
+        return f"{name}: columns not trained on, {'; '.join(parts)}" if parts else ""
 
 
 @dataclass(frozen=True)
@@ -167,29 +182,35 @@ def _make(
 ) -> None:
     """Tokenise a source into `folder`, which appears when it is complete."""
     counts: Counter[str] = Counter()
+    columns: dict[str, Counter[str]] = {"beside": Counter(), "unread": Counter()}
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
         made = Path(scratch) / "rows"
         made.mkdir()
         writers = {split: RowsWriter(made / f"{split}.arrow") for split in SPLITS}
         try:
-            batches = _batches(_assigned(source, held_out, counts))
+            batches = _batches(_assigned(source, held_out, counts, columns))
             with closing(encode_batches(tokenizer, batches, processes=processes)) as encoded:
                 for batch in encoded:
-                    for split, (ids, supervised) in batch:
-                        if len(ids) > max_length:
-                            ids, supervised = ids[:max_length], supervised[:max_length]
+                    for split, row in batch:
+                        if len(row.input_ids) > max_length:
+                            row = row.first(max_length)
                             # The first token is never predicted.
-                            if source.too_long == "drop" or not any(supervised[1:]):
+                            if source.too_long == "drop" or not any(row.supervised[1:]):
                                 counts["too_long"] += 1
                                 continue
                             counts["truncated"] += 1
                         counts["kept"] += 1
-                        writers[split].add(ids, supervised)
+                        writers[split].add(row)
                     if progress is not None:
                         progress(source.name, counts["read"])
         finally:
             digests = {split: writer.close() for split, writer in writers.items()}
-        summary = Summary(**{f.name: counts[f.name] for f in dataclasses.fields(Summary)})
+        names = [f.name for f in dataclasses.fields(Summary) if f.name not in columns]
+        summary = Summary(
+            **{name: counts[name] for name in names},
+            beside=dict(columns["beside"]),
+            unread=dict(columns["unread"]),
+        )
         if not writers["train"].rows and source.held_out_fraction < 1:
             raise _nothing_left(source, summary, max_length)
         record = {"summary": dataclasses.asdict(summary), "digests": digests}
@@ -214,7 +235,10 @@ def _batches(
 
 
 def _assigned(
-    source: Source, held_out: Set[bytes], counts: Counter[str]
+    source: Source,
+    held_out: Set[bytes],
+    counts: Counter[str],
+    columns: Mapping[str, Counter[str]],
 ) -> Iterator[tuple[Split, Conversation]]:
     """The conversations of a source that are used, each with its split; the others are counted."""
     for conversation in without_duplicates(read_conversations(source)):
@@ -227,6 +251,8 @@ def _assigned(
         if split == "train" and prompt in held_out:
             counts["removed_held_out"] += 1
             continue
+        columns["beside"].update(conversation.fields)
+        columns["unread"].update(conversation.unread)
         yield split, conversation
 
 

@@ -198,8 +198,9 @@ _UNIT_BITS = 53  # what a float holds exactly, so that u is never rounded up to 
 
 
 def conversation_digest(conversation: Conversation) -> bytes:
-    """Hash of a whole conversation, its messages and tools as they stand."""
-    return _digest([conversation.messages, conversation.tools])
+    """Hash of a whole conversation: its messages and tools as they stand, and weights if any."""
+    weights = [conversation.weights] if conversation.weights else []
+    return _digest([conversation.messages, conversation.tools, *weights])
 
 
 def prompt_digest(conversation: Conversation) -> bytes:

@@ -1,32 +1,25 @@
-"""Tokenises conversations, and keeps their rows in a memory-mapped Arrow file.
-
-The file is an Arrow IPC stream, which `datasets.Dataset.from_file` opens as it is, with the columns
-`input_ids` (list of int32), `supervised` (list of bool) and `supervised_tokens` (int32).
-"""
+"""Tokenises conversations, with a mask of what the assistant says in them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import cached_property
-from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
+from dominie.core.errors import InputError
 from dominie.data import chat_template
 from dominie.data.assistant_spans import assistant_turns
 from dominie.data.chat_template import PROBED, ChatTemplate, memory_limit
+from dominie.data.columns import split_weights
 from dominie.data.formats import Conversation, parsed_messages
+from dominie.data.row_store import Row
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
     from dominie.data.chat_template import Span
@@ -54,22 +47,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     }
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-class Row(NamedTuple):
-    """A tokenised conversation of n tokens: two lists from `encode`, two arrays from the store.
-
-    Attributes:
-        input_ids: [n] token ids, special tokens as the template writes them and no others.
-        supervised: [n] whether a token belongs to an assistant turn, with the one that ends it.
-    """
-
-    input_ids: Any
-    supervised: Any
-
-    def as_arrays(self) -> Row:
-        """The same as int32 and bool arrays."""
-        return Row(np.asarray(self.input_ids, np.int32), np.asarray(self.supervised, np.bool_))
 
 
 Encoded = Row  # the name until 0.1
@@ -106,11 +83,30 @@ def encode_all(
         verbose=False,
     )
     return [
-        Row(ids, _supervised(offsets, spans))
-        for ids, offsets, (_, spans) in zip(
-            encodings["input_ids"], encodings["offset_mapping"], turns, strict=True
+        Row(ids, *_supervised(offsets, spans, _span_weights(spans, conversation)))
+        for ids, offsets, (_, spans), conversation in zip(
+            encodings["input_ids"], encodings["offset_mapping"], turns, conversations, strict=True
         )
     ]
+
+
+def _span_weights(spans: list[Span], conversation: Conversation) -> list[float]:
+    """The weight of the turn in each span; nothing if all count alike.
+
+    Raises:
+        InputError: the spans are not one for each turn.
+    """
+    pairs = zip(conversation.messages, conversation.weights, strict=False)
+    weights = [weight for message, weight in pairs if message["role"] == "assistant"]
+    if weights and len(weights) != len(spans):
+        raise InputError(
+            "the messages have weights, and the chat template renders turns in several parts",
+            where=conversation.where or None,
+            expected=f"one marked part for each of {len(weights)} assistant turns",
+            found=f"{len(spans)} parts",
+            do="remove the {% generation %} marks from the template, or the weights from the row",
+        )
+    return weights
 
 
 def supervised_spans(
@@ -137,8 +133,11 @@ def supervised_spans(
     Raises:
         InputError: as `encode` does, or for messages that are none.
     """
-    chat = Conversation(parsed_messages(messages, where), tools, where)
-    return assistant_turns(ChatTemplate(tokenizer), chat)
+    parsed = parsed_messages(messages, where)
+    chat = Conversation(parsed, tools, where, weights=split_weights(parsed, where))
+    text, spans = assistant_turns(ChatTemplate(tokenizer), chat)
+    weights = _span_weights(spans, chat) or [1.0] * len(spans)
+    return text, [span for span, weight in zip(spans, weights, strict=True) if weight > 0]
 
 
 def prompt_ids(
@@ -165,159 +164,21 @@ def ends_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     row = encode(tokenizer, Conversation(chat))
-    last = [token for token, flag in zip(*row, strict=True) if flag][-1]
+    last = [token for token, flag in zip(*row[:2], strict=True) if flag][-1]
     return [last] if last in tokenizer.added_tokens_decoder else []
 
 
-def _supervised(offsets: list[tuple[int, int]], spans: list[Span]) -> list[bool]:
-    """[n] which of the tokens at `offsets` overlap one of the spans."""
+def _supervised(
+    offsets: list[tuple[int, int]], spans: list[Span], span_weights: Sequence[float] = ()
+) -> tuple[list[bool], list[float] | None]:
+    """[n] which of the tokens at `offsets` overlap one of the spans, and how much they count."""
     flat = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets))
     begins, ends = flat.reshape(-1, 2).T
+    begins, ends = np.maximum.accumulate(begins), np.maximum.accumulate(ends)  # as they mostly are
     mask = np.zeros(len(offsets), dtype=np.bool_)
-    for start, end in spans:
-        mask |= (begins < end) & (ends > start)
-    flags: list[bool] = mask.tolist()
-    return flags
-
-
-_SCHEMA = pa.schema(
-    [
-        ("input_ids", pa.list_(pa.int32())),
-        ("supervised", pa.list_(pa.bool_())),
-        ("supervised_tokens", pa.int32()),
-    ]
-)
-_BATCH_TOKENS = 2**18
-
-
-class Rows(Sequence[Row]):
-    """The rows of a file, read where they lie: opening takes milliseconds, a row microseconds.
-
-    Args:
-        path: the Arrow file.
-        digest: hash of the content, what it was written with.
-        limit: use only so many of the rows, the first.
-    """
-
-    def __init__(self, path: Path, digest: str, limit: int | None = None) -> None:
-        self.path, self._digest, self._limit = path, digest, limit
-        with pa.memory_map(str(path)) as file:
-            self._batches = [_Columns(batch) for batch in pa.ipc.open_stream(file) if len(batch)]
-        self._ends = list(accumulate(len(batch.counts) for batch in self._batches))
-        whole = self._ends[-1] if self._ends else 0
-        self._length = whole if limit is None else min(limit, whole)
-
-    def __len__(self) -> int:
-        return self._length
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._length))]
-        if index < 0:
-            index += self._length
-        if not 0 <= index < self._length:
-            raise IndexError(f"row {index} of {self._length}")
-        number = bisect_right(self._ends, index)
-        return self._batches[number].row(index - (self._ends[number - 1] if number else 0))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Rows, (self.path, self._digest, self._limit)
-
-    def first(self, limit: int | None) -> Rows:
-        """The first `limit` rows, or all of them."""
-        if limit is None or limit >= self._length:
-            return self
-        return Rows(self.path, self._digest, limit)
-
-    @property
-    def digest(self) -> str:
-        """Hash of every token and mask, in order: equal for equal rows, whatever they came from."""
-        return self._digest if self._limit is None else f"{self._digest}:{self._length}"
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """[rows] tokens in each row."""
-        return self._gathered([np.diff(batch.offsets) for batch in self._batches])
-
-    @cached_property
-    def supervised_lengths(self) -> NDArray[np.int64]:
-        """[rows] tokens of each row that are trained on."""
-        return self._gathered([batch.counts for batch in self._batches])
-
-    @cached_property
-    def highest_id(self) -> int:
-        """The highest token id in the file, -1 where it has no rows."""
-        return max((int(batch.ids.max()) for batch in self._batches), default=-1)
-
-    @property
-    def supervised_tokens(self) -> int:
-        """Tokens that one pass over the rows trains on.
-
-        A token is predicted from those before it, so that the first of a row never counts.
-        """
-        return int(self.supervised_lengths.sum())
-
-    def _gathered(self, parts: list[NDArray[Any]]) -> NDArray[np.int64]:
-        gathered: NDArray[np.int64] = np.concatenate([np.zeros(0, np.int64), *parts])
-        return gathered[: self._length]
-
-
-class _Columns:
-    """The columns of one record batch as numpy views of the mapped file."""
-
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        ids, flags, counts = batch.columns
-        self.ids = ids.values.to_numpy(zero_copy_only=True)
-        self.offsets = ids.offsets.to_numpy(zero_copy_only=True)
-        self.bits = np.frombuffer(flags.values.buffers()[1], np.uint8)
-        self.counts = counts.to_numpy(zero_copy_only=True)
-
-    def row(self, index: int) -> Row:
-        start, end = int(self.offsets[index]), int(self.offsets[index + 1])
-        bits = np.unpackbits(self.bits[start >> 3 : (end + 7) >> 3], bitorder="little")
-        return Row(self.ids[start:end], bits[start & 7 : (start & 7) + end - start].view(np.bool_))
-
-
-class RowsWriter:
-    """Writes rows to a new Arrow file, a record batch of some 2¹⁸ tokens at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self.rows = 0
-        self._hash = hashlib.blake2b(digest_size=16)
-        self._pending: list[tuple[NDArray[np.int32], NDArray[np.bool_]]] = []
-        self._tokens = 0
-        self._writer = pa.ipc.new_stream(str(path), _SCHEMA)
-
-    def add(self, input_ids: Sequence[int], supervised: Sequence[bool]) -> None:
-        """Append a row of [n] ids and [n] flags."""
-        ids, flags = np.asarray(input_ids, np.int32), np.asarray(supervised, np.bool_)
-        for part in (np.int64(len(ids)), ids, flags):
-            self._hash.update(part.tobytes())
-        self._pending.append((ids, flags))
-        self._tokens += len(ids)
-        self.rows += 1
-        if self._tokens >= _BATCH_TOKENS:
-            self._flush()
-
-    def close(self) -> str:
-        """Finish the file, and return the digest of its rows."""
-        self._flush()
-        self._writer.close()
-        return self._hash.hexdigest()
-
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        ids, flags = zip(*self._pending, strict=True)
-        offsets = pa.array(np.cumsum([0, *map(len, ids)]).astype(np.int32))
-        columns = [
-            pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(ids))),
-            pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(flags))),
-            pa.array([int(row[1:].sum()) for row in flags], pa.int32()),
-        ]
-        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_SCHEMA))
-        self._pending, self._tokens = [], 0
+    weights = np.ones(len(offsets), dtype=np.float32)
+    for (start, end), weight in zip(spans, span_weights or [1.0] * len(spans), strict=True):
+        within = slice(np.searchsorted(ends, start, "right"), np.searchsorted(begins, end))
+        if weight > 0:
+            mask[within], weights[within] = True, weight
+    return mask.tolist(), weights.tolist() if (weights != 1).any() else None

@@ -213,7 +213,8 @@ def _encoded(
     for question, texts in zip(questions, offered, strict=True):
         for text in texts:
             messages = [*question.asked, {"role": "assistant", "content": text}]
-            conversations.append(dataclasses.replace(question.conversation, messages=messages))
+            chat = dataclasses.replace(question.conversation, messages=messages, weights=())
+            conversations.append(chat)
             begins.append(len(question.prompt_ids))
     return [
         Encoded(row.input_ids, [flag and at >= begin for at, flag in enumerate(row.supervised)])

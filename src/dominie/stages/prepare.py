@@ -156,6 +156,8 @@ class Preparation:
             )
         for name, source in rows.items():
             self.notice(source.summary.line(name))
+            if columns := source.summary.columns_line(name):
+                self.notice(columns)
         return rows
 
 

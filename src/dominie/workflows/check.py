@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from dominie.core.display import Display
 from dominie.core.errors import OutOfReach
 from dominie.data.conversations import read_conversations
+from dominie.data.row_store import Row
 from dominie.data.rows import Summary
-from dominie.data.tokenization import Row
 from dominie.planning.plan import Plan, machine, plan_recipe
 from dominie.planning.plan_output import as_json
 from dominie.recipe import Recipe
