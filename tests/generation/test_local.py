@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tiny import tiny_model
+from transformers import GenerationConfig
 
 from dominie.data.tokenization import prompt_ids
 from dominie.generation.generator import GenerationRequest, Sampling, generate_all
-from dominie.generation.local import LocalGenerator
+from dominie.generation.local import OBEYED, LocalGenerator
 from dominie.toyworld.toy_models import word_tokenizer
 
 TEXTS = ["copy red", "copy blue 1 2 3", "add 4 5", "copy green", "repeat 7", "copy red 8 9"]
@@ -107,16 +110,48 @@ def test_sampling_follows_the_temperature_the_seed_and_top_p(loaded):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_the_settings_of_a_model_that_greedy_decoding_obeys(loaded, monkeypatch):
+DECIDING = {
+    "do_sample": True, "temperature": 9.0, "top_k": 1, "top_p": 0.1, "min_p": 0.9, "num_beams": 3,
+    "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "max_time": 1e-9, "min_new_tokens": 6,
+    "max_length": 3, "length_penalty": -3.0, "num_return_sequences": 2, "forced_bos_token_id": 5,
+    "forced_eos_token_id": 5, "sequence_bias": [[[7], 99.0]], "guidance_scale": 3.0,
+    "exponential_decay_length_penalty": (1, 9.0), "stop_strings": ["e"], "token_healing": True,
+    "return_dict_in_generate": True, "typical_p": 0.1, "penalty_alpha": 0.9, "use_cache": False,
+}  # fmt: skip
+
+
+def test_no_setting_of_a_model_makes_answers_other_than_greedy(loaded, monkeypatch):
+    model, _ = loaded
+    asked = [request(text, temperature=i % 2) for i, text in enumerate(TEXTS)]
+    before = generate_all(LocalGenerator(lambda: loaded, batch=3), asked)
+    greedy = copy.deepcopy(model.generation_config)
+    for name in {*vars(GenerationConfig()), *DECIDING, "of_a_later_version"} - {*OBEYED}:
+        monkeypatch.setattr(
+            model.generation_config, name, DECIDING.get(name, "nonsense"), raising=False
+        )
+    assert generate_all(LocalGenerator(lambda: loaded, batch=3), asked) == before
+    assert model.generation_config.repetition_penalty == 5.0, "the model's own are as they were"
+    monkeypatch.setattr(model, "generation_config", greedy)
+    for name, value in DECIDING.items():
+        monkeypatch.setattr(greedy, name, value)
+        assert generate_all(LocalGenerator(lambda: loaded), asked[:1]) == before[:1], name
+        monkeypatch.undo()
+        monkeypatch.setattr(model, "generation_config", greedy)
+
+
+def test_tokens_that_a_model_must_not_write_and_ends_of_answers_count(loaded, monkeypatch):
     model, _ = loaded
     (before,) = generate_all(LocalGenerator(lambda: loaded), [request("copy red")])
-    for name, value in (("do_sample", True), ("temperature", 9.0), ("top_k", 1), ("top_p", 0.1)):
+    first = before.token_ids[0]
+    for name, value in (("suppress_tokens", [first]), ("bad_words_ids", [[first]])):
         monkeypatch.setattr(model.generation_config, name, value)
-    (after,) = generate_all(LocalGenerator(lambda: loaded), [request("copy red")])
-    assert after == before
-    monkeypatch.setattr(model.generation_config, "suppress_tokens", [before.token_ids[0]])
+        (obeyed,) = generate_all(LocalGenerator(lambda: loaded), [request("copy red")])
+        assert first not in obeyed.token_ids
+        monkeypatch.setattr(model.generation_config, name, None)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [first])
     (obeyed,) = generate_all(LocalGenerator(lambda: loaded), [request("copy red")])
-    assert before.token_ids[0] not in obeyed.token_ids
+    assert obeyed.token_ids == [first]
+    assert obeyed.stop_reason == "stop"
 
 
 def test_a_prompt_that_fills_the_context_is_answered_with_nothing(loaded):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dominie.core.errors import InputError, RunError
 from dominie.evaluation.score_items import ScoredTask, score_items
 from dominie.evaluation.task import Harness
+from dominie.generation.local import plain_decoding
 
 
 def check_harness(settings: Harness, *, where: str) -> None:
@@ -33,14 +34,16 @@ def check_harness(settings: Harness, *, where: str) -> None:
             where=f"{where}.lm_eval.include",
             found=settings.include,
         )
-    known = _manager(settings).all_tasks
+    manager = _manager(settings)
     for task in settings.tasks:
-        if task not in known:
+        if task not in manager.all_tasks:
             raise InputError(
                 f"lm-eval knows no task {task!r}",
                 where=f"{where}.lm_eval.tasks",
                 do="list them with `lm-eval ls tasks`, or set include to a folder of definitions",
             )
+        for name, filters in _defined_filters(manager, task).items():
+            _check_filter(settings, name, filters, where=f"{where}.lm_eval.filter")
 
 
 def definitions_digest(settings: Harness) -> str:
@@ -64,7 +67,8 @@ def harness_score(
         limit: documents of each task; None is all.
 
     Raises:
-        InputError: a task has no such figure for each document.
+        InputError: a task has no such figure for each document, or several filters of which none
+            is named, or its own value of the figure is no mean or better when lower.
         RunError: the harness failed, perhaps because there is no network.
     """
     from lm_eval import simple_evaluate
@@ -75,16 +79,17 @@ def harness_score(
         pretrained=model, tokenizer=tokenizer, batch_size=batch, device=str(model.device)
     )
     try:
-        found = simple_evaluate(
-            model=adapter,
-            tasks=list(settings.tasks),
-            num_fewshot=settings.few_shot,
-            limit=limit,
-            apply_chat_template=settings.chat_template,
-            task_manager=_manager(settings),
-            bootstrap_iters=0,
-            log_samples=True,
-        )
+        with plain_decoding(model):
+            found = simple_evaluate(
+                model=adapter,
+                tasks=list(settings.tasks),
+                num_fewshot=settings.few_shot,
+                limit=limit,
+                apply_chat_template=settings.chat_template,
+                task_manager=_manager(settings),
+                bootstrap_iters=0,
+                log_samples=True,
+            )
     except Exception as error:  # the harness and its loaders raise errors of any type
         raise RunError(
             "lm-eval failed",
@@ -94,9 +99,9 @@ def harness_score(
         ) from error
     assert found is not None, "every rank is given the result"
     samples = [
-        _sample(task, document, settings.figure)
+        sample
         for task, documents in found["samples"].items()
-        for document in documents
+        for sample in _samples(task, documents, found, settings)
     ]
     return score_items(
         [(sample["score"], 1.0) for sample in samples],
@@ -128,6 +133,65 @@ def _sample(task: str, document: Mapping[str, Any], figure: str) -> dict[str, An
         "group": task,
         "document": document["doc_id"],
     }
+
+
+def _samples(
+    task: str, documents: Sequence[Mapping[str, Any]], found: Mapping[str, Any], settings: Harness
+) -> list[dict[str, Any]]:
+    """Return a task's documents as one filter reads their answers, once each.
+
+    The harness lists every document once for each filter.
+    """
+    figure, filters = settings.figure, list(dict.fromkeys(d["filter"] for d in documents))
+    _check_filter(settings, task, filters, where="lm_eval.filter")
+    chosen = settings.filter or filters[0]
+    samples = [_sample(task, d, figure) for d in documents if d["filter"] == chosen]
+    own = found["results"][task].get(f"{figure},{chosen}")
+    mean = sum(sample["score"] for sample in samples) / len(samples)
+    if not isinstance(own, (int, float)) or abs(own - mean) > 1e-6:
+        raise InputError(
+            f"the figure {figure!r} of task {task} is no mean over its documents",
+            where="lm_eval.figure",
+            expected=f"{mean:.6g}, the mean",
+            found=f"{own}, as lm-eval computes it",
+            do="choose another figure of the task",
+        )
+    if not found.get("higher_is_better", {}).get(task, {}).get(figure, True):
+        raise InputError(
+            f"the figure {figure!r} of task {task} is better when it is lower",
+            where="lm_eval.figure",
+            expected="a figure that is better when it is higher",
+        )
+    return samples
+
+
+def _check_filter(settings: Harness, task: str, filters: Sequence[str], *, where: str) -> None:
+    """Refuse a filter that a task does not have, and to choose between several."""
+    wanted = settings.filter
+    if wanted in filters or (wanted is None and len(filters) < 2):
+        return
+    raise InputError(
+        f"task {task} has several filters, each with a figure of its own"
+        if wanted is None
+        else f"task {task} has no filter {wanted!r}",
+        where=where,
+        expected=f"one of {', '.join(filters)}",
+        do="set filter; tasks of other filters go into a task of their own",
+    )
+
+
+def _defined_filters(manager: Any, name: str) -> dict[str, list[str]]:
+    """Return the filters of a task, or of the tasks of a group, as far as definitions tell."""
+    config = getattr(manager.task_index.get(name), "cfg", None)
+    if not isinstance(config, Mapping):
+        return {}
+    if isinstance(parts := config.get("task"), list):
+        named = [part.get("task") if isinstance(part, Mapping) else part for part in parts]
+        found = [_defined_filters(manager, part) for part in named if isinstance(part, str)]
+        return {task: filters for part in found for task, filters in part.items()}
+    listed = config.get("filter_list")
+    names = [str(each.get("name")) for each in listed] if isinstance(listed, list) else []
+    return {name: names} if names else {}
 
 
 def _manager(settings: Harness) -> Any:

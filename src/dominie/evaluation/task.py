@@ -27,6 +27,7 @@ class Harness:
         tasks: names of tasks, each a group of the result.
         include: a folder of task definitions (YAML) beside those that come with lm-eval.
         figure: which of the harness's figures is the score.
+        filter: which of a task's filters reads the answers; to be named if a task has several.
         few_shot: worked examples before each question; None is what the task says.
         chat_template: whether questions go through the model's chat template.
     """
@@ -35,6 +36,7 @@ class Harness:
     tasks: list[str]
     include: PathName | None = None
     figure: str = "acc"
+    filter: str | None = None
     few_shot: int | None = None
     chat_template: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections import defaultdict
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import TextStreamer
+from transformers import GenerationConfig, TextStreamer
 
 from dominie.core.display import Advance
 from dominie.data.tokenization import ends_of_turn, prompt_ids
@@ -24,6 +25,7 @@ from dominie.generation.generator import (
 from dominie.models.head import text_config
 from dominie.models.info import info_of
 
+_DECODING = 2  # raised when a model would give other answers to the same request
 _GREEDY = 1e-4  # temperatures below are zero
 
 #: Returns a model in evaluation mode and its tokenizer.
@@ -62,6 +64,7 @@ class LocalGenerator:
             "model": list(self._fingerprint),
             "max_new_tokens": sampling.max_new_tokens,
             "seed": sampling.seed,
+            "decoding": _DECODING,
         }
         return found if sampling.top_p == 1.0 else {**found, "top_p": sampling.top_p}
 
@@ -144,10 +147,10 @@ class LocalGenerator:
             mask[row, length - len(prompt.ids) :] = 1
         more: dict[str, Any] = {}
         if any(prompt.request.sampling.temperature >= _GREEDY for prompt in prompts):
-            more |= {"logits_processor": [_Sampler(prompts, length)], "num_beams": 1}
+            more["logits_processor"] = [_Sampler(prompts, length)]
         if on_text is not None:
             more["streamer"] = _Streamer(tokenizer, prompts[0].index, on_text)
-        with torch.no_grad():
+        with torch.no_grad(), plain_decoding(model):
             output = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -167,20 +170,32 @@ class LocalGenerator:
             )
 
 
-def decoding_arguments(stops: Sequence[int], padding: int, max_new_tokens: int) -> dict[str, Any]:
-    """Return arguments of `generate`: the one place that decides which settings of a model count.
+#: The fields of a model's generation settings that count: ends of answers, tokens never written.
+OBEYED = ("eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 
-    `generate` takes from the model's generation_config whatever is not an argument. So obeyed is
-    what changes greedy decoding: repetition penalty, suppressed and forced tokens, beams, caches;
-    and, through `configured_stops`, the end-of-sequence tokens. Not obeyed are do_sample,
-    temperature, top_k and top_p, which a request sets (`_Sampler`), the lengths and the padding.
+
+@contextlib.contextmanager
+def plain_decoding(model: Any) -> Iterator[None]:
+    """Within, `model.generate` obeys of the model's own generation settings those in `OBEYED` only.
+
+    `generate` takes whatever is no argument of a call from `model.generation_config`. All other
+    fields have the defaults of transformers within, those unknown here too: penalties, beams,
+    n-grams, lengths, time limits, sampling, biases, watermarks and forced tokens would make greedy
+    answers others, caches and kinds of output are nothing to answers.
     """
+    own = model.generation_config
+    kept = {name: getattr(own, name, None) for name in OBEYED}
+    model.generation_config = GenerationConfig(do_sample=False, **kept)
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def decoding_arguments(stops: Sequence[int], padding: int, max_new_tokens: int) -> dict[str, Any]:
+    """Return arguments of `generate` within `plain_decoding`; greedy."""
     return {
         "max_new_tokens": max_new_tokens,
-        "do_sample": False,
-        "temperature": None,
-        "top_p": None,
-        "top_k": None,
         "eos_token_id": list(stops) or None,
         "pad_token_id": padding,
     }

@@ -38,7 +38,7 @@ from dominie.stages.judged import JudgedScores
 from dominie.stages.run_folder import RunFolder
 
 #: Part of every result's fingerprint: raised when the same task would come to another result.
-_FORMAT = 2
+_FORMAT = 3
 
 
 def evaluate(
