@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from evidence_tables import REFERENCE, scores_of
 from markupsafe import Markup
 
-from dominie.report.compare import estimate, pareto_front
-from dominie.report.scatter import Mark, scatter_chart
+from dominie.core.task_result import estimate
+from dominie.report.scatter import Mark, pareto_front, scatter_chart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from evidence_tables import Row
 
-    from dominie.report.compare import Estimate
+    from dominie.core.task_result import Estimate
 
 # The classes of the report's charts; as a file of its own a picture follows the reader's theme.
 _STYLE = """

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dominie.report.compare import estimate
+from dominie.core.task_result import estimate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dominie.report.compare import Estimate
+    from dominie.core.task_result import Estimate
 
 Row = dict[str, str]
 #: (group, setting) → model → seed → task → score

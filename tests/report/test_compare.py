@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 from rich.console import Console
 
 from dominie.core.errors import InputError
+from dominie.core.task_result import estimate
 from dominie.report import compare_runs, comparison_table, write_comparison
-from dominie.report.compare import estimate, front, pareto_front
+from dominie.report.compare import front
+from dominie.report.scatter import pareto_front
 
 
 def run(
@@ -76,6 +79,9 @@ def test_students_interval_of_known_numbers():
     assert found.mean == 3.0
     assert found.half == pytest.approx(2.776 * (2.5 / 5) ** 0.5)
     assert estimate([0.4]).half is None
+    agreed = estimate([0.4, 0.4 + 1e-15])
+    assert agreed.half is None, "runs that agree are no certainty"
+    assert not agreed.significant
     assert estimate([float(i % 2) for i in range(50)]).half == pytest.approx(
         1.96 * (0.25 * 50 / 49) ** 0.5 / 50**0.5
     )
@@ -87,16 +93,149 @@ def test_models_are_averaged_over_runs_and_compared_in_pairs(three):
     assert found.tasks == ("general", "domain")
     assert points["dae"].runs == 3
     assert points["dae"].y.mean == pytest.approx(0.80)
-    assert points["dae"].y.half == pytest.approx(4.303 * 0.05 / 3**0.5, rel=1e-3)
+    assert points["dae"].y.half == pytest.approx(
+        math.hypot(4.303 * 0.05 / 3**0.5, 1.96 * 0.01), rel=1e-3
+    )
     difference = points["dae"].differences
     assert difference
     assert difference[1].mean == pytest.approx(0.10)
-    assert difference[1].half == pytest.approx(0.0, abs=1e-9), "luck is the seed's, not the model's"
+    questions = 1.96 * 0.01 * 2**0.5  # luck is the seed's, not the model's: these are left
+    assert difference[1].half == pytest.approx(questions, rel=1e-3)
     assert difference[1].significant
+    assert not difference[0].significant, "one point, of 400 questions"
     assert points["mix"].differences is None
     assert [point.name for point in front(found.points)] == ["expert", "dae"]
     swapped = compare_runs(three, across="domain", upwards=None, against=None)
     assert swapped.tasks == ("domain", "general")
+
+
+def alike(folder: Path, seed: int | None = None, recipe: str = "", **scores) -> Path:
+    """A run whose models score 0.5 and 0.55 on 40 questions, as the tests of agreement need."""
+    path = run(folder, scores or {"base": (0.5, 0.5), "better": (0.55, 0.6)}, seed=seed)
+    results = json.loads((path / "results.json").read_text())
+    for tasks in results.values():
+        for entry in tasks.values():
+            score = entry["score"]
+            entry |= {"n": 40, "stderr": 0.08, "interval": [score - 0.15, score + 0.15]}
+    (path / "results.json").write_text(json.dumps(results))
+    if recipe:
+        (path / "recipe.yaml").write_text(recipe)
+    return path
+
+
+@pytest.mark.parametrize("how", ["named twice", "by another path", "copied", "copied, renamed"])
+def test_a_run_twice_is_one_run(tmp_path, how):
+    recipe = "name: {}\ntrain:\n  seed: 3\n"
+    first = alike(tmp_path / "one", recipe=recipe.format("one"))
+    second = first
+    if how == "by another path":
+        second = tmp_path / "there"
+        second.symlink_to(first)
+    elif how.startswith("copied"):
+        name = "two" if "renamed" in how else "one"
+        second = alike(tmp_path / "two", recipe=recipe.format(name))
+    once = compare_runs([first], across=None, upwards=None, against="base")
+    twice = compare_runs([first, second], across=None, upwards=None, against="base")
+    assert twice.points == once.points
+    assert [point.runs for point in twice.points] == [1, 1]
+    (note,) = twice.notes
+    assert "counts once" in note
+    assert not once.notes
+
+
+def test_a_copy_that_scored_further_models_adds_them(tmp_path):
+    first = alike(tmp_path / "one", seed=0, base=(0.5, 0.5), old=(0.1, 0.1))
+    second = alike(tmp_path / "two", seed=0, base=(0.5, 0.5), new=(0.2, 0.2))
+    found = compare_runs([first, second], across=None, upwards=None, against="base")
+    assert {point.name: point.runs for point in found.points} == {"base": 1, "old": 1, "new": 1}
+    assert all(point.differences for point in found.points if point.name != "base")
+
+
+def test_two_seeds_that_agree_are_no_certainty(tmp_path):
+    paths = [alike(tmp_path / f"s{seed}", seed=seed) for seed in (0, 1)]
+    found = compare_runs(paths, across=None, upwards=None, against="base")
+    base, better = found.points
+    assert (base.runs, better.runs) == (2, 2)
+    assert base.x.half == pytest.approx(0.15), "of the questions, which both share"
+    assert better.differences is not None
+    assert better.differences[1].half == pytest.approx(0.15 * 2**0.5)
+    assert not better.differences[1].significant
+    for path in paths:  # nothing is known of the questions either
+        results = json.loads((path / "results.json").read_text())
+        bare = {
+            model: {task: {"score": entry["score"]} for task, entry in tasks.items()}
+            for model, tasks in results.items()
+        }
+        (path / "results.json").write_text(json.dumps(bare))
+    found = compare_runs(paths, across=None, upwards=None, against="base")
+    assert found.points[1].differences is not None
+    assert [each.half for each in found.points[1].differences] == [None, None]
+    assert not any(each.significant for each in found.points[1].differences)
+
+
+def test_a_difference_in_pairs_is_taken_from_the_run(tmp_path):
+    path = alike(tmp_path / "one")
+    (path / "evaluation").mkdir()
+    pair = {"difference": 0.1, "interval": [0.02, 0.19]}
+    record = {"baseline": "base", "differences": {"domain": {"better": {"base": pair}}}}
+    (path / "evaluation" / "comparisons.json").write_text(json.dumps(record))
+    for against, sign in (("base", 1), ("better", -1)):
+        found = compare_runs([path], across=None, upwards=None, against=against)
+        (point,) = [point for point in found.points if point.differences]
+        assert point.differences is not None
+        assert point.differences[1].mean == pytest.approx(0.1 * sign)
+        assert sorted(abs(end) for end in point.differences[1].ends or ()) == pytest.approx(
+            [0.02, 0.19]
+        )
+        assert point.differences[1].significant
+        assert not point.differences[0].significant, "of 40 questions without pairs"
+
+
+def asked(path: Path, questions: int, count: int, word: str = "") -> Path:
+    """Give a run the answers to so many questions, of which its results are."""
+    results = json.loads((path / "results.json").read_text())
+    for model, tasks in results.items():
+        for task, entry in tasks.items():
+            entry["n"] = questions
+            file = path / "evaluation" / model / f"{task}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            rows = [
+                {"prompt": f"{word}{i}", "target": "t", "output": path.name} for i in range(count)
+            ]
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "results.json").write_text(json.dumps(results))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((40, 0), (20, 0)), ((40, 4), (40, 5)), ((40, 4), (40, 4, "other "))],
+)
+def test_runs_over_other_questions_are_not_pooled_in_silence(tmp_path, first, second):
+    better = {"base": (0.2, 0.2), "better": (0.3, 0.4)}
+    paths = [
+        asked(alike(tmp_path / "one", seed=0), *first),
+        asked(alike(tmp_path / "two", seed=1, **better), *second),
+        asked(alike(tmp_path / "three", seed=2), *first),
+    ]
+    found = compare_runs(paths, across=None, upwards=None, against="base")
+    points = {point.name: point for point in found.points}
+    assert {name: point.runs for name, point in points.items()} == {
+        "base (one, three)": 2, "base (two)": 1, "better (one, three)": 2, "better (two)": 1,
+    }  # fmt: skip
+    assert len(found.notes) == 2
+    assert all("asked other questions" in note for note in found.notes)
+    differences = points["better (two)"].differences
+    assert differences is not None
+    assert differences[1].mean == pytest.approx(0.2), "to the base of the same run"
+    assert points["base (two)"].differences is None
+
+
+def test_runs_over_the_same_questions_are_averaged(tmp_path):
+    paths = [asked(alike(tmp_path / f"s{seed}", seed=seed), 40, 4) for seed in (0, 1)]
+    found = compare_runs(paths, across=None, upwards=None, against=None)
+    assert [point.runs for point in found.points] == [2, 2]
+    assert not found.notes
 
 
 def test_a_seed_that_is_missing_is_left_out_of_the_pairs(three, tmp_path):
@@ -171,7 +310,7 @@ def test_the_page_needs_no_other_file_and_has_the_figures_of_the_table(three, tm
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     console.print(comparison_table(found))
     text = console.export_text()
-    assert re.search(r"● +dae +81.0 ±12.4 +80.0 ±12.4 +\+1.0 ±0.0\* +\+10.0 ±0.0\* +3", text), text
+    assert re.search(r"● +dae +81.0 ±12.6 +80.0 ±12.6 +\+1.0 ±2.8 +\+10.0 ±2.8\* +3", text), text
     assert re.search(r"\n +poor", text)
     assert text.index("expert") < text.index("dae") < text.index("mix")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,3 +202,78 @@ def within_noise(
     if mine is None or theirs is None:
         return None
     return max(mine[0], theirs[0]) <= min(mine[1], theirs[1])
+
+
+def square_and_add(one: Interval, other: Interval) -> Interval:
+    """Return the interval of a difference of two that are independent (Newcombe 1998).
+
+    Of results on the same questions, which rise and fall together, it is wider than need be.
+    """
+    (down, up), (down_other, up_other) = _arms(one), _arms(other)
+    mean = one.estimate - other.estimate
+    return Interval(mean, mean - math.hypot(down, up_other), mean + math.hypot(up, down_other))
+
+
+def _arms(found: Interval) -> tuple[float, float]:
+    """Return how far an interval reaches below and above its estimate."""
+    return found.estimate - found.low, found.high - found.estimate
+
+
+#: Two-sided 95 % quantiles of Student's t, by degrees of freedom from 1; 1.96 beyond.
+_STUDENT_95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+_ALIKE = 1e-9  # a deviation that is rounding
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, and its 95 % interval if one is known."""
+
+    mean: float
+    interval: Interval | None = None
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The ends of the interval."""
+        return None if self.interval is None else self.interval.ends
+
+    @property
+    def half(self) -> float | None:
+        """Half of the interval's width."""
+        return None if self.interval is None else (self.interval.high - self.interval.low) / 2
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval of a difference excludes zero."""
+        return self.interval is not None and not self.interval.within_noise
+
+
+def estimate(values: Sequence[float], on_questions: Sequence[Interval | None] = ()) -> Estimate:
+    """Return the mean of independent runs with its 95 % interval.
+
+    Two kinds of chance add up: that of runs, by Student, and that of the questions. Runs share
+    their questions, so that more runs do not lessen the second.
+
+    Args:
+        values: of each run.
+        on_questions: the interval of each value over its questions, where it is known.
+
+    Returns:
+        Without an interval if nothing tells how far chance reaches: of a single value, and of
+        values that agree, unless that of the questions is known.
+    """
+    mean = statistics.fmean(values)
+    freedom = len(values) - 1
+    spread = statistics.stdev(values) if freedom else 0.0
+    known = [_arms(interval) for interval in on_questions if interval is not None]
+    if spread < _ALIKE and not known:
+        return Estimate(mean)
+    quantile = _STUDENT_95[freedom - 1] if freedom <= len(_STUDENT_95) else 1.96
+    half = quantile * spread / math.sqrt(len(values))
+    down, up = (statistics.fmean(arms) for arms in zip(*known, strict=True)) if known else (0, 0)
+    return Estimate(
+        mean, Interval(mean, mean - math.hypot(half, down), mean + math.hypot(half, up))
+    )

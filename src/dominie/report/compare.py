@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +11,8 @@ from dominie.core.errors import InputError
 from dominie.core.io import finite, mapping
 from dominie.core.run_reader import read_object
 from dominie.core.run_records import read_run
-from dominie.core.task_result import Interval
-from dominie.report.formatting import DASH, percent, signed_points
+from dominie.core.task_result import JUDGED, Estimate, Interval, estimate, square_and_add
+from dominie.report.scatter import pareto_front
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,54 +21,8 @@ if TYPE_CHECKING:
     from dominie.core.task_result import TaskResult
 
 
-def pareto_front(places: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names on the front, from left to right.
-
-    Args:
-        places: two scores of each name, both better when higher. Names in one place share it.
-    """
-    kept = [
-        name
-        for name, place in places.items()
-        if not any(_beats(other, place) for other in places.values())
-    ]
-    return sorted(kept, key=lambda name: (places[name][0], -places[name][1]))
-
-
-def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether one is at least as good on both scores and better on one."""
-    return one[0] >= other[0] and one[1] >= other[1] and one != other
-
-
-#: Two-sided 95 % quantiles of Student's t, by degrees of freedom from 1; 1.96 beyond.
-_STUDENT_95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-    2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean, and its 95 % interval if one is known."""
-
-    mean: float
-    interval: Interval | None = None
-
-    @property
-    def ends(self) -> tuple[float, float] | None:
-        """The ends of the interval."""
-        return None if self.interval is None else self.interval.ends
-
-    @property
-    def half(self) -> float | None:
-        """Half of the interval's width."""
-        return None if self.interval is None else (self.interval.high - self.interval.low) / 2
-
-    @property
-    def significant(self) -> bool:
-        """Whether the interval of a difference excludes zero."""
-        return self.interval is not None and not self.interval.within_noise
+#: Notes about a run that concern what is compared.
+_ON_FIGURES = re.compile(r"evaluated|results\.json|comparisons\.json")
 
 
 @dataclass(frozen=True)
@@ -111,8 +63,18 @@ class Comparison:
     notes: Sequence[str]
 
 
-#: Results of one model on both tasks, by the run's seed, or its number.
-_Pairs = dict[str, "tuple[TaskResult, TaskResult]"]
+@dataclass(frozen=True)
+class _Scored:
+    """A model of one run with its results on both tasks.
+
+    Attributes:
+        place: what runs are paired by: the seed, or the number of the run.
+    """
+
+    run: Run
+    model: str
+    place: str
+    results: tuple[TaskResult, TaskResult]
 
 
 def compare_runs(
@@ -120,8 +82,9 @@ def compare_runs(
 ) -> Comparison:
     """Average models over runs, and find the Pareto front.
 
-    The interval of several runs is Student's, over runs; that of one run is over its questions.
-    Differences are paired: run by run of one seed.
+    Intervals are over questions and, of several runs, over runs as well (`estimate`). Differences
+    are paired: run by run of one seed. Alike runs are one; runs that asked a model other questions
+    are not averaged.
 
     Args:
         paths: run folders.
@@ -132,10 +95,12 @@ def compare_runs(
     Raises:
         InputError: a folder is no run, or a task or model is in none of them.
     """
-    runs = [read_run(path) for path in paths]
-    notes = [f"{run.name}: {note}" for run in runs for note in run.notes if "evaluated" in note]
+    notes: list[str] = []
+    runs = _unlike([read_run(path) for path in paths], notes)
+    notes += [f"{run.name}: {n}" for run in runs for n in run.notes if _ON_FIGURES.search(n)]
     tasks = _tasks(runs, across, upwards)
-    grouped = _grouped(runs, tasks)
+    named = _named(runs, tasks)
+    grouped = _of_like_questions(named, tasks, notes)
     if not grouped:
         raise InputError(
             "no model of these runs was scored on both tasks",
@@ -147,22 +112,21 @@ def compare_runs(
         for run in runs
         if run.results and not any(set(tasks) <= set(scores) for scores in run.results.values())
     ]
-    if against is not None and against not in grouped:
+    if against is not None and against not in named:
         raise InputError(
             "no such model to compare with",
             where="--against",
             found=against,
-            expected=", ".join(grouped),
+            expected=", ".join(named),
         )
+    base = named.get(against, []) if against is not None else []
     plain = {name: _point(name, scores) for name, scores in grouped.items()}
     edge = pareto_front({name: (point.x.mean, point.y.mean) for name, point in plain.items()})
     points = [
         replace(
             point,
             on_front=name in edge,
-            differences=None
-            if against in (None, name)
-            else _differences(grouped[name], grouped[str(against)]),
+            differences=_differences(grouped[name], base, tasks),
         )
         for name, point in plain.items()
     ]
@@ -194,7 +158,45 @@ def _tasks(runs: Sequence[Run], across: str | None, upwards: str | None) -> tupl
     return str(chosen[0]), str(chosen[1])
 
 
-def _grouped(runs: Sequence[Run], tasks: tuple[str, str]) -> dict[str, _Pairs]:
+def _unlike(runs: Sequence[Run], notes: list[str]) -> list[Run]:
+    """The runs without those that are another's again: its folder twice, or a copy of it.
+
+    Of one recipe and one seed, they agree on all that both scored; two seeds may agree by chance.
+    What one alone has scored is kept.
+    """
+    kept: list[Run] = []
+    for run in runs:
+        place = next((i for i, other in enumerate(kept) if _is_again(run, other)), None)
+        if place is None:
+            kept.append(run)
+            continue
+        twin = kept[place]
+        notes.append(f"{run.name} counts once with {twin.name}: the same results, recipe and seed.")
+        models = dict.fromkeys((*twin.results, *run.results))
+        both = {m: {**run.results.get(m, {}), **twin.results.get(m, {})} for m in models}
+        kept[place] = replace(twin, results=both)
+    return kept
+
+
+def _is_again(run: Run, other: Run) -> bool:
+    if run.path.resolve() == other.path.resolve():
+        return True
+    shared = [
+        (result, other.results[model][task])
+        for model, by_task in run.results.items()
+        for task, result in by_task.items()
+        if task in other.results.get(model, {})
+    ]
+    return bool(shared) and all(a == b for a, b in shared) and _made_of(run) == _made_of(other)
+
+
+def _made_of(run: Run) -> tuple[object, ...]:
+    recipe = re.sub(r"^name:.*\n?", "", run.recipe or "", flags=re.M)
+    record = read_object(run.path / "sweep.json", [])
+    return record.get("seed"), record.get("values"), recipe
+
+
+def _named(runs: Sequence[Run], tasks: tuple[str, str]) -> dict[str, list[_Scored]]:
     """Scores by model and the values of its run, in the order of their first appearance.
 
     Runs of one recipe that differ in nothing but the seed are siblings, over which models are
@@ -203,7 +205,7 @@ def _grouped(runs: Sequence[Run], tasks: tuple[str, str]) -> dict[str, _Pairs]:
     records = [read_object(run.path / "sweep.json", []) for run in runs]
     values = [{k: str(v) for k, v in mapping(r.get("values")).items()} for r in records]
     several = _of_several_recipes(runs, records)
-    grouped: dict[str, _Pairs] = {}
+    found: dict[str, list[_Scored]] = {}
     for number, (run, record, own) in enumerate(zip(runs, records, values, strict=True)):
         differing = ", ".join(
             f"{key.rpartition('.')[2]} {value}"
@@ -211,7 +213,6 @@ def _grouped(runs: Sequence[Run], tasks: tuple[str, str]) -> dict[str, _Pairs]:
             if any(other.get(key) != value for other in values)
         )
         seed = finite(record.get("seed"))
-        place = f"seed {seed:g}" if seed is not None else f"run {number}"
         for model, scores in run.results.items():
             if not all(task in scores for task in tasks):
                 continue
@@ -221,12 +222,50 @@ def _grouped(runs: Sequence[Run], tasks: tuple[str, str]) -> dict[str, _Pairs]:
                     _place(other, model, tasks) != _place(run, model, tasks) for other in several
                 ):
                     name = f"{model} ({run.name})"
-                elif name in grouped:
+                elif name in found:
                     continue
-            pairs = grouped.setdefault(name, {})
-            key = place if place not in pairs else f"run {number}"
-            pairs[key] = (scores[tasks[0]], scores[tasks[1]])
-    return grouped
+            known = found.setdefault(name, [])
+            place = f"run {number}" if seed is None else f"seed {seed:g}"
+            if any(scored.place == place for scored in known):
+                place = f"run {number}"
+            known.append(_Scored(run, model, place, (scores[tasks[0]], scores[tasks[1]])))
+    return found
+
+
+def _of_like_questions(
+    named: Mapping[str, Sequence[_Scored]], tasks: tuple[str, str], notes: list[str]
+) -> dict[str, list[_Scored]]:
+    """Scores with runs set apart, and noted, that asked a model other questions than its others."""
+    found: dict[str, list[_Scored]] = {}
+    for name, members in named.items():
+        groups: list[list[_Scored]] = []
+        for each in members:
+            alike = (group for group in groups if _asked_alike(group[0], each, tasks))
+            group = next(alike, None)
+            if group is None:
+                groups.append(group := [])
+            group.append(each)
+        if len(groups) == 1:
+            found[name] = groups[0]
+            continue
+        for group in groups:
+            found[f"{name} ({', '.join(scored.run.name for scored in group)})"] = group
+        firsts = " and ".join(group[0].run.name for group in groups)
+        notes.append(f"{name}: {firsts} asked other questions; they are not averaged.")
+    return found
+
+
+def _asked_alike(one: _Scored, other: _Scored, tasks: tuple[str, str]) -> bool:
+    """Whether nothing that was kept of two runs tells that they asked other questions."""
+    for task, mine, theirs in zip(tasks, one.results, other.results, strict=True):
+        # A judge may leave other questions unscored.
+        if mine.metric not in JUDGED and None not in (mine.n, theirs.n) and mine.n != theirs.n:
+            return False
+        rows = [s.run.samples.get(task, {}).get(s.model, ()) for s in (one, other)]
+        asked = [[(sample.prompt, sample.target) for sample in samples] for samples in rows]
+        if all(asked) and asked[0] != asked[1]:
+            return False
+    return True
 
 
 def _of_several_recipes(runs: Sequence[Run], records: Sequence[Mapping[str, Any]]) -> list[Run]:
@@ -242,77 +281,49 @@ def _place(run: Run, model: str, tasks: tuple[str, str]) -> tuple[float, ...]:
     return tuple(scores[task].score for task in tasks if task in scores)
 
 
-def _point(name: str, by_run: _Pairs) -> Point:
-    pairs = list(by_run.values())
+def _point(name: str, members: Sequence[_Scored]) -> Point:
     x, y = (
-        Estimate(pairs[0][axis].score, pairs[0][axis].interval95)
-        if len(pairs) == 1
-        else estimate([pair[axis].score for pair in pairs])
+        estimate(
+            [scored.results[axis].score for scored in members],
+            [scored.results[axis].interval95 for scored in members],
+        )
         for axis in (0, 1)
     )
-    return Point(name, x, y, len(pairs))
+    return Point(name, x, y, len(members))
 
 
-def _differences(mine: _Pairs, theirs: _Pairs) -> tuple[Estimate, Estimate] | None:
-    """Paired differences over the runs that have both models."""
-    shared = [run for run in mine if run in theirs]
-    if not shared:
+def _differences(
+    mine: Sequence[_Scored], base: Sequence[_Scored], tasks: tuple[str, str]
+) -> tuple[Estimate, Estimate] | None:
+    """Paired differences over the runs that have both models; None of a model to itself."""
+    pairs = [
+        (one, other)
+        for one in mine
+        for other in base
+        if one.run is other.run or (one.place == other.place and _asked_alike(one, other, tasks))
+    ]
+    if not pairs or all(one is other for one, other in pairs):
         return None
     x, y = (
-        estimate([mine[run][axis].score - theirs[run][axis].score for run in shared])
-        for axis in (0, 1)
+        estimate(
+            [a.results[axis].score - b.results[axis].score for a, b in pairs],
+            [_difference(a, b, axis, task) for a, b in pairs],
+        )
+        for axis, task in enumerate(tasks)
     )
     return x, y
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of independent values with Student's 95 % interval; none for a single value."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return Estimate(mean)
-    freedom = len(values) - 1
-    quantile = _STUDENT_95[freedom - 1] if freedom <= len(_STUDENT_95) else 1.96
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(mean, Interval(mean, mean - half, mean + half))
+def _difference(one: _Scored, other: _Scored, axis: int, task: str) -> Interval | None:
+    """The difference of two models on questions: in pairs where that is kept, else of two."""
+    if one.run is other.run:
+        kept = one.run.difference(task, one.model, other.model)
+        if kept is not None:
+            return kept
+    mine, theirs = one.results[axis].interval95, other.results[axis].interval95
+    return None if mine is None or theirs is None else square_and_add(mine, theirs)
 
 
 def front(points: Sequence[Point]) -> list[Point]:
     """The Pareto front, from left to right."""
     return sorted((point for point in points if point.on_front), key=lambda point: point.x.mean)
-
-
-def comparison_headings(comparison: Comparison) -> list[str]:
-    """The headings of a comparison's table."""
-    scores = [f"{task} %" for task in comparison.tasks]
-    differences = [f"Δ {task}" for task in comparison.tasks] if comparison.against else []
-    return [*scores, *differences, "runs"]
-
-
-def comparison_rows(comparison: Comparison) -> list[tuple[Point, list[str]]]:
-    """Points with their cells, best on the second task first."""
-    rows = []
-    for point in sorted(comparison.points, key=lambda point: -point.y.mean):
-        cells = [_score(point.x), _score(point.y)]
-        if comparison.against:
-            cells += [_difference(each) for each in point.differences or (None, None)]
-        rows.append((point, [*cells, str(point.runs)]))
-    return rows
-
-
-def comparison_note(comparison: Comparison) -> str:
-    """What the figures of a comparison's table are."""
-    note = "± 95 % interval"
-    if comparison.against is None:
-        return note
-    return f"{note} · Δ to {comparison.against}, in points, run by run; *: the interval excludes 0"
-
-
-def _score(found: Estimate) -> str:
-    return percent(found.mean) + ("" if found.half is None else f" ±{percent(found.half)}")
-
-
-def _difference(found: Estimate | None) -> str:
-    if found is None:
-        return DASH
-    half = "" if found.half is None else f" ±{percent(found.half)}"
-    return f"{signed_points(found.mean)}{half}{'*' if found.significant else ''}"

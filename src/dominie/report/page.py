@@ -21,18 +21,15 @@ from dominie.core.run_records import read_run
 from dominie.report import formatting as formats
 from dominie.report.answers import Selection, judged_tasks, selection
 from dominie.report.charts import interval_strip
-from dominie.report.compare import (
+from dominie.report.compare import front
+from dominie.report.curves import run_curves
+from dominie.report.headline import Change, change, changes, findings
+from dominie.report.scatter import Mark, pareto_front, scatter_chart
+from dominie.report.tables import (
+    baseline_changes,
     comparison_headings,
     comparison_note,
     comparison_rows,
-    front,
-    pareto_front,
-)
-from dominie.report.curves import run_curves
-from dominie.report.headline import Change, change, changes, findings
-from dominie.report.scatter import Mark, scatter_chart
-from dominie.report.tables import (
-    baseline_changes,
     data_table,
     group_table,
     results_grid,

@@ -13,7 +13,7 @@ from dominie.report.charts import Scale, element, linear_scale, picture
 from dominie.report.formatting import percent, shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _WIDTH, _HEIGHT = 640.0, 470.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 26.0, 20.0, 52.0
@@ -265,3 +265,22 @@ def _towards(
 
 def _style(mark: Mark, style: str) -> str:
     return f"{style} chosen" if mark.chosen else style
+
+
+def pareto_front(places: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names on the front, from left to right.
+
+    Args:
+        places: two scores of each name, both better when higher. Names in one place share it.
+    """
+    kept = [
+        name
+        for name, place in places.items()
+        if not any(_beats(other, place) for other in places.values())
+    ]
+    return sorted(kept, key=lambda name: (places[name][0], -places[name][1]))
+
+
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether one is at least as good on both scores and better on one."""
+    return one[0] >= other[0] and one[1] >= other[1] and one != other

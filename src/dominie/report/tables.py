@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from dominie.report.formatting import DASH, figure, percent, score_text, span
+from dominie.report.formatting import DASH, figure, percent, score_text, signed_points, span
 from dominie.report.headline import Change, change
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from dominie.core.run_records import Run, Stage
-    from dominie.core.task_result import TaskResult
+    from dominie.core.task_result import Estimate, TaskResult
+    from dominie.report.compare import Comparison, Point
 
 SCORE = "score"
 _SAME = 1e-9
@@ -279,3 +280,40 @@ def sources_of(stages: Sequence[Stage]) -> tuple[str, ...]:
         for measured in (stage.evaluations, stage.train):
             names |= dict.fromkeys(source for line in measured[:1] for source in line.sources)
     return tuple(names)
+
+
+def comparison_headings(comparison: Comparison) -> list[str]:
+    """The headings of a comparison's table."""
+    scores = [f"{task} %" for task in comparison.tasks]
+    differences = [f"Δ {task}" for task in comparison.tasks] if comparison.against else []
+    return [*scores, *differences, "runs"]
+
+
+def comparison_rows(comparison: Comparison) -> list[tuple[Point, list[str]]]:
+    """Points with their cells, best on the second task first."""
+    rows = []
+    for point in sorted(comparison.points, key=lambda point: -point.y.mean):
+        cells = [_mean_cell(point.x), _mean_cell(point.y)]
+        if comparison.against:
+            cells += [_difference_cell(each) for each in point.differences or (None, None)]
+        rows.append((point, [*cells, str(point.runs)]))
+    return rows
+
+
+def comparison_note(comparison: Comparison) -> str:
+    """What the figures of a comparison's table are."""
+    note = "± 95 % interval, over questions and runs"
+    if comparison.against is None:
+        return note
+    return f"{note} · Δ to {comparison.against}, in points, run by run; *: the interval excludes 0"
+
+
+def _mean_cell(found: Estimate) -> str:
+    return percent(found.mean) + ("" if found.half is None else f" ±{percent(found.half)}")
+
+
+def _difference_cell(found: Estimate | None) -> str:
+    if found is None:
+        return DASH
+    half = "" if found.half is None else f" ±{percent(found.half)}"
+    return f"{signed_points(found.mean)}{half}{'*' if found.significant else ''}"

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dominie.core.run_records import read_run
-from dominie.report.compare import comparison_headings, comparison_note, comparison_rows
 from dominie.report.formatting import DASH, signed_points
 from dominie.report.headline import findings
 from dominie.report.tables import (
     SCORE,
     Cell,
     baseline_changes,
+    comparison_headings,
+    comparison_note,
+    comparison_rows,
     results_grid,
 )
 
