@@ -198,6 +198,8 @@ class ChatTemplate:
                 do="use the tokenizer of the teacher, or copy a chat template beside the model",
             )
         self.tokenizer, self.name = tokenizer, name
+        self.rendered_whole: set[tuple[str, ...]] = set()
+        """Roles of conversations, of those of which nothing was left out."""
 
     def check(self, chats: Sequence[Chat]) -> None:
         """Let a child process render examples and the first of `chats`, once for each template.

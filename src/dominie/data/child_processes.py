@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dominie.data.conversations import Conversation
+    from dominie.data.left_out import LeftOut
     from dominie.data.row_store import Row
 
 T = TypeVar("T")
 Batch = list[tuple[T, "Conversation"]]
 """Conversations, each with something that is handed back beside its row."""
+Told = tuple["Row", list["LeftOut"]]
+"""A row, and what the chat template leaves out of its conversation."""
 
 SERIAL_BATCHES = 16
 """So many batches are tokenised in this process before others are started, which takes a second."""
@@ -128,8 +131,8 @@ def _rendering_fault(
 
 def encode_batches(
     tokenizer: PreTrainedTokenizerBase, batches: Iterator[Batch[T]], *, processes: int | None = None
-) -> Generator[list[tuple[T, Row]]]:
-    """Tokenise batches of conversations in order, in several processes if there are many.
+) -> Generator[list[tuple[T, Told]]]:
+    """`encode_and_tell` for batches of conversations in order, in several processes if many.
 
     Rows, their order and the first error are the same for any number of processes. Close the
     iterator to end them early.
@@ -140,7 +143,7 @@ def encode_batches(
         processes: how many tokenise; by default one for each core, up to 16.
 
     Raises:
-        InputError: as `encode_all` does, or as `batches` does after all before it are tokenised.
+        InputError: as `encode` does, or as `batches` does after all before it are tokenised.
         RunError: a process ended that should not have.
     """
     from dominie.core.hardware import cores
@@ -167,13 +170,13 @@ def encode_batches(
         yield _encoded(tokenizer, batch)
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, batch: Batch[T]) -> list[tuple[T, Row]]:
-    from dominie.data.tokenization import encode_all
+def _encoded(tokenizer: PreTrainedTokenizerBase, batch: Batch[T]) -> list[tuple[T, Told]]:
+    from dominie.data.tokenization import encode_and_tell
 
-    return _tagged(batch, encode_all(tokenizer, [conversation for _, conversation in batch]))
+    return _tagged(batch, encode_and_tell(tokenizer, [conversation for _, conversation in batch]))
 
 
-def _tagged(batch: Batch[T], rows: list[Row]) -> list[tuple[T, Row]]:
+def _tagged(batch: Batch[T], rows: list[Told]) -> list[tuple[T, Told]]:
     return [(tag, row) for (tag, _), row in zip(batch, rows, strict=True)]
 
 
@@ -212,8 +215,8 @@ class _Pool:
             logger.warning("tokenising in one process: %s", faults[0])
         return not faults
 
-    def encoded(self, batches: Iterator[Batch[T]]) -> Iterator[list[tuple[T, Row]]]:
-        pending: deque[tuple[Batch[T], Future[list[Row]]]] = deque()
+    def encoded(self, batches: Iterator[Batch[T]]) -> Iterator[list[tuple[T, Told]]]:
+        pending: deque[tuple[Batch[T], Future[list[Told]]]] = deque()
         failure: InputError | None = None
         ended = False
         while pending or not ended:
@@ -231,7 +234,7 @@ class _Pool:
         if failure is not None:
             raise failure
 
-    def _encode(self, batch: Batch[T]) -> list[Row]:
+    def _encode(self, batch: Batch[T]) -> list[Told]:
         worker = self._free.get()
         try:
             return worker.encode([conversation for _, conversation in batch])
@@ -252,7 +255,7 @@ class _Worker:
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             return f"a process cannot be started ({error or 'it ended'})"
 
-    def encode(self, conversations: list[Conversation]) -> list[Row]:
+    def encode(self, conversations: list[Conversation]) -> list[Told]:
         try:
             sent: list[tuple[Any, ...]] = [
                 (c.messages, c.tools, c.where, {}, c.weights) for c in conversations
@@ -285,7 +288,7 @@ def tokenise() -> None:
     """Tokenise the batches that come on standard input, until it is closed."""
     from dominie.data import chat_template
     from dominie.data.conversations import Conversation
-    from dominie.data.tokenization import encode_all
+    from dominie.data.tokenization import encode_and_tell
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the parent closes the pipe
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
@@ -306,8 +309,8 @@ def tokenise() -> None:
         while True:
             chats = [Conversation(*chat) for chat in pickle.load(requests)]
             try:
-                rows = encode_all(tokenizer, chats)
+                rows = encode_and_tell(tokenizer, chats)
             except InputError as error:
                 reply(error)
             else:
-                reply([row.as_arrays() for row in rows])
+                reply([(row.as_arrays(), lost) for row, lost in rows])

@@ -78,7 +78,7 @@ def with_meta_file(path: Path, rows: Iterable[tuple[str, Any]]) -> Iterator[tupl
         yield from rows
         return
     try:
-        meta = json.loads(beside.read_text(encoding="utf-8"))
+        meta = json.loads(beside.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{META_FILE} cannot be read", where=str(beside), found=str(error)

@@ -11,12 +11,13 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError, RunError
 from dominie.core.io import file_manifest, is_intact, read_checksummed, write_checksummed
 from dominie.data.child_processes import encode_batches
 from dominie.data.conversations import read_conversations
+from dominie.data.left_out import LeftOut, summed
 from dominie.data.row_store import Row, Rows, RowsWriter
 from dominie.data.sources import (
     DIGEST_BYTES,
@@ -62,6 +63,7 @@ class Summary:
         kept: those in the three splits.
         beside: columns that only tasks and `where` use: how many conversations have each.
         unread: columns and keys that go nowhere, likewise.
+        left_out: what the chat template leaves out of those of `kept`, by kind.
     """
 
     read: int
@@ -72,6 +74,7 @@ class Summary:
     kept: int
     beside: dict[str, int] = field(default_factory=dict)
     unread: dict[str, int] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
 
     def line(self, name: str) -> str:
         """One line that accounts for every conversation of the source `name`."""
@@ -91,6 +94,9 @@ class Summary:
             counted = (f"{column} ({count:,} rows)" for column, count in self.unread.items())
             parts.append(f"read by nothing: {', '.join(counted)}")
         return f"{name}: columns not trained on, {'; '.join(parts)}" if parts else ""
+    def as_dict(self) -> dict[str, Any]:
+        """The object of `check --json` and of `stage.json`."""
+        return vars(self) | {"left_out": [each._asdict() for each in self.left_out]}
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,8 @@ def prepare(
 def _opened(folder: Path) -> PreparedSource:
     record = read_checksummed(folder / "prepared.json")
     rows = {split: Rows(folder / f"{split}.arrow", record["digests"][split]) for split in SPLITS}
-    return PreparedSource(**rows, summary=Summary(**record["summary"]))
+    lost = tuple(LeftOut(**each) for each in record["summary"].pop("left_out"))
+    return PreparedSource(**rows, summary=Summary(**record["summary"], left_out=lost))
 
 
 def _make(
@@ -183,6 +190,7 @@ def _make(
     """Tokenise a source into `folder`, which appears when it is complete."""
     counts: Counter[str] = Counter()
     columns: dict[str, Counter[str]] = {"beside": Counter(), "unread": Counter()}
+    left_out: list[LeftOut] = []
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
         made = Path(scratch) / "rows"
         made.mkdir()
@@ -191,7 +199,7 @@ def _make(
             batches = _batches(_assigned(source, held_out, counts, columns))
             with closing(encode_batches(tokenizer, batches, processes=processes)) as encoded:
                 for batch in encoded:
-                    for split, row in batch:
+                    for split, (row, lost) in batch:
                         if len(row.input_ids) > max_length:
                             row = row.first(max_length)
                             # The first token is never predicted.
@@ -200,20 +208,22 @@ def _make(
                                 continue
                             counts["truncated"] += 1
                         counts["kept"] += 1
+                        left_out = summed(lost, left_out)
                         writers[split].add(row)
                     if progress is not None:
                         progress(source.name, counts["read"])
         finally:
             digests = {split: writer.close() for split, writer in writers.items()}
-        names = [f.name for f in dataclasses.fields(Summary) if f.name not in columns]
+        names = {f.name for f in dataclasses.fields(Summary)} - columns.keys() - {"left_out"}
         summary = Summary(
             **{name: counts[name] for name in names},
             beside=dict(columns["beside"]),
             unread=dict(columns["unread"]),
+            left_out=tuple(left_out),
         )
         if not writers["train"].rows and source.held_out_fraction < 1:
             raise _nothing_left(source, summary, max_length)
-        record = {"summary": dataclasses.asdict(summary), "digests": digests}
+        record = {"summary": summary.as_dict(), "digests": digests}
         write_checksummed(made / "prepared.json", record | {"files": file_manifest(made)})
         _appear(made, folder)
 

@@ -17,6 +17,7 @@ from dominie.data.assistant_spans import assistant_turns
 from dominie.data.chat_template import PROBED, ChatTemplate, memory_limit
 from dominie.data.columns import split_weights
 from dominie.data.formats import Conversation, parsed_messages
+from dominie.data.left_out import left_out
 from dominie.data.row_store import Row
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from dominie.data.chat_template import Span
     from dominie.data.formats import Message
+    from dominie.data.left_out import LeftOut
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -70,10 +72,21 @@ def encode_all(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]
 ) -> list[Row]:
     """`encode` for several conversations, which are tokenised in parallel."""
+    return [row for row, _ in encode_and_tell(tokenizer, conversations)]
+
+
+def encode_and_tell(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]
+) -> list[tuple[Row, list[LeftOut]]]:
+    """`encode_all`, and what the chat template leaves out of each conversation."""
     template = ChatTemplate(tokenizer)
     template.check([(c.messages, c.tools) for c in conversations[:PROBED]])
     with memory_limit(chat_template.BYTES) if chat_template.in_worker else nullcontext():
         turns = [assistant_turns(template, conversation) for conversation in conversations]
+        lost = [
+            left_out(template, conversation, text)
+            for conversation, (text, _) in zip(conversations, turns, strict=True)
+        ]
     encodings = tokenizer(
         [text for text, _ in turns],
         add_special_tokens=False,
@@ -83,9 +96,14 @@ def encode_all(
         verbose=False,
     )
     return [
-        Row(ids, *_supervised(offsets, spans, _span_weights(spans, conversation)))
-        for ids, offsets, (_, spans), conversation in zip(
-            encodings["input_ids"], encodings["offset_mapping"], turns, conversations, strict=True
+        (Row(ids, *_supervised(offsets, spans, _span_weights(spans, conversation))), of_it)
+        for ids, offsets, (_, spans), conversation, of_it in zip(
+            encodings["input_ids"],
+            encodings["offset_mapping"],
+            turns,
+            conversations,
+            lost,
+            strict=True,
         )
     ]
 

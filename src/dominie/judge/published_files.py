@@ -46,7 +46,7 @@ def read_text(path: Path, *, what: str) -> str:
         InputError: it is missing, empty or not UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, what, error) from None
     if not text.strip():

@@ -56,6 +56,11 @@ def load_tokenizer(spec: Model) -> Any:
             expected="a fast tokenizer (tokenizer.json)",
             found=type(tokenizer).__name__,
         )
+    template = tokenizer.chat_template  # of its file transformers keeps a byte-order mark
+    if isinstance(template, str):
+        tokenizer.chat_template = template.removeprefix("\ufeff")
+    elif template:  # several by name
+        tokenizer.chat_template = {k: text.removeprefix("\ufeff") for k, text in template.items()}
     return tokenizer
 
 

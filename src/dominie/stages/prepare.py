@@ -158,6 +158,8 @@ class Preparation:
             self.notice(source.summary.line(name))
             if columns := source.summary.columns_line(name):
                 self.notice(columns)
+            for lost in source.summary.left_out:
+                self.notice(lost.line(name, source.summary.kept))
         return rows
 
 

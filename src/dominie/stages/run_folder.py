@@ -247,6 +247,6 @@ class ChatTokenizers:
 
 def _template_text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("the chat template cannot be read", where=path, found=str(error)) from None

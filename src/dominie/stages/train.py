@@ -316,7 +316,7 @@ class PreparedTraining(Prepared):
         """Count what the stage read, kept and used of a source."""
         rows, shares = self.sources[source], self.stage.data
         return {
-            **dataclasses.asdict(rows.summary),
+            **rows.summary.as_dict(),
             "train": len(rows.train),
             "validation": len(rows.validation),
             "test": len(rows.test),

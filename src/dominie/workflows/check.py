@@ -147,7 +147,7 @@ class Checked:
         return {
             "recipe": self.recipe.name,
             "stages": list(self.stages),
-            "sources": {name: vars(summary) for name, summary in self.sources.items()},
+            "sources": {name: summary.as_dict() for name, summary in self.sources.items()},
             "samples": {
                 name: {"text": s.text, "tokens": s.tokens, "supervised_tokens": s.supervised}
                 for name, s in self.samples.items()
