@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PreparedSource", "Row", "Rows", "Summary", "prepare"]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Raised when the same sources come to be read, split, encoded or stored in another way."""
 
 _BATCH_ROWS = 256
@@ -94,6 +94,7 @@ class Summary:
             counted = (f"{column} ({count:,} rows)" for column, count in self.unread.items())
             parts.append(f"read by nothing: {', '.join(counted)}")
         return f"{name}: columns not trained on, {'; '.join(parts)}" if parts else ""
+
     def as_dict(self) -> dict[str, Any]:
         """The object of `check --json` and of `stage.json`."""
         return vars(self) | {"left_out": [each._asdict() for each in self.left_out]}
