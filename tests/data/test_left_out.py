@@ -6,6 +6,7 @@ import pytest
 
 from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
+from dominie.data.left_out import LeftOut
 from dominie.data.rows import prepare
 from dominie.data.sources import Source
 from dominie.data.tokenization import encode_and_tell
@@ -210,7 +211,6 @@ def test_conversations_are_counted_and_the_first_named_by_any_number_of_processe
     ]
     assert summaries[0] == summaries[1] == summaries[2]
     [lost] = summaries[0].left_out
-    assert lost == ("thoughts", 20, "d.jsonl:2, message 2")
+    assert lost == LeftOut("thoughts", 20, "d.jsonl:2, message 2")
     line = lost.line("d", summaries[0].kept)
     assert line.startswith("warning: d: the chat template leaves out thoughts, in 20 of 30 conv")
-    assert summaries[0].as_dict()["left_out"] == [lost._asdict()]

@@ -10,10 +10,10 @@ from __future__ import annotations
 import copy
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
 
@@ -34,7 +34,8 @@ Path = tuple[str | int, ...]
 """Keys and positions from the conversation down to a text in it."""
 
 
-class LeftOut(NamedTuple):
+@dataclass(frozen=True)
+class LeftOut:
     """A kind of part that the chat template leaves out.
 
     Attributes:
@@ -68,7 +69,7 @@ def summed(found: Iterable[LeftOut], before: Sequence[LeftOut] = ()) -> list[Lef
         kinds[each.what] = (
             each
             if known is None
-            else known._replace(conversations=known.conversations + each.conversations)
+            else replace(known, conversations=known.conversations + each.conversations)
         )
     return list(kinds.values())
 

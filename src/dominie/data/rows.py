@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError, RunError
 from dominie.core.io import file_manifest, is_intact, read_checksummed, write_checksummed
@@ -94,10 +94,6 @@ class Summary:
             counted = (f"{column} ({count:,} rows)" for column, count in self.unread.items())
             parts.append(f"read by nothing: {', '.join(counted)}")
         return f"{name}: columns not trained on, {'; '.join(parts)}" if parts else ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The object of `check --json` and of `stage.json`."""
-        return vars(self) | {"left_out": [each._asdict() for each in self.left_out]}
 
 
 @dataclass(frozen=True)
@@ -224,7 +220,7 @@ def _make(
         )
         if not writers["train"].rows and source.held_out_fraction < 1:
             raise _nothing_left(source, summary, max_length)
-        record = {"summary": summary.as_dict(), "digests": digests}
+        record = {"summary": dataclasses.asdict(summary), "digests": digests}
         write_checksummed(made / "prepared.json", record | {"files": file_manifest(made)})
         _appear(made, folder)
 

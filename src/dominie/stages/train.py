@@ -316,7 +316,7 @@ class PreparedTraining(Prepared):
         """Count what the stage read, kept and used of a source."""
         rows, shares = self.sources[source], self.stage.data
         return {
-            **rows.summary.as_dict(),
+            **dataclasses.asdict(rows.summary),
             "train": len(rows.train),
             "validation": len(rows.validation),
             "test": len(rows.test),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -147,7 +148,9 @@ class Checked:
         return {
             "recipe": self.recipe.name,
             "stages": list(self.stages),
-            "sources": {name: summary.as_dict() for name, summary in self.sources.items()},
+            "sources": {
+                name: dataclasses.asdict(summary) for name, summary in self.sources.items()
+            },
             "samples": {
                 name: {"text": s.text, "tokens": s.tokens, "supervised_tokens": s.supervised}
                 for name, s in self.samples.items()
