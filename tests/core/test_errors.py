@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from dominie.core.errors import InputError, OutOfReach, RunError, hub_error
+from dominie.core import errors
+from dominie.core.errors import InputError, OutOfReach, RunError, hub_error, nearest
 
 
 def test_an_error_prints_where_expected_found_and_do():
@@ -51,3 +53,36 @@ def caused_by(cause: Exception) -> Exception:
 )
 def test_a_hub_error_is_the_user_s_only_if_the_hub_answered(error, expected):
     assert hub_error(error) is expected
+
+
+KEYS = ["learning_rate", "batch", "micro_batch", "steps", "patience", "precision", "lora", "alpha"]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("learnig_rate", "learning_rate"),
+        ("Learning-Rate", "learning_rate"),
+        ("batch_size", "batch"),
+        ("step", "steps"),
+        ("stpes", "steps"),
+        ("precison", "precision"),
+        ("lora_alpha", "alpha"),
+        ("balance", None),  # shares letters with patience, and no more
+        ("valence", None),
+        ("prediction", None),
+        ("targets", None),
+        ("optimizer", None),
+        ("share", None),
+        ("", None),
+        (7, None),
+    ],
+)
+def test_advice_names_what_is_alike_and_nothing_else(written, meant):
+    assert nearest(written, KEYS) == meant
+    assert nearest(written, []) is None
+
+
+def test_all_advice_asks_the_same_function():
+    sources = Path(errors.__file__).parents[1].rglob("*.py")
+    assert [p.name for p in sources if "difflib" in p.read_text("utf-8")] == ["errors.py"]

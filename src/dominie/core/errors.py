@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -53,6 +56,36 @@ class InputError(DominieError):
             found=self.found,
             do=self.do,
         )
+
+
+def nearest(name: object, known: Iterable[object]) -> str | None:
+    """Find the name that was most likely meant by one that does not exist; None if none is alike.
+
+    Alike are names that a few letters tell apart, and those of which one adds a word to the other
+    (`batch_size`, `batch`). All advice of this kind asks here.
+
+    Args:
+        name: as it was written.
+        known: names that exist.
+    """
+    found = {str(each): _likeness(str(name).lower(), str(each).lower()) for each in known}
+    best = max(found, key=lambda each: found[each], default=None)
+    return best if best is not None and found[best] else None
+
+
+def _likeness(name: str, other: str) -> float:
+    """From 0, not alike, to 1, the same."""
+    matcher = difflib.SequenceMatcher(None, name, other, autojunk=False)
+    if (ratio := matcher.ratio()) < 0.65:
+        return 0.0
+    words, others = (set(re.findall(r"[^\W_]+", text)) for text in (name, other))
+    if words <= others or others <= words or other.startswith(name):
+        return ratio
+    changes = [
+        (i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in matcher.get_opcodes() if tag != "equal"
+    ]
+    few = sum(map(max, changes)) <= max(2, max(len(name), len(other)) // 3)
+    return ratio if few and ratio >= 0.75 else 0.0
 
 
 class OutOfReach(InputError):

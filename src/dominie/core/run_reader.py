@@ -6,13 +6,12 @@ it is left out and noted. A file that is not there is empty either way.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dominie.core.errors import InputError
+from dominie.core.errors import InputError, nearest
 from dominie.core.io import finite, mapping, sequence, text, verify_checksum
 from dominie.core.task_result import Interval
 
@@ -67,13 +66,13 @@ def no_such_run(named: str, folder: Path, runs: Path) -> InputError:
         runs: the folder of all runs.
     """
     known = runs_in(runs)
-    near = difflib.get_close_matches(folder.name, known, n=1, cutoff=0.5)
+    near = nearest(folder.name, known)
     return InputError(
         "there is no such run folder",
         where=named,
         expected=f"a folder, or one of {', '.join(known)} in {runs}" if known else "a run's folder",
         found=f"nothing at {folder} or {runs / folder}",
-        do=f"did you mean {runs / near[0]}?" if near else "name one as runs/NAME",
+        do=f"did you mean {runs / near}?" if near else "name one as runs/NAME",
     )
 
 

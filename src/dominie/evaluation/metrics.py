@@ -6,12 +6,11 @@ name, and tasks are scored by it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dominie.core.errors import InputError
+from dominie.core.errors import InputError, nearest
 from dominie.data.conversations import Conversation
 from dominie.data.ecommerce_formats import listed
 from dominie.evaluation.answer_text import (
@@ -77,8 +76,8 @@ def known_metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
-    near = difflib.get_close_matches(name, METRICS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    near = nearest(name, METRICS)
+    hint = f"; did you mean {near}?" if near else ""
     raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {name!r}{hint}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import io
 import json
 import math
@@ -17,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from dominie.core.errors import InputError
+from dominie.core.errors import InputError, nearest
 from dominie.core.references import Kind, rewritten
 from dominie.data.sources import is_local
 from dominie.recipe.messages import (
@@ -65,8 +64,8 @@ def _recipe_near(path: Path) -> Path | None:
     ]
     named = {file.parent.name if file.stem == "recipe" else file.stem: file for file in files}
     wanted = path.parent.name if path.stem == "recipe" else path.stem
-    near = difflib.get_close_matches(wanted, named, n=1, cutoff=0.6)
-    return named[near[0]] if near else None
+    near = nearest(wanted, named)
+    return named[near] if near else None
 
 
 def parsed_yaml(text: str, *, where: str) -> Any:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pydantic
 
-from dominie.core.errors import InputError
+from dominie.core.errors import InputError, nearest
 from dominie.recipe.schema import Recipe
 from dominie.recipe.stage_config import StageConfig, stage_kinds
 
@@ -31,8 +30,8 @@ _EXPECTED = {
 def unknown_key(where: str, key: object, known: Iterable[str]) -> InputError:
     """Report a key that does not exist here, and the nearest one that does."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else None
+    near = nearest(key, known)
+    hint = f"did you mean {near}?" if near else None
     expected = None if near and len(known) > 20 else f"one of {', '.join(known)}"
     return InputError("unknown key", where=where, expected=expected, do=hint)
 
@@ -91,10 +90,10 @@ def _mistaken_name(path: Sequence[str], written: Any, *, where: str) -> InputErr
         if not isinstance(written, dict):
             return None
         if part not in written:
-            near = difflib.get_close_matches(part, map(str, written), n=1, cutoff=0.5)
+            near = nearest(part, written)
             if not near or depth in (0, len(path) - 1):
                 return None
-            meant = ".".join([*path[:depth], near[0]])
+            meant = ".".join([*path[:depth], near])
             return InputError(
                 "an override names what the recipe has not",
                 where=f"{where}: {'.'.join(path[: depth + 1])}",

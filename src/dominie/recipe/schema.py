@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Discriminator, Tag
 
-from dominie.core.errors import InputError
+from dominie.core.errors import InputError, nearest
 from dominie.core.references import ModelName, SourceName
 from dominie.data.sources import Source
 from dominie.evaluation.task import MetricSettings
@@ -187,13 +186,13 @@ def only_models(recipe: Recipe, names: Sequence[str]) -> Recipe:
     known = dict(evaluation.models) if evaluation else {name: name for name in recipe.stages}
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = nearest(name, known)
             raise InputError(
                 "no such model to train and score",
                 where="--only",
                 found=name,
                 expected=", ".join(known),
-                do=f"did you mean {near[0]}?" if near else None,
+                do=f"did you mean {near}?" if near else None,
             )
     needed = [known[name] for name in names]
     for task in evaluation.tasks.values() if evaluation else ():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dominie.core.errors import InputError
+from dominie.core.errors import InputError, nearest
 from dominie.core.references import references
 from dominie.recipe.schema import Recipe
 
@@ -257,8 +256,8 @@ def _check_evaluation(recipe: Recipe, *, where: str) -> None:
 
 def _unknown(what: str, name: str, known: Iterable[str], *, where: str) -> InputError:
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    do = f"did you mean {near[0]}?" if near else None
+    near = nearest(name, known)
+    do = f"did you mean {near}?" if near else None
     if what == "stage or model" and not near:
         do = (
             f"a hub model without an organisation is declared: models: {{{name}: {{path: {name}}}}}"

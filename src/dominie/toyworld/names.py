@@ -6,14 +6,13 @@ import json
 import shutil
 import tempfile
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
-from dominie.core.errors import InputError
+from dominie.core.errors import InputError, nearest
 from dominie.core.io import file_manifest, is_intact, write_checksummed
 from dominie.toyworld.families import DOMAIN, GENERAL
 from dominie.toyworld.toy_models import LAYERS, MODELS, WIDTH, save_model
@@ -131,23 +130,23 @@ def parsed(name: str) -> Request:
     thing, _, query = name.removeprefix(SCHEME).partition("?")
     known = (*DATA, *MODELS)
     if not is_toyworld(name) or thing not in known:
-        nearest = get_close_matches(thing, known, n=1, cutoff=0.4)
+        near = nearest(thing, known)
         raise InputError(
             "no such name in the toy world",
             where=name,
             expected=", ".join(SCHEME + each for each in known),
-            do=f"did you mean {SCHEME}{nearest[0]}?" if nearest else None,
+            do=f"did you mean {SCHEME}{near}?" if near else None,
         )
     options = dict(parse_qsl(query, keep_blank_values=True))
     allowed = ("rows", "noise") if thing in DATA else ("width", "layers")
     for option in options:
         if option not in allowed:
-            nearest = get_close_matches(option, allowed, n=1)
+            near = nearest(option, allowed)
             raise InputError(
                 f"unknown option {option!r}",
                 where=name,
                 expected=" and ".join(allowed),
-                do=f"did you mean {nearest[0]}?" if nearest else None,
+                do=f"did you mean {near}?" if near else None,
             )
     if thing in MODELS:
         width = _count(name, "width", options.get("width", str(WIDTH)))

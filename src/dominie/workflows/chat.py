@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from dominie.core.display import Display
-from dominie.core.errors import InputError
+from dominie.core.errors import InputError, nearest
 from dominie.core.run_reader import is_run, no_such_run
 from dominie.data.formats import Message
 from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
@@ -138,12 +137,12 @@ def _spec(folder: RunFolder, name: str) -> Model:
         *recipe.models,
     ]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        near = nearest(name, known)
         raise InputError(
             f"the run has no model {name!r}",
             where=str(folder.path),
             expected=", ".join(dict.fromkeys(known)),
-            do=f"did you mean {folder.path}:{near[0]}?" if near else None,
+            do=f"did you mean {folder.path}:{near}?" if near else None,
         )
     model = _model_name(recipe, name)
     spec = folder.model(model)

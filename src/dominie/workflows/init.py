@@ -51,7 +51,7 @@ train:                        # defaults of every stage
   steps: 200                  # <- or epochs: 2
   batch: 32                   # conversations a step, over all GPUs and accumulated micro-batches
   max_length: 64              # <- 2048: tokens of the longest conversation
-  # precision: bf16           # <- on a GPU
+  # precision: bf16           # <- on a GPU; on most CPUs fp32, the default, is far faster
   # gradient_checkpointing: true
   # lora: {r: 64, alpha: 128} # if the whole student does not fit
 
