@@ -142,7 +142,7 @@ def test_an_endpoint_answers_dialogues_too(complete, serve, tmp_path):
     found = complete(generator)
     assert found[0] == ["1 messages"]
     assert found[1] == ["1 messages", "3 messages"]
-    assert set(server.bodies[0]) == {"model", "messages", "temperature", "max_tokens"}
+    assert set(server.bodies[0]) == {*("model", "messages", "temperature", "max_tokens", "stream")}
     complete.path.unlink()
     assert complete(generator) == found
     assert set(server.paid.values()) == {1}, "replies are found in the log"

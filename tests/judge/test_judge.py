@@ -10,7 +10,7 @@ from fault_server import Answer, reply, shown_answers
 from dominie.generation.calls import Calls
 from dominie.generation.reply_log import ReplyLog
 from dominie.judge.judge import Case, Judge, enough_scored, verdicts
-from dominie.judge.prompts import rating_prompt
+from dominie.judge.prompts import preference_prompt, rating_prompt
 
 PROMPT = rating_prompt(reference=False, turns=1)
 
@@ -117,6 +117,87 @@ def test_a_single_hopeless_case_does_not_stop_the_rest(serve, ask):
     )
     found = ask(judge(server, concurrency=1), cases(6))
     assert [v.value for v in found] == [5.0, 5.0, 5.0, None, 5.0, 5.0]
+
+
+def pairs(n):
+    prompt = preference_prompt(weighted=True)
+    return [
+        Case(
+            prompt,
+            prompt.messages({"instruction": f"{i}?"}, {"output_1": "yes", "output_2": "no"}),
+            ("yes", "no"),
+        )
+        for i in range(n)
+    ]
+
+
+def first_token(text, **odds):
+    top = [{"token": token, "logprob": p} for token, p in odds.items()]
+    logprobs = {"content": [{"token": text, "top_logprobs": top}]}
+    return {"logprobs": logprobs} if odds else {}
+
+
+@pytest.mark.parametrize(
+    ("token", "whole"),
+    [
+        (("<think>", first_token("<think>", **{"<think>": -0.01})), "<think>m?</think>M"),
+        (("<think>", first_token("<think>", **{"<think>": -0.6, "m": -0.9})), "<think>m?</think>M"),
+        (("", first_token("", **{"": -0.5, "m": -1.1})), " M"),
+        (("\n", first_token("\n", **{"\n": -0.5, "m": -1.1})), "\n\nM\n"),
+        (("Okay", {}), "m or M? I think m.\n</think>\n\nM"),
+        ((None, {}), "M"),  # the server keeps the thoughts apart
+        (("<|channel|>", {}), "<|channel|>analysis<|message|>m?<|end|><|start|>assistant"
+         "<|channel|>final<|message|>M<|return|>"),
+    ],
+)  # fmt: skip
+def test_a_judge_that_thinks_first_is_asked_for_the_whole_reply(serve, ask, token, whole):
+    def thinking(asked):
+        if asked.body["max_tokens"] > 1:
+            return reply(whole)
+        text, more = token
+        return reply(text, finish_reason="length", **more)
+
+    server = serve(thinking)
+    found = ask(judge(server, tries=1, concurrency=1), pairs(8))
+    assert [v.value for v in found] == [2.0] * 8
+    tokens = [body for body in server.bodies if body["max_tokens"] == 1]
+    assert len(tokens) == 3  # then it is known that it thinks
+    asked = sum(server.asked.values())
+    assert ask(judge(server, tries=1), pairs(8))[7].value == 2.0
+    assert sum(server.asked.values()) == asked
+
+
+def test_a_judge_that_does_not_think_is_weighed_by_one_token(serve, ask):
+    server = serve(lambda a: reply("M", finish_reason="length", **first_token("M", M=-0.7, m=-0.7)))
+    assert [v.value for v in ask(judge(server), pairs(4))] == [pytest.approx(1.5)] * 4
+    assert all(body["max_tokens"] == 1 for body in server.bodies)
+
+
+def test_no_retry_is_warmer_than_servers_allow(serve, ask):
+    server = serve(lambda a: reply("I do not know."))
+    ask(judge(server, tries=6), cases(1))
+    assert [b["temperature"] for b in server.bodies] == [0.0, 0.3, 0.6, 0.9, 1.0, 1.0]
+    server.bodies.clear()
+    ask(judge(server, tries=2, temperature=1.3), cases(1))
+    assert [b["temperature"] for b in server.bodies] == [1.3, 1.3]
+
+
+def test_why_a_verdict_is_missing(serve, ask):
+    wrong = [
+        reply("<think>Perhaps [[3]]?</think>\n\nI give it a rating of 7."),
+        reply("Grade: [[4", finish_reason="length"),
+        reply("Grade: [[4]]", finish_reason="content_filter"),
+        Answer(400, "too long"),
+    ]
+    server = serve(lambda a: next(w for i, w in enumerate(wrong) if f"It is {i}." in a.text))
+    found = ask(judge(server, concurrency=1), cases(4))
+    assert [v.value for v in found] == [None] * 4
+    assert [v.missing for v in found] == [
+        "without a verdict",
+        "cut off at max_tokens",
+        "refused by a filter",
+        "a call failed",
+    ]
 
 
 def test_95_percent():

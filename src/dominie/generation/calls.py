@@ -42,6 +42,9 @@ class Calls:
     Args:
         log: holds every reply before it counts.
         where: how messages name the endpoint's place in the recipe.
+
+    Attributes:
+        last_failure: what came of the last call without a reply.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Calls:
         self.endpoint, self.log, self.where, self._show = endpoint, log, where, show
         self.budget = BudgetTracker(endpoint, log.records, where=where)
         self._key: str | None = None
+        self.last_failure: str | None = None
         self._answered = self._failed_in_a_row = 0
         self._silent = 0  # replies without text since the first, -1 after one with text
         self._client: Client
@@ -179,6 +183,7 @@ class Calls:
     def _note_failure(self, outcome: Outcome, body: Mapping[str, Any]) -> None:
         """Go on after the failure of one call; raise if all will fail alike."""
         self._failed_in_a_row += 1
+        self.last_failure = found_in(outcome)
         spent = outcome.status == 429 and not outcome.retryable
         at_once = spent or outcome.status in (401, 402, 404, 407)
         broken = outcome.status == 200 and not foreign(outcome.body)  # several times already
@@ -195,7 +200,7 @@ class Calls:
             raise RunError(
                 "the endpoint does not answer any more",
                 where=self.where,
-                found=f"{last} {found_in(outcome)}",
+                found=f"{last} {self.last_failure}",
                 do="run again when it does: what was answered is kept",
             )
 

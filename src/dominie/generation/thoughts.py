@@ -9,6 +9,7 @@ of Granite and Apriel.
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from dataclasses import dataclass
 
 _TAG = r"(?:[\w.-]{1,20}[:_])?(?:think(?:ing)?|thoughts?)"
@@ -121,23 +122,23 @@ def _between_marks(text: str, begun: bool) -> Parted:
     inside, at = begun, 0
     opening: re.Match[str] | None = None
     nested = in_code = 0  # beginnings within thoughts, and in a block of code
-    for mark in marks:
-        before = text[at : mark.start()]
+    fences = [match.start() for match in re.finditer("```", text)]
+    for mark in marks:  # nothing here looks at all of the text: a hostile one has a million marks
         if mark["open"] is not None:
             if inside:
                 nested += 1
-            elif before.count("```") % 2:
+            elif (bisect(fences, mark.start()) - bisect(fences, at - 1)) % 2:
                 in_code += 1
             else:
-                answer.append(before)
+                answer.append(text[at : mark.start()])
                 inside, at, opening = True, mark.end(), mark
         elif inside:
-            thoughts.append(before)
+            thoughts.append(text[at : mark.start()])
             inside, at = False, mark.end()
         elif in_code:
             in_code -= 1
         elif nested or not thoughts:
-            thoughts += [*answer, before]
+            thoughts += [*answer, text[at : mark.start()]]
             answer, at, nested = [], mark.end(), max(0, nested - 1)
     rest = text[at:]
     unended = inside and (opening is None or _stands_alone(opening))

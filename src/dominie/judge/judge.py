@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dominie.core.display import Advance
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 LEAST_SCORED = 0.95
 #: Added to the temperature if a verdict could not be read, or the reply would be the same.
 _RETRY_TEMPERATURE = 0.3
+_MOST_TEMPERATURE = 1.0  # of these; some servers allow no more
+#: First tokens that are no verdict, from the first on, before no more are asked for: it thinks.
+_THINKS = 3
+
+#: Why a verdict is missing.
+CALL_FAILED, CUT_OFF = "a call failed", "cut off at max_tokens"
+_REFUSED, _UNREADABLE = "refused by a filter", "without a verdict"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +36,10 @@ class Judge(Endpoint):
 
     Attributes:
         temperature: of its replies.
-        max_tokens: longest reply; verdicts of one token take one.
-        tries: how often it is asked in one run if its verdict cannot be read.
+        max_tokens: longest reply, thoughts included. Verdicts of one token take one, unless the
+            judge thinks first.
+        tries: how often it is asked in one run if its verdict cannot be read; a token alone is no
+            try.
         logprobs: whether verdicts of one token are weighed by its odds; some servers have none.
     """
 
@@ -71,11 +81,13 @@ class Verdict:
         value: a rating, a letter or a preference; None is unscored.
         text: the reply it was read from, or the last that could not be read.
         tries: replies it took, over all runs.
+        missing: why it is unscored.
     """
 
     value: float | str | None
     text: str
     tries: int
+    missing: str | None = None
 
     @property
     def number(self) -> float | None:
@@ -88,18 +100,32 @@ def verdicts(judge: Judge, cases: Sequence[Case], calls: Calls, advance: Advance
 
     Equal cases are asked once. An unreadable reply is asked for again, now and in later runs.
     """
-    keys = [call_key(judge.identity, _body(judge, case, 0)) for case in cases]
+    keys = [
+        call_key(
+            judge.identity,
+            _token_body(judge, case) if _is_by_token(judge, case) else _body(judge, case, 0),
+        )
+        for case in cases
+    ]
     waiting = dict(zip(keys, cases, strict=True))
     known = {key: _known(case, key, calls) for key, case in waiting.items()}
+    first_tokens: list[bool] = []  # whether each was a verdict
 
     async def ask_until_read(item: tuple[str, Case], ask: Ask) -> Verdict:
         key, case = item
         verdict = known[key]
-        for attempt in range(judge.tries):
-            reply = await ask(key, _body(judge, case, attempt))
+        bodies = [_body(judge, case, attempt) for attempt in range(judge.tries)]
+        thinks = len(first_tokens) >= _THINKS and not any(first_tokens)
+        by_token = _is_by_token(judge, case) and not verdict.tries and not thinks
+        if by_token:
+            bodies.insert(0, _token_body(judge, case))
+        for attempt, body in enumerate(bodies):
+            reply = await ask(key, body)
             if reply is None:
-                break
-            verdict = Verdict(_read(reply, case), reply.text, verdict.tries + 1)
+                return replace(verdict, missing=CALL_FAILED)
+            verdict = _verdict(reply, case, verdict.tries + 1)
+            if by_token and attempt == 0:
+                first_tokens.append(verdict.value is not None)
             if verdict.value is not None:
                 break
         return verdict
@@ -116,29 +142,32 @@ def enough_scored(scored: int, total: int) -> bool:
 
 
 def _body(judge: Judge, case: Case, attempt: int) -> dict[str, Any]:
-    sampling: dict[str, Any] = {
-        "temperature": round(judge.temperature + _RETRY_TEMPERATURE * attempt, 6),
-        "max_tokens": judge.max_tokens,
-    }
-    if case.prompt.verdict == "identifier" and judge.logprobs:
-        sampling |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 5}
-    return judge.body(case.messages, sampling)
+    warmer = min(judge.temperature + _RETRY_TEMPERATURE * attempt, _MOST_TEMPERATURE)
+    temperature = round(max(judge.temperature, warmer), 6)
+    return judge.body(case.messages, {"temperature": temperature, "max_tokens": judge.max_tokens})
 
 
-def _read(reply: Reply, case: Case) -> float | str | None:
-    if reply.refused:
-        return None
-    return READERS[case.prompt.verdict](reply, case.quoted)
+def _is_by_token(judge: Judge, case: Case) -> bool:
+    return case.prompt.verdict == "identifier" and judge.logprobs
+
+
+def _token_body(judge: Judge, case: Case) -> dict[str, Any]:
+    odds = {"max_tokens": 1, "logprobs": True, "top_logprobs": 5}
+    return judge.body(case.messages, {"temperature": round(judge.temperature, 6), **odds})
+
+
+def _verdict(reply: Reply, case: Case, tries: int) -> Verdict:
+    value = None if reply.refused else READERS[case.prompt.verdict](reply, case.quoted)
+    missing = _REFUSED if reply.refused else CUT_OFF if reply.cut else _UNREADABLE
+    return Verdict(value, reply.text, tries, missing if value is None else None)
 
 
 def _known(case: Case, key: str, calls: Calls) -> Verdict:
     """Return the latest verdict in the log, or none, with the replies it took so far."""
     replies = calls.log.replies(key)
-    for reply in reversed(replies):
-        value = _read(reply, case)
-        if value is not None:
-            return Verdict(value, reply.text, len(replies))
-    return Verdict(None, replies[-1].text if replies else "", len(replies))
+    found = [_verdict(reply, case, len(replies)) for reply in reversed(replies)]
+    read = [verdict for verdict in found if verdict.value is not None]
+    return next(iter(read or found), Verdict(None, "", 0))
 
 
 _MODEL_FAMILIES = {
@@ -221,6 +250,8 @@ def judged_answers(
     found = verdicts(benchmark.judge, benchmark.cases(answers), calls, advance)
     judged = benchmark.judged(answers, found, model)
     judged.figures.update(unscored=judged.total - judged.scored, judge=benchmark.judge.model)
+    if missing := Counter(verdict.missing for verdict in found if verdict.missing):
+        judged.figures["unscored_because"] = dict(missing.most_common())
     if not enough_scored(judged.scored, judged.total):
         for name in ("score", "stderr", "n", "interval"):
             judged.figures.pop(name, None)

@@ -1,8 +1,9 @@
 """Prompts for judges, and readers of the verdicts that they ask for.
 
 A prompt is filled so that no answer can end the answer. Of a reply the last well-formed verdict
-counts, because judges are asked to explain first and may mention others on the way; a verdict
-within words of the judged answer is a quotation and does not count. In doubt it is unscored.
+counts, because judges are asked to explain first and may mention others on the way; one within
+thoughts does not, nor one within words of the judged answer: it is a quotation. In doubt the reply
+is unscored.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dominie.generation.reply_log import Reply
+from dominie.generation.thoughts import is_mark, part_thoughts, without_thoughts
 
 _FIELD = re.compile(r"\{([a-z_]+[0-9]?(?:_[0-9])?)\}")
 _TURN = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)\n?<\|im_end\|>", re.DOTALL)
@@ -152,10 +156,13 @@ def preference_prompt(*, weighted: bool) -> Prompt:
 
 LOWEST, HIGHEST = 1.0, 10.0
 
-_BRACKETS = re.compile(r"\[\[\s*([^\[\]]{1,16}?)\s*\]\]")
+# Without `\s*` at its ends: two of them beside each other take a time that grows with its square.
+_BRACKETS = re.compile(r"\[\[([^\[\]]{1,48})\]\]")
+_RANKING = re.compile(r"\[\s{0,40}\{[^\[\]]{1,400}\}[\s,]{0,40}\]")
 _NUMBER = re.compile(r"\d{1,4}(?:\.\d{1,6})?")
 # What a quotation shares with the answer beyond the verdict itself; "Rating: " is shorter.
 _SHARED_LEAST = 8
+_MOST_READ = 50  # verdicts of a reply, from its end; only a hostile one has more
 _LEAST_MASS = 0.01
 
 
@@ -166,15 +173,28 @@ def rating(reply: Reply, quoted: Sequence[str]) -> float | None:
         reply: of the judge.
         quoted: the answers it was shown.
     """
-    found = [text for text in _bracketed(reply, quoted) if _NUMBER.fullmatch(text)]
-    last = _last([text for text in found if LOWEST <= float(text) <= HIGHEST], quoted)
+
+    def in_range(text: str) -> bool:
+        return bool(_NUMBER.fullmatch(text)) and LOWEST <= float(text) <= HIGHEST
+
+    last = _last(reply, quoted, in_range, lambda own, last: float(own) < float(last))
     return None if last is None else float(last)
 
 
 def letter(reply: Reply, quoted: Sequence[str], letters: str = "ABC") -> str | None:
-    """Return the last of the letters in double brackets, None without one."""
-    found = [text for text in _bracketed(reply, quoted) if len(text) == 1 and text in letters]
-    return _last(found, quoted)
+    """Return the last of the letters in double brackets, None without one.
+
+    Args:
+        reply: of the judge.
+        quoted: the answers it was shown, those of A before those of B.
+    """
+    half = len(quoted) // 2
+    sides = {"A": quoted[:half], "B": quoted[half:]}
+
+    def pleaded(_: str, last: str) -> bool:
+        return last in _contained(sides.get(last, ()))
+
+    return _last(reply, quoted, lambda text: len(text) == 1 and text in letters, pleaded)
 
 
 def ranking(reply: Reply, quoted: Sequence[str]) -> float | None:
@@ -182,9 +202,9 @@ def ranking(reply: Reply, quoted: Sequence[str]) -> float | None:
 
     The last list of the reply counts, and it has to rank both models, one above the other.
     """
-    found = None
-    for match in re.finditer(r"\[\s*\{[^\[\]]{1,400}\}\s*,?\s*\]", reply.text):
-        if _is_quoted(reply.text, match.span(), quoted):
+    found, text, answers = None, without_thoughts(reply.text), [_compact(a) for a in quoted]
+    for match in deque(_RANKING.finditer(text), maxlen=_MOST_READ):
+        if _is_quoted(match, answers):
             continue
         try:
             entries = ast.literal_eval(match.group())
@@ -202,40 +222,73 @@ def ranking(reply: Reply, quoted: Sequence[str]) -> float | None:
 def identifier(reply: Reply, quoted: Sequence[str]) -> float | None:  # noqa: ARG001
     """Return a preference from the first token, `m` or `M`: 1 + P(M) / (P(m) + P(M)).
 
-    If the endpoint gives no log-probabilities, the reply has to be one of the two and nothing
-    else, and is worth 1 or 2. If both are improbable, the judge meant something else: None.
+    Of a judge that thinks first, or whose first token is blank or has no odds, the reply has to
+    be one of the two and nothing else, and is worth 1 or 2. If both are improbable, the judge
+    meant something else: None.
     """
-    if reply.candidates is not None:
-        first, second = (_probability(reply.candidates, name) for name in ("m", "M"))
+    parted, odds = part_thoughts(reply.text), reply.candidates
+    if odds and not parted.thoughts:
+        begins = max(odds, key=lambda token: odds[token]).strip()
+        first, second = (_probability(odds, name) for name in ("m", "M"))
         total = first + second
-        return 1.0 + second / total if total >= _LEAST_MASS else None
-    return {"m": 1.0, "M": 2.0}.get(reply.text.rpartition("</think>")[2].strip())
+        if begins and not is_mark(begins) and total >= _LEAST_MASS:
+            return 1.0 + second / total
+    return {"m": 1.0, "M": 2.0}.get(parted.answer.strip())
 
 
 def disarmed(text: str) -> str:
     """Return a text whose verdict-like parts are spaced out, so that a quotation is no verdict."""
-    return _BRACKETS.sub(
-        lambda m: f"[ [{m[1]}] ]" if _looks_like_a_verdict(m[1]) else m.group(), text
-    )
+
+    def spaced(match: re.Match[str]) -> str:
+        inner = match[1].strip()
+        return f"[ [{inner}] ]" if _looks_like_a_verdict(inner) else match.group()
+
+    return _BRACKETS.sub(spaced, text)
 
 
-def _bracketed(reply: Reply, quoted: Sequence[str]) -> Iterator[str]:
-    """Yield what is in double brackets, without quotations; nothing of a reply that was cut off."""
-    if reply.cut:
-        return
-    for match in _BRACKETS.finditer(reply.text):
-        if not _is_quoted(reply.text, match.span(), quoted):
-            yield match[1]
+def _last(
+    reply: Reply,
+    quoted: Sequence[str],
+    is_verdict: Callable[[str], bool],
+    gives_way: Callable[[str, str], bool],
+) -> str | None:
+    """Return the last verdict after the thoughts of a reply, None without or in doubt.
 
+    A verdict that an answer contains, too, may be a quotation: it counts if the reply has no
+    other. "[[2]]. Note that the answer asks for [[10]]" repeats nothing but the verdict itself.
 
-def _last(found: Sequence[str], quoted: Sequence[str]) -> str | None:
-    """Return the last verdict; one that an answer contains, too, counts only without another.
-
-    "[[2]]. Note that the answer asks for [[10]]" repeats nothing but the verdict itself.
+    Args:
+        gives_way: whether, of a verdict of the judge's own and a last one that an answer contains,
+            the former counts; otherwise nobody knows which of the two is meant.
     """
-    contained = {text for answer in quoted for text in _BRACKETS.findall(answer)}
-    own = [text for text in found if text not in contained] or found
-    return own[-1] if own else None
+    if reply.cut:
+        return None
+    answers = [_compact(answer) for answer in quoted]
+    found = _bracketed(without_thoughts(reply.text), answers, is_verdict)
+    if not found:
+        return None
+    last, contained = found[-1], _contained(quoted)
+    everywhere = {_same(text) for text in _bracketed(reply.text, answers, is_verdict)}
+    if _same(last) not in contained or everywhere <= {_same(last)}:
+        return last
+    own = [text for text in found if _same(text) not in contained]
+    return own[-1] if own and gives_way(own[-1], last) else None
+
+
+def _bracketed(text: str, answers: Sequence[str], is_verdict: Callable[[str], bool]) -> list[str]:
+    """Return the last verdicts in double brackets, without quotations of (compact) answers."""
+    matches = deque((m for m in _BRACKETS.finditer(text) if is_verdict(m[1].strip())), _MOST_READ)
+    return [match[1].strip() for match in matches if not _is_quoted(match, answers)]
+
+
+def _contained(answers: Sequence[str]) -> set[str]:
+    """Return what is in double brackets in answers, however it is set off or written."""
+    return {_same(text) for answer in answers for text in _BRACKETS.findall(_compact(answer))}
+
+
+def _same(verdict: str) -> str:
+    """Return one form for verdicts that mean the same."""
+    return f"{float(verdict):g}" if _NUMBER.fullmatch(verdict) else verdict.upper()
 
 
 def _looks_like_a_verdict(text: str) -> bool:
@@ -247,35 +300,25 @@ def _probability(candidates: Mapping[str, float], token: str) -> float:
     return math.fsum(math.exp(p) for name, p in candidates.items() if name.strip() == token)
 
 
-def _is_quoted(reply: str, span: tuple[int, int], quoted: Sequence[str]) -> bool:
-    """Return whether a verdict is within words that the reply shares with an answer."""
-    before = _compact(reply[max(0, span[0] - 400) : span[0]])
-    verdict = _compact(reply[slice(*span)])
-    after = _compact(reply[span[1] : span[1] + 400])
-    return any(_shared(before, verdict, after, _compact(answer)) for answer in quoted)
-
-
-def _shared(before: str, verdict: str, after: str, answer: str) -> bool:
-    start = answer.find(verdict)
-    while start >= 0:
-        end = start + len(verdict)
-        left = _common(before[::-1], answer[:start][::-1])
-        right = _common(after, answer[end:])
-        if left + right >= min(_SHARED_LEAST, len(answer) - len(verdict)):
-            return True
-        start = answer.find(verdict, start + 1)
+def _is_quoted(match: re.Match[str], answers: Sequence[str]) -> bool:
+    """Return whether a verdict is within words that the reply shares with a (compact) answer."""
+    text, (start, end) = match.string, match.span()
+    before = _compact(text[max(0, start - 400) : start])[-_SHARED_LEAST:]
+    verdict = _compact(match.group())
+    after = _compact(text[end : end + 400])[:_SHARED_LEAST]
+    for answer in answers:
+        shared = min(_SHARED_LEAST, len(answer) - len(verdict))
+        for left in range(max(0, shared - len(after)), min(shared, len(before)) + 1):
+            words = before[len(before) - left :] + verdict + after[: shared - left]
+            if words in answer:
+                return True
     return False
 
 
-def _common(one: str, other: str) -> int:
-    """Return how many characters two texts have in common at their beginning."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
 def _compact(text: str) -> str:
-    """Return letters and signs alone: quotations change white space, case and quotes."""
-    return re.sub(r"[\s\\>*_`'\"“”‘’]+", "", text).casefold()
+    """Return letters and signs alone: quotations change white space, case, quotes and forms."""
+    plain = unicodedata.normalize("NFKC", text)
+    return re.sub(r"[\s\\>*_`'\"“”‘’\u00ad\u200b-\u200f\u2060\ufeff]+", "", plain).casefold()
 
 
 #: Reads a verdict from a reply to a judge that was shown these answers, None if there is none.

@@ -19,6 +19,8 @@ from dominie.generation.reply_log import ReplyLog
 from dominie.judge.annotations import read_annotations, read_difficulty, summarise
 from dominie.judge.benchmark import Answers, AnswersFile, Benchmark, Judged
 from dominie.judge.judge import (
+    CALL_FAILED,
+    CUT_OFF,
     constant_controls,
     control_warnings,
     judged_answers,
@@ -65,15 +67,23 @@ class JudgedScores:
         Raises:
             RunError: fewer than 95 % of the verdicts on a model could be read.
         """
-        if self._refused:
-            raise RunError(
-                "too few verdicts could be read for a figure",
-                where=f"{self._path}",
-                expected="at least 95 % of those asked for",
-                found="; ".join(self._refused),
-                do="run again, which asks for the missing ones alone, or choose another judge; "
-                "every reply is kept",
-            )
+        if not self._refused:
+            return
+        why = " ".join(self._refused)
+        raise RunError(
+            "too few verdicts for a figure: calls to the judge failed"
+            if CALL_FAILED in why
+            else "too few verdicts could be read for a figure",
+            where=f"{self._path}",
+            expected="at least 95 % of those asked for",
+            found="; ".join(self._refused),
+            do="run again when the judge answers, which asks for the missing ones alone"
+            if CALL_FAILED in why
+            else "raise max_tokens of the judge, thoughts included, and run again"
+            if CUT_OFF in why
+            else "run again, which asks for the missing ones alone, or choose another judge; "
+            "every reply is kept",
+        )
 
     def _result(self, name: str, benchmark: str) -> dict[str, Any] | None:
         loaded, title = self._benchmarks[benchmark], f"{name} on {benchmark}"
@@ -82,8 +92,13 @@ class JudgedScores:
             judged = judged_answers(loaded, answers, self._calls(benchmark), advance, model=name)
         self._write(self._path / name, benchmark, judged)
         if "score" not in judged.figures:
-            self._refused.append(f"{title}: {judged.scored} of {judged.total}")
-            self.display.line(f"{title}: no figure, {judged.scored} of {judged.total} scored")
+            missing = judged.figures.get("unscored_because", {})
+            why = "; ".join(f"{reason}: {count}" for reason, count in missing.items())
+            if CALL_FAILED in missing:
+                why += f"; the last call that failed: {self._calls(benchmark).last_failure}"
+            found = f"{judged.scored} of {judged.total} ({why})"
+            self._refused.append(f"{title}: {found}")
+            self.display.line(f"{title}: no figure, {found} scored")
             return None
         figures = judged.figures
         figures["controls"] = {**self._controls(benchmark), **figures.get("controls", {})}
