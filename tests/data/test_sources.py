@@ -1,7 +1,10 @@
+import os
+
 import pytest
 
 from dominie.core.errors import InputError
-from dominie.data.sources import Source
+from dominie.data.sources import Source, content_fingerprint
+from dominie.recipe.load import recipe_of
 
 
 @pytest.mark.parametrize(
@@ -71,3 +74,87 @@ def test_paths_that_hold_no_data_are_refused(tmp_path, name, message):
         Source(name="x", path=str(tmp_path / name)).local_files()
     assert caught.value.where == str(tmp_path / name)
     assert ".parquet" in caught.value.expected
+
+
+# Folders that hold more, or something else
+
+
+def read_from(path):
+    """The source of a recipe that names this path."""
+    stage = {"student": "m", "data": {"d": 1.0}, "loss": {"next_token": 1.0}}
+    train = {"learning_rate": 1e-3, "steps": 1, "batch": 1, "max_length": 8}
+    tree = {"name": "r", "models": {"m": {"path": "m"}}, "train": train, "stages": {"s": stage}}
+    return recipe_of({**tree, "data": {"d": {"path": str(path)}}}).data["d"]
+
+
+def saved(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return Source(name="x", path=str(folder))
+
+
+def test_hidden_files_and_tables_of_contents_are_no_data(tmp_path):
+    names = ("._a.jsonl", ".cache/b.jsonl", "dataset_infos.json", "meta-info.json", "a.jsonl")
+    assert [file.name for file in saved(tmp_path, *names).local_files()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "do"),
+    [
+        (["state.json", "dataset_info.json", "x.arrow"], "datasets.save_to_disk", "to_parquet"),
+        (["dataset_dict.json", "train/state.json"], "datasets.save_to_disk", "[SPLIT].to_parquet"),
+        (["README.md", "data/x.parquet"], "holds no data file", "data"),
+        (["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"], "several splits", "one"),
+        (["train.jsonl", "validation.jsonl"], "several splits", "one file"),
+        (["Training_1.json", "eval.json"], "several splits", "one file"),
+        (["a.jsonl", "b.jsonl.gz"], "a format that cannot be read", "unpack"),
+        (["a.jsonl", "data-00000-of-00001.arrow"], "a format that cannot be read", "convert"),
+    ],
+)
+def test_folders_that_are_read_otherwise_are_refused(tmp_path, names, message, do):
+    with pytest.raises(InputError, match=message) as caught:
+        saved(tmp_path, *names).local_files()
+    assert do in caught.value.do
+
+
+def test_files_of_one_split_and_names_like_splits_are_read(tmp_path):
+    names = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "trains.jsonl"]
+    assert len(saved(tmp_path, *names, "tested.jsonl").local_files()) == 4
+
+
+def test_a_link_of_the_hubs_cache_keeps_its_name(tmp_path):
+    (tmp_path / "blob").write_text('{"prompt": "a", "completion": "b"}')
+    (tmp_path / "x.jsonl").symlink_to("blob")
+    assert read_from(tmp_path / "x.jsonl").local_files() == [tmp_path / "x.jsonl"]
+
+
+# What is no file
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "nowhere", "device", "folder"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_no_regular_file_is_refused_and_not_read(tmp_path, kind, inside):
+    place = tmp_path / "x.jsonl"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to({"loop": "x.jsonl", "nowhere": "y", "device": "/dev/zero"}[kind])
+    if kind == "folder" and not inside:
+        return  # a folder of this name is a folder of files
+    source = read_from(tmp_path if inside else place)
+    with pytest.raises(InputError, match="not a regular file") as caught:
+        content_fingerprint(source)
+    assert caught.value.where == str(place)
+
+
+@pytest.mark.parametrize(
+    "path", ["a\0b.jsonl", "x" * 5000 + ".jsonl", "x/" * 3000 + "y.jsonl", "~no-such-user/x.jsonl"]
+)
+def test_names_that_no_file_can_have_are_missing_files(path):
+    with pytest.raises(InputError, match="there is no such file") as caught:
+        content_fingerprint(read_from(path))
+    assert len(str(caught.value)) < 1000
+    assert "\0" not in str(caught.value)

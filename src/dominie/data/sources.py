@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 from dominie.core.errors import InputError, hub_error, unreadable
 from dominie.core.references import Reference
 from dominie.data.conversations import read_conversations
-from dominie.data.ecommerce_formats import META_FILE, meta_file
+from dominie.data.data_files import data_files, exists, expanded
+from dominie.data.ecommerce_formats import meta_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from dominie.data.conversations import Conversation
     from dominie.data.formats import Message
-
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
-"""The file formats that can be read, by the end of the file's name."""
-_IN_FOLDERS = (".jsonl", ".json", ".parquet")  # a CSV among them is as often a table of contents
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _FILE_SUFFIX = re.compile(r"\.(jsonl?|parquet|csv|tsv|txt|ya?ml|arrow|pkl|gz|zst|zip|xlsx?)$", re.I)
@@ -32,7 +29,7 @@ _FILE_SUFFIX = re.compile(r"\.(jsonl?|parquet|csv|tsv|txt|ya?ml|arrow|pkl|gz|zst
 def is_local(path: str) -> bool:
     """Whether a path of data names files here: it exists, or could not be the id of a data set."""
     return (
-        Path(path).expanduser().exists()
+        exists(expanded(path), link=True)
         or _FILE_SUFFIX.search(path) is not None
         or _HUB_ID.fullmatch(path) is None
     )
@@ -118,39 +115,9 @@ class Source:
         """The files of a local source, in the order of their names.
 
         Raises:
-            InputError: nothing lies there, or no file of a format that can be read.
+            InputError: as `data_files` does.
         """
-        path = Path(self.path).expanduser()
-        formats = ", ".join(DATA_SUFFIXES)
-        if path.is_dir():
-            files = sorted(
-                p for p in path.iterdir() if p.suffix.lower() in _IN_FOLDERS and p.name != META_FILE
-            )
-            if not files:
-                raise InputError(
-                    "the folder holds no data file",
-                    where=self.path,
-                    expected=f"files ending in {', '.join(_IN_FOLDERS)}",
-                    found=", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing",
-                )
-            return files
-        if not path.exists():
-            raise InputError(
-                "there is no such file or folder",
-                where=self.path,
-                expected=f"a file ending in {formats}, or a folder of such files",
-                found=f"nothing at {path.absolute()}",
-                do=f"correct the path of source {self.name}",
-            )
-        if path.suffix.lower() not in DATA_SUFFIXES:
-            raise InputError(
-                "the name of this file does not tell a format that can be read",
-                where=self.path,
-                expected=f"a name ending in {formats}",
-                found=path.suffix or "a name without an extension",
-                do="convert the file, or rename it to what it is",
-            )
-        return [path]
+        return data_files(self.path, self.name)
 
 
 def content_fingerprint(source: Source) -> str:

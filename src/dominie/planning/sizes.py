@@ -14,6 +14,7 @@ from torch import nn
 
 from dominie.core.errors import hub_error
 from dominie.data.conversations import read_conversations
+from dominie.data.data_files import exists, expanded
 from dominie.data.sources import Source
 from dominie.models.info import ModelFlops, ModelInfo, active_experts, info_of, model_flops
 from dominie.models.spec import Model, allowed, base_and_adapter
@@ -158,7 +159,7 @@ def _looked_at(source: Source, scratch: Path, seed: int) -> tuple[list[float], i
     is_toy = is_toyworld(source.path)
     if is_toy:
         source = replace(source, path=str(materialise(source.path, scratch, seed=seed)))
-    if not Path(source.path).expanduser().exists():
+    if not exists(expanded(source.path)):
         return [], 0
     lengths: list[float] = []
     for conversation in islice(read_conversations(source), _LOOKED_AT):

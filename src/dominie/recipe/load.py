@@ -18,6 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from dominie.core.errors import InputError, nearest
 from dominie.core.references import Kind, rewritten
+from dominie.data.data_files import exists, expanded
 from dominie.data.sources import is_local
 from dominie.recipe.messages import (
     describe_value,
@@ -182,11 +183,15 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
         is_name = kind == "model" and (text in recipe.stages or text in recipe.models)
         if kind == "source" or is_name or not text.strip() or text.startswith("toyworld:"):
             return text
-        path = Path(text).expanduser()
+        path = expanded(text)
         if kind == "output":
             return str((base / path).absolute())
-        missing = kind == "data" and is_local(text) and not path.exists()
-        return str((base / path).resolve()) if missing or (base / path).exists() else text
+        if exists(base / path):
+            if kind == "data":  # a link keeps its name: the hub's cache has files without suffixes
+                return str((base / path).parent.resolve() / path.name)
+            return str((base / path).resolve())
+        missing = kind == "data" and is_local(text) and not exists(path)
+        return str((base / path).absolute()) if missing else text
 
     return rewritten(recipe, absolute)
 
