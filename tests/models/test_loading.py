@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from dominie.core.errors import InputError
 from dominie.models.loading import load_config, load_frozen, load_student, load_tokenizer
@@ -138,9 +138,27 @@ def test_an_adapter_has_the_tokenizer_and_configuration_of_its_base(saved, adapt
 
 def test_a_slow_tokenizer_is_refused(saved, monkeypatch):
     slow = type("Slow", (), {"is_fast": False})
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: slow())
+    for loader in (AutoTokenizer, PreTrainedTokenizerFast):
+        monkeypatch.setattr(loader, "from_pretrained", lambda *_, **__: slow())
     with pytest.raises(InputError, match=r"(?s)slow tokenizer.*Slow"):
         load_tokenizer(Model(path=str(saved)))
+
+
+@pytest.mark.parametrize("kind", [type("Slow", (), {"is_fast": False}), type("NoFlag", (), {})])
+def test_a_tokenizer_without_positions_gives_way_to_the_file_beside_it(saved, monkeypatch, kind):
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: kind())
+    assert load_tokenizer(Model(path=str(saved))).get_vocab() == word_tokenizer().get_vocab()
+
+
+def test_mistral_commons_file_beside_a_model_is_not_read(folder):
+    """tekken.json would make transformers choose a class without chat template and positions."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "mistral"}))
+    (folder / "tekken.json").write_text("{}")
+    assert load_tokenizer(Model(path=str(folder))).get_vocab() == word_tokenizer().get_vocab()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"(?s)no tokenizer.json.*beside tekken.json"):
+        load_tokenizer(Model(path=str(folder)))
 
 
 @pytest.mark.parametrize("load", [load_student, load_frozen])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +35,8 @@ from dominie.models.spec import (
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+logger = logging.getLogger(__name__)
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -42,19 +46,30 @@ def load_tokenizer(spec: Model) -> Any:
     Raises:
         InputError: no tokenizer there, or a slow one.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     place = tokenizer_place(spec)
     with naming(place, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
-            place, revision=spec.revision, trust_remote_code=allowed()
+            place,
+            revision=spec.revision,
+            trust_remote_code=allowed(),
+            mistral_format=False,  # mistral-common's has no chat template, nor tells positions
         )
-    if not tokenizer.is_fast:
+        if not getattr(tokenizer, "is_fast", False) and (Path(place) / "tokenizer.json").exists():
+            logger.warning(
+                "%s: tokenizer.json is used, and not %s, which the configuration names",
+                place,
+                type(tokenizer).__name__,
+            )
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(place)
+    if not getattr(tokenizer, "is_fast", False):
         raise InputError(
             "a slow tokenizer cannot say which characters a token covers",
             where=spec.path,
             expected="a fast tokenizer (tokenizer.json)",
             found=type(tokenizer).__name__,
+            do="put the tokenizer.json of the model beside its weights",
         )
     template = tokenizer.chat_template  # of its file transformers keeps a byte-order mark
     if isinstance(template, str):

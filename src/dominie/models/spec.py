@@ -215,7 +215,9 @@ def _incomplete(path: str, missing: str, names: set[str]) -> InputError:
         f"the model's folder has no {missing}",
         where=path,
         found=", ".join(sorted(names)[:6]) + (" …" if len(names) > 6 else "") or "an empty folder",
-        do="copy or download the folder again",
+        do="put tokenizer.json and the chat template beside tekken.json, which is not read"
+        if "tekken.json" in names
+        else "copy or download the folder again",
     )
 
 
