@@ -162,8 +162,12 @@ def step(width: int, layers: int, *, count: int, rounds: int, prompt: int) -> di
             {},
         )
         cache = Cache(folder, identity, remedy="")
-        with ShardWriter(folder) as writer:
-            writer.add(entries(teacher, rows, cache.vocabulary, settings, temperature=1.0))
+        with ShardWriter(folder, owner=cache.owner) as writer:
+            writer.add(
+                entries(
+                    teacher, rows, cache.vocabulary, settings, temperature=1.0, owner=cache.owner
+                )
+            )
         cached, live = CachedTeacher(cache), LocalTeacher(twin)
 
         def learn(speaker: Any) -> None:

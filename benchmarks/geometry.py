@@ -171,9 +171,18 @@ class Laboratory:
             )
             caches.create(folder, identity, vocabulary, {})
             opened = caches.Cache(folder, identity, remedy="")
-            with ShardWriter(folder) as writer:
+            with ShardWriter(folder, owner=opened.owner) as writer:
                 for batch in in_batches(rows, range(len(rows)), batch_tokens(model)):
-                    writer.add(entries(model, batch, opened.vocabulary, settings, temperature=1.0))
+                    writer.add(
+                        entries(
+                            model,
+                            batch,
+                            opened.vocabulary,
+                            settings,
+                            temperature=1.0,
+                            owner=opened.owner,
+                        )
+                    )
         return CachedTeacher(caches.Cache(folder, identity, remedy=""))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
@@ -98,3 +99,51 @@ def test_models_of_different_shape_are_refused(three, tmp_path):
 def test_weights_that_mean_nothing_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         Merge(**settings)
+
+
+def broken(model: Model, name: str, change) -> None:
+    """Replace a tensor in the file of a model."""
+    file = Path(model.path) / "model.safetensors"
+    tensors = load_file(file)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_model_that_is_not_finite_is_named_and_not_merged(three, tmp_path, value):
+    broken(three["b"], DOWN, lambda tensor: tensor.index_fill(1, torch.tensor([3]), value))
+    with pytest.raises(InputError, match=rf"(?s)not be finite.*b in {DOWN}"):
+        merge_models(Merge(models={"a": 1.0, "b": 1.0}), three, tmp_path / "out")
+
+
+def test_a_sum_that_overflows_its_dtype_is_refused(tmp_path):
+    models = {name: saved(tmp_path / name, seed, torch.float16) for seed, name in enumerate("ab")}
+    merge = Merge(models={"b": 1e7}, method="task_arithmetic", base="a")
+    with pytest.raises(InputError, match=r"result in torch\.float16"):
+        merge_models(merge, models, tmp_path / "out")
+
+
+def test_zeros_are_no_model(three, tmp_path):
+    nothing = Merge(models={"b": 1.0}, method="task_arithmetic", base="a")
+    for name in loaded(three["b"].path):
+        if name in load_file(Path(three["b"].path) / "model.safetensors"):
+            broken(three["b"], name, torch.zeros_like)
+    with pytest.raises(InputError, match="would be zeros"):
+        merge_models(nothing, three, tmp_path / "out")
+
+
+def test_an_embedding_of_zeros_is_no_model(three, tmp_path):
+    broken(three["a"], "model.embed_tokens.weight", torch.zeros_like)
+    with pytest.raises(InputError, match="embed_tokens"):
+        merge_models(Merge(models={"a": 1.0}), three, tmp_path / "out")
+
+
+def test_a_block_that_begins_at_zero_is_one(three, tmp_path):
+    """Blocks that were added to a model begin with projections of zeros."""
+    for name in (DOWN, "model.layers.1.self_attn.o_proj.weight"):
+        broken(three["a"], name, torch.zeros_like)
+    merge_models(Merge(models={"a": 1.0}), three, tmp_path / "out")
+    assert not loaded(tmp_path / "out")[DOWN].any()

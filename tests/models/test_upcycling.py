@@ -380,3 +380,21 @@ def test_the_configuration_is_what_readers_of_mixtures_expect(tmp_path, mistral)
     assert (written["num_local_experts"], written["num_experts_per_tok"]) == (2, 2)
     assert written["sliding_window"] == 5
     assert written["rms_norm_eps"] == MistralConfig().rms_norm_eps
+
+
+def test_weights_that_are_not_finite_or_zeros_make_no_mixture(tmp_path):
+    dense = tmp_path / "dense"
+    AutoModelForCausalLM.from_config(DENSE["llama"]).save_pretrained(dense)
+    models = {"d": Model(path=str(dense))}
+    with pytest.raises(InputError, match=r"(?s)not be finite.*result in"):
+        upcycle_model(Upcycle(model="d", noise=1e300), models, tmp_path / "noisy")
+    tensors = load_file(dense / "model.safetensors")
+    name = "model.layers.2.mlp.up_proj.weight"
+    harmed = {**tensors, name: tensors[name].index_fill(0, torch.tensor([1]), float("nan"))}
+    save_file(harmed, dense / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"(?s)not be finite.*d in {name}"):
+        upcycle_model(Upcycle(model="d"), models, tmp_path / "harmed")
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    save_file(nothing, dense / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="would be zeros"):
+        upcycle_model(Upcycle(model="d", gate="zeros"), models, tmp_path / "nothing")

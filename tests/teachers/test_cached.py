@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,10 @@ from dominie.losses.terms import LossTerms, Prediction
 from dominie.models.head import decoder, output_head
 from dominie.teachers import LocalTeacher, RoutedTeacher
 from dominie.teachers.cache import MANIFEST, Cache, Identity, create
+from dominie.teachers.cache_codec import Damaged
 from dominie.teachers.cache_sampling import CacheSettings, TokenStats
 from dominie.teachers.cache_writer import entries, in_batches, measure_token_stats
-from dominie.teachers.cached import CachedTeacher
+from dominie.teachers.cached import CachedTeacher, key_of_row
 
 VOCABULARY = 31
 EVERYTHING = CacheSettings(scheme="top", top_p=1.0, k_max=VOCABULARY, levels=10**9)
@@ -70,9 +75,12 @@ def cached(
         folder, identity, measure_token_stats(model, rows, VOCABULARY, settings, temperature=t), {}
     )
     cache = Cache(folder, identity, remedy="run it again")
-    with ShardWriter(folder) as writer:
+    with ShardWriter(folder, owner=cache.owner) as writer:
         for batch in in_batches(rows, range(len(rows)), 20):
-            writer.add(entries(model, batch, cache.vocabulary, settings, temperature=t))
+            made = entries(
+                model, batch, cache.vocabulary, settings, temperature=t, owner=cache.owner
+            )
+            writer.add(made)
     return CachedTeacher(cache)
 
 
@@ -155,7 +163,9 @@ def test_a_cached_and_a_live_teacher_mix_by_source(tmp_path, rows):
 def test_a_conversation_written_again_is_the_same(tmp_path, rows):
     model, settings = model_of(1), CacheSettings(threshold=0.2)
     cache = cached(tmp_path, model, rows, settings).cache
-    alone = entries(model, [rows[3]], cache.vocabulary, settings, temperature=1.0)[0]
+    alone = entries(
+        model, [rows[3]], cache.vocabulary, settings, temperature=1.0, owner=cache.owner
+    )[0]
     assert cache.rows.get(alone.key) == alone
 
 
@@ -246,5 +256,92 @@ def test_padding_of_the_head_is_left_out(tmp_path, rows):
     assert sorted(vocabulary.ids) == list(range(27))
     create(tmp_path, identity_of(settings, vocabulary=27), vocabulary, {})
     cache = Cache(tmp_path, identity_of(settings, vocabulary=27), remedy="")
-    (entry, *_) = entries(model, rows[:1], vocabulary, settings, temperature=1.0)
+    (entry, *_) = entries(model, rows[:1], vocabulary, settings, temperature=1.0, owner=cache.owner)
     assert cache.coder.decoded(entry.code, entry.key).ids.max() == 26
+
+
+def test_a_shard_of_another_teacher_is_refused_and_so_is_each_of_its_rows(tmp_path, rows):
+    """The keys are those of the conversations: alike for every teacher, unlike the ranks."""
+    one = cached(tmp_path / "one", model_of(1), rows).cache
+    other = cached(tmp_path / "other", model_of(2), rows).cache
+    assert one.identity == other.identity, "only what was measured of the teacher differs"
+    (shard,) = shard_files(other.folder)
+    shutil.copy(shard, one.folder)
+    with pytest.raises(InputError, match="not a shard of this cache"):
+        len(Cache(one.folder, one.identity, remedy="run it again").rows)
+    entry = other.rows.get(next(iter(keys_of(rows))))
+    assert other.is_intact(entry)
+    assert not one.is_intact(entry)
+    with pytest.raises(Damaged):
+        one.coder.decoded(entry.code, entry.key)
+
+
+def test_a_shard_goes_where_the_cache_is_the_same(tmp_path, rows):
+    """Two machines that share a manifest may add up their shards."""
+    cache = cached(tmp_path / "one", model_of(1), rows).cache
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    for shard in shard_files(tmp_path / "one"):
+        (tmp_path / "other" / shard.name).unlink()
+        shutil.copy(shard, tmp_path / "other")
+    assert len(Cache(tmp_path / "other", cache.identity, remedy="").rows) == len(rows)
+
+
+def keys_of(rows: list[Encoded]) -> list[bytes]:
+    return [key_of_row(row) for row in rows]
+
+
+def deep(manifest: Path) -> None:
+    manifest.write_text('{"format": ' + "[" * 100_000)
+
+
+def large(manifest: Path) -> None:
+    with manifest.open("r+b") as file:
+        file.truncate(2**40)  # without blocks
+
+
+def a_pipe(manifest: Path) -> None:
+    manifest.unlink()
+    os.mkfifo(manifest)
+
+
+def a_name_for_a_scheme(manifest: Path) -> None:
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"scheme": "threshold"}))
+
+
+@pytest.mark.parametrize("harm", [deep, large, a_pipe, a_name_for_a_scheme])
+def test_a_manifest_of_any_shape_is_one_message(tmp_path, rows, harm):
+    identity = cached(tmp_path, model_of(1), rows).cache.identity
+    harm(tmp_path / MANIFEST)
+    with pytest.raises(InputError, match=r"manifest of the cache cannot be read|unknown scheme"):
+        Cache(tmp_path, identity, remedy="run it again")
+
+
+@pytest.mark.parametrize("shape", [(2, 2**38), (2, VOCABULARY), (2**62, 2**62), (2,)])
+def test_a_vocabulary_that_claims_terabytes_takes_none(tmp_path, rows, shape):
+    identity = cached(tmp_path, model_of(1), rows).cache.identity
+    claim = {"descr": "<f8", "fortran_order": False, "shape": shape}
+    with io.BytesIO() as file:
+        np.lib.format.write_array_header_1_0(file, claim)
+        content = file.getvalue() + bytes(64)
+    named(tmp_path, content)
+    with pytest.raises(InputError, match="vocabulary of the cache cannot be read"):
+        Cache(tmp_path, identity, remedy="run it again")
+
+
+def test_a_vocabulary_of_a_terabyte_is_not_read(tmp_path, rows):
+    identity = cached(tmp_path, model_of(1), rows).cache.identity
+    with named(tmp_path, b"").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match="at most"):
+        Cache(tmp_path, identity, remedy="run it again")
+
+
+def named(folder: Path, content: bytes) -> Path:
+    """The vocabulary of a cache, replaced by other bytes under their own checksum."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    checksum = hashlib.blake2b(content, digest_size=16).hexdigest()
+    manifest["vocabulary_file"] = f"{checksum}.vocabulary.npy"
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    path = folder / manifest["vocabulary_file"]
+    path.write_bytes(content)
+    return path

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -110,10 +111,42 @@ def read_checksummed(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it is no JSON object, or its checksum differs.
     """
-    value: Any = json.loads(path.read_text(encoding="utf-8"))
+    return verify_checksum(read_object_strictly(path))
+
+
+def read_object_strictly(path: Path, *, most: int | None = None) -> dict[str, Any]:
+    """Read a JSON object from a file that is not trusted.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have; None is any number.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no regular file, too large, nested too deeply, or no JSON object.
+    """
+    check_file(path, most)
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("brackets nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
-    return verify_checksum(value)
+    return value
+
+
+def check_file(path: Path, most: int | None) -> None:
+    """Refuse what is no regular file (a pipe would be waited for), or has too many bytes.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is refused.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("no regular file")
+    if most is not None and status.st_size > most:
+        raise ValueError(f"{status.st_size:,} bytes, where at most {most:,} can be")
 
 
 def verify_checksum(value: dict[str, Any]) -> dict[str, Any]:

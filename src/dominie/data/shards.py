@@ -36,6 +36,7 @@ SHARD_BYTES = 2**28
 
 _SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), ("tokens", pa.int32()), ("code", pa.binary())])
 _WRITING = ".writing-"
+_OWNER = b"owner"  # the mark in the metadata of a shard's schema
 #: What Arrow raises of bytes that it did not write: names that are no text, sizes beyond memory.
 _UNREADABLE = (pa.ArrowException, OSError, EOFError, ValueError, MemoryError)
 
@@ -69,12 +70,15 @@ class Shards:
         folder: where the shards are.
         remedy: what to do about a damaged one, for the message.
         trusted: names of shards that this process has compared before.
+        owner: what the shards have to be marked with.
 
     Raises:
-        InputError: a shard is damaged.
+        InputError: a shard is damaged, or of another owner.
     """
 
-    def __init__(self, folder: Path, *, remedy: str, trusted: Collection[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, *, remedy: str, trusted: Collection[str] = (), owner: bytes = b""
+    ) -> None:
         self.folder = folder
         files = shard_files(folder)
         damaged = damaged_shards(folder, trusted)
@@ -88,7 +92,7 @@ class Shards:
         self._columns: list[_Columns] = []
         self.checked = frozenset(path.name for path in files)
         for path in files:
-            self._columns += _mapped(path, remedy)
+            self._columns += _mapped(path, remedy, owner)
         starts = np.cumsum([0, *(len(columns.keys) for columns in self._columns)])
         self._starts = starts.astype(np.int64)
         prefixes = [columns.keys[:, :8].copy().view(np.uint64)[:, 0] for columns in self._columns]
@@ -160,18 +164,20 @@ def _checked(batch: pa.RecordBatch) -> _Columns:
     return _Columns(batch)
 
 
-def _mapped(path: Path, remedy: str) -> list[_Columns]:
+def _mapped(path: Path, remedy: str, owner: bytes) -> list[_Columns]:
     try:
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as batches:
-            if batches.schema.equals(_SCHEMA):
+            mark = (batches.schema.metadata or {}).get(_OWNER, b"")
+            if batches.schema.equals(_SCHEMA) and mark == owner:
                 return [_checked(batch) for batch in batches if len(batch)]
-            found = f"the columns {', '.join(batches.schema.names)}"
+            columns = f"the columns {', '.join(batches.schema.names)}"
+            found = f"{columns} of the cache {mark.decode(errors='replace') or '?'}"
     except _UNREADABLE as error:
         found = " ".join(str(error).split())[:200]
     raise InputError(
-        "this is not a shard of a cache",
+        "this is not a shard of this cache",
         where=str(path),
-        expected=f"an Arrow stream with the columns {', '.join(_SCHEMA.names)}",
+        expected=f"the columns {', '.join(_SCHEMA.names)} of the cache {owner.decode() or '?'}",
         found=found,
         do=f"move it away; {remedy}",
     )
@@ -183,13 +189,14 @@ class ShardWriter:
     Args:
         folder: made if it is missing.
         shard_bytes: of code, after which another shard is begun.
+        owner: what the shards are marked with, see `Shards`.
 
     Raises:
         RunError: the disk does not take it.
     """
 
-    def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-        self.folder, self.shard_bytes = folder, shard_bytes
+    def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES, owner: bytes = b"") -> None:
+        self.folder, self.shard_bytes, self.owner = folder, shard_bytes, owner
         self._open: _OpenShard | None = None
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -205,7 +212,7 @@ class ShardWriter:
         if not entries:
             return
         with _writing(self.folder):
-            self._open = self._open or _OpenShard(self.folder)
+            self._open = self._open or _OpenShard(self.folder, self.owner)
             self._open.add(entries)
             if self._open.bytes >= self.shard_bytes:
                 self.close()
@@ -221,13 +228,13 @@ class ShardWriter:
 class _OpenShard:
     """A shard that is being written, locked for as long as its writer lives."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, owner: bytes) -> None:
         self.path = folder / f"{_WRITING}{uuid.uuid4().hex}"
         self.bytes = 0
         self._file = self.path.open("xb")
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._stream = pa.ipc.new_stream(self._file, _SCHEMA)
+        self._stream = pa.ipc.new_stream(self._file, _SCHEMA.with_metadata({_OWNER: owner}))
         self._is_whole = True
 
     def add(self, entries: Sequence[Entry]) -> None:
@@ -256,14 +263,14 @@ class _OpenShard:
 
 
 def recover_unfinished(
-    folder: Path, *, is_intact: Callable[[Entry], bool], shard_bytes: int = SHARD_BYTES
+    folder: Path, *, is_intact: Callable[[Entry], bool], owner: bytes = b""
 ) -> int:
     """Make shards of what writers that were killed have left.
 
     Args:
         folder: of the shards.
         is_intact: whether a row is whole; others are dropped.
-        shard_bytes: see `ShardWriter`.
+        owner: see `ShardWriter`.
 
     Returns:
         The rows that were saved.
@@ -275,7 +282,7 @@ def recover_unfinished(
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 continue  # its writer is at work
-            with ShardWriter(folder, shard_bytes=shard_bytes) as writer:
+            with ShardWriter(folder, owner=owner) as writer:
                 for batch in _whole_batches(path):
                     intact = [entry for entry in batch if is_intact(entry)]
                     writer.add(intact)

@@ -86,7 +86,8 @@ def merge_models(merge: Merge, models: Mapping[str, Model], folder: Path) -> int
         The parameters of the merged model.
 
     Raises:
-        InputError: models whose tensors differ in name or shape, or that cannot be read.
+        InputError: models whose tensors differ in name or shape, that cannot be read, or whose sum
+            is not finite or zeros.
     """
     coefficients = merge.coefficients()
     first = merge.sources[0]
@@ -107,7 +108,7 @@ def merge_models(merge: Merge, models: Mapping[str, Model], folder: Path) -> int
                     total.add_(opened[model][name].float(), alpha=coefficient)
             return total.to(shapes[name].dtype)
 
-        write_weights(folder, shapes, merged)
+        write_weights(folder, shapes, merged, opened)
         copy_configuration(opened[first].folder, folder)
         if shapes.keys() != tied.keys():
             _write_untied(folder / "config.json")

@@ -131,8 +131,8 @@ def upcycle_model(
         The parameters of the mixture.
 
     Raises:
-        InputError: an architecture without a mixture, siblings of another shape, or models that
-            cannot be read.
+        InputError: an architecture without a mixture, siblings of another shape, models that cannot
+            be read, or that are not finite or zeros.
     """
     config = load_config(models[upcycle.model])
     mixture = mixture_of(config, where=upcycle.model)
@@ -144,7 +144,8 @@ def upcycle_model(
         gates = drawn_gates(upcycle, config, opened[0], rows)
         plan = planned_tensors(upcycle, config, opened, gates)
         shapes = {name: tensor.shape for name, tensor in plan.items()}
-        write_weights(folder, shapes, lambda name: plan[name].made())
+        read = dict(zip(upcycle.sources, opened, strict=True))
+        write_weights(folder, shapes, lambda name: plan[name].made(), read)
         copy_configuration(opened[0].folder, folder)
         mixture.configuration(
             config, experts=upcycle.experts, experts_per_token=upcycle.experts_per_token

@@ -105,7 +105,10 @@ def open_weights(spec: Model) -> Iterator[Weights]:
 
 
 def write_weights(
-    folder: Path, shapes: Mapping[str, Tensor], made: Callable[[str], Tensor]
+    folder: Path,
+    shapes: Mapping[str, Tensor],
+    made: Callable[[str], Tensor],
+    read: Mapping[str, Weights],
 ) -> None:
     """Write tensors as transformers does, shard by shard; memory holds one tensor at a time.
 
@@ -113,16 +116,56 @@ def write_weights(
         folder: made if need be; gets `*.safetensors` and, of several, their index.
         shapes: every tensor that will be written, without storage.
         made: gives the tensor of a name.
+        read: the models that it is made of, by name.
+
+    Raises:
+        InputError: not finite; or the embedding, the head or most matrices are zeros.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 
     folder.mkdir(parents=True, exist_ok=True)
     plan = split_torch_state_dict_into_shards(dict(shapes), max_shard_size=SHARD)
+    zeros: dict[str, bool] = {}  # of each matrix
+
+    def checked(name: str) -> Tensor:
+        tensor = made(name)
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise _not_finite(name, tensor, read)
+        if tensor.ndim > 1:
+            zeros[name] = not tensor.any()
+        return tensor
+
     for file, names in plan.filename_to_tensors.items():
-        _write_file(folder / file, {name: shapes[name] for name in names}, made)
+        _write_file(folder / file, {name: shapes[name] for name in names}, checked)
+    found = [name for name, is_zero in zeros.items() if is_zero]
+    vocabulary = ("embed_tokens.weight", "lm_head.weight")
+    if any(name.endswith(vocabulary) for name in found) or 2 * len(found) > len(zeros):
+        raise InputError(
+            "the weights would be zeros; no model is made of them",
+            where=", ".join(read),
+            found=f"{len(found)} of {len(zeros)} matrices, such as {min(found)}",
+            do="download these models again, or change their weights, which may cancel out",
+        )
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / _INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _not_finite(name: str, tensor: Tensor, read: Mapping[str, Weights]) -> InputError:
+    """The error of a tensor that is not finite; names the models that brought it in."""
+    broken = [
+        f"{model} in {each}"
+        for model, weights in read.items()
+        for each, shape in weights.shapes.items()
+        if shape.is_floating_point() and not weights[each].isfinite().all()
+    ]
+    return InputError(
+        "the weights would not be finite; no model is made of them",
+        where=name,
+        found=", ".join(broken[:3])
+        or f"every model read is finite, not their result in {tensor.dtype}",
+        do="download the models that are named again; if none is, use smaller weights or noise",
+    )
 
 
 def _write_file(path: Path, shapes: Mapping[str, Tensor], made: Callable[[str], Tensor]) -> None:

@@ -178,7 +178,7 @@ def _fill(folder: RunFolder, plan: CachePlan, display: Display, *, repair: bool)
     if repair and state.is_main_process:
         for shard in cache.drop_damaged():
             display.line(f"{shard}: damaged; its rows are computed again")
-    if saved := recover_unfinished(path, is_intact=cache.is_intact):
+    if saved := recover_unfinished(path, is_intact=cache.is_intact, owner=cache.owner):
         display.line(f"{path}: {saved:,} rows of an interrupted run are kept")
     state.wait_for_everyone()
     missing = [key for key in plan.rows if key not in cache.rows]
@@ -241,10 +241,15 @@ def _write(
     done = tokens = 0
     started = time.monotonic()
     stop = SaveAndStop()
-    with stop.catching(), ShardWriter(cache.folder) as writer:
+    with stop.catching(), ShardWriter(cache.folder, owner=cache.owner) as writer:
         for batch in in_batches(rows, range(len(rows)), batch_tokens(model)):
             written = entries(
-                model, batch, cache.vocabulary, plan.settings, temperature=plan.temperature
+                model,
+                batch,
+                cache.vocabulary,
+                plan.settings,
+                temperature=plan.temperature,
+                owner=cache.owner,
             )
             writer.add(written)
             done += len(batch)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.errors import InputError, RunError
-from dominie.core.io import is_inside
+from dominie.core.io import is_inside, read_object_strictly
 from dominie.data.shards import Entry, Shards, damaged_shards, shard_files
 from dominie.teachers.cache_codec import FORMAT_VERSION, Coder, Damaged, Decoded
 from dominie.teachers.cache_sampling import SCHEMES, CacheSettings, TokenStats, load_token_stats
 
 MANIFEST = "manifest.json"
 _VOCABULARY = "vocabulary.npy"
+_MANIFEST_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,9 @@ class Cache:
         _check(manifest, identity, folder)
         self.vocabulary = _read_vocabulary(folder, manifest, remedy, identity)
         self.settings = CacheSettings(**identity.scheme)
-        self.coder = Coder.of(self.vocabulary, self.settings)
+        #: What its rows and shards are marked with: another's decode to other tokens.
+        self.owner = f"{identity.digest}-{manifest['vocabulary_file']}".encode()
+        self.coder = Coder.of(self.vocabulary, self.settings, self.owner)
         self._trusted: frozenset[str] = frozenset()
 
     @cached_property
@@ -89,9 +92,9 @@ class Cache:
         """The rows as they were when they were first looked at; every byte is checked then.
 
         Raises:
-            InputError: a shard is damaged.
+            InputError: a shard is damaged, or another cache's.
         """
-        return Shards(self.folder, remedy=self.remedy, trusted=self._trusted)
+        return Shards(self.folder, remedy=self.remedy, trusted=self._trusted, owner=self.owner)
 
     def reread(self) -> None:
         """Read the folder again when rows are next asked for, and check what has been added."""
@@ -189,9 +192,7 @@ def exists(folder: Path) -> bool:
 def _read_manifest(folder: Path, remedy: str) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict):
-            raise ValueError("no mapping")
+        manifest = read_object_strictly(path, most=_MANIFEST_BYTES)
     except FileNotFoundError:
         raise InputError("there is no cache", where=str(folder), do=remedy) from None
     except (OSError, ValueError) as error:
@@ -207,7 +208,7 @@ def _read_manifest(folder: Path, remedy: str) -> dict[str, Any]:
 def _check(manifest: Mapping[str, Any], identity: Identity, folder: Path) -> None:
     """Refuse a cache that does not hold what is asked for."""
     version, scheme = manifest.get("format"), manifest.get("scheme")
-    name = scheme.get("scheme") if isinstance(scheme, dict) else scheme
+    name = scheme.get("scheme") if isinstance(scheme, dict) else f"no mapping: {scheme!r}"
     for what, known, found in (
         ("format", str(FORMAT_VERSION), version if version != FORMAT_VERSION else None),
         ("scheme", ", ".join(SCHEMES), name if name not in SCHEMES else None),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
 
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised when the same bytes come to mean something else."""
 
 _ENTROPY_STEPS = 16  # per nat
@@ -60,11 +60,13 @@ class Coder:
         ids: [V] token ids, the commonest first.
         levels: steps per nat of a stored probability.
         bucket: whether a tail is one outcome; else it is in the samples.
+        owner: of the cache; the bytes of another owner are refused.
     """
 
     ids: Numbers
     levels: int
     bucket: bool
+    owner: bytes = b""
 
     @cached_property
     def _ranks(self) -> Numbers:
@@ -74,9 +76,9 @@ class Coder:
         return ranks
 
     @classmethod
-    def of(cls, vocabulary: TokenStats, settings: CacheSettings) -> Coder:
+    def of(cls, vocabulary: TokenStats, settings: CacheSettings, owner: bytes = b"") -> Coder:
         """The coder of a cache."""
-        return cls(vocabulary.ids, settings.levels, settings.scheme == "top")
+        return cls(vocabulary.ids, settings.levels, settings.scheme == "top", owner)
 
     def encoded(self, chosen: Chosen, key: bytes) -> bytes:
         """The bytes of a conversation's tokens, which `decoded` takes with the same key."""
@@ -94,16 +96,16 @@ class Coder:
             head_gaps,
             sample_gaps,
         )
-        return struct.pack("<I", zlib.crc32(body, zlib.crc32(key))) + body
+        return struct.pack("<I", self._checksum(body, key)) + body
 
     def decoded(self, data: bytes, key: bytes) -> Decoded:
         """The stored probabilities.
 
         Raises:
-            Damaged: these are not the bytes that were written under this key.
+            Damaged: these are not the bytes that were written under this key for this owner.
         """
         body = data[4:]
-        if len(data) < 8 or struct.unpack("<I", data[:4])[0] != zlib.crc32(body, zlib.crc32(key)):
+        if len(data) < 8 or struct.unpack("<I", data[:4])[0] != self._checksum(body, key):
             raise Damaged("the checksum is another")
         (count,) = struct.unpack("<I", body[:4])
         reader = _Reader(body[4:])
@@ -122,6 +124,9 @@ class Coder:
             self._masses(pooled),
             entropy / _ENTROPY_STEPS,
         )
+
+    def _checksum(self, body: bytes, key: bytes) -> int:
+        return zlib.crc32(body, zlib.crc32(self.owner + key))
 
     def _levels(self, probabilities: NDArray[np.float64]) -> Numbers:
         logarithms = np.log(np.clip(probabilities, 1e-30, 1.0))

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 import numpy as np
 import torch
 
+from dominie.core.io import check_file
 from dominie.core.references import Reference
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _OPTIONS: dict[SchemeName, tuple[str, ...]] = {
     "top": ("top_p", "k_max"),
 }
 
+_NPY_HEADER = 16_384  # bytes, more than numpy reads of one
 _LEAST_TAIL = math.exp(-16)  # below it a tail is nothing: less than float32 can say of a sum to 1
 
 
@@ -284,11 +286,17 @@ def load_token_stats(path: Path, size: int, pooled: float) -> TokenStats:
         pooled: see `TokenStats`.
 
     Raises:
+        OSError: it cannot be read.
         ValueError: it is not what was written.
     """
+    check_file(path, 16 * size + _NPY_HEADER)
     if _checksum(path) != path.name.partition(".")[0]:
         raise ValueError("its checksum is another")
-    ids, tails = np.load(path, allow_pickle=False)
+    # Mapped: a header that claims more than there is fails before memory is asked for.
+    stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    if stored.shape != (2, size) or stored.dtype != np.float64:
+        raise ValueError(f"not the ids of the vocabulary: {stored.dtype} {list(stored.shape)}")
+    ids, tails = np.array(stored)
     if not np.array_equal(np.sort(ids), np.arange(size)):
         raise ValueError("not the ids of the vocabulary")
     return TokenStats(ids.astype(np.int64), tails.astype(np.float32), pooled)

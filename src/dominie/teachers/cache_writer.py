@@ -38,6 +38,7 @@ def entries(
     settings: CacheSettings,
     *,
     temperature: float,
+    owner: bytes = b"",
 ) -> list[Entry]:
     """The rows of a cache for one batch of conversations, in their order.
 
@@ -49,8 +50,9 @@ def entries(
         vocabulary: of the cache.
         settings: what is stored.
         temperature: of the softmax.
+        owner: of the cache.
     """
-    coder, keys = Coder.of(vocabulary, settings), [key_of_row(row) for row in rows]
+    coder, keys = Coder.of(vocabulary, settings, owner), [key_of_row(row) for row in rows]
     pooled = vocabulary.is_pooled if settings.scheme == "threshold" else None
     pool = None if pooled is None else torch.from_numpy(pooled).to(model.device)
     batch = collate([(0, row) for row in rows]).to(model.device)
