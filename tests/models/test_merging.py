@@ -11,7 +11,7 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 from dominie.core.errors import InputError
-from dominie.models import weights
+from dominie.models import weight_writer
 from dominie.models.merging import Merge, merge_models
 from dominie.models.spec import Model
 
@@ -61,7 +61,7 @@ def test_shards_and_dtype_are_kept(tmp_path, monkeypatch):
     models = {name: saved(tmp_path / name, seed, torch.bfloat16) for seed, name in enumerate("ab")}
     merge = Merge(models={"a": 0.5, "b": 0.5})
     merge_models(merge, models, tmp_path / "whole")
-    monkeypatch.setattr(weights, "SHARD", "4KB")
+    monkeypatch.setattr(weight_writer, "SHARD", "4KB")
     merge_models(merge, models, tmp_path / "shards")
     merge_models(merge, models, tmp_path / "again")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from dominie.core.errors import InputError
-from dominie.models import weights
+from dominie.models import weight_writer
 from dominie.models.loading import load_frozen
 from dominie.models.router_init import centre_gate
 from dominie.models.spec import Model
@@ -135,7 +135,7 @@ def test_in_bfloat16_it_is_equal_within_rounding(tmp_path):
 def test_it_is_the_same_byte_for_byte_however_it_is_cut(tmp_path, mistral, monkeypatch):
     settings = {"noise": 0.1, "reset": 0.25, "gate": "hidden_states", "source": "s", "experts": 3}
     whole = load_file(made(tmp_path, mistral, "whole", **settings) / "model.safetensors")
-    monkeypatch.setattr(weights, "SHARD", "8KB")
+    monkeypatch.setattr(weight_writer, "SHARD", "8KB")
     shards = made(tmp_path, mistral, "shards", **settings)
     again = made(tmp_path, mistral, "again", **settings)
     names = sorted(file.name for file in shards.iterdir())

@@ -16,11 +16,11 @@ from torch import Tensor
 from dominie.core.errors import InputError
 from dominie.core.references import ModelName
 from dominie.models.spec import Model
+from dominie.models.weight_writer import write_weights
 from dominie.models.weights import (
     Weights,
     copy_configuration,
     open_weights,
-    write_weights,
 )
 
 

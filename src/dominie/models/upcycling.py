@@ -21,7 +21,8 @@ from dominie.models.loading import load_config
 from dominie.models.moe import PROJECTIONS, mixture_of
 from dominie.models.router_init import NORM, drawn_gates
 from dominie.models.spec import Model
-from dominie.models.weights import Weights, copy_configuration, open_weights, write_weights
+from dominie.models.weight_writer import write_weights
+from dominie.models.weights import Weights, copy_configuration, open_weights
 
 _FEED_FORWARD = re.compile(r"(?P<layer>.*layers\.(?P<number>\d+)\.)mlp\.(?P<kind>\w+)\.weight")
 _UNUSED = "rotary_emb.inv_freq"  # in old Llama checkpoints; computed since

@@ -1,4 +1,4 @@
-"""A model's files: read and written a tensor at a time, hashed, and completed for other tools."""
+"""A model's files: read a tensor at a time, hashed, and completed for other tools."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,8 @@ from dominie.core.errors import InputError
 from dominie.data.tokenization import ends_of_turn
 from dominie.models.spec import Model, base_and_adapter, check_model
 
-SHARD = "4GB"
-
 #: Dtypes by the names that safetensors has for them.
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -35,8 +33,6 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -90,108 +86,18 @@ def open_weights(spec: Model) -> Iterator[Weights]:
                 ) from None
             for name in opened.keys():  # noqa: SIM118 - not a mapping
                 found = opened.get_slice(name)
-                dtype = _DTYPES.get(found.get_dtype())
+                dtype = DTYPES.get(found.get_dtype())
                 if dtype is None:
                     raise InputError(
                         "weights of this dtype cannot be worked with",
                         where=f"{path}, {name}",
-                        expected=f"one of {', '.join(_DTYPES)}",
+                        expected=f"one of {', '.join(DTYPES)}",
                         found=found.get_dtype(),
                         do="name the model before it was quantised",
                     )
                 shapes[name] = torch.empty(found.get_shape(), dtype=dtype, device="meta")
                 files[name] = opened
         yield Weights(folder, shapes, files)
-
-
-def write_weights(
-    folder: Path,
-    shapes: Mapping[str, Tensor],
-    made: Callable[[str], Tensor],
-    read: Mapping[str, Weights],
-) -> None:
-    """Write tensors as transformers does, shard by shard; memory holds one tensor at a time.
-
-    Args:
-        folder: made if need be; gets `*.safetensors` and, of several, their index.
-        shapes: every tensor that will be written, without storage.
-        made: gives the tensor of a name.
-        read: the models that it is made of, by name.
-
-    Raises:
-        InputError: not finite; or the embedding, the head or most matrices are zeros.
-    """
-    from huggingface_hub import split_torch_state_dict_into_shards
-
-    folder.mkdir(parents=True, exist_ok=True)
-    plan = split_torch_state_dict_into_shards(dict(shapes), max_shard_size=SHARD)
-    zeros: dict[str, bool] = {}  # of each matrix
-
-    def checked(name: str) -> Tensor:
-        tensor = made(name)
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise _not_finite(name, tensor, read)
-        if tensor.ndim > 1:
-            zeros[name] = not tensor.any()
-        return tensor
-
-    for file, names in plan.filename_to_tensors.items():
-        _write_file(folder / file, {name: shapes[name] for name in names}, checked)
-    found = [name for name, is_zero in zeros.items() if is_zero]
-    vocabulary = ("embed_tokens.weight", "lm_head.weight")
-    if any(name.endswith(vocabulary) for name in found) or 2 * len(found) > len(zeros):
-        raise InputError(
-            "the weights would be zeros; no model is made of them",
-            where=", ".join(read),
-            found=f"{len(found)} of {len(zeros)} matrices, such as {min(found)}",
-            do="download these models again, or change their weights, which may cancel out",
-        )
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / _INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
-
-
-def _not_finite(name: str, tensor: Tensor, read: Mapping[str, Weights]) -> InputError:
-    """The error of a tensor that is not finite; names the models that brought it in."""
-    broken = [
-        f"{model} in {each}"
-        for model, weights in read.items()
-        for each, shape in weights.shapes.items()
-        if shape.is_floating_point() and not weights[each].isfinite().all()
-    ]
-    return InputError(
-        "the weights would not be finite; no model is made of them",
-        where=name,
-        found=", ".join(broken[:3])
-        or f"every model read is finite, not their result in {tensor.dtype}",
-        do="download the models that are named again; if none is, use smaller weights or noise",
-    )
-
-
-def _write_file(path: Path, shapes: Mapping[str, Tensor], made: Callable[[str], Tensor]) -> None:
-    """A safetensors file: the length of its header, the header, the bytes of each tensor.
-
-    The format's own `save_file` wants all tensors of a file at once.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    # The widest first, as the format asks, so that each begins at a multiple of its width.
-    names = sorted(shapes, key=lambda name: (-shapes[name].element_size(), name))
-    start = 0
-    for name in names:
-        shape, end = shapes[name], start + shapes[name].numel() * shapes[name].element_size()
-        dtype = _DTYPE_NAMES[shape.dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape.shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for name in names:
-            tensor = made(name).contiguous()
-            if (tensor.shape, tensor.dtype) != (shapes[name].shape, shapes[name].dtype):
-                raise ValueError(f"{name} was announced as {shapes[name]}, made as {tensor}")
-            file.write(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def copy_configuration(source: Path, folder: Path) -> None:
