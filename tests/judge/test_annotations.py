@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from dominie import cli
+from dominie.core.display import Display
 from dominie.core.errors import InputError
 from dominie.judge.annotations import read_annotations, read_difficulty, summarise
 from dominie.judge.length_control import longer_wins, win_rate, wins
+from dominie.stages.judged import annotated_win_rates
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "alpaca_eval"
 PUBLISHED = [("v1", "gpt-3.5-turbo-0301", False), ("v2", "FuseChat-Llama-3.2-1B-Instruct", True)]
@@ -74,6 +76,10 @@ ROW = {"instruction": "i", "output_1": "a", "output_2": "bb", "preference": 2.0}
         ([{"instruction": "i"}], "without a preference"),
         ([{**ROW, "preference": None}], "no row has a preference"),
         ([{**ROW, "generator_2": "a"}, {**ROW, "generator_2": "b"}], "several models"),
+        ([{**ROW, "annotator": "a"}, {**ROW, "annotator": "b"}], "several annotators"),
+        ([{**ROW, "annotator": "a"}, {**ROW, "annotator": None}], "several annotators"),
+        ([ROW, {**ROW, "preference": 1.0}], "occurs twice"),
+        ([ROW, {**ROW, "instruction": "other"}, ROW], "occurs twice"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, rows, words):
@@ -91,6 +97,32 @@ def test_without_outputs_there_is_no_length_to_control():
     told = summarise([{"preference": 2.0}, {"preference": 1.0}], where="f").percent()
     assert told["win_rate"] == 50
     assert "length_controlled_win_rate" not in told
+
+
+@pytest.mark.parametrize(
+    ("broken", "side"),
+    [
+        ({"output_2": None}, "outputs of the model"),
+        ({"output_2": ""}, "outputs of the model"),
+        ({"output_1": "$ERROR$"}, "baseline outputs"),
+    ],
+)
+def test_outputs_that_are_none_are_told(broken, side, tmp_path):
+    rows = [{**row, "instruction": str(i)} for i, row in enumerate(drawn(100, around, rarely))]
+    rows[6] |= broken
+    path = written(tmp_path / "a.json", rows)
+    lines: list[str] = []
+    display = Display()
+    display.line = lines.append  # type: ignore[method-assign]
+    told = annotated_win_rates(path, None, display)
+    (warning,) = told["warnings"]
+    assert warning.startswith(f"1 of 100 {side} are empty or the mark of a failed call")
+    assert "'row 7' the first" in warning
+    assert f"  warning: {warning}" in lines
+    if None in broken.values():
+        assert told["length_control"] == "none: 1 of 100 rows lack an output, row 7 the first"
+    else:
+        assert told["length_control"] == "no difficulty"
 
 
 def test_the_baseline_against_itself_is_even():
@@ -206,7 +238,10 @@ def test_difficulty_alone_does_not_make_lengths_overlap(tmp_path):
 
 
 def test_the_command_line_prints_one_json_object(tmp_path, monkeypatch, capsys):
-    path = written(tmp_path / "a.json", [{**ROW, "preference": p} for p in (1.0, 2.0, 2.0, None)])
+    rows = [
+        {**ROW, "preference": p, "instruction": str(i)} for i, p in enumerate((1.0, 2.0, 2.0, None))
+    ]
+    path = written(tmp_path / "a.json", rows)
     monkeypatch.setattr(
         sys, "argv", ["dominie", "evaluate", "--json", "--from-annotations", str(path)]
     )

@@ -175,6 +175,50 @@ def test_bad_prompts_and_folders_are_refused(settings, tmp_path):
         MtBench(judge=JUDGE, questions=str(tmp_path / "none.jsonl")).load()
 
 
+def test_categories_are_known_however_they_are_written(settings):
+    spellings = ["Math", "REASONING ", "Coding", "arena-hard-200", "Arena-Hard-v2.0"]
+    questions = [
+        {"question_id": i, "category": category, "turns": ["What?"]}
+        for i, category in enumerate(spellings)
+    ]
+    answered = [{"question_id": i, "choices": [{"turns": ["42"]}]} for i in range(len(spellings))]
+    loaded = settings(questions=questions, references=answered).load()
+    assert [question.reference for question in loaded.questions] == [("42",)] * len(spellings)
+    assert [dialogue.temperature for dialogue in loaded.dialogues] == [0.0, 0.0, 0.0, 0.0, 0.7]
+    cases = loaded.cases({i: ["an answer"] for i in range(len(spellings))})
+    assert all("42" in case.messages[-1]["content"] for case in cases)
+    (note,) = loaded.notes
+    assert note.startswith("Arena-Hard-v2.0: upstream names no temperature")
+
+
+@pytest.mark.parametrize("category", ["数学", "maths", "Schreiben"])
+def test_references_that_are_not_used_are_told(settings, category):
+    questions = [{"question_id": 2, "category": category, "turns": ["1+1?"]}, QUESTIONS[2]]
+    loaded = settings(questions=questions).load()
+    unused, temperature = loaded.notes
+    assert f"1 references are not used, those of {category}" in unused
+    assert temperature.startswith(f"{category}: upstream names no temperature")
+    assert settings().load().notes == []
+    elsewhere = [{**REFERENCES[0], "question_id": 77}]
+    loaded = settings(questions=QUESTIONS[:1], references=elsewhere).load()
+    assert loaded.notes == ["none of the 1 references is of a question here"]
+
+
+@pytest.mark.parametrize("failed", ["$ERROR$", "", "  \n"])
+def test_failed_calls_among_given_answers_are_told(settings, tmp_path, failed):
+    rows = [
+        {"question_id": i, "choices": [{"turns": turns}]}
+        for i, turns in ((1, ["fine", failed]), (2, ["two", "four"]), (3, ["six"]))
+    ]
+    baseline = write(tmp_path / "baseline.jsonl", rows)
+    (note,) = settings(baseline=baseline).load().notes
+    assert note.startswith("1 of 3 baseline answers are empty or the mark of a failed call")
+    assert "'question 1' the first" in note
+    broken = [REFERENCES[0], {**REFERENCES[1], "choices": [{"turns": [failed]}]}]
+    with pytest.raises(InputError, match="question 3 has a reference that is no answer"):
+        settings(references=broken).load()
+
+
 def test_rank_correlation():
     assert spearman([1, 2, 3], [10, 100, 1000]) == pytest.approx(1.0)
     assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)

@@ -31,6 +31,13 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
+        self._told: set[str] = set()
+
+    def once(self, text: str) -> None:
+        """Print a line, unless it has been printed so before."""
+        if text not in self._told:
+            self._told.add(text)
+            self.line(text)
 
     def line(self, text: str) -> None:
         """Print one line without markup."""

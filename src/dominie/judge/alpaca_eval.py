@@ -16,12 +16,18 @@ from dominie.judge.benchmark import (
     BenchmarkSettings,
     Dialogue,
     Judged,
+    failed_answers,
     interval_figures,
     paired_items,
 )
 from dominie.judge.judge import Case, Verdict
 from dominie.judge.prompts import Prompt, preference_prompt
-from dominie.judge.published_files import by_unique, read_objects, read_text, text_field
+from dominie.judge.published_files import (
+    by_unique,
+    read_objects,
+    read_text,
+    text_field,
+)
 
 _FIELDS = ("instruction", "output_1", "output_2")
 
@@ -132,7 +138,8 @@ class LoadedAlpacaEval(Benchmark):
         dialogues = [
             Dialogue(i.id, (i.instruction,), settings.temperature) for i in self.instructions
         ]
-        super().__init__(settings, dialogues)
+        baseline = {i.instruction: [i.output] for i in self.instructions}
+        super().__init__(settings, dialogues, [failed_answers(baseline, "baseline outputs")])
 
     def answer_row(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
         """Return a row of upstream's `model_outputs.json`."""

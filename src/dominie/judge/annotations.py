@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dominie.core.errors import InputError
+from dominie.judge.benchmark import failed_answers
 from dominie.judge.length_control import (
     Gamed,
     LengthControlled,
@@ -24,7 +25,7 @@ from dominie.judge.length_control import (
     wins,
 )
 from dominie.judge.length_overlap import no_overlap
-from dominie.judge.published_files import read_objects, unreadable
+from dominie.judge.published_files import by_unique, read_objects, unreadable
 
 _GAMED_COLUMNS = {"preference", "std_delta_len", "not_gamed_baseline"}
 
@@ -52,6 +53,7 @@ class Summary:
         control: how length was controlled for, or why there is no rate at equal length.
         longer: share of decided pairs that the longer answer won.
         length: mean characters of the model's answers.
+        notes: what a person should know of the file.
     """
 
     wins: WinRate
@@ -59,6 +61,7 @@ class Summary:
     control: str
     longer: float | None
     length: float | None
+    notes: tuple[str, ...] = ()
 
     def percent(self) -> dict[str, Any]:
         """Return figures as `--json` prints them: rates in percent."""
@@ -85,6 +88,8 @@ class Summary:
             found["longer_answer_wins"] = 100 * self.longer
         if self.length is not None:
             found["avg_length"] = self.length
+        if self.notes:
+            found["warnings"] = list(self.notes)
         return found
 
 
@@ -92,7 +97,8 @@ def read_annotations(path: Path) -> list[dict[str, Any]]:
     """Return the rows of an annotation file.
 
     Raises:
-        InputError: it cannot be read, holds no preferences, or those of several models.
+        InputError: it cannot be read, holds no preferences, those of several models or annotators,
+            or an instruction twice.
     """
     placed = read_objects(path, what="annotations")
     for where, row in placed:
@@ -113,6 +119,16 @@ def read_annotations(path: Path) -> list[dict[str, Any]]:
                 found=", ".join(sorted(names)[:5]),
                 do="split the file: one model against one baseline",
             )
+    annotators = {str(row["annotator"]) for row in rows if "annotator" in row}
+    if len(annotators) > 1:
+        raise InputError(
+            "annotations of several annotators",
+            where=str(path),
+            found=", ".join(sorted(annotators)[:5]),
+            do="split the file: the verdicts of one annotator",
+        )
+    named = [(where, row["instruction"]) for where, row in placed if "instruction" in row]
+    by_unique(named, str, what="instruction")
     return rows
 
 
@@ -175,7 +191,7 @@ def summarise(
     if rate is None:
         raise InputError("no row has a preference from 1 to 2", where=where)
     if not all(isinstance(row.get(f"output_{i}"), str) for row in rows for i in (1, 2)):
-        return Summary(rate, None, "none: the outputs are not in the file", None, None)
+        return Summary(rate, None, _without_outputs(rows), None, None, _failed(rows))
     values = wins(preferences)
     lengths = [(len(row["output_1"]), len(row["output_2"])) for row in rows]
     controlled, label = _controlled(rows, values, lengths, difficulty, where)
@@ -185,7 +201,29 @@ def summarise(
         control=label,
         longer=longer_wins(lengths, values),
         length=fmean(model for _, model in lengths),
+        notes=_failed(rows),
     )
+
+
+def _failed(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return a warning of outputs that are none, for each side."""
+    sides = {"output_1": "baseline outputs", "output_2": "outputs of the model"}
+    outputs = (
+        ({f"row {i}": [row[key]] for i, row in enumerate(rows, 1) if key in row}, what)
+        for key, what in sides.items()
+    )
+    return tuple(note for pair in outputs if (note := failed_answers(*pair)) is not None)
+
+
+def _without_outputs(rows: Sequence[Mapping[str, Any]]) -> str:
+    lacking = [
+        i
+        for i, row in enumerate(rows, 1)
+        if not all(isinstance(row.get(key), str) for key in ("output_1", "output_2"))
+    ]
+    if len(lacking) == len(rows):
+        return "none: the outputs are not in the file"
+    return f"none: {len(lacking)} of {len(rows)} rows lack an output, row {lacking[0]} the first"
 
 
 def _controlled(

@@ -87,6 +87,30 @@ def _sampling(dialogue: Dialogue, max_new_tokens: int, seed: int) -> Sampling:
     return Sampling(max_new_tokens=max_new_tokens, temperature=dialogue.temperature, seed=seed)
 
 
+_FAILED = "$ERROR$"
+"""What FastChat writes for an answer if the call failed."""
+
+
+def failed_answers(answers: Mapping[Any, Sequence[object]], what: str) -> str | None:
+    """Return a warning of answers that are none: empty, null, or the mark of a failed call.
+
+    Args:
+        answers: the turns of each, by what names it.
+        what: whose they are.
+    """
+    failed = [
+        name
+        for name, turns in answers.items()
+        if any(not isinstance(t, str) or t.strip() in ("", _FAILED) for t in turns)
+    ]
+    if not failed:
+        return None
+    return (
+        f"{len(failed)} of {len(answers)} {what} are empty or the mark of a failed call "
+        f"({_FAILED}), {failed[0]!r:.60} the first: they are judged as if they were answers"
+    )
+
+
 class AnswersFile:
     """Answers in a benchmark's published shape, one line each, with a `key` beside it.
 
@@ -198,9 +222,19 @@ class BenchmarkSettings:
 
 
 class Benchmark(ABC):
-    """A judged benchmark whose files have been read."""
+    """A judged benchmark whose files have been read.
 
-    def __init__(self, settings: BenchmarkSettings, dialogues: Sequence[Dialogue]) -> None:
+    Args:
+        notes: what a person should know of these files.
+    """
+
+    def __init__(
+        self,
+        settings: BenchmarkSettings,
+        dialogues: Sequence[Dialogue],
+        notes: Sequence[str | None] = (),
+    ) -> None:
+        self.notes = [note for note in notes if note is not None]
         self.judge, self.seed = settings.judge, settings.seed
         self.max_new_tokens = settings.max_new_tokens
         self.dialogues = dialogues

@@ -17,16 +17,20 @@ from dominie.judge.benchmark import (
     BenchmarkSettings,
     Dialogue,
     Judged,
+    failed_answers,
     interval_figures,
     paired_items,
 )
 from dominie.judge.judge import Case, Verdict
 from dominie.judge.published_files import (
+    ARENA_HARD,
+    REFERENCED,
     MtQuestion,
     default_prompts,
     read_answers,
     read_prompts,
     read_questions,
+    reference_ids,
 )
 
 #: Sampling temperatures of upstream's generation, by category; others are sampled at 0.7.
@@ -39,6 +43,7 @@ TEMPERATURES = {
     "reasoning": 0.0,
     "stem": 0.1,
     "humanities": 0.1,
+    "arena-hard-200": 0.0,
 }
 _OTHER_TEMPERATURE = 0.7
 
@@ -82,10 +87,16 @@ class LoadedMtBench(Benchmark):
         if settings.baseline:
             self.baseline = read_answers(settings.baseline, self.questions, what="baseline answers")
         dialogues = [
-            Dialogue(q.id, q.turns, TEMPERATURES.get(q.category, _OTHER_TEMPERATURE))
+            Dialogue(q.id, q.turns, TEMPERATURES.get(q.kind, _OTHER_TEMPERATURE))
             for q in self.questions
         ]
-        super().__init__(settings, dialogues)
+        baseline = {f"question {key}": turns for key, turns in (self.baseline or {}).items()}
+        notes = [
+            _unused_references(self.questions, settings.references),
+            _other_temperature(self.questions),
+            failed_answers(baseline, "baseline answers"),
+        ]
+        super().__init__(settings, dialogues, notes)
 
     def answer_row(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
         """Return a row of upstream's `model_answer` files."""
@@ -237,6 +248,31 @@ class LoadedMtBench(Benchmark):
             "ratings": [v.number for v in own],
             "verdict": "\n\n".join(v.text for v in own),
         }
+
+
+def _unused_references(questions: Sequence[MtQuestion], references: str | None) -> str | None:
+    """Return a warning of references that were given for questions judged without one."""
+    if references is None:
+        return None
+    given = reference_ids(references)
+    unused = [q for q in questions if q.id in given and not q.needs_reference]
+    if not any(q.id in given for q in questions):
+        return f"none of the {len(given)} references is of a question here"
+    if not unused:
+        return None
+    categories = ", ".join(sorted({q.category for q in unused}))
+    return (
+        f"{len(unused)} references are not used, those of {categories}: judged against a "
+        f"reference are {', '.join(sorted(REFERENCED))} and {ARENA_HARD} alone; name a category so"
+    )
+
+
+def _other_temperature(questions: Sequence[MtQuestion]) -> str | None:
+    """Return a note of categories that upstream gives no temperature."""
+    others = sorted({q.category for q in questions if q.kind not in TEMPERATURES})
+    if not others:
+        return None
+    return f"{', '.join(others)}: upstream names no temperature, answers have {_OTHER_TEMPERATURE}"
 
 
 def _rating_figures(

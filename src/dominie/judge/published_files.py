@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from dominie.core.errors import InputError
 from dominie.data.json_files import json_rows, jsonl_rows
-from dominie.judge.benchmark import Answers
+from dominie.judge.benchmark import Answers, failed_answers
 from dominie.judge.prompts import Prompt, comparison_prompt, rating_prompt
 
 T = TypeVar("T")
@@ -101,8 +101,9 @@ def unreadable(path: Path, what: str, error: Exception) -> InputError:
     )
 
 
-#: Categories judged with a reference answer beside the model's.
+#: Categories judged with a reference answer beside the model's; so are Arena-Hard's.
 REFERENCED = {"math", "reasoning", "coding"}
+ARENA_HARD = "arena-hard"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,12 @@ class MtQuestion:
     @property
     def needs_reference(self) -> bool:
         """Whether it is judged against a reference answer."""
-        return self.category in REFERENCED
+        return self.kind in REFERENCED or self.kind.startswith(ARENA_HARD)
+
+    @property
+    def kind(self) -> str:
+        """The category, however it is capitalised."""
+        return self.category.strip().casefold()
 
     @property
     def trusted(self) -> dict[str, str]:
@@ -168,10 +174,24 @@ def read_questions(path: str, references: str | None) -> list[MtQuestion]:
             do="set references: FILE, for example upstream's reference_answer/gpt-4.jsonl",
         )
     known = read_answers(references, needing, what="reference answers")
+    for question in needing:
+        if (failed := failed_answers({question.id: known[question.id]}, "references")) is not None:
+            raise InputError(
+                f"question {question.id} has a reference that is no answer",
+                where=references,
+                found=failed,
+                do="write its reference, or take the question out",
+            )
     return [
         MtQuestion(q.id, q.category, q.turns, tuple(known[q.id])) if q.needs_reference else q
         for q in questions
     ]
+
+
+def reference_ids(path: str) -> set[int | str]:
+    """Return the ids of all questions that a file of references answers."""
+    what = "reference answers"
+    return set(_answers_by_id(_only_file(Path(path), what), what))
 
 
 def read_answers(path: str, questions: Sequence[MtQuestion], *, what: str) -> Answers:
@@ -186,8 +206,7 @@ def read_answers(path: str, questions: Sequence[MtQuestion], *, what: str) -> An
         InputError: a file is missing or malformed, or a question is not answered.
     """
     file = _only_file(Path(path), what)
-    placed = [(w, (_id(row, w), _turns(row, w))) for w, row in read_objects(file, what=what)]
-    found = dict(by_unique(placed, lambda answer: answer[0], what="id").values())
+    found = _answers_by_id(file, what)
     for question in questions:
         if len(found.get(question.id, ())) < len(question.turns):
             raise InputError(
@@ -198,6 +217,11 @@ def read_answers(path: str, questions: Sequence[MtQuestion], *, what: str) -> An
                 do="use the file that belongs to these questions",
             )
     return {question.id: found[question.id][: len(question.turns)] for question in questions}
+
+
+def _answers_by_id(file: Path, what: str) -> dict[int | str, list[str]]:
+    placed = [(w, (_id(row, w), _turns(row, w))) for w, row in read_objects(file, what=what)]
+    return dict(by_unique(placed, lambda answer: answer[0], what="id").values())
 
 
 def read_prompts(path: str) -> Prompts:

@@ -52,6 +52,9 @@ class JudgedScores:
         self._local, self.display = local, display
         self._path = folder.path / "evaluation"
         self._benchmarks = {name: b.load() for name, b in evaluation.benchmarks.items()}
+        for name, loaded in self._benchmarks.items():
+            for note in loaded.notes:
+                display.once(f"warning: {name}: {note}")
         self._calls = functools.cache(self._judge_calls)
         self._controls = functools.cache(self._judged_controls)
         self._refused: list[str] = []
@@ -107,6 +110,7 @@ class JudgedScores:
         self.display.done(title, _summary(figures))
         for warning in figures["warnings"]:
             self.display.line(f"  warning: {warning}")
+        figures["warnings"] += loaded.notes  # shown before anything was judged
         return figures
 
     def _answers(self, name: str, benchmark: str, loaded: Benchmark) -> Answers:
@@ -190,6 +194,8 @@ def annotated_win_rates(path: Path, difficulty: Path | None, display: Display) -
         )
     else:
         display.line(f"  at equal length    {summary.control}")
+    for note in summary.notes:
+        display.line(f"  warning: {note}")
     if summary.longer is not None:
         display.line(
             f"  the longer answer won {found['longer_answer_wins']:.1f} % of decided pairs"

@@ -64,7 +64,8 @@ class Preparation:
             InputError: data, templates, tokenizers, models or tasks that cannot be used.
         """
         stages = [self.stage(name) for name in stage_order(self.recipe, where=self.recipe.name)]
-        check_tasks(self.folder, self.tokenizers, self._exists)
+        for note in check_tasks(self.folder, self.tokenizers, self._exists):
+            self.display.once(f"warning: {note}")
         return stages
 
     def stage(self, name: str) -> Prepared:
@@ -269,11 +270,15 @@ def check_alike(folder: RunFolder, models: Sequence[str], *, where: str) -> None
 
 def check_tasks(
     folder: RunFolder, tokenizers: ChatTokenizers, exists: Callable[[str], bool]
-) -> None:
-    """Refuse tasks that would fail after all training; questions of a source, only if it exists."""
+) -> list[str]:
+    """Refuse tasks that would fail after all training; questions of a source, only if it exists.
+
+    Returns:
+        What a person should know of the files of benchmarks.
+    """
     evaluation = folder.recipe.evaluate
     if evaluation is None:
-        return
+        return []
     for name in evaluation.models.values():
         if name not in folder.recipe.stages:
             folder.info(name)
@@ -292,10 +297,12 @@ def check_tasks(
             )
     for name, endpoint in evaluation.endpoints.items():
         endpoint.key(where=f"evaluate.endpoints.{name}")
+    notes = []
     for name, benchmark in evaluation.benchmarks.items():
-        benchmark.load()
+        notes += [f"{name}: {note}" for note in benchmark.load().notes]
         if not folder.replies(name).exists():
             benchmark.judge.key(where=f"evaluate.benchmarks.{name}.judge")
+    return notes
 
 
 def _check_task(folder: RunFolder, task: Task) -> None:
