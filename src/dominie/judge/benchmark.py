@@ -107,7 +107,7 @@ def failed_answers(answers: Mapping[Any, Sequence[object]], what: str) -> str | 
         return None
     return (
         f"{len(failed)} of {len(answers)} {what} are empty or the mark of a failed call "
-        f"({_FAILED}), {failed[0]!r:.60} the first: they are judged as if they were answers"
+        f"({_FAILED}), {failed[0]!r:.60} the first: whatever is judged of them is no answer"
     )
 
 

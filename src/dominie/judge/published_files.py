@@ -174,14 +174,13 @@ def read_questions(path: str, references: str | None) -> list[MtQuestion]:
             do="set references: FILE, for example upstream's reference_answer/gpt-4.jsonl",
         )
     known = read_answers(references, needing, what="reference answers")
-    for question in needing:
-        if (failed := failed_answers({question.id: known[question.id]}, "references")) is not None:
-            raise InputError(
-                f"question {question.id} has a reference that is no answer",
-                where=references,
-                found=failed,
-                do="write its reference, or take the question out",
-            )
+    if failed := failed_answers({f"question {q.id}": known[q.id] for q in needing}, "references"):
+        raise InputError(
+            "references that are no answers",
+            where=references,
+            found=failed,
+            do="write these references, or take the questions out",
+        )
     return [
         MtQuestion(q.id, q.category, q.turns, tuple(known[q.id])) if q.needs_reference else q
         for q in questions
@@ -190,8 +189,7 @@ def read_questions(path: str, references: str | None) -> list[MtQuestion]:
 
 def reference_ids(path: str) -> set[int | str]:
     """Return the ids of all questions that a file of references answers."""
-    what = "reference answers"
-    return set(_answers_by_id(_only_file(Path(path), what), what))
+    return set(_answers_by_id(_only_file(Path(path), "reference answers"), "reference answers"))
 
 
 def read_answers(path: str, questions: Sequence[MtQuestion], *, what: str) -> Answers:
