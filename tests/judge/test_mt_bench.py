@@ -215,7 +215,7 @@ def test_failed_calls_among_given_answers_are_told(settings, tmp_path, failed):
     assert note.startswith("1 of 3 baseline answers are empty or the mark of a failed call")
     assert "'question 1' the first" in note
     broken = [REFERENCES[0], {**REFERENCES[1], "choices": [{"turns": [failed]}]}]
-    with pytest.raises(InputError, match="(?s)references that are no answers.*question 3"):
+    with pytest.raises(InputError, match=r"(?s)references that are no answers.*question 3"):
         settings(references=broken).load()
 
 
