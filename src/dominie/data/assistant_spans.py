@@ -1,28 +1,28 @@
 """Finds the assistant turns of a conversation in its rendered text.
 
-Templates are programs, so their text cannot be searched for patterns. `{% generation %}` marks are
-trusted where they cover every turn. Otherwise a turn is what the rendering up to it has beyond the
-prompt before it. Where a template rewrites what came before (thinking removed, tools moved to the
-last question), that difference does not hold, and a probe decides: a word added to a message, whose
-rendering without the word is exactly the rendering of the conversation.
+Templates are programs, so their text cannot be searched for patterns: their renderings are compared
+(`turn_bounds.py`). `{% generation %}` marks leave out of the turns what is not to be learnt, and
+tell of turns that comparisons do not find.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import count, takewhile
+from contextlib import suppress
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
+from dominie.data.chat_template import ChatTemplate
+from dominie.data.formats import Conversation
+from dominie.data.turn_bounds import TurnBounds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from transformers import PreTrainedTokenizerBase
 
-    from dominie.data.chat_template import ChatTemplate, Span
-    from dominie.data.conversations import Conversation
+    from dominie.data.chat_template import Span
     from dominie.data.formats import Message
+    from dominie.data.turn_bounds import Turn
 
 
 # Characters that Unicode keeps out of all text.
@@ -32,233 +32,144 @@ _END_MARK = re.compile(r"([ \t]*)(\{%([-+]?)\s*endgeneration\s*[-+]?%\})")
 
 
 def assistant_turns(template: ChatTemplate, conversation: Conversation) -> tuple[str, list[Span]]:
-    """The rendering of a conversation and the span of each assistant turn in it.
+    """The rendering of a conversation and the spans of it that are trained on, in order.
 
-    A turn is what the assistant writes after the generation prompt, up to and with its end-of-turn
-    token. White space that the template sets after that token belongs to no turn.
+    They are what the assistant writes: from the end of the generation prompt up to and with the
+    first end-of-turn token. Where the next header is all that ends a turn, its first token is that
+    token; it is added to the rendering where the conversation ends with an answer.
 
     Raises:
         InputError: the template fails on the conversation, or gives no way to find its turns.
     """
-    messages, tools, where = conversation.messages, conversation.tools, conversation.where
-    text, marks = text_and_marks(template, messages, tools, where=where)
-    rendering = _Rendering(template, messages, tools, where, text)
-    spans = rendering.marked_turns(marks) or [rendering.turn(k) for k in rendering.answers]
-    spans = [rendering.without_trailing_space(span) for span in spans]
-    ends = [0, *(end for _, end in spans)]
-    if any(not end <= span[0] < span[1] for end, span in zip(ends, spans, strict=False)):
-        raise rendering.no_turns("two turns overlap, or one is empty")
-    if len(spans) == len(rendering.answers):
-        for k, span in zip(rendering.answers, spans, strict=True):
-            rendering.check_contained(k, text[slice(*span)])
+    text, spans, _ = turns_and_end(template, conversation)
     return text, spans
 
 
-@dataclass(frozen=True)
-class _Rendering:
-    """A conversation and its rendering."""
+def turns_and_end(
+    template: ChatTemplate, conversation: Conversation
+) -> tuple[str, list[Span], str]:
+    """`assistant_turns`, and the token that ends the last turn; empty if none does."""
+    messages, tools, where = conversation.messages, conversation.tools, conversation.where
+    text, marks = text_and_marks(template, messages, tools, where=where)
+    bounds = TurnBounds(template, messages, tools, where, text)
+    try:
+        turns = [bounds.turn(k) for k in bounds.answers]
+        if any(b.span[0] < a.span[1] for a, b in pairwise(turns)):
+            raise bounds.no_turns("two turns overlap")
+    except InputError:
+        if len(marks) != len(bounds.answers):
+            _check_all_contained(bounds)
+            raise
+        spans = [_closed(template, text, mark) for mark in marks]
+        for k, span in zip(bounds.answers, spans, strict=True):
+            check_contained(bounds, k, text[slice(*span)])
+        return text, spans, _last_token(template, text[slice(*spans[-1])])
+    for k, turn in zip(bounds.answers, turns, strict=True):
+        check_contained(bounds, k, text[slice(*turn.span)])
+    spans = _marked(marks, turns) or [turn.span for turn in turns]
+    if not turns:
+        return text, spans, ""
+    last = turns[-1].ending
+    if last.appended:
+        text += last.appended
+        spans[-1] = spans[-1][0], len(text)
+    return text, spans, last.token
 
-    template: ChatTemplate
-    messages: list[Message]
-    tools: list[dict[str, Any]] | None
-    where: str
-    text: str
 
-    @property
-    def answers(self) -> list[int]:
-        """The numbers of the assistant's messages."""
-        return [k for k, message in enumerate(self.messages) if message["role"] == "assistant"]
+def ends_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an assistant's turn under the chat template: an answer, then a call.
 
-    @cached_property
-    def probe(self) -> str:
-        """A word that is nowhere in the rendering."""
-        # No end of this word is a beginning of it, so that no content can overlap with it.
-        return next(word for n in count() if (word := f"qxprobe{n}z") not in self.text)
+    They are those that a conversation of one answer, or of one call, is learnt to end with. A
+    conversation that the template does not render tells nothing; none is an error.
+    """
+    template = ChatTemplate(tokenizer)
+    ends: list[int] = []
+    for chat in _ENDED:
+        with suppress(InputError):
+            token = turns_and_end(template, chat)[2]
+            if token in tokenizer.added_tokens_encoder:
+                ends.append(tokenizer.added_tokens_encoder[token])
+    return list(dict.fromkeys(ends))
 
-    def render(self, messages: list[Message], *, generation_prompt: bool = False) -> str:
-        return self.template.text(
-            messages, self.tools, where=self.where, generation_prompt=generation_prompt
-        )
 
-    def no_turns(self, found: str) -> InputError:
-        return InputError(
-            "the chat template does not show where the assistant's turns are",
-            where=self.where or None,
-            expected="a template that renders each turn in one piece, or marks it",
-            found=found,
-            do="set {% generation %} … {% endgeneration %} around the assistant's part of it",
-        )
+_QUESTION = {"role": "user", "content": "How many?"}
+_CALL = {
+    "id": "call00007",
+    "type": "function",
+    "function": {"name": "count", "arguments": {"of": "a"}},
+}
+_COUNT = {"type": "object", "properties": {"of": {"type": "string", "description": "a thing"}}}
+_TOOL = {"name": "count", "description": "Counts.", "parameters": _COUNT}
+_ENDED = [
+    Conversation([*before, _QUESTION, {"role": "assistant", "content": words, **calls}], tools)
+    for words, calls, tools in (
+        ("Four.", {}, None),
+        ("", {"tool_calls": [_CALL]}, [{"type": "function", "function": _TOOL}]),
+    )
+    for before in ((), ({"role": "system", "content": "Be brief."},))
+]
 
-    def check_contained(self, k: int, turn: str) -> None:
-        """Refuse a template that knows no tool calls, or takes a text for a list of images.
 
-        Of a content the last word is looked for: templates remove thoughts before it, and some
-        the text beside a tool call.
-        """
-        message = self.messages[k]
-        calls = [call.get("function", call) for call in message.get("tool_calls", ())]
-        last_word = re.split(r"[\s>]", message["content"].strip())[-1][-16:]
-        expected = [str(call.get("name")) for call in calls] or [last_word]
-        for part in expected:
-            if part not in turn:
-                raise InputError(
-                    f"the chat template leaves out {'a tool call' if calls else 'an answer'}",
-                    where=self.where or None,
-                    expected=f"{part!r} in the turn of message {k + 1}",
-                    found=repr(turn[:80]),
-                    do="use a model or a template made for such conversations",
-                )
+def _check_all_contained(bounds: TurnBounds) -> None:
+    """`check_contained` for turns whose place is not known."""
+    for k in bounds.answers:
+        prompt, upto = bounds.prefix(k, prompt=True), bounds.prefix(k + 1)
+        if prompt and upto and upto.startswith(prompt):
+            check_contained(bounds, k, upto[len(prompt) :])
 
-    def is_closed(self, span: Span) -> bool:
-        """Whether the span ends with a token of its own, white space after it aside."""
-        return self.text[slice(*span)].rstrip().endswith(self.template.added_tokens)
 
-    def without_trailing_space(self, span: Span) -> Span:
-        """The span without the white space after its end-of-turn token.
+def check_contained(bounds: TurnBounds, k: int, turn: str) -> None:
+    """Refuse a template that knows no tool calls, or takes a text for a list of images.
 
-        Without such a token the white space is how the turn ends, and stays.
-        """
-        if not self.is_closed(span):
-            return span
-        return span[0], span[0] + len(self.text[slice(*span)].rstrip())
-
-    # Marked by the template
-
-    def marked_turns(self, marks: list[Span]) -> list[Span]:
-        """The marked spans with their end-of-turn tokens; nothing if they leave a turn out."""
-        if len(marks) < len(self.answers):
-            return []
-        if all(map(self.is_closed, marks)):
-            return marks
-        spans = list(marks)
-        for k in self.answers:
-            alone, alone_marks = text_and_marks(
-                self.template, self.messages[: k + 1], self.tools, where=self.where
+    Of a content the last word is looked for: templates remove thoughts before it, and some
+    the text beside a tool call.
+    """
+    message = bounds.messages[k]
+    calls = [call.get("function", call) for call in message.get("tool_calls", ())]
+    last_word = re.split(r"[\s>]", message["content"].strip())[-1][-16:]
+    expected = [str(call.get("name")) for call in calls] or [last_word]
+    for part in expected:
+        if part not in turn:
+            raise InputError(
+                f"the chat template leaves out {'a tool call' if calls else 'an answer'}",
+                where=bounds.where or None,
+                expected=f"{part!r} in the turn of message {k + 1}",
+                found=repr(turn[:80]),
+                do="use a model or a template made for such conversations",
             )
-            last = len(alone_marks) - 1  # the last mark of this turn
-            if not 0 <= last < len(spans):
-                return []
-            if not self.is_closed(spans[last]):
-                spans[last] = self._closed(spans[last], alone[alone_marks[last][1] :])
-        return spans
-
-    def _closed(self, span: Span, closing: str) -> Span:
-        """The span with the end-of-turn token that `closing` begins with and that follows it."""
-        start, end = span
-        for piece in self.template.pieces(closing):
-            if not self.text.startswith(piece, end):
-                break
-            end += len(piece)
-            if piece in self.template.added_tokens:
-                return start, end
-            if piece.strip():
-                break
-        return span
-
-    # Found by rendering
-
-    def turn(self, k: int) -> Span:
-        """The span of message `k`."""
-        if by_prefix := self._turn_by_prefix(k):
-            return by_prefix
-        start = self._start_by_probe(k)
-        content_end, probed = self._content_end(k)
-        return start, self._end_of_common(content_end, self._closing(k, probed))
-
-    def _turn_by_prefix(self, k: int) -> Span | None:
-        """What rendering one message more adds, where that leaves all before it as it was."""
-        if k == 0:
-            return None
-        last = k + 1 == len(self.messages)
-        try:
-            before = self.render(self.messages[:k], generation_prompt=True)
-            upto = self.text if last else self.render(self.messages[: k + 1])
-        except InputError:  # a template may refuse what is cut off here, and accept the whole
-            return None
-        if not (upto.startswith(before) and self.text.startswith(upto)):
-            return None
-        return len(before), len(upto)
-
-    def _closing(self, k: int, probed: Message) -> str:
-        """What the template writes after message `k` before another answer, or at the end of all.
-
-        The two differ where a template ends the last turn, or the document, with another token.
-        """
-        upto = [*self.messages[:k], probed]
-        at_end = self._after_probe(self.render(upto))
-        try:
-            before_answer = self._after_probe(self.render(upto, generation_prompt=True))
-            prompt = self._generation_prompt(self.messages[:k])
-        except InputError:
-            return at_end
-        return before_answer.removesuffix(prompt) if prompt else at_end
-
-    def _generation_prompt(self, messages: list[Message]) -> str:
-        """What the template adds before an answer; empty if it adds nothing."""
-        opened = self.template.pieces(self.render(messages, generation_prompt=True))
-        ended = self.template.pieces(self.render(messages))
-        pairs = zip(opened, ended, strict=False)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return "".join(opened[same:])
-
-    def _start_by_probe(self, k: int) -> int:
-        """Where the generation prompt before message `k` ends, as far as it is in the rendering."""
-        if k:
-            question_end, probed = self._content_end(k - 1)
-            prompt = self.render([*self.messages[: k - 1], probed], generation_prompt=True)
-            return self._end_of_common(question_end, self._after_probe(prompt))
-        prompt = self._generation_prompt([{"role": "user", "content": self.probe}])
-        if not prompt or prompt not in self.text:
-            raise self.no_turns("a conversation that the assistant opens")
-        return self.text.index(prompt) + len(prompt)
-
-    def _content_end(self, k: int) -> tuple[int, Message]:
-        """Where the content of message `k` ends in the rendering, and the probed message."""
-        for probed in _with_last_word(self.messages[k], self.probe):
-            try:
-                text = self.render([*self.messages[:k], probed, *self.messages[k + 1 :]])
-            except InputError:
-                continue
-            if self.probe in text and text.replace(self.probe, "") == self.text:
-                earlier = (text.count(self.probe) - 1) * len(self.probe)
-                return text.rindex(self.probe) - earlier, probed
-        raise self.no_turns(
-            f"message {k + 1} ({self.messages[k]['role']}) cannot be followed in it"
-        )
-
-    def _after_probe(self, text: str) -> str:
-        return text.rpartition(self.probe)[2]
-
-    def _end_of_common(self, start: int, expected: str) -> int:
-        """How far the rendering goes on from `start` as `expected` does.
-
-        Whole tokens and whole lines are compared: the openings of two tokens have much in common.
-        """
-        for piece in self.template.pieces(expected):
-            if not self.text.startswith(piece, start):
-                break
-            start += len(piece)
-        return start
-
-
-def _with_last_word(message: Message, word: str) -> Iterator[Message]:
-    """The message with `word` at the end of what templates render of it."""
-    calls = message.get("tool_calls")
-    if calls:
-        yield {**message, "tool_calls": [*calls[:-1], _renamed(calls[-1], word)]}
-        return
-    yield {**message, "content": message["content"] + word}
-    # Where the template strips contents, a word after white space would keep that in.
-    yield {**message, "content": message["content"].rstrip() + word}
-
-
-def _renamed(call: dict[str, Any], word: str) -> dict[str, Any]:
-    if isinstance(call.get("function"), dict):
-        return {**call, "function": _renamed(call["function"], word)}
-    return {**call, "name": f"{call.get('name')}{word}"}
 
 
 # Marks
+
+
+def _marked(marks: list[Span], turns: list[Turn]) -> list[Span]:
+    """What of the turns is marked, with their ends; nothing if a turn has no mark."""
+    spans: list[Span] = []
+    for turn in turns:
+        start, end = turn.span
+        inside = [(max(a, start), min(b, end)) for a, b in marks if a < end and b > start]
+        if not inside:
+            return []
+        begin, stop = inside[-1]
+        if turn.ending.token and stop >= turn.words_end:
+            inside[-1] = begin, end
+        spans += inside
+    return spans
+
+
+def _closed(template: ChatTemplate, text: str, mark: Span) -> Span:
+    """A mark up to and with the token that follows it, without white space after a token."""
+    start, end = mark
+    inside = text[start:end].rstrip()
+    if inside.endswith(template.added_tokens):
+        return start, start + len(inside)
+    following = template.pieces(text[end:])[:1]
+    closed = following and template.is_added(following[0])
+    return (start, end + len(following[0])) if closed else mark
+
+
+def _last_token(template: ChatTemplate, text: str) -> str:
+    return next((token for token in template.added_tokens if text.endswith(token)), "")
 
 
 def text_and_marks(

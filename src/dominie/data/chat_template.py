@@ -14,20 +14,22 @@ import signal
 import subprocess
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
 from dominie.data.child_processes import BEGUN, child_command
+from dominie.data.probes import with_arguments_in_both_forms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
     from dominie.data.formats import Message
+    from dominie.data.turn_bounds import Ending
 
 SECONDS = 10.0
 """Of processor time for one rendering, which takes milliseconds."""
@@ -200,6 +202,8 @@ class ChatTemplate:
         self.tokenizer, self.name = tokenizer, name
         self.rendered_whole: set[tuple[str, ...]] = set()
         """Roles of conversations, of those of which nothing was left out."""
+        self.endings: dict[tuple[str, bool, str | None], list[Ending]] = {}
+        """How turns ended that are alike: under this template, with calls, before this role."""
 
     def check(self, chats: Sequence[Chat]) -> None:
         """Let a child process render examples and the first of `chats`, once for each template.
@@ -231,6 +235,18 @@ class ChatTemplate:
     def added_tokens(self) -> tuple[str, ...]:
         """The tokens added to the vocabulary, the end of a turn among them, longest first."""
         return tuple(sorted(self.tokenizer.added_tokens_encoder, key=len, reverse=True))
+
+    @cached_property
+    def _added(self) -> frozenset[str]:
+        return frozenset(self.added_tokens)
+
+    def source(self, tools: list[dict[str, Any]] | None) -> str:
+        """The template, that for tools where there are several."""
+        return str(self.tokenizer.get_chat_template(tools=tools))
+
+    def is_added(self, piece: str) -> bool:
+        """Whether a piece is a token added to the vocabulary."""
+        return piece in self._added
 
     def pieces(self, text: str) -> list[str]:
         """A text cut into added tokens and the lines between them."""
@@ -291,39 +307,3 @@ class ChatTemplate:
             found=f"{type(failure).__name__}: {str(failure).strip()[:300]}",
             do="change the row (roles, their order, a system message), or the template",
         ) from failure
-
-
-def with_arguments_in_both_forms(messages: list[Message]) -> Iterator[list[Message]]:
-    """Messages whose tool calls carry their arguments as objects, then as JSON text.
-
-    Data has either form. Most templates want objects and would quote a text a second time; the
-    others fail on an object, which they would add to a text.
-    """
-    if not any("tool_calls" in message for message in messages):
-        yield messages
-        return
-    for form in (_parsed, _unparsed):
-        yield [
-            {**m, "tool_calls": [_with_arguments(call, form) for call in m["tool_calls"]]}
-            if "tool_calls" in m
-            else m
-            for m in messages
-        ]
-
-
-def _with_arguments(call: dict[str, Any], form: Callable[[Any], Any]) -> dict[str, Any]:
-    if isinstance(call.get("function"), dict):
-        return {**call, "function": _with_arguments(call["function"], form)}
-    return {**call, "arguments": form(call["arguments"])} if "arguments" in call else call
-
-
-def _parsed(arguments: Any) -> Any:
-    if isinstance(arguments, str):
-        with suppress(ValueError, RecursionError):
-            value = json.loads(arguments)
-            return value if isinstance(value, dict) else arguments
-    return arguments
-
-
-def _unparsed(arguments: Any) -> Any:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PreparedSource", "Row", "Rows", "Summary", "prepare"]
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Raised when the same sources come to be read, split, encoded or stored in another way."""
 
 _BATCH_ROWS = 256

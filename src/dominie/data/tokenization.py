@@ -146,7 +146,8 @@ def supervised_spans(
 
     Returns:
         The text, and in order the (start, end) of each assistant turn in it: the characters from
-        the end of the generation prompt up to and with the end-of-turn token.
+        the end of the generation prompt up to and with the end-of-turn token. Where a template
+        writes none and the next header ends an answer, the text has that token at its end.
 
     Raises:
         InputError: as `encode` does, or for messages that are none.
@@ -172,18 +173,6 @@ def prompt_ids(
     text = ChatTemplate(tokenizer).text(messages, tools, where=where, generation_prompt=True)
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
-
-
-def ends_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that ends an assistant's turn under the chat template, if a token of its own does.
-
-    Raises:
-        InputError: as `encode` does.
-    """
-    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    row = encode(tokenizer, Conversation(chat))
-    last = [token for token, flag in zip(*row[:2], strict=True) if flag][-1]
-    return [last] if last in tokenizer.added_tokens_decoder else []
 
 
 def _supervised(

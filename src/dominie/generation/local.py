@@ -14,7 +14,8 @@ import torch
 from transformers import GenerationConfig, TextStreamer
 
 from dominie.core.display import Advance
-from dominie.data.tokenization import ends_of_turn, prompt_ids
+from dominie.data.assistant_spans import ends_of_turn
+from dominie.data.tokenization import prompt_ids
 from dominie.generation.generator import (
     Generation,
     GenerationRequest,
@@ -57,6 +58,7 @@ class LocalGenerator:
 
     def __init__(self, load: Load, fingerprint: Sequence[str] = (), *, batch: int = 1) -> None:
         self._load, self._fingerprint, self._batch = functools.cache(load), fingerprint, batch
+        self._ends: tuple[int, ...] = ()
 
     def identity(self, sampling: Sampling) -> Mapping[str, Any]:
         """Return the model's fingerprint and the sampling."""
@@ -118,7 +120,8 @@ class LocalGenerator:
             ids = prompt_ids(tokenizer, list(request.messages or ()))
         stops = request.stop_ids
         if stops is None:
-            stops = tuple(ends_of_turn(tokenizer))
+            self._ends = self._ends or tuple(ends_of_turn(tokenizer))
+            stops = self._ends
         context = info_of(text_config(model)).context or 2**31
         return _Prompt(
             index,

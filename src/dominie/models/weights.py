@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dominie.core.content_hash import content_hashes
 from dominie.core.errors import InputError
-from dominie.data.tokenization import ends_of_turn
+from dominie.data.assistant_spans import ends_of_turn
 from dominie.models.spec import Model, base_and_adapter, check_model
 
 #: Dtypes by the names that safetensors has for them.
