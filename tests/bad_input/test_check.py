@@ -18,7 +18,7 @@ HUB = "org/model"
 def test_a_sample_of_each_source_shows_what_is_trained_on(work, dominie):
     said = dominie("check", "r.yaml")
     assert said.status == 0, said.err
-    assert "d: 2 of 9 tokens are trained on, between ⟦ and ⟧" in said.out
+    assert "d, the shortest: 2 of 9 tokens are trained on, between ⟦ and ⟧" in said.out
     assert "<|assistant|>⟦ red <|end|>⟧" in said.out
     assert "memory and time on this machine" in said.out
     assert "not checked" not in said.out
@@ -30,7 +30,7 @@ def test_json_is_one_object(work, dominie):
     found = json.loads(said.out)
     assert found["stages"] == ["s"]
     assert found["sources"]["d"]["kept"] == 40
-    assert found["samples"]["d"]["supervised_tokens"] == 2
+    assert found["samples"]["d"][0]["supervised_tokens"] == 2
     assert found["plan"]["stages"]["s"]["fits"]
     assert found["not_checked"] == []
 
@@ -102,7 +102,7 @@ def test_a_name_that_the_hub_refuses_is_an_error(work, dominie, refused, monkeyp
 
 
 def test_colour_takes_the_place_of_marks_on_a_terminal():
-    found = {"d": _sample("abc", [False, False, True])}
+    found = {"d": [_sample("abc", [False, False, True])]}
     colours = Console(force_terminal=True, color_system="standard", width=80, no_color=False)
     with colours.capture() as captured:
         for line in sample_lines(found, colours):
@@ -122,13 +122,28 @@ def test_spans_keep_the_spaces_that_a_tokenizer_drops_in_front():
     assert sample("d", "train", "s", tokenizer, row).text == "hello⟦ you there⟧"
 
 
-def test_long_spans_show_their_two_ends():
-    (_, _, line) = sample_lines(
-        {"d": _sample("x" * 1000 + "y", [False] * 1000 + [True])}, Console()
-    )
-    assert "… 600 characters …" in line.plain
-    assert line.plain.endswith("⟦y⟧")
-    assert len(line.plain) < 500
+def test_long_spans_are_shown_whole():
+    found = {"d": [_sample("x" * 1000 + "y", [False] * 1000 + [True])]}
+    (_, _, line) = sample_lines(found, Console())
+    assert line.plain == "    " + "x" * 1000 + "⟦y⟧"
+
+
+def test_the_shortest_the_longest_and_a_rich_row_are_shown(work, dominie):
+    long = {"prompt": "copy " + "red " * 9, "completion": "red blue"}
+    tools = [{"type": "function", "function": {"name": "count"}}]
+    rows = [{"prompt": "copy red blue", "completion": "red blue"}] * 2
+    rows += [{"prompt": "copy red", "completion": "red"}, long]
+    rows += [{"prompt": "copy blue red", "completion": "red blue", "tools": tools, "id": 7}]
+    (work / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = json.loads(dominie("check", "r.yaml", "--json").out)
+    shown = {each["which"]: each["text"] for each in found["samples"]["d"]}
+    assert list(shown) == ["the shortest", "the longest", "with tools or thoughts"]
+    assert " red <|end|> <|assistant|>" in shown["the shortest"]
+    assert shown["the longest"].count("red") == 10
+    assert " blue red <|end|> <|assistant|>" in shown["with tools or thoughts"]
+    said = dominie("check", "r.yaml").out
+    assert "d, the longest: " in said
+    assert "for tasks and `where` alone: id" in said
 
 
 def _sample(text, flags):

@@ -61,6 +61,14 @@ class LeftOut:
         )
 
 
+def is_rich(conversation: Conversation) -> bool:
+    """Whether a conversation has tools, thoughts or other keys that templates treat apart."""
+    return bool(conversation.tools) or any(
+        len(message) > 2 or _END_OF_THOUGHTS in message["content"]
+        for message in conversation.messages
+    )
+
+
 def summed(found: Iterable[LeftOut], before: Sequence[LeftOut] = ()) -> list[LeftOut]:
     """What was found, added to what was found `before`, kind by kind."""
     kinds = {each.what: each for each in before}

@@ -17,7 +17,7 @@ from dominie.core.errors import InputError, RunError
 from dominie.core.io import file_manifest, is_intact, read_checksummed, write_checksummed
 from dominie.data.child_processes import encode_batches
 from dominie.data.conversations import read_conversations
-from dominie.data.left_out import LeftOut, summed
+from dominie.data.left_out import LeftOut, is_rich, summed
 from dominie.data.row_store import Row, Rows, RowsWriter
 from dominie.data.sources import (
     DIGEST_BYTES,
@@ -45,6 +45,8 @@ FORMAT_VERSION = 6
 
 _BATCH_ROWS = 256
 _BATCH_CHARACTERS = 2**22
+
+_Tag = tuple["Split", bool]  # where a conversation goes, and whether it has tools or thoughts
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,17 @@ class Summary:
 
 @dataclass(frozen=True)
 class PreparedSource:
-    """The rows of a source by split, and what became of its conversations."""
+    """The rows of a source by split, and what became of its conversations.
+
+    Attributes:
+        rich: split and number of the first row with tools or thoughts; None if there is none.
+    """
 
     train: Rows
     validation: Rows
     test: Rows
     summary: Summary
+    rich: tuple[Split, int] | None = None
 
 
 def prepare(
@@ -172,7 +179,8 @@ def _opened(folder: Path) -> PreparedSource:
     record = read_checksummed(folder / "prepared.json")
     rows = {split: Rows(folder / f"{split}.arrow", record["digests"][split]) for split in SPLITS}
     lost = tuple(LeftOut(**each) for each in record["summary"].pop("left_out"))
-    return PreparedSource(**rows, summary=Summary(**record["summary"], left_out=lost))
+    summary, rich = Summary(**record["summary"], left_out=lost), record.get("rich")
+    return PreparedSource(**rows, summary=summary, rich=rich and (rich[0], rich[1]))
 
 
 def _make(
@@ -188,6 +196,7 @@ def _make(
     counts: Counter[str] = Counter()
     columns: dict[str, Counter[str]] = {"beside": Counter(), "unread": Counter()}
     left_out: list[LeftOut] = []
+    rich: tuple[Split, int] | None = None
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
         made = Path(scratch) / "rows"
         made.mkdir()
@@ -196,7 +205,7 @@ def _make(
             batches = _batches(_assigned(source, held_out, counts, columns))
             with closing(encode_batches(tokenizer, batches, processes=processes)) as encoded:
                 for batch in encoded:
-                    for split, (row, lost) in batch:
+                    for (split, is_rich), (row, lost) in batch:
                         if len(row.input_ids) > max_length:
                             row = row.first(max_length)
                             # The first token is never predicted.
@@ -206,6 +215,8 @@ def _make(
                             counts["truncated"] += 1
                         counts["kept"] += 1
                         left_out = summed(lost, left_out)
+                        if is_rich and rich is None:
+                            rich = split, writers[split].rows
                         writers[split].add(row)
                     if progress is not None:
                         progress(source.name, counts["read"])
@@ -220,19 +231,19 @@ def _make(
         )
         if not writers["train"].rows and source.held_out_fraction < 1:
             raise _nothing_left(source, summary, max_length)
-        record = {"summary": dataclasses.asdict(summary), "digests": digests}
+        record = {"summary": dataclasses.asdict(summary), "digests": digests, "rich": rich}
         write_checksummed(made / "prepared.json", record | {"files": file_manifest(made)})
         _appear(made, folder)
 
 
 def _batches(
-    assigned: Iterator[tuple[Split, Conversation]],
-) -> Iterator[list[tuple[Split, Conversation]]]:
+    assigned: Iterator[tuple[_Tag, Conversation]],
+) -> Iterator[list[tuple[_Tag, Conversation]]]:
     """Conversations in batches that have a bounded number of rows and, nearly, of characters."""
-    batch: list[tuple[Split, Conversation]] = []
+    batch: list[tuple[_Tag, Conversation]] = []
     characters = 0
-    for split, conversation in assigned:
-        batch.append((split, conversation))
+    for tag, conversation in assigned:
+        batch.append((tag, conversation))
         characters += sum(len(message["content"]) for message in conversation.messages)
         if len(batch) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
             yield batch
@@ -246,7 +257,7 @@ def _assigned(
     held_out: Set[bytes],
     counts: Counter[str],
     columns: Mapping[str, Counter[str]],
-) -> Iterator[tuple[Split, Conversation]]:
+) -> Iterator[tuple[_Tag, Conversation]]:
     """The conversations of a source that are used, each with its split; the others are counted."""
     for conversation in without_duplicates(read_conversations(source)):
         counts["read"] += 1
@@ -260,7 +271,7 @@ def _assigned(
             continue
         columns["beside"].update(conversation.fields)
         columns["unread"].update(conversation.unread)
-        yield split, conversation
+        yield (split, is_rich(conversation)), conversation
 
 
 def _held_out_prompts(source: Source, content: str, cache: Path) -> set[bytes]:

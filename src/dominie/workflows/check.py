@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.display import Display
 from dominie.core.errors import OutOfReach
 from dominie.data.conversations import read_conversations
-from dominie.data.row_store import Row
-from dominie.data.rows import Summary
+from dominie.data.row_store import Row, Rows
+from dominie.data.rows import PreparedSource, Summary
+from dominie.data.sources import SPLITS
 from dominie.planning.plan import Plan, machine, plan_recipe
 from dominie.planning.plan_output import as_json
 from dominie.recipe import Recipe
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
     from dominie.data.conversations import Conversation
 
-#: Characters of a span that are shown; of a longer one its two ends.
-_SHOWN = 400
 _MARKS = "⟦", "⟧"
 
 
@@ -44,6 +43,7 @@ class Sample:
         tokens: in it; 0 if it is not tokenised.
         supervised: tokens of it that are trained on.
         spans: its text in order, in pieces, and whether each is trained on.
+        which: of the rows of its source; empty if it is shown alone.
     """
 
     source: str
@@ -52,6 +52,7 @@ class Sample:
     tokens: int
     supervised: int
     spans: tuple[tuple[str, bool], ...]
+    which: str = ""
 
     @property
     def text(self) -> str:
@@ -59,67 +60,93 @@ class Sample:
         return "".join(_MARKS[0] + t + _MARKS[1] if on else t for t, on in self.spans)
 
 
-def samples(prepared: Sequence[Prepared]) -> dict[str, Sample]:
-    """Show the first conversation of every source, tokenised for the first stage that reads it."""
-    found: dict[str, Sample] = {}
+def samples(prepared: Sequence[Prepared]) -> dict[str, list[Sample]]:
+    """Show rows of every source, tokenised for the first stage that reads it.
+
+    They are the shortest, the longest, and the first with tools or thoughts: what templates and
+    `max_length` do to data shows there.
+    """
+    found: dict[str, list[Sample]] = {}
     for stage in prepared:
         for name, source in stage.sources.items():
-            for split in ("train", "validation", "test"):
-                if name not in found and len(rows := getattr(source, split)):
-                    found[name] = sample(name, split, stage.name, stage.tokenizer, rows[0])
+            if name not in found and (chosen := _chosen(source)):
+                found[name] = [
+                    sample(name, split, stage.name, stage.tokenizer, rows[number], which)
+                    for which, split, rows, number in chosen
+                ]
     return found
 
 
-def sample(source: str, split: str, stage: str, tokenizer: Any, row: Row) -> Sample:
+def _chosen(source: PreparedSource) -> list[tuple[str, str, Rows, int]]:
+    """Of each row to show: what is special about it, its split, the rows and its number."""
+    by_split = [(split, getattr(source, split)) for split in SPLITS]
+    all_rows = [(split, rows) for split, rows in by_split if len(rows)]
+    if not all_rows:
+        return []
+    least = [int(rows.lengths.argmin()) for _, rows in all_rows]
+    most = [int(rows.lengths.argmax()) for _, rows in all_rows]
+    short = min(range(len(least)), key=lambda i: all_rows[i][1].lengths[least[i]])
+    long = max(range(len(most)), key=lambda i: all_rows[i][1].lengths[most[i]])
+    picked = [("the shortest", *all_rows[short], least[short])]
+    picked.append(("the longest", *all_rows[long], most[long]))
+    if source.rich is not None:
+        split, number = source.rich
+        picked.append(("with tools or thoughts", split, getattr(source, split), number))
+    places = dict.fromkeys((split, number) for _, split, _, number in picked)
+    if len(places) == 1:
+        return [("", *picked[0][1:])]
+    return [next(each for each in picked if (each[1], each[3]) == place) for place in places]
+
+
+def sample(
+    source: str, split: str, stage: str, tokenizer: Any, row: Row, which: str = ""
+) -> Sample:
     """Decode a row, span by span."""
     ids, flags = row.input_ids.tolist(), row.supervised.tolist()
-    spans, end, before = [], 0, ""
+
+    def decoded(start: int, end: int) -> str:
+        return str(tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False))
+
+    spans, before, start = [], 0, 0
     for on, members in groupby(flags):
-        end += len(list(members))
+        end = start + len(list(members))
         # By difference, since a tokenizer may drop the space that a piece of its own begins with.
-        text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
-        spans.append((text[len(before) :], bool(on)))
-        before = text
-    return Sample(source, split, stage, len(ids), sum(flags), tuple(spans))
+        text = decoded(before, end)
+        spans.append((text[len(decoded(before, start)) :] if start else text, bool(on)))
+        before, start = start, end
+    return Sample(source, split, stage, len(ids), sum(flags), tuple(spans), which)
 
 
-def untokenised(source: str, conversation: Conversation) -> Sample:
+def untokenised(source: str, conversation: Conversation, which: str = "") -> Sample:
     """Show a conversation as text, if no tokenizer for it can be reached."""
     spans: list[tuple[str, bool]] = []
     for message in conversation.messages:
         answers = message["role"] == "assistant"
         spans += [(f"{message['role']}: ", False), (str(message["content"] or ""), answers)]
         spans.append(("\n", False))
-    return Sample(source, "", "", 0, 0, tuple(spans[:-1]))
+    return Sample(source, "", "", 0, 0, tuple(spans[:-1]), which)
 
 
-def sample_lines(found: Mapping[str, Sample], console: Console) -> list[Text]:
+def sample_lines(found: Mapping[str, Sequence[Sample]], console: Console) -> list[Text]:
     """Format samples: in colour on a terminal that has it, else with marks."""
     from rich.text import Text
 
     coloured = console.color_system is not None and not console.no_color
     lines = []
-    for each in found.values():
+    for each in chain.from_iterable(found.values()):
         how = "in green" if coloured else f"between {_MARKS[0]} and {_MARKS[1]}"
         counted = f"{each.supervised} of {each.tokens} tokens are trained on"
-        head = f"{each.source}: {counted if each.tokens else 'what is trained on'}, {how}"
+        name = f"{each.source}, {each.which}" if each.which else each.source
+        head = f"{name}: {counted if each.tokens else 'what is trained on'}, {how}"
         lines += [Text(""), Text(head)]
         body = Text()
         for text, on in each.spans:
-            short = _shortened(text)
             if coloured:
-                body.append(short, style="bold green" if on else "dim")
+                body.append(text, style="bold green" if on else "dim")
             else:
-                body.append(_MARKS[0] + short + _MARKS[1] if on else short)
+                body.append(_MARKS[0] + text + _MARKS[1] if on else text)
         lines += [Text("    ") + line for line in body.split("\n", allow_blank=True)]
     return lines
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= _SHOWN:
-        return text
-    left_out = len(text) - _SHOWN
-    return f"{text[: _SHOWN // 2]} … {left_out:,} characters … {text[-_SHOWN // 2 :]}"
 
 
 @dataclass(frozen=True)
@@ -130,7 +157,7 @@ class Checked:
         recipe: what was checked.
         stages: those that can run, in the order in which they do.
         sources: what becomes of the conversations of each source.
-        samples: a conversation of each source, tokenised.
+        samples: conversations of each source, tokenised: the shortest, the longest, a rich one.
         plan: memory and time of each stage on this machine; None if it could not be made.
         not_checked: what is on a hub that cannot be reached, or not made yet; and why.
     """
@@ -138,7 +165,7 @@ class Checked:
     recipe: Recipe
     stages: tuple[str, ...]
     sources: Mapping[str, Summary]
-    samples: Mapping[str, Sample]
+    samples: Mapping[str, Sequence[Sample]]
     plan: Plan | None
     not_checked: tuple[tuple[str, str], ...]
 
@@ -152,8 +179,16 @@ class Checked:
                 name: dataclasses.asdict(summary) for name, summary in self.sources.items()
             },
             "samples": {
-                name: {"text": s.text, "tokens": s.tokens, "supervised_tokens": s.supervised}
-                for name, s in self.samples.items()
+                name: [
+                    {
+                        "which": s.which,
+                        "text": s.text,
+                        "tokens": s.tokens,
+                        "supervised_tokens": s.supervised,
+                    }
+                    for s in shown
+                ]
+                for name, shown in self.samples.items()
             },
             "plan": planned,
             "not_checked": [{"what": what, "why": why} for what, why in self.not_checked],
@@ -198,13 +233,22 @@ def check_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> 
     return checked
 
 
-def _read(folder: RunFolder, name: str, display: Display) -> Sample:
+def _read(folder: RunFolder, name: str, display: Display) -> list[Sample]:
     """Read a source without a tokenizer, if no stage that reads it could be prepared."""
-    conversations = read_conversations(folder.source(name))
-    first = next(conversations)  # an empty source was refused
-    rows = 1 + sum(1 for _ in conversations)
-    display.line(f"{name}: {rows:,} conversations can be read; not tokenised")
-    return untokenised(name, first)
+    count = 0
+    picked: dict[str, tuple[int, Conversation]] = {}
+    for count, each in enumerate(read_conversations(folder.source(name)), 1):
+        length = sum(len(message["content"]) for message in each.messages)
+        if count == 1 or length < picked["the shortest"][0]:
+            picked["the shortest"] = length, each
+        if count == 1 or length > picked["the longest"][0]:
+            picked["the longest"] = length, each
+    display.line(f"{name}: {count:,} conversations can be read; not tokenised")
+    if not picked:  # `where` chooses none
+        return []
+    if picked["the shortest"][1] is picked["the longest"][1]:
+        return [untokenised(name, picked["the longest"][1])]
+    return [untokenised(name, each, which) for which, (_, each) in picked.items()]
 
 
 def _not_made(
