@@ -2,6 +2,7 @@ import json
 import sys
 import types
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -206,3 +207,77 @@ def test_any_bytes_are_an_input_error(tmp_path_factory, data, suffix):
     with pytest.raises(InputError) as caught:
         read(path)
     assert str(path) in caught.value.where
+
+
+def test_nulls_within_calls_mean_the_same_in_every_format(tmp_path):
+    """datasets writes a null for every key that another row has; a text of JSON is left alone."""
+    text = '{"x": null}'
+    calls = [
+        {"function": {"name": "a", "arguments": {"x": 1}}},
+        {"function": {"name": "b", "arguments": {"y": 2}}},
+        {"function": {"name": "c", "arguments": text}},
+    ]
+    padded = [{"x": 1, "y": None}, {"x": None, "y": 2}, text]
+    given = [
+        {"function": {**call["function"], "arguments": arguments}}
+        for call, arguments in zip(calls, padded, strict=True)
+    ]
+    answer = {"role": "assistant", "content": "", "tool_calls": given, "name": None}
+    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": [HI, answer]}))
+    (found,) = read(tmp_path / "x.jsonl")
+    assert found.messages == [HI, {"role": "assistant", "content": "", "tool_calls": calls}]
+    assert found.unread == ("null in tools or tool calls",)
+    answer["tool_calls"] = calls
+    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": [HI, answer]}))
+    assert read(tmp_path / "x.jsonl")[0].unread == ()
+
+
+def repeated(value, count):
+    """A column that a Parquet file holds in a few bytes."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([value]))
+
+
+def test_a_small_file_of_endless_rows_is_refused(tmp_path):
+    path, count = tmp_path / "x.parquet", 2**23
+    column = repeated("hi", count)
+    pq.write_table(pa.table({"prompt": column, "completion": column}), path, row_group_size=count)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(InputError, match="more than a file of its size can hold"):
+        read(path)
+
+
+def test_a_small_file_of_one_endless_list_is_refused(tmp_path):
+    path, count = tmp_path / "x.parquet", 2**23
+    tags = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), repeated("z", count))
+    pq.write_table(pa.table({"prompt": ["hi"], "completion": ["hello"], "tags": tags}), path)
+    with pytest.raises(InputError, match=f"(?s)size can hold.*{count:,} values"):
+        read(path)
+
+
+def test_a_small_file_of_one_endless_text_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("dominie.data.conversations._FEW_BYTES", 2**20)
+    path = tmp_path / "x.parquet"
+    table = pa.table({"prompt": ["x" * 2**24], "completion": ["hello"]})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
+    with pytest.raises(InputError, match="more than a file of its size can hold"):
+        read(path)
+
+
+def test_a_long_text_that_stands_in_many_rows_is_copied_a_few_times_at_once(tmp_path):
+    path, size, count = tmp_path / "x.parquet", 2**20, 400
+    prompts, answers = repeated("x" * size, count), [str(n) for n in range(count)]
+    pq.write_table(pa.table({"prompt": prompts, "completion": answers}), path)
+    assert path.stat().st_size < 2 * size
+    before = pa.total_allocated_bytes()
+    rows = read_conversations(Source(name="x", path=str(path)))
+    assert next(rows).answer == "0"
+    assert pa.total_allocated_bytes() - before < 64 * size
+    assert sum(1 for _ in rows) == count - 1
+
+
+def test_a_row_of_many_long_texts_is_refused(tmp_path):
+    path = tmp_path / "x.parquet"
+    texts = pa.ListArray.from_arrays(pa.array([0, 100], pa.int32()), repeated("x" * 2**20, 100))
+    pq.write_table(pa.table({"prompt": ["hi"], "completion": ["hello"], "texts": texts}), path)
+    with pytest.raises(InputError, match="a row is too large"):
+        read(path)

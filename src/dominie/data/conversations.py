@@ -11,7 +11,7 @@ from dominie.core.errors import InputError, unreadable
 from dominie.data.columns import refuse_rejected
 from dominie.data.ecommerce_formats import with_meta_file
 from dominie.data.formats import Conversation, parsed_row
-from dominie.data.json_files import json_rows, jsonl_rows
+from dominie.data.json_files import MAX_ROW_BYTES, json_rows, jsonl_rows, without_nulls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,6 +23,7 @@ __all__ = ["Conversation", "read_conversations"]
 FAULTS_SHOWN = 5
 """So many bad rows are named at once, so that a file need not be corrected one run at a time."""
 _BATCH_ROWS = 512
+_FEW_VALUES, _FEW_BYTES = 2**22, 2**28  # of a Parquet file, which may be as small as it likes
 
 
 def read_conversations(source: Source) -> Iterator[Conversation]:
@@ -108,19 +109,6 @@ def raw_rows(source: Source) -> Iterator[tuple[str, Any | InputError]]:
             )
 
 
-def without_nulls(value: Any) -> Any:
-    """A nested value without the keys whose value is null.
-
-    A Parquet column gives every object every key, so that the arguments of one tool call would
-    carry the names of all others.
-    """
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
-
-
 def _file_rows(path: Path) -> Iterator[tuple[str, Any | InputError]]:
     if path.suffix.lower() == ".parquet":
         for number, columns in _parquet_rows(path):
@@ -171,10 +159,22 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     number = 0
     try:
-        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+        with pq.ParquetFile(path) as file:
             _refuse_fields_twice(file.schema_arrow, str(path))
+            footer = file.metadata
+            _refuse_unfolding(footer, path)
+            columns = [file.schema.column(i) for i in range(len(file.schema))]
+        texts = [
+            column.path
+            for column in columns
+            if column.physical_type == "BYTE_ARRAY"
+            and column.logical_type.type in ("STRING", "JSON", "NONE")
+        ]
+        with pq.ParquetFile(
+            path, metadata=footer, read_dictionary=texts, memory_map=True, pre_buffer=False
+        ) as file:
             batches = file.iter_batches(batch_size=_BATCH_ROWS)
-            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+            rows = chain.from_iterable(_plain_rows(batch, path) for batch in batches)
             for number, row in enumerate(rows, 1):
                 yield number, without_nulls(row)
     except (pa.ArrowException, ValueError, OverflowError) as error:
@@ -184,6 +184,66 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             expected="a complete Parquet file",
             found=str(error).partition("\n")[0],
         ) from error
+
+
+def _refuse_unfolding(footer: Any, path: Path) -> None:
+    """Refuse a small file that claims to hold what would fill the memory or take for ever."""
+    size = path.stat().st_size
+    most = max(_FEW_VALUES, 64 * size)
+    chunks = [
+        footer.row_group(g).column(c)
+        for g in range(footer.num_row_groups)
+        for c in range(footer.num_columns)
+    ]
+    values = max([footer.num_rows, *(chunk.num_values for chunk in chunks)])
+    unpacked = max((chunk.total_uncompressed_size for chunk in chunks), default=0)
+    most_bytes = max(_FEW_BYTES, 200 * size)
+    if values > most or unpacked > most_bytes:
+        raise InputError(
+            "the Parquet file claims more than a file of its size can hold of conversations",
+            where=str(path),
+            expected=f"at most {most:,} values in a column, and {most_bytes:,} bytes of them",
+            found=f"{values:,} values, {unpacked:,} bytes unpacked, in a file of {size:,} bytes",
+            do="check where the file comes from; repeated rows are trained on once in any case",
+        )
+
+
+def _plain_rows(batch: Any, path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a record batch, a few at a time where they are large.
+
+    Texts that stand often in a file are one text in the batch, and only as many as fit in
+    `MAX_ROW_BYTES` are copied at once.
+    """
+    size = sum(map(_text_bytes, batch.columns))
+    if size <= MAX_ROW_BYTES:
+        yield from batch.to_pylist()
+        return
+    if len(batch) == 1:
+        raise InputError(
+            "a row is too large",
+            where=str(path),
+            expected=f"at most {MAX_ROW_BYTES >> 20} MiB a row",
+            found=f"{size >> 20:,} MiB",
+            do="check that this is a data file",
+        )
+    half = len(batch) // 2
+    yield from _plain_rows(batch.slice(0, half), path)
+    yield from _plain_rows(batch.slice(half), path)
+
+
+def _text_bytes(array: Any) -> int:
+    """Bytes of all texts in an array, each as often as it stands there."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        lengths = pc.binary_length(array.dictionary)
+        return pc.sum(lengths.take(array.indices.drop_null())).as_py() or 0
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_struct(kind):
+        parts = array.flatten()
+        return sum(map(_text_bytes, parts if isinstance(parts, list) else [parts]))
+    return int(array.nbytes)
 
 
 def _refuse_fields_twice(fields: Any, where: str) -> None:

@@ -23,7 +23,7 @@ from dominie.data.columns import (
     wrong_type,
 )
 from dominie.data.ecommerce_formats import benchmark_question, options_text
-from dominie.data.json_files import DECODER, check_encodable
+from dominie.data.json_files import DECODER, check_encodable, drop_inner_nulls
 
 Message = dict[str, Any]
 Scalar = str | int | float | bool
@@ -88,6 +88,7 @@ def parsed_row(row: Any, where: str) -> Conversation:
     if not isinstance(row, dict):
         raise wrong_type("the row", row, 'an object: {"messages": […]}', where)
     columns = {key: value for key, value in row.items() if value is not None}
+    nulls = drop_inner_nulls(columns)
     found = benchmark_question(columns, where)
     if found is None:
         messages, used = _messages_and_columns(columns, where)
@@ -104,6 +105,7 @@ def parsed_row(row: Any, where: str) -> Conversation:
     check_encodable(messages, tools, where)
     weighted = {m["role"] for m in messages if m["role"] != "assistant" and m.get(WEIGHT)}
     lost += [f"weight of {role} messages" for role in sorted(weighted)]
+    lost += ["null in tools or tool calls"] if nulls else []
     used |= {*READ_SYSTEMS, "tools"}
     fields = {key: value for key, value in columns.items() if key not in used and _is_field(value)}
     return Conversation(

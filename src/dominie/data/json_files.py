@@ -193,3 +193,35 @@ def check_encodable(messages: list[dict[str, Any]], tools: Any, where: str) -> N
         ) from None
     except (ValueError, RecursionError) as error:
         raise InputError("the row is nested too deeply", where=where, found=str(error)) from None
+
+
+def without_nulls(value: Any) -> Any:
+    """A nested value without the keys whose value is null.
+
+    A Parquet column gives every object every key, so that the arguments of one tool call would
+    carry the names of all others; and so does JSON that was written of such a column.
+    """
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def drop_inner_nulls(columns: dict[str, Any]) -> bool:
+    """Apply `without_nulls` to columns that are lists; return whether that changed more than keys.
+
+    The keys are those of a row's messages and tools themselves, where null and absent are one.
+    """
+    changed = False
+    for name, value in columns.items():
+        if isinstance(value, list):
+            outer = [
+                {key: item for key, item in each.items() if item is not None}
+                if isinstance(each, dict)
+                else each
+                for each in value
+            ]
+            columns[name] = without_nulls(outer)
+            changed |= columns[name] != outer
+    return changed
