@@ -298,3 +298,32 @@ def test_a_parquet_column_that_stands_twice_is_refused(tmp_path):
         pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / "x.parquet")
         with pytest.raises(InputError, match="two columns have the same name"):
             list(read_conversations(Source(name="x", path=str(tmp_path / "x.parquet"))))
+
+
+# Keys of messages
+
+
+def test_keys_of_messages_that_the_template_does_not_name_are_told(make_tokenizer, tmp_path):
+    named = {**HI, "name": "Ann", "mood": 3}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "a"}}]}
+    rows = [
+        {"messages": [named, HELLO]},
+        {"messages": [HI, call, {"role": "tool", "content": "4", "tool_call_id": "x"}, HELLO]},
+    ]
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    tokenizer = make_tokenizer("chatml")
+    source = {"x": Source(name="x", path=str(path))}
+    summary = prepare(source, tokenizer, max_length=99, cache=tmp_path / "r")["x"].summary
+    told = [(lost.what, lost.first) for lost in summary.left_out]
+    assert told == [(f"the key `{k}` of messages", "x.jsonl:1") for k in ("name", "mood")]
+    tokenizer.chat_template += "{# message.name #}"
+    summary = prepare(source, tokenizer, max_length=99, cache=tmp_path / "r")["x"].summary
+    assert [lost.what for lost in summary.left_out] == ["the key `mood` of messages"]
+
+
+def test_a_conversation_of_endless_turns_is_refused_at_once(make_tokenizer):
+    endless = parsed_row({"messages": [HI, HELLO] * 10_000}, "x:1")
+    with pytest.raises(InputError, match="too many messages") as caught:
+        encode(make_tokenizer("chatml"), endless)
+    assert caught.value.where == "x:1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import chain
@@ -17,7 +18,7 @@ from dominie.data.assistant_spans import assistant_turns
 from dominie.data.chat_template import PROBED, ChatTemplate, memory_limit
 from dominie.data.columns import split_weights
 from dominie.data.formats import Conversation, parsed_messages
-from dominie.data.left_out import left_out
+from dominie.data.left_out import THOUGHTS, LeftOut, left_out
 from dominie.data.row_store import Row
 
 if TYPE_CHECKING:
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 
     from dominie.data.chat_template import Span
     from dominie.data.formats import Message
-    from dominie.data.left_out import LeftOut
+
+
+MOST_MESSAGES = 2000
+"""Of a conversation; so many take some ten seconds."""
+_KNOWN_KEYS = {"role", "content", "tool_calls", "tool_call_id", "id", *THOUGHTS}
+_WHOLE_MESSAGE = re.compile(r"\b(message|msg|m)\s*\|\s*(tojson|items|string)\b")
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -80,11 +86,13 @@ def encode_and_tell(
 ) -> list[tuple[Row, list[LeftOut]]]:
     """`encode_all`, and what the chat template leaves out of each conversation."""
     template = ChatTemplate(tokenizer)
+    for conversation in conversations:
+        _check_length(conversation)
     template.check([(c.messages, c.tools) for c in conversations[:PROBED]])
     with memory_limit(chat_template.BYTES) if chat_template.in_worker else nullcontext():
         turns = [assistant_turns(template, conversation) for conversation in conversations]
         lost = [
-            left_out(template, conversation, text)
+            [*left_out(template, conversation, text), *_unread_keys(template, conversation)]
             for conversation, (text, _) in zip(conversations, turns, strict=True)
         ]
     encodings = tokenizer(
@@ -105,6 +113,35 @@ def encode_and_tell(
             lost,
             strict=True,
         )
+    ]
+
+
+def _check_length(conversation: Conversation) -> None:
+    """Refuse a conversation whose turns would be looked for hours: the time grows as the square."""
+    if len(conversation.messages) > MOST_MESSAGES:
+        raise InputError(
+            "the conversation has too many messages",
+            where=conversation.where or None,
+            expected=f"at most {MOST_MESSAGES:,}",
+            found=f"{len(conversation.messages):,}",
+            do="cut it into several rows, of about max_length tokens each",
+        )
+
+
+def _unread_keys(template: ChatTemplate, conversation: Conversation) -> list[LeftOut]:
+    """The keys of messages that the chat template does not so much as name."""
+    keys = dict.fromkeys(key for message in conversation.messages for key in message)
+    unknown = [key for key in keys if key not in _KNOWN_KEYS]
+    if not unknown:
+        return []
+    source = template.tokenizer.get_chat_template(tools=conversation.tools)
+    if _WHOLE_MESSAGE.search(source):
+        return []
+    row = conversation.where.replace("\\", "/").rpartition("/")[2] or "the conversation"
+    return [
+        LeftOut(f"the key `{key}` of messages", 1, row)
+        for key in unknown
+        if not re.search(rf"\b{re.escape(key)}\b", source)
     ]
 
 
@@ -154,6 +191,7 @@ def supervised_spans(
     """
     parsed = parsed_messages(messages, where)
     chat = Conversation(parsed, tools, where, weights=split_weights(parsed, where))
+    _check_length(chat)
     text, spans = assistant_turns(ChatTemplate(tokenizer), chat)
     weights = _span_weights(spans, chat) or [1.0] * len(spans)
     return text, [span for span, weight in zip(spans, weights, strict=True) if weight > 0]
