@@ -20,7 +20,7 @@ from dominie.evaluation.scoring import (
     score_outputs,
 )
 from dominie.evaluation.task import MetricSettings, Question, questions
-from dominie.generation.generator import GenerationRequest, Sampling, generate_all
+from dominie.generation.generator import Generation, GenerationRequest, Sampling, generate_all
 from dominie.generation.local import LocalGenerator
 from dominie.toyworld.toy_models import WORDS
 
@@ -108,6 +108,45 @@ def test_exact_match_counts_word_for_word_answers(model, tokenizer, asked):
     written = score.as_dict()
     assert written["groups"]["odd"]["n"] == score.by["odd"].n
     assert {"score", "stderr", "n"} <= written.keys()
+
+
+def test_thoughts_are_scored_only_if_the_task_keeps_them(asked):
+    marked = ["<think>\n\n</think>\n\n{}", "{}", "Perhaps red?</think>{}", "[THINK]no[/THINK]{}"]
+    changed, outputs = [], []
+    for i, question in enumerate(asked[:8]):
+        target = question.target if i % 2 else f"<think>\nhm\n</think>\n\n{question.target}"
+        messages = [*question.asked, {"role": "assistant", "content": target}]
+        row = replace(question.conversation, messages=messages)
+        changed.append(replace(question, target=target, conversation=row))
+        outputs.append(Generation(marked[i % 4].format(question.target), "stop"))
+    scored = score_outputs(changed, outputs, MetricSettings())
+    assert scored.result.score == 1.0
+    assert scored.result.extras == {}
+    assert [s["output"] for s in scored.samples] == [s["target"] for s in scored.samples]
+    assert scored.samples[2]["thoughts"] == "Perhaps red?"
+    kept = score_outputs(changed, outputs, MetricSettings(keep_thoughts=True))
+    assert kept.result.score == 2 / 8, "a target without thoughts, and an output alike"
+    labels = sorted({question.target for question in asked})
+    by_label = MetricSettings(metric="macro_f1", labels=labels)
+    assert score_outputs(changed, outputs, by_label).result.extras == {"invalid": 0.0}
+
+
+def test_cut_and_empty_outputs_are_counted(asked):
+    texts = ["<think>\nLet me", "Let me", "", "red"]
+    ends = [("length", True), ("length", False), ("stop", False), ("stop", False)]
+    outputs = [
+        Generation(text, end, begun=begun) for text, (end, begun) in zip(texts, ends, strict=True)
+    ]
+    scored = score_outputs(asked[:4], outputs, MetricSettings())
+    assert scored.result.extras == {"cut": 0.5, "empty": 0.5}
+    assert [s.get("cut", False) for s in scored.samples] == [True, True, False, False]
+    assert [s.get("empty", False) for s in scored.samples] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("settings", [{"metric": "choice"}, {"metric": "agreement"}])
+def test_thoughts_mean_nothing_without_an_answer(settings):
+    with pytest.raises(ValueError, match="keep_thoughts means nothing"):
+        MetricSettings(**settings, keep_thoughts=True)
 
 
 def naive_comparison(model: Any, teacher: Any, question: Question) -> np.ndarray:

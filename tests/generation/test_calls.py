@@ -205,7 +205,25 @@ def test_one_answer_that_cannot_be_obtained_keeps_no_other_back(serve, ask):
     server = serve(
         lambda a: Answer(400, "context length exceeded") if "It is 3." in a.text else reply("five")
     )
-    with pytest.raises(RunError, match="1 of 6 answers"):
-        ask(endpoint(server, concurrency=1), 6)
+    ask(endpoint(server, concurrency=1), 6)
+    (reason,) = ask.calls.failures.values()
+    assert reason == "HTTP 400: context length exceeded"
     assert len(ask.calls.log.records) == 6
     assert sum(server.paid.values()) == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, "The response was filtered due to Azure OpenAI's content management policy."),
+        (400, '{"error": {"code": "content_filter"}}'),
+        (403, "Your input was flagged, and this model requires moderation"),
+        (422, "blocked by safety settings"),
+    ],
+)
+def test_refusals_of_single_texts_say_nothing_of_the_endpoint(serve, ask, status, body):
+    """However many they are, in a row, and with nothing answered: all that a second run asks."""
+    server = serve(lambda a: Answer(status, body))
+    ask(endpoint(server, concurrency=1), 12)
+    assert len(ask.calls.failures) == 12
+    assert set(server.asked.values()) == {1}, "the same text is refused again"

@@ -110,6 +110,56 @@ def test_sampling_follows_the_temperature_the_seed_and_top_p(loaded):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+MARKS = ["<|channel|>", "<|message|>", "<|start|>", "[THINK]", "[/THINK]"]
+
+
+@pytest.mark.parametrize(
+    ("written", "answer", "thoughts"),
+    [
+        ("[THINK] blue [/THINK] red", "red", "blue"),
+        ("[THINK] blue", "", "blue"),
+        ("red <|assistant|> blue", "red blue", ""),
+        ("<|channel|> final <|message|> red", "red", ""),
+        ("<|channel|> analysis <|message|> blue <|start|> <|channel|> final <|message|> red", "red",
+         "blue"),
+    ],
+)  # fmt: skip
+def test_special_tokens_set_thoughts_apart(loaded, monkeypatch, written, answer, thoughts):
+    model, _ = loaded
+    tokenizer = word_tokenizer()
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": MARKS}, replace_extra_special_tokens=False
+    )
+    tokenizer.add_tokens(["analysis", "final"])
+    tokens = tokenizer(written, add_special_tokens=False)["input_ids"]
+    assert tokenizer.unk_token_id not in tokens
+    monkeypatch.setattr(
+        model, "generate", lambda input_ids, **_: torch.cat([input_ids, torch.tensor([tokens])], 1)
+    )
+    (found,) = generate_all(LocalGenerator(lambda: (model, tokenizer)), [request("copy red")])
+    parted = found.parted()
+    assert (parted.answer, parted.thoughts) == (answer, thoughts)
+    assert found.parted(keep_thoughts=True).answer == found.text
+
+
+def test_thoughts_that_begin_in_the_prompt(loaded, monkeypatch):
+    model, _ = loaded
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "<|assistant|>", "<|assistant|> <think>"
+    )
+    for written, answer in (("blue </think> red", "red"), ("blue green", "")):
+        tokens = tokenizer(written, add_special_tokens=False)["input_ids"]
+        made = torch.tensor([tokens])
+        monkeypatch.setattr(
+            model, "generate", lambda input_ids, made=made, **_: torch.cat([input_ids, made], 1)
+        )
+        (found,) = generate_all(LocalGenerator(lambda: (model, tokenizer)), [request("copy red")])
+        assert found.begun
+        assert found.parted().answer == answer
+
+
 DECIDING = {
     "do_sample": True, "temperature": 9.0, "top_k": 1, "top_p": 0.1, "min_p": 0.9, "num_beams": 3,
     "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "max_time": 1e-9, "min_new_tokens": 6,

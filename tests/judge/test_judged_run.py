@@ -315,6 +315,113 @@ def test_a_headline_needs_95_percent(serve, tmp_path, toy, finish):
     assert list(json.loads((run / "results.json").read_text())["toy"]) == ["mt", "alpaca"]
 
 
+FILTERED = json.dumps({"error": {"message": "content management policy", "code": 400}})
+
+
+def refusing(*words: str, status: int = 400):
+    """Judges, and answers all but the questions with these words, which a filter refuses."""
+
+    def behave(asked) -> Answer:
+        asked_for = asked.body["messages"][0]["content"]
+        if any(word in asked_for for word in words) and not shown_answers(asked.text):
+            return Answer(status, FILTERED) if status != 200 else reply("I", finish_reason="safety")
+        return grade(asked)
+
+    return behave
+
+
+@pytest.mark.parametrize("status", [400, 200])
+def test_a_refused_question_costs_no_model_its_figure(serve, tmp_path, finish, status):
+    few = serve(refusing("red 7", status=status))
+    most = serve(refusing("red 1", "red 2", "red 3", status=status))
+    there = {"model": "m", "backoff": 0.01, "concurrency": 2}
+    tree = {
+        "evaluate": {
+            "endpoints": {
+                "most": {**there, "endpoint": most.url},
+                "few": {**there, "endpoint": few.url},
+                "dead": {**there, "endpoint": "http://127.0.0.1:9/v1", "retries": 0},
+            },
+            "benchmarks": {
+                "mt": {
+                    **mt_bench_files(tmp_path, 24),
+                    "control_questions": 1,
+                    "judge": {**there, "endpoint": few.url},
+                }
+            },
+        }
+    }
+    recipe = write_recipe(tmp_path / "refused.yaml", tree)
+    for again in (False, True):
+        before = dict(few.asked)
+        _, err = finish(recipe, status=2)  # that of the endpoint that cannot be reached
+        assert "evaluate.endpoints.dead: the endpoint cannot be reached" in err
+        results = json.loads((run_folder(recipe) / "results.json").read_text())
+        assert list(results) == ["most", "few", "dead"]
+        assert [list(of_model) for of_model in results.values()] == [[], ["mt"], []]
+        figures = results["few"]["mt"]
+        assert figures["unanswered"] == pytest.approx(1 / 24)
+        assert figures["unscored"] == 2, "both turns of a question"
+        warning = figures["warnings"][0]
+        assert "1 of 24 questions were not answered" in warning
+        assert "copy red 7" in warning
+        assert ("content management policy" if status == 400 else "content filter") in warning
+        assert (run_folder(recipe) / "report.html").exists()
+        if again:
+            asked = {key for key, n in few.asked.items() if n > before.get(key, 0)}
+            assert asked, "what was refused is asked for again"
+            assert all("red 7" in key for key in asked)
+    del tree["evaluate"]["endpoints"]["dead"]
+    _, err = finish(write_recipe(recipe, tree), status=1)
+    assert "too few questions were answered" in err
+    assert "most on mt" in err
+
+
+def test_thoughts_are_not_judged_and_broken_answers_are_counted_aloud(serve, tmp_path, finish):
+    def behave(asked) -> Answer:
+        if shown := shown_answers(asked.text):
+            assert "<think>" not in "".join(shown)
+            return grade(asked)
+        last = asked.body["messages"][-1]["content"]
+        assert "<think>" not in asked.text, "nor shown to the model in the second turn"
+        if last == "copy red 0":
+            return reply("<think>\nred or", finish_reason="length")
+        if last == "copy red 1":
+            return reply("An answer that", finish_reason="length")
+        if last == "copy red 2" and asked.before == 0:
+            return reply("An ans", finish_reason="error")
+        return reply("<think>\nWhich colour?\n</think>\n\nRed.")
+
+    server = serve(behave)
+    there = {"endpoint": server.url, "model": "m", "backoff": 0.01}
+    questions = {**mt_bench_files(tmp_path, 8), "control_questions": 1, "judge": there}
+    tree = {"evaluate": {"endpoints": {"it": there}, "benchmarks": {"mt": questions}}}
+    recipe = write_recipe(tmp_path / "thoughts.yaml", tree)
+    out, _ = finish(recipe)
+    answers = run_folder(recipe) / "evaluation" / "it" / "mt" / "answers.jsonl"
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    turns = [row["choices"][0]["turns"] for row in rows]
+    assert turns == [["", "Red."], ["An answer that", "Red."], *[["Red.", "Red."]] * 6]
+    assert [row["stops"][0] for row in rows] == ["length", "length", *["stop"] * 6]
+    assert rows[3]["thoughts"] == ["Which colour?"] * 2
+    figures = json.loads((run_folder(recipe) / "results.json").read_text())["it"]["mt"]
+    assert (figures["cut"], figures["empty"]) == (2 / 16, 1 / 16)
+    for words in ("12 % of answers were cut off", "6 % of answers are empty"):
+        assert any(words in warning for warning in figures["warnings"])
+        assert words in out
+    report = (run_folder(recipe) / "report.html").read_text()
+    assert "of answers were cut off" in report
+    assert "cut off, %" in report
+    assert sum(server.asked.values()) == len(server.asked) + 1, "an error was asked for again"
+    questions["keep_thoughts"] = True
+    server.behave = lambda asked: grade(asked) if shown_answers(asked.text) else reply("unasked")
+    kept = sum(server.asked.values())
+    finish(write_recipe(recipe, tree), status=0)
+    turns = [json.loads(line)["choices"][0]["turns"] for line in answers.read_text().splitlines()]
+    assert turns[0][0] == "<think>\nred or", "read again from the log"
+    assert sum(server.asked.values()) > kept, "the second turns follow on other answers"
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

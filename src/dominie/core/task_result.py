@@ -19,7 +19,12 @@ NORMAL_95 = 1.959964
 """Half-width, in standard errors, of a 95 % interval of the normal distribution."""
 
 _OWN_KEYS = {"score", "stderr", "n", "metric", "groups"}
-_JUDGED_EXTRAS = {"length_controlled_win_rate"}  # of a judge's many figures, those for a table
+_JUDGED_EXTRAS = {
+    "length_controlled_win_rate",
+    "cut",
+    "empty",
+    "unanswered",
+}  # of a judge's many figures, those for a table
 
 
 @dataclass(frozen=True)

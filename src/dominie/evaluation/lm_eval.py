@@ -13,6 +13,7 @@ from dominie.core.errors import InputError, RunError
 from dominie.evaluation.score_items import ScoredTask, score_items
 from dominie.evaluation.task import Harness
 from dominie.generation.local import plain_decoding
+from dominie.generation.thoughts import is_end
 
 
 def check_harness(settings: Harness, *, where: str) -> None:
@@ -57,7 +58,13 @@ def definitions_digest(settings: Harness) -> str:
 
 
 def harness_score(
-    model: Any, tokenizer: Any, settings: Harness, *, batch: int = 64, limit: int | None = None
+    model: Any,
+    tokenizer: Any,
+    settings: Harness,
+    *,
+    batch: int = 64,
+    limit: int | None = None,
+    keep_thoughts: bool = False,
 ) -> ScoredTask:
     """Score by the mean of one of the harness's figures over the documents of its tasks, by task.
 
@@ -65,6 +72,8 @@ def harness_score(
         model: a causal language model in evaluation mode.
         batch: requests per forward pass.
         limit: documents of each task; None is all.
+        keep_thoughts: whether answers are read with what comes before the end of thoughts; left
+            out are thoughts whose end is a token of the model, which is as far as lm-eval can.
 
     Raises:
         InputError: a task has no such figure for each document, or several filters of which none
@@ -75,8 +84,13 @@ def harness_score(
     from lm_eval.models.huggingface import HFLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    ends = [] if keep_thoughts else [t for t in tokenizer.get_added_vocab() if is_end(t)]
     adapter = HFLM(
-        pretrained=model, tokenizer=tokenizer, batch_size=batch, device=str(model.device)
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=batch,
+        device=str(model.device),
+        think_end_token=min(ends, default=None),
     )
     try:
         with plain_decoding(model):

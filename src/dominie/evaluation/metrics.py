@@ -25,6 +25,7 @@ from dominie.evaluation.answer_text import (
 )
 from dominie.evaluation.score_items import SampleScore
 from dominie.evaluation.text_forms import normalise
+from dominie.generation.thoughts import without_thoughts
 
 if TYPE_CHECKING:
     from dominie.evaluation.task import MetricSettings
@@ -109,8 +110,9 @@ def check_rows(task: MetricSettings, rows: Sequence[Conversation]) -> None:
 
 
 def _target(task: MetricSettings, row: Conversation) -> str:
-    found = extract(task.extract, row.answer)
-    return row.answer if found is None else found
+    answer = row.answer if task.keep_thoughts else without_thoughts(row.answer)
+    found = extract(task.extract, answer)
+    return answer if found is None else found
 
 
 def _needs_two_labels(task: MetricSettings) -> None:

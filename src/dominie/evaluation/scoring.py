@@ -25,7 +25,7 @@ from dominie.evaluation.task import (
     untracked,
 )
 from dominie.evaluation.text_forms import normalise
-from dominie.generation.generator import GenerationRequest, Sampling, generate_all
+from dominie.generation.generator import Generation, GenerationRequest, Sampling, generate_all
 from dominie.generation.local import LocalGenerator
 from dominie.losses.vocabulary import vocabulary_losses
 from dominie.models.head import decoder, output_head
@@ -43,7 +43,7 @@ def generate_outputs(
     max_new_tokens: int | None = None,
     batch: int = 64,
     track: Track = untracked,
-) -> list[str]:
+) -> list[Generation]:
     """Generate greedy answers, in the order of the questions; ranks share the questions.
 
     Args:
@@ -61,35 +61,49 @@ def generate_outputs(
         for q in questions
     ]
 
-    def generate(members: list[int]) -> list[str]:
-        return [result.text for result in generate_all(generator, [requests[i] for i in members])]
+    def generate(members: list[int]) -> list[Generation]:
+        return generate_all(generator, [requests[i] for i in members])
 
     return compute_over_ranks([len(q.prompt_ids) for q in questions], batch, generate, track)
 
 
 def score_outputs(
-    questions: Sequence[Question], outputs: Sequence[str], task: MetricSettings
+    questions: Sequence[Question], outputs: Sequence[Generation], task: MetricSettings
 ) -> ScoredTask:
     """Score outputs; one of another form than the one asked for counts as wrong.
+
+    Thoughts are not scored, nor those of a target, unless the task keeps them. `cut` and `empty`
+    are the rates of answers that a limit ended and of those without a word, if there are any.
 
     Raises:
         InputError: a row that no answer could be right to.
     """
+    parted = [output.parted(keep_thoughts=task.keep_thoughts) for output in outputs]
     found = [
-        score_answer(task, extract(task.extract, output), question.conversation)
-        for question, output in zip(questions, outputs, strict=True)
+        score_answer(task, extract(task.extract, each.answer), question.conversation)
+        for question, each in zip(questions, parted, strict=True)
     ]
-    samples = [
-        _sample(question, question.target, output, each.score)
-        | ({} if each.valid else {"invalid": True})
-        for question, output, each in zip(questions, outputs, found, strict=True)
-    ]
-    invalid = sum(not each.valid for each in found) / len(found)
+    samples = []
+    for question, output, each, score in zip(questions, outputs, parted, found, strict=True):
+        target = Generation(question.target, "stop").parted(keep_thoughts=task.keep_thoughts)
+        more = {
+            "invalid": not score.valid,
+            "cut": output.stop_reason == "length",
+            "empty": not each.answer.strip() and bool(target.answer.strip()),
+            "thoughts": each.thoughts,
+        }
+        sample = _sample(question, target.answer, each.answer, score.score)
+        samples.append(sample | {name: value for name, value in more.items() if value})
+    rates = {
+        name: sum(name in sample for sample in samples) / len(samples)
+        for name in ("invalid", "cut", "empty")
+    }
+    always = {"invalid"} if may_be_invalid(task) else set()
     return _scored(
         questions,
         [each.sums for each in found],
         METRICS[task.metric].statistic,
-        extras={"invalid": invalid} if may_be_invalid(task) else {},
+        extras={n: rate for n, rate in rates.items() if n in always or (rate and n != "invalid")},
         samples=samples,
     )
 

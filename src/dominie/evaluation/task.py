@@ -63,6 +63,7 @@ class MetricSettings:
             the order of the items for `ndcg`; the numbers (from 1) or letters of the relevant
             items for `hit` and `recall`, which is otherwise read from the target.
         lm_eval: what `metric: lm_eval` runs.
+        keep_thoughts: whether what a model thinks before it answers is part of its answer.
     """
 
     metric: str = field(default="exact_match", metadata={"values": METRICS})
@@ -75,6 +76,7 @@ class MetricSettings:
     k: int | None = None
     reference: str | None = None
     lm_eval: Harness | None = None
+    keep_thoughts: bool = False
 
     def __post_init__(self) -> None:
         metric = known_metric(self.metric)
@@ -90,7 +92,8 @@ class MetricSettings:
         if (self.metric == "lm_eval") != (self.lm_eval is not None):
             raise ValueError("metric lm_eval and the key lm_eval go together")
         for key in fields(MetricSettings):
-            without_effect = key.name not in ("metric", *metric.keys)
+            generated = ("keep_thoughts",) if metric.score or self.lm_eval else ()
+            without_effect = key.name not in ("metric", *metric.keys, *generated)
             if without_effect and getattr(self, key.name) != key.default:
                 raise ValueError(f"{key.name} means nothing to metric {self.metric}")
 

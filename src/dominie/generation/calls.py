@@ -16,7 +16,14 @@ from dominie.core.display import Advance
 from dominie.core.errors import DominieError, RunError
 from dominie.generation.budget import BudgetTracker
 from dominie.generation.endpoint import Client, Endpoint, Outcome, delay, length_limit
-from dominie.generation.refusals import foreign, found_in, no_text, refusal, status_inside
+from dominie.generation.refusals import (
+    foreign,
+    found_in,
+    no_text,
+    refusal,
+    refused_for_its_text,
+    status_inside,
+)
 from dominie.generation.reply_log import Reply, ReplyLog, read_reply
 
 Item = TypeVar("Item")
@@ -44,7 +51,7 @@ class Calls:
         where: how messages name the endpoint's place in the recipe.
 
     Attributes:
-        last_failure: what came of the last call without a reply.
+        failures: why a request was not answered, by its key, the last one last.
     """
 
     def __init__(
@@ -52,8 +59,9 @@ class Calls:
     ) -> None:
         self.endpoint, self.log, self.where, self._show = endpoint, log, where, show
         self.budget = BudgetTracker(endpoint, log.records, where=where)
+        self.failures: dict[str, str] = {}
+        self._replied_before = any(record["status"] == 200 for record in log.records)
         self._key: str | None = None
-        self.last_failure: str | None = None
         self._answered = self._failed_in_a_row = 0
         self._silent = 0  # replies without text since the first, -1 after one with text
         self._client: Client
@@ -137,7 +145,9 @@ class Calls:
                 with contextlib.suppress(TimeoutError):
                     seconds = delay(self.endpoint.backoff, attempt, outcome.wait)
                     await asyncio.wait_for(self._stopped.wait(), seconds)
-        self._note_failure(outcome, body)
+        self.failures[key] = found_in(outcome)
+        if not refused_for_its_text(outcome, replied=bool(self._answered) or self._replied_before):
+            self._note_failure(outcome, body)
         return None
 
     async def _attempt(self, key: str, body: dict[str, Any]) -> tuple[Outcome, Reply | None]:
@@ -183,7 +193,6 @@ class Calls:
     def _note_failure(self, outcome: Outcome, body: Mapping[str, Any]) -> None:
         """Go on after the failure of one call; raise if all will fail alike."""
         self._failed_in_a_row += 1
-        self.last_failure = found_in(outcome)
         spent = outcome.status == 429 and not outcome.retryable
         at_once = spent or outcome.status in (401, 402, 404, 407)
         broken = outcome.status == 200 and not foreign(outcome.body)  # several times already
@@ -200,9 +209,19 @@ class Calls:
             raise RunError(
                 "the endpoint does not answer any more",
                 where=self.where,
-                found=f"{last} {self.last_failure}",
+                found=f"{last} {found_in(outcome)}",
                 do="run again when it does: what was answered is kept",
             )
+
+    @property
+    def last_failure(self) -> str | None:
+        """What came of the last call without a reply."""
+        return next(reversed(self.failures.values()), None)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal stopped it."""
+        return self._signal is not None
 
     @contextlib.contextmanager
     def _handling_signals(self) -> Iterator[None]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from dominie.core.display import Advance
-from dominie.core.errors import RunError
 from dominie.data.formats import Message
 from dominie.generation.calls import Ask, Calls
 from dominie.generation.reply_log import call_key
+from dominie.generation.thoughts import Parted, part_thoughts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +57,24 @@ class Generation:
     """What was generated for a request.
 
     Attributes:
-        text: without special tokens; an answer to messages without white space around it, unless
-            an endpoint sent some.
+        text: without special tokens, those that mark thoughts aside; an answer to messages without
+            white space around it, unless an endpoint sent some.
         stop_reason: `stop` if the model ended the answer, `length` if a limit did: that of the
-            request or the model's context.
+            request or the model's context; `unanswered` if an endpoint refused or failed.
         token_ids: the new tokens with the one that ended them; None if not known.
+        begun: whether the prompt ends within thoughts.
+        reason: why there is no answer.
     """
 
     text: str
-    stop_reason: Literal["stop", "length"]
+    stop_reason: Literal["stop", "length", "unanswered"]
     token_ids: list[int] | None = None
+    begun: bool = False
+    reason: str = ""
+
+    def parted(self, *, keep_thoughts: bool = False) -> Parted:
+        """Return the answer and the thoughts that are not part of it."""
+        return Parted(self.text) if keep_thoughts else part_thoughts(self.text, begun=self.begun)
 
 
 #: Takes the result of the request of an index; returns a request to go on with, or None.
@@ -133,40 +141,36 @@ class EndpointGenerator:
     ) -> None:
         """Answer requests through the endpoint.
 
+        A request that the endpoint refuses or fails on is `unanswered`.
+
         Raises:
             ValueError: a request of token ids or with stops of its own.
-            RunError: answers that could not be obtained; the others have been handed on.
+            InputError: the endpoint refuses what it is asked, whatever that is.
+            RunError: it does not answer any more, or the budget is spent.
         """
 
-        async def answer(item: tuple[int, GenerationRequest], ask: Ask) -> bool:
+        async def answer(item: tuple[int, GenerationRequest], ask: Ask) -> None:
             index, request = item
             following: GenerationRequest | None = request
             while following is not None:
                 result = await self._result(following, ask)
-                if result is None:
-                    return False
-                if on_text is not None:
+                if on_text is not None and result.stop_reason != "unanswered":
                     on_text(index, result.text)
                 following = on_result(index, result)
-            return True
 
-        complete = self._calls.run(list(enumerate(requests)), answer, advance)
-        if missing := complete.count(False):
-            raise RunError(
-                f"{missing} of {len(requests)} answers could not be obtained",
-                where=self._calls.where,
-                do=f"see {self._calls.log.path}, then run again: what was answered is kept",
-            )
+        self._calls.run(list(enumerate(requests)), answer, advance)
 
-    async def _result(self, request: GenerationRequest, ask: Ask) -> Generation | None:
+    async def _result(self, request: GenerationRequest, ask: Ask) -> Generation:
         if request.messages is None or request.stop_ids is not None:
             raise ValueError("an endpoint is sent messages and ends an answer itself")
         body = self.endpoint.body(request.messages, _sampling_fields(request.sampling))
         key = call_key(self.endpoint.identity, body)
-        kept = self._calls.log.replies(key)
+        kept = [reply for reply in self._calls.log.replies(key) if not reply.refused]
         reply = kept[-1] if kept else await ask(key, body)
         if reply is None:
-            return None
+            return Generation("", "unanswered", reason=self._calls.failures[key])
+        if reply.refused:
+            return Generation("", "unanswered", reason="taken away by a content filter")
         return Generation(reply.text, "length" if reply.cut else "stop")
 
 

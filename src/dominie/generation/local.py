@@ -23,10 +23,12 @@ from dominie.generation.generator import (
     OnText,
     Sampling,
 )
+from dominie.generation.thoughts import begins_thoughts, is_mark, without_thoughts
 from dominie.models.head import text_config
 from dominie.models.info import info_of
 
 _DECODING = 2  # raised when a model would give other answers to the same request
+_TAIL = 48  # tokens of a prompt in which its thoughts may begin
 _GREEDY = 1e-4  # temperatures below are zero
 
 #: Returns a model in evaluation mode and its tokenizer.
@@ -162,15 +164,28 @@ class LocalGenerator:
             )
         for prompt, tokens in zip(prompts, output[:, length:].tolist(), strict=True):
             end = next((i for i, token in enumerate(tokens) if token in stops), None)
-            text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+            begun = begins_thoughts(tokenizer.decode(prompt.ids[-_TAIL:]))
+            text = _text(tokenizer, tokens[:end], begun=begun)
             yield (
                 prompt.index,
                 Generation(
                     text if prompt.request.messages is None else text.strip(),
                     "length" if end is None else "stop",
                     tokens if end is None else tokens[: end + 1],
+                    begun,
                 ),
             )
+
+
+def _text(tokenizer: Any, tokens: Sequence[int], *, begun: bool) -> str:
+    """Return a text without special tokens, except those that set thoughts apart from it."""
+    plain: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    special = {*tokenizer.all_special_ids} & {*tokens}
+    dropped = {token for token in special if not is_mark(tokenizer.convert_ids_to_tokens(token))}
+    if special == dropped:
+        return plain
+    marked: str = tokenizer.decode([token for token in tokens if token not in dropped])
+    return plain if without_thoughts(marked, begun=begun) == marked else marked
 
 
 #: The fields of a model's generation settings that count: ends of answers, tokens never written.

@@ -13,6 +13,14 @@ from dominie.core.io import mapping, text
 from dominie.generation.endpoint import Endpoint, Outcome
 
 _TITLE = re.compile(r"<title[^>]{0,99}>([^<]{1,120})", re.IGNORECASE)
+# What a server says of a request that it refuses for its text, and not for who asks or how.
+_FILTERED = re.compile(
+    r"content.{0,3}(?:filter|management|policy)|responsible.?ai|moderation|\bflagged|safety"
+    r"|guardrail|prohibited.{0,3}content|sensitive.{0,3}(?:content|words?|information)"
+    r"|inappropriate.{0,3}content",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile(r"context.{0,3}(?:length|window|size)|too.long|too.many.tokens", re.I)
 _STREAM, _ERROR = "a stream of events", "an error"
 _LENGTH = ("max_tokens", "max_completion_tokens")
 
@@ -46,6 +54,18 @@ def foreign(body: str) -> str | None:
 def costs_nothing(body: str) -> bool:
     """Return whether a body with status 200 is no work of a model: a web page, or an error."""
     return (foreign(body) or "").startswith(("a web page", _ERROR))
+
+
+def refused_for_its_text(outcome: Outcome, *, replied: bool) -> bool:
+    """Return whether the text of a request was refused, which says nothing of other requests.
+
+    Args:
+        replied: whether the endpoint answered another request; else all may be too long for it.
+    """
+    if outcome.status not in (400, 403, 413, 422, 451):
+        return False
+    pattern = rf"{_FILTERED.pattern}|{_TOO_LONG.pattern}" if replied else _FILTERED.pattern
+    return bool(re.search(pattern, outcome.body, re.IGNORECASE))
 
 
 def found_in(outcome: Outcome) -> str:

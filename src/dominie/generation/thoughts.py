@@ -114,6 +114,12 @@ def is_mark(token: str) -> bool:
     return bool(_MARK.fullmatch(token) or _CHANNEL_TOKEN.fullmatch(token))
 
 
+def is_end(token: str) -> bool:
+    """Return whether a token ends thoughts."""
+    mark = _MARK.fullmatch(token)
+    return mark is not None and mark["close"] is not None
+
+
 def _between_marks(text: str, begun: bool) -> Parted:
     quoted = {match.start() + 1 for match in _QUOTED.finditer(text)}
     marks = [match for match in _MARK.finditer(text) if match.start() not in quoted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from dominie.core.errors import InputError
 from dominie.core.references import PathName
+from dominie.generation.thoughts import without_thoughts
 from dominie.judge.annotations import Difficulty, Summary, read_difficulty, summarise
 from dominie.judge.benchmark import (
     Answers,
@@ -131,6 +133,11 @@ class LoadedAlpacaEval(Benchmark):
     def __init__(self, settings: AlpacaEval) -> None:
         self.settings = settings
         self.instructions = read_baseline(settings.baseline)[: settings.limit]
+        if not settings.keep_thoughts:
+            self.instructions = [
+                dataclasses.replace(each, output=without_thoughts(each.output))
+                for each in self.instructions
+            ]
         self.prompt = _prompt_of(settings.prompt, settings.version)
         self.difficulty: Difficulty | None = None
         if settings.difficulty:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +58,19 @@ def answer_dialogues(
     *,
     max_new_tokens: int,
     seed: int = 0,
+    keep_thoughts: bool = False,
+    on_turn: Callable[[Dialogue, Generation], None] = lambda *_: None,
 ) -> None:
     """Have a generator answer dialogues turn by turn.
+
+    A dialogue with a turn that stays unanswered is not complete.
 
     Args:
         dialogues: to answer, several at a time and in any order.
         on_complete: called with a dialogue and its answers as soon as all its turns are answered.
         max_new_tokens: longest answer to a turn.
+        keep_thoughts: whether a model's thoughts are part of its answers.
+        on_turn: called with each result before that, one that is unanswered, too.
     """
     answers: list[list[str]] = [[] for _ in dialogues]
 
@@ -74,7 +81,10 @@ def answer_dialogues(
         )
 
     def on_result(index: int, result: Generation) -> GenerationRequest | None:
-        answers[index].append(result.text)
+        on_turn(dialogues[index], result)
+        if result.stop_reason == "unanswered":
+            return None
+        answers[index].append(result.parted(keep_thoughts=keep_thoughts).answer)
         if len(answers[index]) < len(dialogues[index].turns):
             return request(index)
         on_complete(dialogues[index], answers[index])
@@ -116,15 +126,26 @@ class AnswersFile:
 
     Args:
         model: the recipe's name of the model that answers.
+        keep_thoughts: whether its thoughts are part of its answers.
+
+    Attributes:
+        unanswered: why a dialogue has no answers, by its id; after `complete`.
+        stops: how each turn of the others ended.
     """
 
-    def __init__(self, path: Path, benchmark: Benchmark, model: str) -> None:
+    def __init__(
+        self, path: Path, benchmark: Benchmark, model: str, *, keep_thoughts: bool = False
+    ) -> None:
         self.path, self._benchmark, self._model = path, benchmark, model
+        self._keep_thoughts = keep_thoughts
+        self.unanswered: dict[int | str, str] = {}
+        self.stops: dict[int | str, list[str]] = {}
 
     def complete(self, generator: Generator, advance: Advance | None = None) -> Answers:
         """Return all answers: those in the file that still hold; the others are generated now.
 
-        When all are there, the file is rewritten to hold them alone, in the order of the questions.
+        What an endpoint does not answer is left out, and asked for again the next time. The file is
+        then rewritten to hold these answers alone, in the order of the questions.
 
         Raises:
             InputError: a line that holds no answers.
@@ -134,10 +155,20 @@ class AnswersFile:
         found = {
             d.id: self._read(kept[-1]) for d in benchmark.dialogues if (kept := log.of(keys[d.id]))
         }
+        results: dict[int | str, list[Generation]] = defaultdict(list)
+
+        def on_turn(dialogue: Dialogue, result: Generation) -> None:
+            results[dialogue.id].append(result)
+            if result.stop_reason == "unanswered":
+                self.unanswered[dialogue.id] = result.reason
 
         def on_complete(dialogue: Dialogue, turns: Sequence[str]) -> None:
             row = benchmark.answer_row(dialogue, turns, self._model)
-            log.append({"key": keys[dialogue.id], **row})
+            ends = [result.stop_reason for result in results[dialogue.id]]
+            parted = [r.parted(keep_thoughts=self._keep_thoughts) for r in results[dialogue.id]]
+            thoughts = [each.thoughts for each in parted]
+            more = {"stops": ends, **({"thoughts": thoughts} if any(thoughts) else {})}
+            log.append({"key": keys[dialogue.id], **row, **more})
             found[dialogue.id] = list(turns)
 
         if waiting := [d for d in benchmark.dialogues if d.id not in found]:
@@ -148,16 +179,22 @@ class AnswersFile:
                 advance,
                 max_new_tokens=benchmark.max_new_tokens,
                 seed=benchmark.seed,
+                keep_thoughts=self._keep_thoughts,
+                on_turn=on_turn,
             )
-        kept = [log.of(keys[d.id])[-1] for d in benchmark.dialogues]
+        answered = [d for d in benchmark.dialogues if d.id in found]
+        kept = [log.of(keys[d.id])[-1] for d in answered]
+        self.stops = {d.id: row.get("stops", []) for d, row in zip(answered, kept, strict=True)}
         text = "".join(record_line(record) for record in kept)
-        if self.path.read_text(encoding="utf-8") != text:
+        if answered and self.path.read_text(encoding="utf-8") != text:
             write_atomic(self.path, text)
-        return {d.id: found[d.id] for d in benchmark.dialogues}
+        return {d.id: found[d.id] for d in answered}
 
     def _key(self, generator: Generator, dialogue: Dialogue) -> str:
         sampling = _sampling(dialogue, self._benchmark.max_new_tokens, self._benchmark.seed)
-        return call_key(generator.identity(sampling), dialogue.turns, dialogue.temperature)
+        identity = generator.identity(sampling)
+        answers = "with thoughts" if self._keep_thoughts else "without thoughts"
+        return call_key(identity, dialogue.turns, dialogue.temperature, answers)
 
     def _read(self, record: Mapping[str, Any]) -> Sequence[str]:
         try:
@@ -205,6 +242,7 @@ class BenchmarkSettings:
         max_new_tokens: longest answer to a turn.
         control_questions: how many questions the controls are judged on.
         seed: of sampled answers.
+        keep_thoughts: whether what a model thinks before it answers is judged, too.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
@@ -213,6 +251,7 @@ class BenchmarkSettings:
     max_new_tokens: int = 1024
     control_questions: int = 40
     seed: int = 0
+    keep_thoughts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("limit", "max_new_tokens", "control_questions"):
@@ -236,7 +275,7 @@ class Benchmark(ABC):
     ) -> None:
         self.notes = [note for note in notes if note is not None]
         self.judge, self.seed = settings.judge, settings.seed
-        self.max_new_tokens = settings.max_new_tokens
+        self.max_new_tokens, self.keep_thoughts = settings.max_new_tokens, settings.keep_thoughts
         self.dialogues = dialogues
         # The questions on which the controls are judged, evenly over all of them.
         count = min(settings.control_questions, len(dialogues))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from dominie.core.references import PathName
 from dominie.evaluation.statistics import spearman
 from dominie.generation.reply_log import call_key
+from dominie.generation.thoughts import without_thoughts
 from dominie.judge.benchmark import (
     Answers,
     Benchmark,
@@ -85,7 +86,12 @@ class LoadedMtBench(Benchmark):
         self.prompts = read_prompts(settings.prompts) if settings.prompts else default_prompts()
         self.baseline: Answers | None = None
         if settings.baseline:
-            self.baseline = read_answers(settings.baseline, self.questions, what="baseline answers")
+            given = read_answers(settings.baseline, self.questions, what="baseline answers")
+            self.baseline = (
+                given
+                if settings.keep_thoughts
+                else {of: [without_thoughts(text) for text in texts] for of, texts in given.items()}
+            )
         dialogues = [
             Dialogue(q.id, q.turns, TEMPERATURES.get(q.kind, _OTHER_TEMPERATURE))
             for q in self.questions

@@ -23,10 +23,13 @@ _UNITS = {
     "loss": "loss, nats",
     "agreement": "agreement, %",
     "invalid": "invalid, %",
+    "cut": "cut off, %",
+    "empty": "empty, %",
+    "unanswered": "unanswered, %",
     "length_controlled_win_rate": "at equal length, %",
 }
 _COMPETING = ("kl", "loss", "agreement")
-_FRACTIONS = ("invalid", "length_controlled_win_rate")
+_FRACTIONS = ("invalid", "cut", "empty", "unanswered", "length_controlled_win_rate")
 _PAGE, _MODEL, _SCORE, _STRIP, _FIGURE = 60, 7, 8, 9, 5  # widths in em: page and columns
 _COUNTS = (
     ("read", "read"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,10 @@ _FORMAT = 3
 
 
 def evaluate(
-    folder: RunFolder, fingerprints: Mapping[str, str], display: Display
+    folder: RunFolder,
+    fingerprints: Mapping[str, str],
+    display: Display,
+    on_written: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Score what has not been scored yet, and write `results.json`.
 
@@ -52,14 +55,18 @@ def evaluate(
     Args:
         folder: of the run.
         fingerprints: of the models that stages made.
+        on_written: called on the main process when the results are written, and before the error
+            that a model without a figure ends in.
 
     Returns:
         `{model: {task: {score, stderr, n, …}}}`; empty on all processes but the main one.
     """
     evaluation, main = folder.recipe.evaluate, is_main_process()
     if evaluation is None:
+        destroy_distributed()
         if main:
             (folder.path / "results.json").unlink(missing_ok=True)  # an earlier recipe's
+            on_written()
         return {}
     _check_trained(folder, evaluation)
     evaluator = Evaluator(folder, evaluation, fingerprints, display)
@@ -77,6 +84,8 @@ def evaluate(
     baseline = evaluation.baseline or next(iter(results))
     _write_comparisons(folder.path / "evaluation", results, baseline)
     write_json(folder.path / "results.json", results)
+    if any(results.values()) or folder.recipe.stages:
+        on_written()
     judged.check_headlines()
     return results
 
@@ -151,7 +160,14 @@ class Evaluator:
             if not is_main_process():
                 return {}
             model = self._load(name)
-            scored = harness_score(model, tokenizer, task.lm_eval, batch=batch, limit=task.limit)
+            scored = harness_score(
+                model,
+                tokenizer,
+                task.lm_eval,
+                batch=batch,
+                limit=task.limit,
+                keep_thoughts=task.keep_thoughts,
+            )
             return {first: scored}
         asked, model = self._asked(task, name), self._load(name)
         _check_questions(model, asked, where=title)
@@ -257,12 +273,15 @@ def _check_questions(model: Any, asked: Sequence[Question], *, where: str) -> No
 
 
 def _in_percent(record: Mapping[str, Any]) -> str:
-    """Format a score with its interval, and how many outputs were of no valid form."""
+    """Format a score with its interval, and how many outputs are no whole answers."""
     result = TaskResult.from_dict(record)
     assert result is not None, "it has a score"
     low, high = (100 * end for end in result.ends or (result.score, result.score))
     text = f"{100 * result.score:.1f} % ({low:.1f} to {high:.1f})"
-    return f"{text}, {100 * result.invalid:.1f} % of outputs invalid" if result.invalid else text
+    words = {"invalid": "invalid", "cut": "cut off", "empty": "empty"}
+    rates = {word: result.extras.get(name) for name, word in words.items()}
+    amiss = [f"{100 * rate:.1f} % of outputs {word}" for word, rate in rates.items() if rate]
+    return ", ".join([text, *amiss])
 
 
 def _kept_result(path: Path, fingerprint: str) -> dict[str, Any] | None:

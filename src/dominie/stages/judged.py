@@ -10,22 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.display import Display
-from dominie.core.errors import InputError, RunError
+from dominie.core.errors import DominieError, InputError, RunError
 from dominie.core.io import write_atomic, write_json
 from dominie.generation.calls import Calls
 from dominie.generation.endpoint import Endpoint
 from dominie.generation.generator import EndpointGenerator, Generator
 from dominie.generation.reply_log import ReplyLog
 from dominie.judge.annotations import read_annotations, read_difficulty, summarise
-from dominie.judge.benchmark import Answers, AnswersFile, Benchmark, Judged
+from dominie.judge.benchmark import Answers, AnswersFile, Judged
 from dominie.judge.judge import (
     CALL_FAILED,
     CUT_OFF,
+    answer_shares,
+    answer_warnings,
     constant_controls,
     control_warnings,
+    enough_scored,
     judged_answers,
     model_families,
     same_family_warning,
+    unanswered_questions,
 )
 from dominie.recipe import Evaluation
 from dominie.stages.run_folder import RunFolder
@@ -58,6 +62,8 @@ class JudgedScores:
         self._calls = functools.cache(self._judge_calls)
         self._controls = functools.cache(self._judged_controls)
         self._refused: list[str] = []
+        self._unanswered: list[str] = []
+        self._errors: list[DominieError] = []
 
     def scores(self, name: str) -> dict[str, Any]:
         """Return the results of a model or endpoint on all benchmarks; without those refused."""
@@ -68,8 +74,20 @@ class JudgedScores:
         """Refuse to end as if all results were there.
 
         Raises:
-            RunError: fewer than 95 % of the verdicts on a model could be read.
+            DominieError: that which kept a model from answering; or fewer than 95 % of a model's
+                answers were obtained, or of the verdicts on it could be read.
         """
+        if self._errors:
+            raise self._errors[0]
+        if self._unanswered:
+            raise RunError(
+                "too few questions were answered for a figure",
+                where=f"{self._path}",
+                expected="at least 95 % of them",
+                found="; ".join(self._unanswered),
+                do="run again, which asks the missing ones alone; take a question that stays "
+                "refused out of the benchmark's file",
+            )
         if not self._refused:
             return
         why = " ".join(self._refused)
@@ -90,9 +108,30 @@ class JudgedScores:
 
     def _result(self, name: str, benchmark: str) -> dict[str, Any] | None:
         loaded, title = self._benchmarks[benchmark], f"{name} on {benchmark}"
-        answers = self._answers(name, benchmark, loaded)
+        file = AnswersFile(
+            self._path / name / benchmark / "answers.jsonl",
+            loaded,
+            name,
+            keep_thoughts=loaded.keep_thoughts,
+        )
+        answers = self._answers(name, benchmark, file)
+        if answers is None:
+            return None
+        if not enough_scored(len(answers), len(loaded.dialogues)):
+            found = f"{title}: {unanswered_questions(loaded, file.unanswered)}"
+            self._unanswered.append(found)
+            self.display.line(f"{found}; no figure")
+            return None
+        shares = answer_shares(answers, file.stops, file.unanswered)
         with self.display.progress(f"{title}, judged") as advance:
-            judged = judged_answers(loaded, answers, self._calls(benchmark), advance, model=name)
+            judged = judged_answers(
+                loaded,
+                answers,
+                self._calls(benchmark),
+                advance,
+                model=name,
+                unanswered=file.unanswered,
+            )
         self._write(self._path / name, benchmark, judged)
         if "score" not in judged.figures:
             missing = judged.figures.get("unscored_because", {})
@@ -103,26 +142,35 @@ class JudgedScores:
             self._refused.append(f"{title}: {found}")
             self.display.line(f"{title}: no figure, {found} scored")
             return None
-        figures = judged.figures
+        figures = judged.figures | shares
         figures["controls"] = {**self._controls(benchmark), **figures.get("controls", {})}
         family = same_family_warning(loaded.judge.model, self._lineage(name))
-        figures["warnings"] = [*([family] if family else []), *control_warnings(figures)]
+        amiss = answer_warnings(loaded, file, shares)
+        figures["warnings"] = [*amiss, *([family] if family else []), *control_warnings(figures)]
         self.display.done(title, _summary(figures))
         for warning in figures["warnings"]:
             self.display.line(f"  warning: {warning}")
         figures["warnings"] += loaded.notes  # shown before anything was judged
         return figures
 
-    def _answers(self, name: str, benchmark: str, loaded: Benchmark) -> Answers:
-        file = AnswersFile(self._path / name / benchmark / "answers.jsonl", loaded, name)
-        with self.display.progress(f"{name} answers {benchmark}") as advance:
-            return file.complete(self._generator(name), advance)
-
-    def _generator(self, name: str) -> Generator:
+    def _answers(self, name: str, benchmark: str, file: AnswersFile) -> Answers | None:
+        """Return a model's answers; None after an error, which is kept: others go on."""
+        calls: Calls | None = None
         if name in self.evaluation.endpoints:
             endpoint, log = self.evaluation.endpoints[name], self._path / name / "replies.jsonl"
-            return EndpointGenerator(self._calls_to(endpoint, log, f"evaluate.endpoints.{name}"))
-        return self._local(self.evaluation.models[name])
+            calls = self._calls_to(endpoint, log, f"evaluate.endpoints.{name}")
+            generator: Generator = EndpointGenerator(calls)
+        else:
+            generator = self._local(self.evaluation.models[name])
+        try:
+            with self.display.progress(f"{name} answers {benchmark}") as advance:
+                return file.complete(generator, advance)
+        except DominieError as error:
+            if calls is None or calls.interrupted:
+                raise
+            self._errors.append(error)
+            self.display.line(f"{name} on {benchmark}: no figure, {error}")
+            return None
 
     def _judge_calls(self, benchmark: str) -> Calls:
         judge, log = self._benchmarks[benchmark].judge, self.folder.replies(benchmark)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dominie.core.display import Display
-from dominie.core.errors import InputError, nearest
+from dominie.core.errors import InputError, RunError, nearest
 from dominie.core.run_reader import is_run, no_such_run
 from dominie.data.formats import Message
 from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
@@ -237,6 +237,10 @@ class ChatSession:
             )
         if any(result.token_ids == [] for result in results):
             return False
+        if unanswered := [r.reason for r in results if r.stop_reason == "unanswered"]:
+            raise RunError(
+                "the endpoint does not answer", where=self.model.name, found=unanswered[0]
+            )
         if not pieces:
             on_piece("(nothing)")
         # The same question is sampled anew.

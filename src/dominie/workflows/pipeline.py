@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.display import Display
-from dominie.core.distributed import destroy_distributed, end_training, is_main_process
+from dominie.core.distributed import end_training, is_main_process
 from dominie.core.errors import InputError
 from dominie.core.run_reader import read_stage
 from dominie.recipe import Recipe
@@ -58,11 +58,8 @@ def run_recipe(
             if first:  # also of stages that finished before an interruption
                 write_cards(folder, scored=False)
         end_training()
-        evaluate(folder, fingerprints, display)  # the ranks share the questions
-        destroy_distributed()
-        if first:
-            write_cards(folder, scored=True)
-            write_report(folder.path)
+        # The ranks share the questions.
+        evaluate(folder, fingerprints, display, lambda: _write_report(folder))
     return folder.path
 
 
@@ -73,12 +70,14 @@ def evaluate_recipe(recipe: Recipe, runs: Path, display: Display | None = None) 
     with folder.locked():
         for name in recipe.stages:
             check_whole(folder.stage(name), read_stage(folder.stage(name)), display)
-        evaluate(folder, folder.trained_fingerprints(), display)
-        destroy_distributed()
-        if is_main_process():
-            write_cards(folder, scored=True)
-            write_report(folder.path)
+        fingerprints = folder.trained_fingerprints()
+        evaluate(folder, fingerprints, display, lambda: _write_report(folder))
     return folder.path
+
+
+def _write_report(folder: RunFolder) -> None:
+    write_cards(folder, scored=True)
+    write_report(folder.path)
 
 
 _SAMPLED_ROWS = 32
