@@ -15,7 +15,7 @@ from dominie.generation.reply_log import Reply, call_key
 from dominie.judge.prompts import READERS, Message, Prompt
 
 if TYPE_CHECKING:
-    from dominie.judge.benchmark import Answers, AnswersFile, Benchmark, Judged
+    from dominie.judge.benchmark import Answers, Benchmark, Judged
 
 #: Below this share of verdicts that could be read, no figure is given for the whole.
 LEAST_SCORED = 0.95
@@ -268,49 +268,6 @@ def judged_answers(
         for name in ("score", "stderr", "n", "interval"):
             judged.figures.pop(name, None)
     return judged
-
-
-def answer_shares(
-    answers: Answers, stops: Mapping[int | str, Sequence[str]], unanswered: Collection[int | str]
-) -> dict[str, float]:
-    """Return which share of answers is cut off or empty, and of questions is unanswered, if any."""
-    turns = [text for texts in answers.values() for text in texts]
-    ends = [stop for question in answers for stop in stops[question]]
-    found = {
-        "cut": ends.count("length") / max(1, len(turns)),
-        "empty": sum(not text.strip() for text in turns) / max(1, len(turns)),
-        "unanswered": len(unanswered) / max(1, len(answers) + len(unanswered)),
-    }
-    return {name: share for name, share in found.items() if share}
-
-
-def answer_warnings(
-    benchmark: Benchmark, file: AnswersFile, shares: Mapping[str, float]
-) -> list[str]:
-    """Return what is amiss with a model's answers, before anything about their scores."""
-    found = []
-    if "cut" in shares:
-        found.append(
-            f"{100 * shares['cut']:.0f} % of answers were cut off, by {benchmark.max_new_tokens} "
-            "tokens or the model's context, and are judged as they are: raise max_new_tokens"
-        )
-    if "empty" in shares:
-        thoughts = "" if benchmark.keep_thoughts else " once their thoughts are left out"
-        found.append(f"{100 * shares['empty']:.0f} % of answers are empty{thoughts}")
-    if file.unanswered:
-        found.append(
-            f"{unanswered_questions(benchmark, file.unanswered)}; asked again the next time"
-        )
-    return found
-
-
-def unanswered_questions(benchmark: Benchmark, unanswered: Mapping[int | str, str]) -> str:
-    """Return how many questions were not answered, the first of them, and why."""
-    first = next(d for d in benchmark.dialogues if d.id in unanswered)
-    return (
-        f"{len(unanswered)} of {len(benchmark.dialogues)} questions were not answered, first "
-        f"{first.turns[0][:60]!r} ({unanswered[first.id]})"
-    )
 
 
 def control_warnings(figures: Mapping[str, Any]) -> list[str]:

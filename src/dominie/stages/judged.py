@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,16 @@ from dominie.generation.endpoint import Endpoint
 from dominie.generation.generator import EndpointGenerator, Generator
 from dominie.generation.reply_log import ReplyLog
 from dominie.judge.annotations import read_annotations, read_difficulty, summarise
-from dominie.judge.benchmark import Answers, AnswersFile, Judged
+from dominie.judge.benchmark import Answers, AnswersFile, Benchmark, Judged
 from dominie.judge.judge import (
     CALL_FAILED,
     CUT_OFF,
-    answer_shares,
-    answer_warnings,
     constant_controls,
     control_warnings,
     enough_scored,
     judged_answers,
     model_families,
     same_family_warning,
-    unanswered_questions,
 )
 from dominie.recipe import Evaluation
 from dominie.stages.run_folder import RunFolder
@@ -118,11 +115,11 @@ class JudgedScores:
         if answers is None:
             return None
         if not enough_scored(len(answers), len(loaded.dialogues)):
-            found = f"{title}: {unanswered_questions(loaded, file.unanswered)}"
+            found = f"{title}: {_unanswered_questions(loaded, file.unanswered)}"
             self._unanswered.append(found)
             self.display.line(f"{found}; no figure")
             return None
-        shares = answer_shares(answers, file.stops, file.unanswered)
+        shares = _answer_shares(answers, file.stops, file.unanswered)
         with self.display.progress(f"{title}, judged") as advance:
             judged = judged_answers(
                 loaded,
@@ -145,7 +142,7 @@ class JudgedScores:
         figures = judged.figures | shares
         figures["controls"] = {**self._controls(benchmark), **figures.get("controls", {})}
         family = same_family_warning(loaded.judge.model, self._lineage(name))
-        amiss = answer_warnings(loaded, file, shares)
+        amiss = _answer_warnings(loaded, file, shares)
         figures["warnings"] = [*amiss, *([family] if family else []), *control_warnings(figures)]
         self.display.done(title, _summary(figures))
         for warning in figures["warnings"]:
@@ -214,6 +211,49 @@ class JudgedScores:
             else:
                 text = json.dumps(rows, indent=1, ensure_ascii=False)
                 write_atomic(path / benchmark / name, text)
+
+
+def _answer_shares(
+    answers: Answers, stops: Mapping[int | str, Sequence[str]], unanswered: Collection[int | str]
+) -> dict[str, float]:
+    """Return which share of answers is cut off or empty, and of questions is unanswered, if any."""
+    turns = [text for texts in answers.values() for text in texts]
+    ends = [stop for question in answers for stop in stops[question]]
+    found = {
+        "cut": ends.count("length") / max(1, len(turns)),
+        "empty": sum(not text.strip() for text in turns) / max(1, len(turns)),
+        "unanswered": len(unanswered) / max(1, len(answers) + len(unanswered)),
+    }
+    return {name: share for name, share in found.items() if share}
+
+
+def _answer_warnings(
+    benchmark: Benchmark, file: AnswersFile, shares: Mapping[str, float]
+) -> list[str]:
+    """Return what is amiss with a model's answers, before anything about their scores."""
+    found = []
+    if "cut" in shares:
+        found.append(
+            f"{100 * shares['cut']:.0f} % of answers were cut off, by {benchmark.max_new_tokens} "
+            "tokens or the model's context, and are judged as they are: raise max_new_tokens"
+        )
+    if "empty" in shares:
+        thoughts = "" if benchmark.keep_thoughts else " once their thoughts are left out"
+        found.append(f"{100 * shares['empty']:.0f} % of answers are empty{thoughts}")
+    if file.unanswered:
+        found.append(
+            f"{_unanswered_questions(benchmark, file.unanswered)}; asked again the next time"
+        )
+    return found
+
+
+def _unanswered_questions(benchmark: Benchmark, unanswered: Mapping[int | str, str]) -> str:
+    """Return how many questions were not answered, the first of them, and why."""
+    first = next(d for d in benchmark.dialogues if d.id in unanswered)
+    return (
+        f"{len(unanswered)} of {len(benchmark.dialogues)} questions were not answered, first "
+        f"{first.turns[0][:60]!r} ({unanswered[first.id]})"
+    )
 
 
 def annotated_win_rates(path: Path, difficulty: Path | None, display: Display) -> dict[str, Any]:
