@@ -239,7 +239,10 @@ class ChatSession:
             return False
         if unanswered := [r.reason for r in results if r.stop_reason == "unanswered"]:
             raise RunError(
-                "the endpoint does not answer", where=self.model.name, found=unanswered[0]
+                "the endpoint does not answer",
+                where=self.model.name,
+                found=unanswered[0],
+                do="ask again, or something else if it was refused",
             )
         if not pieces:
             on_piece("(nothing)")
