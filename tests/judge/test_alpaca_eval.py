@@ -51,6 +51,12 @@ def answers(benchmark):
     return {d.id: [f"model says {d.id}"] for d in benchmark.dialogues}
 
 
+def test_half_a_surrogate_pair_in_a_baseline_can_be_judged(load):
+    row = {"instruction": "Name\udc00 it.", "output": "Lyon \ud83d", "generator": "b"}
+    (instruction,) = load([row]).instructions
+    assert (instruction.instruction, instruction.output) == ("Name\ufffd it.", "Lyon \ufffd")
+
+
 def test_both_orders_are_judged_and_averaged(load):
     benchmark = load(version=1)
     cases = benchmark.cases(answers(benchmark))

@@ -46,7 +46,7 @@ def foreign(body: str) -> str | None:
         return _STREAM
     value = _first_value(body)
     if isinstance(value, dict) and "choices" not in value:
-        keys = ", ".join(list(value)[:6])
+        keys = ", ".join(ascii(key)[1:-1][:40] for key in list(value)[:6])
         return _ERROR if any(_errors(value)) else f"an object of {keys or 'nothing'}"
     return None
 

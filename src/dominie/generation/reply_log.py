@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.errors import InputError
-from dominie.core.io import checksummed, open_append, verify_checksum
+from dominie.core.io import checksummed, open_append, verify_checksum, whole_characters
 
 _MOST_TOKENS = 10_000_000  # no call uses more; a server that says so is not believed
 # Values of `finish_reason`, lower case, as servers write them.
@@ -63,7 +63,7 @@ def read_reply(body: str) -> Reply | None:
     apart = text is None or message.get("reasoning_content") or message.get("reasoning")
     silent = not refused and not (text or "").strip() and (apart or reason in _CUT)
     return Reply(
-        text=text or "",
+        text=whole_characters(text or ""),
         cut=reason in _CUT,
         refused=refused,
         silent=bool(silent),
@@ -119,6 +119,15 @@ def record_line(record: Mapping[str, Any]) -> str:
     return json.dumps(checksummed(record), ensure_ascii=False) + "\n"
 
 
+def _is_sealed(line: bytes) -> bool:
+    """Return whether a line is a whole record with its checksum."""
+    try:
+        record = json.loads(line)
+        return isinstance(record, dict) and record != verify_checksum(dict(record))
+    except (ValueError, RecursionError):
+        return False
+
+
 class ReplyLog:
     """A JSON Lines file that is only appended to; each line is on disk before `append` returns.
 
@@ -171,8 +180,14 @@ class ReplyLog:
         lines = content.split(b"\n")
         torn = lines.pop()  # empty if the last line is whole
         if torn:
+            # Only its end may be missing or damaged: what is in it has been paid for.
+            whole = next(filter(_is_sealed, (torn, torn[:-1])), None)
             with self.path.open("r+b") as file:
                 file.truncate(len(content) - len(torn))
+                if whole is not None:
+                    file.seek(0, os.SEEK_END)
+                    file.write(whole + b"\n")
+                    lines.append(whole)
                 os.fsync(file.fileno())
         return [self._parsed(line, number) for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -182,7 +197,7 @@ class ReplyLog:
             if isinstance(record, dict) and isinstance(record.get("key"), str):
                 return verify_checksum(record)
             found = "no record of a reply"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             found = str(error)
         raise InputError(
             "the log of replies is damaged",

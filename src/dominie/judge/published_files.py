@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dominie.core.errors import InputError
+from dominie.core.io import whole_characters
 from dominie.data.json_files import json_rows, jsonl_rows
 from dominie.judge.benchmark import Answers, failed_answers
 from dominie.judge.prompts import Prompt, comparison_prompt, rating_prompt
@@ -18,6 +19,8 @@ T = TypeVar("T")
 
 def read_objects(path: Path, *, what: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the objects of a JSON or JSON Lines file, each with its place.
+
+    Half a surrogate pair in them is U+FFFD, as published outputs that were cut off need.
 
     Raises:
         InputError: it is missing, empty, malformed, or holds something else.
@@ -31,7 +34,7 @@ def read_objects(path: Path, *, what: str) -> list[tuple[str, dict[str, Any]]]:
                 raise row
             if not isinstance(row, dict):
                 raise InputError(f"no object of {what}", where=where, found=repr(row)[:80])
-            found.append((where, row))
+            found.append((where, whole_characters(row)))
     except OSError as error:
         raise unreadable(path, what, error) from None
     if not found:
