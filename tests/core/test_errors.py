@@ -21,6 +21,28 @@ def test_an_error_prints_where_expected_found_and_do():
     assert (InputError.exit_status, OutOfReach.exit_status, RunError.exit_status) == (2, 2, 1)
 
 
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-proj-8Qm4abcdefgh",
+        "hf_UTJrzVwqkDnYxaAbCdEf",
+        "Bearer abcdefgh.1234",
+        "judge.api_key=anything",
+        "hf_token=anything",
+    ],
+)
+def test_no_message_repeats_a_secret(secret):
+    error = InputError("not an override", where=secret, found=f"the text '{secret}'", do=secret)
+    value = secret.rpartition("=")[2].rpartition(" ")[2]
+    assert value not in str(error.within("r.yaml"))
+    assert str(error).count("[hidden]") == 3
+
+
+def test_what_is_no_secret_is_shown():
+    plain = "hf_hub_download, task-rating, max_tokens=5, key_env: the key is missing, eos_token=<s>"
+    assert plain in str(InputError(plain))
+
+
 class TransportError(Exception):
     """Named as the HTTP client's."""
 

@@ -16,7 +16,9 @@ import pytest
 from fault_server import Answer, reply, shown_answers
 
 from dominie import cli
+from dominie.core.errors import InputError
 from dominie.generation.reply_log import read_reply
+from dominie.recipe import load_recipe
 from dominie.toyworld.toy_models import save_model
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -433,6 +435,10 @@ def test_thoughts_are_not_judged_and_broken_answers_are_counted_aloud(serve, tmp
         ("evaluate.benchmarks.mt.questions=nowhere.jsonl", "no such file of questions"),
         ("evaluate.benchmarks.mt.judge.key_env=NOT_SET_ANYWHERE", "export NOT_SET_ANYWHERE"),
         ("evaluate.endpoints.toy={endpoint: 'http://h/v1', model: m}", "of a model and of an endp"),
+        (
+            "evaluate.benchmarks.mt.judge.request={a: {api-key: x1y2z3}}",
+            "a.api-key looks like a",
+        ),
         ("evaluate.benchmarks.mt.judge.concurrency=many", "a whole number"),
     ],
 )
@@ -441,3 +447,23 @@ def test_bad_recipes_are_one_message(tmp_path, toy, override, words, finish):
     _, err = finish(recipe, override, status=2)
     assert err.count("error: ") == 1
     assert words in err
+
+
+@pytest.mark.parametrize("name", ["replies", "Replies"])
+def test_no_benchmark_is_written_over_the_replies_of_an_endpoint(tmp_path, name):
+    there = {"endpoint": "http://127.0.0.1:9/v1", "model": "m"}
+    benchmark = {**mt_bench_files(tmp_path, 1), "judge": there}
+    tree = {"evaluate": {"endpoints": {"it": there}, "benchmarks": {name: benchmark}}}
+    with pytest.raises(InputError, match="overwrite the replies of endpoints"):
+        load_recipe(write_recipe(tmp_path / "r.yaml", tree))
+    tree["evaluate"] = {"models": {"it": "toyworld:student"}, "benchmarks": {name: benchmark}}
+    load_recipe(write_recipe(tmp_path / "r.yaml", tree))
+
+
+@pytest.mark.parametrize("name", ["comparisons.JSON", "Rows.Jsonl", "EVALUATION"])
+def test_names_of_files_are_no_names_on_file_systems_without_capitals(tmp_path, name):
+    there = {"endpoint": "http://127.0.0.1:9/v1", "model": "m"}
+    benchmark = {**mt_bench_files(tmp_path, 1), "judge": there}
+    tree = {"evaluate": {"endpoints": {name: there}, "benchmarks": {"mt": benchmark}}}
+    with pytest.raises(InputError, match="not usable as a name"):
+        load_recipe(write_recipe(tmp_path / "r.yaml", tree))

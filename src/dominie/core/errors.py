@@ -6,6 +6,44 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+_SECRET_NAME = re.compile(
+    r"api[-_ ]?key|authori[sz]ation|bearer|passw(?:or)?d|secret|credential|private[-_ ]?key"
+    r"|(?:^|[-_ ])(?:access|auth|refresh|session|id|hf|api)[-_ ]?token$"
+    r"|^(?:token|key|auth|cookie)$",
+    re.IGNORECASE,
+)
+# Keys as their issuers write them: models, hubs, clouds, repositories, web tokens.
+_SECRET_VALUE = re.compile(
+    r"\b(?:(?:sk-|[Bb]earer\s+)[\w.~+/-]{8,}=*"
+    r"|(?:hf_|gsk_|xai-|AIza|gh[pousr]_|github_pat_|glpat-|nvapi-|pplx-|r8_|ya29\.|AKIA|eyJ)"
+    r"[\w.-]{16,})"
+)
+_ASSIGNED = re.compile(
+    r"((?:api[-_]?key|(?:access|auth|hf|api)[-_]?token|passw(?:or)?d|secret|authorization)"
+    r"[\w.-]{0,40}=)[^\s,}]+",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with `[hidden]` for what looks like a key or a password in it."""
+    return _ASSIGNED.sub(r"\1[hidden]", _SECRET_VALUE.sub("[hidden]", text))
+
+
+def secret_in(value: Any, place: str) -> str | None:
+    """Return the place of the first secret in a JSON value, by its name or its look; else None."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            named = _SECRET_NAME.search(str(name)) and not isinstance(inner, dict | None)
+            if found := f"{place}.{name}" if named else secret_in(inner, f"{place}.{name}"):
+                return found
+    elif isinstance(value, list):
+        return next((f for item in value if (f := secret_in(item, place))), None)
+    elif isinstance(value, str) and _SECRET_VALUE.search(value):
+        return place
+    return None
 
 
 class DominieError(Exception):
@@ -30,8 +68,10 @@ class DominieError(Exception):
         found: str | None = None,
         do: str | None = None,
     ) -> None:
-        self.what, self.where = what, where
-        self.expected, self.found, self.do = expected, found, do
+        self.what = without_secrets(what)
+        self.where, self.expected, self.found, self.do = (
+            None if text is None else without_secrets(text) for text in (where, expected, found, do)
+        )
         super().__init__(str(self))
 
     def __str__(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import html.entities
 import math
 import os
 import random
@@ -14,9 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from dominie.core.errors import InputError
+from dominie.core.errors import InputError, secret_in
 
-_SECRET = re.compile(r"api_?key|authori[sz]ation|bearer|password|secret|access_?token", re.I)
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 
@@ -95,8 +95,8 @@ class Endpoint:
     def __post_init__(self) -> None:
         url = urlsplit(self.endpoint)
         if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError(f"endpoint is a URL, http://localhost:8000/v1 say: {self.endpoint!r}")
-        if url.username or url.password or url.query:
+            raise ValueError("endpoint is a URL, http://localhost:8000/v1 say")  # it may hold a key
+        if url.username or url.password or url.query or url.fragment:
             raise ValueError("the endpoint's URL carries no password and no key: use key_env")
         if self.key_env is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key_env):
             # Not repeated in the message: it may be the key.
@@ -119,9 +119,9 @@ class Endpoint:
                     "a budget in money needs a bound on the length of replies: without max_tokens, "
                     "set request: {max_completion_tokens: N}"
                 )
-        if named := [key for key in self.request if _SECRET.search(key)]:
+        if (place := secret_in(self.request, "request")) is not None:
             # The value is not repeated: it is as good as known then.
-            raise ValueError(f"request.{named[0]} looks like a secret, which belongs in key_env")
+            raise ValueError(f"{place} looks like a secret, which belongs in key_env")
         if fixed := {"model", "messages", "stream", "n"} & {*self.request, *self.omit}:
             raise ValueError(f"{min(fixed)} is no field to change here")
 
@@ -211,7 +211,8 @@ class Client:
     def __init__(self, endpoint: Endpoint, key: str | None) -> None:
         import httpx2  # here, since recipes are read without it
 
-        self.endpoint, self._key = endpoint, key
+        self.endpoint = endpoint
+        self._echo = _escaped(key) if key and key.casefold() not in _NO_SECRETS else None
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._http = httpx2.AsyncClient(
             headers=headers,
@@ -258,8 +259,30 @@ class Client:
             return Outcome(response.status_code, text, _wait(response.headers.get("retry-after")))
 
     def redacted(self, text: str) -> str:
-        """Return a text without the key, should a server have sent it back."""
-        return text.replace(self._key, "[key]") if self._key else text
+        """Return a text without the key, should a server have sent it back, escaped or not."""
+        return self._echo.sub("[key]", text) if self._echo else text
+
+
+#: Keys that servers' documentation gives for want of one: they are words of replies, too.
+_NO_SECRETS = {"empty", "none", "null", "dummy", "ollama", "lm-studio", "not-needed", "no-key"}
+
+
+def _escaped(key: str) -> re.Pattern[str]:
+    """Return a pattern of a key as it is, and as JSON, HTML, a URL or several of them write it."""
+    return re.compile("".join(_escaped_sign(sign) for sign in key))
+
+
+def _escaped_sign(sign: str) -> str:
+    code, names = ord(sign), {v: k for k, v in html.entities.name2codepoint.items()}
+    forms = [
+        rf"\\{{0,8}}{re.escape(sign)}",
+        rf"\\{{1,8}}(?:u00|x)(?i:{code:02x})",
+        rf"%(?:25){{0,3}}(?i:{code:02x})",
+        rf"&(?:amp;){{0,3}}#(?:0{{0,6}}{code}|[xX]0{{0,6}}(?i:{code:02x}));",
+    ]
+    if code in names:
+        forms.append(rf"&(?:amp;){{0,3}}{names[code]};")
+    return f"(?:{'|'.join(forms)})"
 
 
 def delay(backoff: float, attempt: int, asked: float | None) -> float:

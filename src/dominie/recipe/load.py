@@ -215,7 +215,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not all(dotted.split(".")):
         raise InputError(
-            "not an override", where=override, expected="a.b.c=value, as in train.seed=1"
+            "not an override",
+            where=dotted if equals else override,
+            expected="a.b.c=value, as in train.seed=1",
         )
     keys = dotted.split(".")
     node: dict[str, Any] = tree
@@ -232,7 +234,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
                 )
             child = node[key] = {meaning: child}
         node = child
-    node[keys[-1]] = parsed_yaml(text, where=override)
+    node[keys[-1]] = parsed_yaml(text, where=dotted)  # without the value, which may be secret
 
 
 def _shorthand_key(path: Sequence[str]) -> str | None:

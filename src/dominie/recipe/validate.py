@@ -85,8 +85,8 @@ def stage_order(recipe: Recipe, *, where: str) -> list[str]:
 def _check_is_name(name: str, *, where: str) -> None:
     if (
         not _NAME.fullmatch(name)
-        or name in _RESERVED
-        or name.endswith((".yaml", ".json", ".jsonl", ".html"))
+        or name.casefold() in _RESERVED  # some file systems know no capitals
+        or name.casefold().endswith((".yaml", ".json", ".jsonl", ".html"))
     ):
         raise InputError(
             "not usable as a name",
@@ -235,6 +235,13 @@ def _check_evaluation(recipe: Recipe, *, where: str) -> None:
             raise InputError("the name of a model and of an endpoint", where=f"{here}.{name}")
     for name in recipe.evaluate.benchmarks:
         _check_is_name(name, where=f"{here}.benchmarks")
+        if name.casefold() == "replies" and recipe.evaluate.endpoints:
+            raise InputError(
+                "a benchmark of this name would overwrite the replies of endpoints",
+                where=f"{here}.benchmarks",
+                found=repr(name),
+                do="rename the benchmark",
+            )
         if name in recipe.evaluate.tasks:
             raise InputError("the name of a task and of a benchmark", where=f"{here}.{name}")
     for name, task in recipe.evaluate.tasks.items():
