@@ -302,25 +302,6 @@ def text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def whole_characters(value: Any) -> Any:
-    """Return a JSON value with U+FFFD for each half of a surrogate pair in its texts.
-
-    JSON can escape half a pair, as servers do that cut a text off between the two; no file, request
-    or tokenizer can hold it.
-    """
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        return value
-    if isinstance(value, list):
-        return [whole_characters(item) for item in value]
-    if isinstance(value, dict):
-        return {whole_characters(key): whole_characters(item) for key, item in value.items()}
-    return value
-
-
 def number(value: object) -> float | None:
     """Return the value if it is a number (no boolean), with NaN for one that is not finite."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

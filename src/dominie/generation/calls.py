@@ -197,7 +197,7 @@ class Calls:
         at_once = spent or outcome.status in (401, 402, 404, 407)
         broken = outcome.status == 200 and not foreign(outcome.body)  # several times already
         first = outcome.refused or outcome.status == 403 or broken
-        refused = outcome.refused or (outcome.status < 500 and not outcome.retryable)
+        refused = outcome.refused or not outcome.retryable
         if at_once or (
             refused and not self._answered and (first or self._failed_in_a_row >= _REFUSALS)
         ):

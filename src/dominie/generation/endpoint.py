@@ -198,6 +198,8 @@ class Outcome:
         """Whether the same call may succeed later."""
         if self.status == 429 and "insufficient_quota" in self.body:
             return False
+        if self.status == 501:  # what a server does not implement it will not tomorrow
+            return False
         return self.status == 0 or self.status in _RETRIED or self.status >= 500
 
 

@@ -96,7 +96,9 @@ def refusal(
             found=f"{endpoint.url}: {found}",
             do="start the server, or correct the URL",
         )
-    if status == 402 or (status == 429 and "insufficient_quota" in outcome.body):
+    said = outcome.body.casefold()
+    no_credit = status == 403 and re.search(r"\b(?:credits?|billing|balance)\b", said)
+    if status == 402 or no_credit or (status == 429 and "insufficient_quota" in said):
         return InputError(
             "the endpoint asks for payment",
             where=where,
@@ -105,10 +107,11 @@ def refusal(
         )
     if status == 200:
         return _no_completion(endpoint, outcome, where=where, found=found)
-    name = None if status == 401 else _at_fault(endpoint, outcome.body, sent)
+    about_key = status == 401 or (status == 400 and re.search(r"\bapi[ _-]?key\b", said))
+    name = None if about_key else _at_fault(endpoint, outcome.body, sent)
     if name is not None and status not in (404, 405):
         return _parameter_refused(endpoint, name, outcome.body, where=where, found=found)
-    about_model = "model" in outcome.body.casefold()
+    about_model = "model" in said
     if status == 407 or (status == 403 and outcome.body.lstrip().startswith("<")):
         return InputError(
             "a proxy or firewall refuses the request",
@@ -116,7 +119,7 @@ def refusal(
             found=found,
             do="see the environment variables HTTPS_PROXY and NO_PROXY, and ask who runs it",
         )
-    if status == 401 or (status == 403 and not about_model):
+    if about_key or (status == 403 and not about_model):
         return InputError(
             "the endpoint refuses the key" if has_key else "the endpoint asks for a key",
             where=where,

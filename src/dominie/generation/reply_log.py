@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.errors import InputError
-from dominie.core.io import checksummed, open_append, verify_checksum, whole_characters
+from dominie.core.io import checksummed, open_append, verify_checksum
+from dominie.data.json_files import whole_characters
 
 _MOST_TOKENS = 10_000_000  # no call uses more; a server that says so is not believed
 # Values of `finish_reason`, lower case, as servers write them.

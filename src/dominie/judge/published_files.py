@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dominie.core.errors import InputError
-from dominie.core.io import whole_characters
-from dominie.data.json_files import json_rows, jsonl_rows
+from dominie.data.json_files import json_rows, jsonl_rows, whole_characters
 from dominie.judge.benchmark import Answers, failed_answers
 from dominie.judge.prompts import Prompt, comparison_prompt, rating_prompt
 
@@ -19,8 +18,6 @@ T = TypeVar("T")
 
 def read_objects(path: Path, *, what: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the objects of a JSON or JSON Lines file, each with its place.
-
-    Half a surrogate pair in them is U+FFFD, as published outputs that were cut off need.
 
     Raises:
         InputError: it is missing, empty, malformed, or holds something else.
