@@ -25,6 +25,19 @@ def test_a_sample_of_each_source_shows_what_is_trained_on(work, dominie):
     assert said.out.rstrip().endswith("next: dominie run r.yaml")
 
 
+def test_a_template_whose_answers_no_token_ends_is_warned_of(work, dominie):
+    template = work / "chatml.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    said = dominie("check", "r.yaml", "models.m={path: m, chat_template: chatml.jinja}")
+    assert said.status == 0, said.err
+    assert " ".join(said.out.split()).count("warning: s: under its chat template an answer") == 1
+    assert "will not stop" in " ".join(said.out.split())
+    assert "warning" not in dominie("check", "r.yaml").out
+
+
 def test_json_is_one_object(work, dominie):
     said = dominie("check", "r.yaml", "--json")
     found = json.loads(said.out)

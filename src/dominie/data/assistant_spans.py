@@ -92,6 +92,21 @@ def ends_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(dict.fromkeys(ends))
 
 
+def unended(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What the template writes after an answer, if no token ends one; None where one does.
+
+    None too where the template renders none of the conversations that are tried.
+    """
+    template, after = ChatTemplate(tokenizer), None
+    for chat in _ENDED:
+        with suppress(InputError):
+            text, spans, token = turns_and_end(template, chat)
+            if token:
+                return None
+            after = text[slice(*spans[-1])].partition(chat.answer)[2] if chat.answer else after
+    return after
+
+
 _QUESTION = {"role": "user", "content": "How many?"}
 _CALL = {
     "id": "call00007",
@@ -100,11 +115,13 @@ _CALL = {
 }
 _COUNT = {"type": "object", "properties": {"of": {"type": "string", "description": "a thing"}}}
 _TOOL = {"name": "count", "description": "Counts.", "parameters": _COUNT}
+_TOOLS = [{"type": "function", "function": _TOOL}]
 _ENDED = [
     Conversation([*before, _QUESTION, {"role": "assistant", "content": words, **calls}], tools)
     for words, calls, tools in (
         ("Four.", {}, None),
-        ("", {"tool_calls": [_CALL]}, [{"type": "function", "function": _TOOL}]),
+        ("Four.", {}, _TOOLS),
+        ("", {"tool_calls": [_CALL]}, _TOOLS),
     )
     for before in ((), ({"role": "system", "content": "Be brief."},))
 ]

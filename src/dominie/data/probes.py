@@ -6,6 +6,7 @@ The rendering with the word must be that of the conversation but for the word, w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
@@ -22,6 +23,7 @@ Message = dict[str, Any]
 Change = Callable[[Message, str], Iterator[Message]]
 """A message and a word -> the message with the word in it, the likelier place first."""
 
+_TAG = re.compile(r"<[^<>\s]+>")
 _TRIED = 8  # places in the arguments of a call
 
 
@@ -230,6 +232,20 @@ class Rendering:
     def tokens(self, pieces: list[str]) -> list[str]:
         """The pieces that are tokens added to the vocabulary."""
         return [piece for piece in pieces if self.template.is_added(piece)]
+
+    def finely(self, text: str) -> list[str]:
+        """Pieces in which a tag counts as a token, whether or not it is one."""
+        pieces: list[str] = []
+        for piece in self.template.pieces(text):
+            if self.template.is_added(piece):
+                pieces.append(piece)
+            else:
+                pieces += [part for part in re.split(f"({_TAG.pattern})", piece) if part]
+        return pieces
+
+    def is_mark(self, piece: str) -> bool:
+        """Whether a piece is a token, a tag or white space."""
+        return self.template.is_added(piece) or bool(_TAG.fullmatch(piece)) or not piece.strip()
 
     def first_token(self, text: str) -> tuple[str, str]:
         """The token that a text begins with, and the white space before it."""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from dominie.data.chat_template import Span
     from dominie.data.formats import Message
 
-_TAG = re.compile(r"<[^<>\s]+>")
 _ENDINGS_KEPT = 8
 
 
@@ -128,7 +127,10 @@ class TurnBounds(Rendering):
     def _start(self, k: int, words_end: int) -> int:
         """Where the generation prompt before message `k` ends, as far as it is in the rendering."""
         question_end = self._question_end(k, words_end)
-        for header in (self.header, self._after_question(k)):
+        always = "".join(
+            self.template.pieces(self._after_question(self.question))[len(self.closing) :]
+        )
+        for header in (self.header, self._after_question(k), always):
             found = self._end_of_header(header, self.text[question_end:words_end])
             if found is not None:
                 return question_end + found
@@ -171,18 +173,12 @@ class TurnBounds(Rendering):
     @cached_property
     def header(self) -> str:
         """What the template adds for an answer to a question; empty if nothing, or always."""
-        if self.question:
-            opened, ended = self.prefix(self.question, prompt=True), self.prefix(self.question)
-        else:
-            asked: list[Message] = [{"role": "user", "content": self.probe}]
-            opened, ended = (self.render(asked, prompt=prompt) for prompt in (True, False))
+        asked: list[Message] = [{"role": "user", "content": self.probe}]
+        messages = self.messages[: self.question] or asked
+        opened, ended = (self.render(messages, prompt=prompt) for prompt in (True, False))
         if opened is None or ended is None:
             return ""
-        return self._addition(ended, opened)
-
-    def _addition(self, text: str, longer: str) -> str:
-        """What the second text has beyond what it shares with the first, in whole pieces."""
-        pieces, more = self.template.pieces(text), self.template.pieces(longer)
+        pieces, more = self.template.pieces(ended), self.template.pieces(opened)
         return "".join(more[len(common_pieces(pieces, more)) :])
 
     def _end_of_header(self, header: str, text: str) -> int | None:
@@ -193,7 +189,7 @@ class TurnBounds(Rendering):
         for part in self._headers(header):
             if (at := text.find(part)) >= 0:
                 return at + len(part)
-            words = [word for piece in self._finely(part) for word in piece.split()]
+            words = [word for piece in self.finely(part) for word in piece.split()]
             pattern = r"\s*".join(map(re.escape, words)) + (r"\s*" if part[-1].isspace() else "")
             if found := re.search(pattern, text):
                 return found.end()
@@ -201,30 +197,17 @@ class TurnBounds(Rendering):
 
     def _headers(self, header: str) -> Iterator[str]:
         """The header, and what is left of it without the marks of thoughts at its end."""
-        pieces = self._finely(header)
+        pieces = self.finely(header)
         for size in range(len(pieces), 0, -1):
             if size < len(pieces) and not self._may_end(pieces[:size], pieces[size:]):
                 continue
             if "".join(pieces[:size]).strip():
                 yield "".join(pieces[:size])
 
-    def _finely(self, text: str) -> list[str]:
-        """Pieces in which a tag counts as a token, whether or not it is one."""
-        pieces: list[str] = []
-        for piece in self.template.pieces(text):
-            if self.template.is_added(piece):
-                pieces.append(piece)
-            else:
-                pieces += [part for part in re.split(f"({_TAG.pattern})", piece) if part]
-        return pieces
-
     def _may_end(self, header: list[str], rest: list[str]) -> bool:
         """Whether marks of thoughts begin with `rest`, and not in the middle of them."""
-        opened = {_name(piece) for piece in header if self._is_mark(piece) and piece.strip()}
-        return self._is_mark(rest[0]) and not any(_name(piece) in opened for piece in rest)
-
-    def _is_mark(self, piece: str) -> bool:
-        return self.template.is_added(piece) or bool(_TAG.fullmatch(piece)) or not piece.strip()
+        opened = {_name(piece) for piece in header if self.is_mark(piece) and piece.strip()}
+        return self.is_mark(rest[0]) and not any(_name(piece) in opened for piece in rest)
 
     # Where it ends
 
@@ -284,10 +267,17 @@ class TurnBounds(Rendering):
         return None
 
     @cached_property
+    def closing(self) -> list[str]:
+        """The pieces that close a question, before the header of an answer."""
+        return self._before_header(self._after_question(self.question))
+
+    @cached_property
     def closers(self) -> set[str]:
         """Tokens that end a turn wherever they are: the tokenizer's own, and that of a question."""
-        before = self.tokens(self._before_header(self._after_question(self.question)))
-        return {str(self.template.tokenizer.eos_token), *before[-1:]}
+        before = self.tokens(self.closing)
+        asked = self.question and self.messages[self.question - 1]["role"] == "user"
+        ends = before[:1] if asked else before[-1:]  # a result may be closed within its message
+        return {str(self.template.tokenizer.eos_token), *ends}
 
     @cached_property
     def openers(self) -> set[str]:
@@ -295,7 +285,7 @@ class TurnBounds(Rendering):
         if self.header.strip():
             return set(self.tokens(self.template.pieces(self.header.lstrip())[:1]))
         tokenizer = self.template.tokenizer
-        begin = takewhile(self._is_mark, self.template.pieces(self.text))
+        begin = takewhile(self.is_mark, self.template.pieces(self.text))
         return {piece for piece in begin if piece not in (tokenizer.bos_token, tokenizer.eos_token)}
 
     def _inner(self, k: int) -> set[str]:

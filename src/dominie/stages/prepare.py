@@ -16,6 +16,7 @@ from dominie.core.display import Display
 from dominie.core.distributed import world_size
 from dominie.core.errors import InputError
 from dominie.core.run_reader import read_stage
+from dominie.data.assistant_spans import unended
 from dominie.data.rows import PreparedSource, prepare
 from dominie.data.sources import content_fingerprint, read_split
 from dominie.evaluation.lm_eval import check_harness
@@ -128,6 +129,14 @@ class Preparation:
                 f"{name}: precision: bf16 on a CPU is mostly slower than fp32, the default (1.8 to "
                 "29 times as measured; faster for wide models on processors with AMX); set "
                 "train.precision=fp32"
+            )
+        tokenizer = self.tokenizers.of(name)
+        if (after := unended(tokenizer)) is not None:
+            self.notice(
+                f"warning: {name}: under its chat template an answer ends with {after!r}, and no "
+                f"token of the tokenizer ends it: the trained model will not stop where its "
+                f"answers end; use a chat template whose end-of-turn token the tokenizer has (its "
+                f"own is {tokenizer.eos_token!r}), or a tokenizer that has the template's tokens"
             )
         if self.folder.info(name).config is not self.folder.info(stage.student).config:
             self.notice(

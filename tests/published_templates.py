@@ -1,6 +1,6 @@
 """Published chat templates × kinds of conversation, against the markers of each family.
 
-As a program it prints the table of docs/reliability.md: `python tests/data/published_templates.py`.
+As a program it prints the table of docs/reliability.md: `python tests/published_templates.py`.
 The templates are data beside the repository, or where DOMINIE_TEMPLATES says; none is in it.
 """
 
@@ -12,22 +12,21 @@ import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from template_markers import Family, family_of, reference_turns
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dominie.core.errors import InputError
 from dominie.data import supervised_spans
 
-sys.path.insert(0, str(Path(__file__).parent))
-from template_markers import Family, family_of, reference_turns
-
 FOLDER = Path(
     os.environ.get(
         "DOMINIE_TEMPLATES",
-        Path(__file__).parents[3] / "shared" / "data" / "chat_templates",
+        Path(__file__).parents[2] / "shared" / "data" / "chat_templates",
     )
 )
 MARKER = re.compile(
@@ -159,22 +158,21 @@ CHATS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None]] = {
 }
 
 
-def tokenizer_for(name: str) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with a template of the folder and every marker of it as a token."""
-    source, family = (FOLDER / f"{name}.jinja").read_text(), family_of(name)
-    plain = Tokenizer(
-        models.BPE(
-            vocab={c: n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))},
-            merges=[],
-        )
-    )
+def byte_tokenizer(markers: Iterable[str], *, bos: str, eos: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes, with every marker as a token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    plain = Tokenizer(models.BPE(vocab={c: n for n, c in enumerate(alphabet)}, merges=[]))
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
-    markers = {family.bos, family.eos, *MARKER.findall(source)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=plain, bos_token=family.bos, eos_token=family.eos
-    )
-    tokenizer.add_tokens(sorted(markers), special_tokens=True)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token=bos, eos_token=eos)
+    tokenizer.add_tokens(sorted({bos, eos, *markers}), special_tokens=True)
+    return tokenizer
+
+
+def tokenizer_for(name: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with a template of the folder, and the markers in it as tokens."""
+    source, family = (FOLDER / f"{name}.jinja").read_text(), family_of(name)
+    tokenizer = byte_tokenizer(MARKER.findall(source), bos=family.bos, eos=family.eos)
     tokenizer.chat_template = source
     return tokenizer
 
@@ -238,10 +236,44 @@ def sweep(names: list[str]) -> dict[tuple[str, str], tuple[str, str]]:
     return found
 
 
+SETS = {
+    "axo": "axolotl",
+    "cz": "chat_templates",
+    "ikl": "llama.cpp's, by ik_llama.cpp",
+    "mrs": "mistral.rs",
+    "trl": "trl",
+}
+REFUSED = ("the template fails", "it leaves out", "it does not tell")
+
+
+def row(title: str, results: list[tuple[str, str]], templates: int) -> str:
+    """A line of the table."""
+    reasons = Counter(why for verdict, why in results if verdict == "refused")
+    refused = Counter[str]()
+    for why, number in reasons.items():
+        fails, leaves = "template fails" in why, "leaves out" in why
+        refused[REFUSED[0 if fails else 1 if leaves else 2]] += number
+    verdicts = Counter(verdict for verdict, _ in results)
+    counts = [templates, len(results), verdicts["right"], *(refused[each] for each in REFUSED)]
+    return f"| {title} | " + " | ".join(f"{n:,}" for n in [*counts, verdicts["wrong"]]) + " |"
+
+
+def table(results: dict[tuple[str, str], tuple[str, str]]) -> Iterator[str]:
+    """The lines of the table, one for each set of templates."""
+    heads = ["templates of", "templates", "conversations", "right"]
+    yield f"| {' | '.join([*heads, *(f'refused: {each}' for each in REFUSED), 'wrong'])} |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for prefix, title in SETS.items():
+        own = {pair: found for pair, found in results.items() if pair[0].startswith(prefix)}
+        if own:
+            yield row(title, [*own.values()], len({name for name, _ in own}))
+    yield row("all", [*results.values()], len({name for name, _ in results}))
+
+
 if __name__ == "__main__":
     names = sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.jinja"))
     results = sweep(names)
     for (name, kind), (verdict, why) in results.items():
         if verdict == "wrong" or len(sys.argv) > 1:
             print(f"{name}, {kind}: {verdict} {why}", file=sys.stderr)
-    print(Counter(verdict for verdict, _ in results.values()))
+    print(*table(results), sep="\n")

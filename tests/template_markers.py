@@ -195,9 +195,7 @@ FAMILIES = [
     ),
     Family(r"idefics", r"Assistant: ?", r"<end_of_utterance>", "<end_of_utterance>"),
     Family(r"llava", r"\[/INST\]", "</s>", "</s>"),
-    Family(
-        r"QwQ", IM + r"(?:<think>\n(?:</think>)?)?", r"<\|im_end\|>", "<|im_end|>", "<|endoftext|>"
-    ),
+    Family(r"QwQ", IM + r"(?:<think>\n</think>)?", r"<\|im_end\|>", "<|im_end|>", "<|endoftext|>"),
     Family(
         r"axo--qwen3",
         IM + r"(?:<think>\n+)?",
