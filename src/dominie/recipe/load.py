@@ -5,18 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import math
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pydantic
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from dominie.core.errors import InputError, nearest
+from dominie.core.errors import InputError
 from dominie.core.references import Kind, rewritten
 from dominie.data.data_files import exists, expanded
 from dominie.data.sources import is_local
@@ -25,83 +21,12 @@ from dominie.recipe.messages import (
     first_problem,
     known_keys,
     unknown_key,
-    wrong_type,
 )
 from dominie.recipe.schema import Recipe
 from dominie.recipe.stage_config import stage_kinds
+from dominie.recipe.train_arguments import OUR_TRAIN_KEYS, check_train
 from dominie.recipe.validate import check_names
-from dominie.training.settings import DERIVED, TrainSettings
-
-
-def read_text(path: Path) -> str:
-    """Read the file of a recipe.
-
-    Raises:
-        InputError: there is none, or it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = _recipe_near(path)
-        raise InputError(
-            "no such recipe",
-            where=str(path),
-            do=f"did you mean {near}?" if near else "`dominie init DIR` writes one to begin with",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            "the recipe cannot be read",
-            where=str(path),
-            expected="a YAML file in UTF-8",
-            found=getattr(error, "strerror", None) or str(error),
-        ) from None
-
-
-def _recipe_near(path: Path) -> Path | None:
-    """Find a recipe whose name is like that of one that does not exist."""
-    places = {path.parent, Path()}
-    files = [
-        file for place in places for file in (*place.glob("*.y*ml"), *place.glob("*/recipe.yaml"))
-    ]
-    named = {file.parent.name if file.stem == "recipe" else file.stem: file for file in files}
-    wanted = path.parent.name if path.stem == "recipe" else path.stem
-    near = nearest(wanted, named)
-    return named[near] if near else None
-
-
-def parsed_yaml(text: str, *, where: str) -> Any:
-    """Parse YAML 1.2, in which `2e-5` is a number and `no` is a text; refuse a repeated key.
-
-    Raises:
-        InputError: names the line.
-    """
-    try:
-        tree = YAML(typ="safe", pure=True).load(text)
-        json.dumps(tree, default=str)  # fails for a cyclic alias, and a key that is no text
-        return without_aliases(tree)
-    except DuplicateKeyError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise InputError(
-            "a key stands twice",
-            where=f"{where}:{line}",
-            found=str(error.problem).splitlines()[0],
-            do="rename or remove one of the two",
-        ) from None
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise InputError(
-            "not valid YAML", where=f"{where}:{line}", found=str(error.problem)
-        ) from None
-    except (YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise InputError("not valid YAML", where=where, found=str(error).splitlines()[0]) from None
-
-
-def without_aliases(value: Any) -> Any:
-    """Copy what an alias repeats, so that an override changes one place."""
-    if isinstance(value, dict):
-        return {key: without_aliases(item) for key, item in value.items()}
-    return [without_aliases(item) for item in value] if isinstance(value, list) else value
-
+from dominie.recipe.yaml_text import check_tree, parsed_yaml, read_text, without_aliases
 
 #: Paths at which a bare value stands for a mapping, and the key that the value is for.
 _SHORTHANDS = (
@@ -112,8 +37,6 @@ _SHORTHANDS = (
     (("stages", "*", "loss", "*"), "weight"),
     (("stages", "*", "data", "*", "loss", "*"), "weight"),
 )
-
-_OUR_TRAIN_KEYS = {f.name for f in dataclasses.fields(TrainSettings)} - {"arguments"}
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -151,6 +74,7 @@ def recipe_of(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """
     if not isinstance(tree.get("name"), str):
         raise InputError("the recipe has no name", where="recipe", expected="name: a text")
+    check_tree(dict(tree), where="recipe")
     return _recipe(without_aliases(dict(tree)), overrides, where="recipe", base=Path())
 
 
@@ -264,43 +188,15 @@ def _merge_train(tree: dict[str, Any]) -> None:
         if stage.keys() & untrained and "train" not in stage:
             continue
         own = _as_mapping(stage.get("train"), f"{where}.train")
-        _check_train(own, where=f"{where}.train")
+        check_train(own, where=f"{where}.train")
         stage["train"] = _separate_arguments({**shared, **own})
-    _check_train(shared, where="train")
+    check_train(shared, where="train")
     tree["train"] = _separate_arguments(shared)
 
 
 def _separate_arguments(train: dict[str, Any]) -> dict[str, Any]:
-    theirs = {key: value for key, value in train.items() if key not in _OUR_TRAIN_KEYS}
+    theirs = {key: value for key, value in train.items() if key not in OUR_TRAIN_KEYS}
     return {**{k: v for k, v in train.items() if k not in theirs}, "arguments": theirs}
-
-
-def _check_train(train: Mapping[str, Any], *, where: str) -> None:
-    foreign = [key for key in train if key not in _OUR_TRAIN_KEYS]
-    if not foreign:
-        return
-    from transformers import TrainingArguments
-
-    theirs = typing.get_type_hints(TrainingArguments)
-    for key in foreign:
-        if key in DERIVED:
-            raise InputError(
-                "dominie sets this itself", where=f"{where}.{key}", do=f"use {DERIVED[key]} instead"
-            )
-        if key not in theirs:
-            known = _OUR_TRAIN_KEYS | theirs.keys() - DERIVED.keys()
-            raise unknown_key(f"{where}.{key}", key, known)
-        _check_type(train[key], theirs[key], where=f"{where}.{key}")
-
-
-def _check_type(value: Any, kind: Any, *, where: str) -> None:
-    """Refuse a value that transformers would fail on during training."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError("the value cannot be used", where=where, expected="a finite number")
-    try:
-        pydantic.TypeAdapter(kind).validate_python(value, strict=True)
-    except pydantic.ValidationError as error:
-        raise wrong_type(error.errors(), value, where=where) from None
 
 
 def _name_sources(tree: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -80,14 +81,30 @@ class Lora:
     merge: bool = True
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"r must be at least 1, got {self.r}")
+        if not 1 <= self.r <= 2**16:
+            raise ValueError(f"r must be from 1 to 65536, got {self.r}")
         if not 0 < self.alpha < float("inf"):
             raise ValueError(f"alpha must be positive and finite, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be from 0 to below 1, got {self.dropout}")
         if not self.target_modules:
             raise ValueError("target_modules names no module")
+
+
+_RANGES = {
+    "batch": (1, 2**20),
+    "micro_batch": (1, 2**20),
+    "teacher_micro_batch": (1, 2**20),
+    "max_length": (2, 2**24),
+    "steps": (1, 10**9),
+    "log_every": (1, 10**9),
+    "evaluate_every": (1, 10**9),
+    "checkpoint_every": (1, 10**9),
+    "patience": (1, 10**9),
+    "evaluate_rows": (0, 10**9),
+    "learning_rate": (0, 1e12),
+    "seed": (0, 2**32 - 1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,29 +168,12 @@ class TrainSettings:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch",
-            "micro_batch",
-            "teacher_micro_batch",
-            "steps",
-            "log_every",
-            "evaluate_every",
-            "checkpoint_every",
-            "patience",
-        ):
+        for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.evaluate_rows < 0:
-            raise ValueError(f"evaluate_rows must not be negative, got {self.evaluate_rows}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
-        if self.max_length < 2:
-            raise ValueError(f"max_length must be at least 2, got {self.max_length}")
-        if not 0 < self.epochs < float("inf"):
-            raise ValueError(f"epochs must be positive, got {self.epochs}")
-        if not 0 <= self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate must not be negative, got {self.learning_rate}")
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name} must be from {least} to {most}, got {value}")
+        if not 0 < self.epochs <= 10**6:
+            raise ValueError(f"epochs must be positive and at most 1000000, got {self.epochs}")
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(f"micro_batch {self.micro_batch} must divide batch {self.batch}")
         if self.max_spike is not None and not 1 < self.max_spike < float("inf"):
@@ -279,13 +279,18 @@ def training_arguments(
     micro_batch = settings.conversations_per_forward(ranks)
     every = max(1, settings.evaluate_every or steps // 10)
     best = settings.validation_decides
+    hints = typing.get_type_hints(TrainingArguments)
+    given = {  # torch takes no whole number for a beta
+        key: float(value) if hints[key] is float else value
+        for key, value in settings.arguments.items()
+    }
     options: dict[str, Any] = {
         "lr_scheduler_type": "cosine",  # as in the paper
         "warmup_steps": 0.1,
         "report_to": "none",
         "use_cpu": not torch.accelerator.is_available(),  # bf16 on a CPU has to be asked for
         **shown_as(folder),
-        **settings.arguments,
+        **given,
         "output_dir": str(folder),
         "learning_rate": settings.learning_rate,
         "max_steps": steps,
