@@ -126,7 +126,11 @@ def _count(value: Any, known: dict[int, int], path: list[str], where: str) -> in
         return 1
     if id(value) in known:
         if not known[id(value)]:
-            raise InputError("the recipe contains itself", where=_at(where, path))
+            raise InputError(
+                "the recipe contains itself",
+                where=_at(where, path),
+                do="write out what the alias repeats",
+            )
         return known[id(value)]
     if len(path) > _DEPTH:
         raise InputError(
