@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dominie.core.errors import InputError
+from dominie.data.batch import collate
 from dominie.data.conversations import read_conversations
 from dominie.data.formats import parsed_row
 from dominie.data.rows import prepare
@@ -141,6 +142,8 @@ def test_fractions_weigh_the_tokens_of_their_turn(make_tokenizer, tmp_path):
     assert weighted == [0.25] * (len(weighted) // 2) + [1.0] * (len(weighted) // 2)
     assert (made[0].weights[~made[0].supervised] == 1).all()
     assert made[1].weights is None
+    batch = collate([(0, made[0]), (1, made[1])])
+    assert set(batch.weights[batch.supervised].tolist()) == {0.25, 1.0}
 
 
 def test_rows_that_differ_in_weight_are_no_duplicates(make_tokenizer, tmp_path):

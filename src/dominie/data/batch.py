@@ -148,7 +148,7 @@ def filled(rows: Sequence[Sequence[tuple[int, Row]]], *, packed: bool) -> Batch:
             batch.position_ids[b, start:stop] = torch.arange(stop - start)
             batch.source_ids[b, start:stop] = source
             if batch.weights is not None and (weights := _weights(row)) is not None:
-                batch.weights[b, start : stop - 1] = torch.as_tensor(weights)[1:]
+                batch.weights[b, start : stop - 1] = torch.tensor(weights, dtype=torch.float32)[1:]
             start = stop
         batch.segment_ids[b, start:] = len(members)
         batch.position_ids[b, start:] = torch.arange(length - start)
