@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -23,6 +24,7 @@ from dominie.data.formats import parsed_row
 from dominie.data.shards import Entry, Shards, ShardWriter, recover_unfinished
 from dominie.data.sources import Source
 from dominie.data.tokenization import encode
+from dominie.generation.refusals import foreign, status_inside
 from dominie.generation.reply_log import Reply, read_reply
 from dominie.judge.prompts import disarmed, identifier, letter, ranking, rating
 from dominie.recipe import dump_recipe, load_recipe
@@ -87,6 +89,8 @@ def template(data: bytes) -> None:
 def verdict(data: bytes) -> None:
     """A reply of a judge about answers that may quote verdicts themselves."""
     text, _, answer = data.decode(errors="replace").partition("\0")
+    began = time.process_time()
+    foreign(text), status_inside(text)
     for reply in (read_reply(text), Reply(text, cut=len(data) % 7 == 0)):
         if reply is None:
             continue
@@ -97,6 +101,7 @@ def verdict(data: bytes) -> None:
         for preference in (ranking(reply, quoted), identifier(reply, quoted)):
             assert preference is None or 1.0 <= preference <= 2.0
     assert rating(Reply(disarmed(text)), []) is None
+    assert time.process_time() - began < 2.0, "reading takes a time that grows with a square"
 
 
 def cache(data: bytes) -> None:

@@ -53,7 +53,12 @@ def answers(benchmark):
 
 def test_half_a_surrogate_pair_in_a_baseline_can_be_judged(load):
     row = {"instruction": "Name\udc00 it.", "output": "Lyon \ud83d", "generator": "b"}
-    (instruction,) = load([row]).instructions
+    loaded = load([row])
+    assert [note[:21] for note in loaded.notes] == [
+        "1 of 1 instructions h",
+        "1 of 1 baseline outpu",
+    ]
+    (instruction,) = loaded.instructions
     assert (instruction.instruction, instruction.output) == ("Name\ufffd it.", "Lyon \ufffd")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +244,11 @@ def whole_characters(value: Any) -> Any:
     if isinstance(value, dict):
         return {whole_characters(key): whole_characters(item) for key, item in value.items()}
     return value
+
+
+def lost_characters(texts: Sequence[str], what: str) -> str | None:
+    """Return a warning of texts with U+FFFD, as `whole_characters` leaves them; None without."""
+    lost = sum("\ufffd" in text for text in texts)
+    if not lost:
+        return None
+    return f"{lost} of {len(texts)} {what} hold U+FFFD, in the place of what was no character"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from dominie.core.errors import InputError
 from dominie.core.references import PathName
+from dominie.data.json_files import lost_characters
 from dominie.generation.thoughts import without_thoughts
 from dominie.judge.annotations import Difficulty, Summary, read_difficulty, summarise
 from dominie.judge.benchmark import (
@@ -146,7 +147,12 @@ class LoadedAlpacaEval(Benchmark):
             Dialogue(i.id, (i.instruction,), settings.temperature) for i in self.instructions
         ]
         baseline = {i.instruction: [i.output] for i in self.instructions}
-        super().__init__(settings, dialogues, [failed_answers(baseline, "baseline outputs")])
+        notes = [
+            failed_answers(baseline, "baseline outputs"),
+            lost_characters([i.instruction for i in self.instructions], "instructions"),
+            lost_characters([i.output for i in self.instructions], "baseline outputs"),
+        ]
+        super().__init__(settings, dialogues, notes)
 
     def answer_row(self, dialogue: Dialogue, turns: Sequence[str], model: str) -> dict[str, Any]:
         """Return a row of upstream's `model_outputs.json`."""

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from dominie.core.references import PathName
+from dominie.data.json_files import lost_characters
 from dominie.evaluation.statistics import spearman
 from dominie.generation.reply_log import call_key
 from dominie.generation.thoughts import without_thoughts
@@ -101,6 +102,8 @@ class LoadedMtBench(Benchmark):
             _unused_references(self.questions, settings.references),
             _other_temperature(self.questions),
             failed_answers(baseline, "baseline answers"),
+            lost_characters([" ".join(q.turns) for q in self.questions], "questions"),
+            lost_characters([" ".join(map(str, t)) for t in baseline.values()], "baseline answers"),
         ]
         super().__init__(settings, dialogues, notes)
 
