@@ -113,6 +113,29 @@ def test_a_cached_model_is_a_cache_on_every_source_that_can_learn_from_one(
     assert load_recipe(again) == recipe
 
 
+@pytest.mark.parametrize(
+    ("cache", "most"),
+    [
+        ("true", 3.16),
+        ("{threshold: 0.0006}", 10),
+        ("{threshold: 0.00001}", 10),
+        ("{threshold: 0.3}", 1),
+        ("{scheme: sampled}", 1.73),
+        ("{scheme: sampled, samples: 400}", 4.9),
+        ("{scheme: sampled, samples: 2}", 1),
+        ("{scheme: top}", 1.5),
+    ],
+)
+def test_a_temperature_that_a_cache_cannot_serve_is_refused(write, cache, most):
+    overrides = ["models.mixtral.quantize=null", f"stages.distill.cache={cache}"]
+    at = "stages.distill.loss={{prediction: {{weight: 1.0, temperature: {}}}}}"
+    load_recipe(write(), [*overrides, at.format(most * 0.99)])
+    too_high = [*overrides, at.format(most * 1.01)]
+    with pytest.raises(InputError, match=rf"(?s)temperature is too high.*at most {most:g}"):
+        load_recipe(write(), too_high)
+    load_recipe(write(), [*too_high[:-2], too_high[-1]])
+
+
 @pytest.mark.parametrize("placement", ["cpu", "sharded", "cached"])
 def test_a_student_is_not_placed_like_a_frozen_model(write, placement):
     overrides = ["models.mixtral.quantize=null", f"models.mixtral.placement={placement}"]

@@ -15,6 +15,7 @@ from dominie.stages.prepare import Preparation
 from dominie.stages.run_folder import RunFolder
 from dominie.toyworld.toy_models import save_model
 
+HELD = "what the student starts as"
 BF16, UNTIED = "bf16 on a CPU is mostly slower", "one weight for its head and its embedding"
 
 
@@ -44,6 +45,18 @@ def said(tmp_path):
 def test_bf16_on_a_cpu_is_said_to_be_slow(said):
     assert BF16 not in said()
     assert said("stages.a.train.precision=bf16").count(BF16) == 1
+
+
+def test_a_cache_that_is_to_hold_the_student_where_it_starts_is_named(said):
+    """Live, the loss of a student against itself has no gradient; from a cache it has."""
+    learns = "stages.b.loss={prediction: 1.0}"
+    cached = [learns, "stages.b.cache=true"]
+    assert HELD in said("stages.b.teacher=a", *cached)
+    assert HELD not in said("stages.b.teacher=a", learns)
+    assert HELD not in said("stages.b.teacher=m", *cached)
+    assert HELD not in said(
+        "stages.b.teacher=a", "stages.b.data.d={share: 1.0, cache: false}", *cached[:1]
+    )
 
 
 @pytest.mark.parametrize(

@@ -181,3 +181,18 @@ def test_a_smaller_set_of_common_ids_takes_fewer_bytes():
     by_rank = Coder(np.arange(vocabulary), options.levels, bucket=False)
     shuffled = coder_of(options, vocabulary)
     assert len(by_rank.encoded(chosen, KEY)) < 0.9 * len(shuffled.encoded(chosen, KEY))
+
+
+@pytest.mark.parametrize("vocabulary", [83, 110, 1500])
+def test_entropies_that_are_all_alike_are_right_on_average(vocabulary):
+    """Rounded to the nearest step, all of a flat teacher's would be off by the same part of it."""
+    options = CacheSettings(threshold=0.05)
+    logits = logits_of(3, 4000, vocabulary, sharpness=0.01)
+    chosen, coder = stored(logits, options), coder_of(options, vocabulary)
+    code = coder.encoded(chosen, KEY)
+    assert code == coder.encoded(chosen, KEY), "written again, it is the same"
+    p = logits.softmax(-1)
+    exact = -torch.xlogy(p, p).sum(-1).numpy()
+    found = coder.decoded(code, KEY).entropy
+    assert np.abs(found - exact).max() < 1.1 / 16 + 1 / options.levels
+    assert abs(float((found - exact).mean())) < 0.002

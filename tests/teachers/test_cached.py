@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ from dominie.data.batch import collate
 from dominie.data.shards import ShardWriter, shard_files
 from dominie.data.tokenization import Encoded
 from dominie.losses.objective import ForwardPass, Objective
+from dominie.losses.targets import Signal
 from dominie.losses.terms import LossTerms, Prediction
 from dominie.models.head import decoder, output_head
 from dominie.teachers import LocalTeacher, RoutedTeacher
@@ -137,6 +139,76 @@ def test_the_value_from_samples_is_that_of_the_teacher_on_average(tmp_path, rows
     live = loss_and_gradient(LocalTeacher(model), mixed)[0]
     stored = loss_and_gradient(cached(tmp_path, model, many, settings), mixed)[0]
     assert float(stored) == pytest.approx(float(live), rel=0.03)
+
+
+@pytest.mark.parametrize("t", [1.0, 2.0, 3.0])
+def test_the_gradient_at_a_temperature_is_the_live_ones_on_average(tmp_path, t):
+    """In float64, over many tokens; its noise stays within the bound that temperatures have."""
+    generator = torch.Generator().manual_seed(4)
+    many = [
+        Encoded(torch.randint(1, VOCABULARY, (40,), generator=generator).tolist(), [True] * 40)
+        for _ in range(30)
+    ]
+    mixed = [(0, row) for row in many]
+    settings = CacheSettings(threshold=0.0066, pooled=0.0, levels=10**6)
+    assert settings.most_temperature == pytest.approx(3.0, abs=0.02)
+    live = loss_and_gradient(LocalTeacher(model_of(1)), mixed, t)
+    stored = loss_and_gradient(cached(tmp_path, model_of(1), many, settings, t), mixed, t)
+    assert float(stored[0]) == pytest.approx(float(live[0]), rel=0.02)
+    assert (stored[1] - live[1]).norm() < 0.05 * live[1].norm()
+
+
+def steps_from_itself(provider: Any, rows: list[Encoded], steps: int = 25) -> float:
+    """KL from a teacher to a student that starts as it and takes Adam's steps of 1e-3."""
+    teacher, student = model_of(1), model_of(1).requires_grad_(True)
+    batch = collate([(0, row) for row in rows])
+    optimiser = torch.optim.Adam(student.parameters(), lr=1e-3)
+    objective = Objective([LossTerms(prediction=Prediction())])
+
+    def loss(signal: Any) -> torch.Tensor:
+        hidden = decoder(student)(**batch.model_inputs()).last_hidden_state
+        forward = ForwardPass(
+            hidden,
+            output_head(student),
+            labels=batch.labels,
+            source_ids=batch.source_ids,
+            signal=signal,
+        )
+        return objective(forward).total / batch.supervised.sum()
+
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss(provider.signal(batch)).backward()
+        optimiser.step()
+    with torch.no_grad():
+        return float(loss(LocalTeacher(teacher).signal(batch)))
+
+
+class Rounded(LocalTeacher):
+    """A live teacher whose hidden states come in bfloat16."""
+
+    def signal(self, batch: Any) -> Any:
+        (part,) = super().signal(batch).parts
+        hidden = part.target.hidden.bfloat16().double()
+        target = dataclasses.replace(part.target, hidden=hidden)
+        return Signal((dataclasses.replace(part, target=target),))
+
+
+def test_where_student_and_teacher_are_one_only_a_gradient_of_zero_stays(tmp_path, rows):
+    """Adam makes a step of the learning rate of any gradient, however small: not the cache's noise
+    but that there is some moves the student. A cache stays within a few times of what rounding a
+    live teacher does, and finer ones are closer."""
+    assert steps_from_itself(LocalTeacher(model_of(1)), rows) == pytest.approx(0, abs=1e-12)
+    rounded = steps_from_itself(Rounded(model_of(1)), rows)
+    exact = steps_from_itself(cached(tmp_path / "exact", model_of(1), rows), rows)
+    assert exact > 0.1 * rounded > 1e-7
+    settings = CacheSettings(threshold=0.0006, pooled=0.0)
+    fine = steps_from_itself(cached(tmp_path / "fine", model_of(1), rows, settings), rows)
+    default = steps_from_itself(
+        cached(tmp_path / "default", model_of(1), rows, CacheSettings()), rows
+    )
+    assert max(exact, fine) < 4 * rounded
+    assert default < 15 * rounded
 
 
 @pytest.mark.parametrize("pack_to", [None, 24])

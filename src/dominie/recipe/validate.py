@@ -141,7 +141,7 @@ def _check_caches(stage: TrainStage, *, where: str) -> None:
                 where=f"{where}.data.{source}.cache",
                 do="remove cache, or give the source a teacher and a prediction loss",
             )
-        if stage.cache_on(source) is None:
+        if (cache := stage.cache_on(source)) is None:
             continue
         loss, here = stage.loss_on(source), f"{where}.data.{source}"
         live = f"set {here.partition(': ')[2]}.cache=false to keep this teacher in memory"
@@ -160,6 +160,16 @@ def _check_caches(stage: TrainStage, *, where: str) -> None:
                 expected="forward_kl",
                 found=loss.prediction.kind,
                 do=f"use forward_kl, or {live}",
+            )
+        most = cache.most_temperature
+        if loss.prediction is not None and loss.prediction.temperature > most:
+            raise InputError(
+                "the temperature is too high for this cache: the noise of what it stores outweighs "
+                "what the teacher says",
+                where=f"{here}.loss.prediction.temperature",
+                expected=f"at most {most:.3g} with the settings of the cache",
+                found=f"{loss.prediction.temperature:g}",
+                do=f"store more (a lower cache.threshold, more cache.samples), or {live}",
             )
     if stage.cache is not None and stage.cache.enabled and not stage.cached:
         raise InputError(

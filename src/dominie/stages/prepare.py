@@ -144,6 +144,14 @@ class Preparation:
                 "change it, so that each gets its own; what is written has both"
             )
 
+        held = [s for s in stage.active if stage.teacher_on(s) == stage.student]
+        if held := [s for s in held if stage.cache_on(s) is not None]:
+            self.notice(
+                f"{name}: the teacher on {', '.join(held)} is what the student starts as. Live, it "
+                "holds the student until something else moves it; from a cache the student moves "
+                "by itself (docs/cache.md): set cache: false there, or lower cache.threshold"
+            )
+
     def _exists(self, source: str) -> bool:
         """Whether a source can be read: data that a stage makes, if they are those it would make.
 

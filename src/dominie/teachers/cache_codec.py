@@ -85,7 +85,10 @@ class Coder:
         heads, samples = chosen.heads, chosen.samples
         head_order, head_gaps = self._gaps(chosen.head_ids, heads, distinct=True)
         _, sample_gaps = self._gaps(chosen.sample_ids, samples, distinct=False)
-        entropy = np.rint(chosen.tail_entropy * _ENTROPY_STEPS).astype(np.int64)
+        # Rounded up or down at random, so that means are right where all entropies are alike; by
+        # the key, so that a row written again is the same.
+        dither = np.random.default_rng([*key]).random(len(chosen))
+        entropy = np.floor(chosen.tail_entropy * _ENTROPY_STEPS + dither).astype(np.int64)
         body = struct.pack("<I", len(chosen)) + _packed(
             heads,
             samples,

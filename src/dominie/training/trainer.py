@@ -263,6 +263,13 @@ class DistillationTrainer(CheckpointedTrainer):
             return
         means = self.metrics.means(lambda tensor: self.accelerator.reduce(tensor, reduction="sum"))
         self.metrics.reset()
+        if found := self.monitor.negative_divergence(means["sources"], self.metrics.objective):
+            raise RunError(
+                "a divergence from a teacher is negative, beyond noise",
+                where=f"stage {self.stage_folder.name}, step {self.state.global_step}",
+                found=found,
+                do="remove its cache, which does not hold what the teacher predicts",
+            )
         for source, norm in self._source_norms.items():
             means["sources"].setdefault(source, {})["grad_norm"] = norm
         self._source_norms = {}
