@@ -35,6 +35,7 @@ from dominie.recipe.validate import stage_order
 from dominie.stages.fingerprint import digest
 from dominie.stages.run_folder import ChatTokenizers, RunFolder, check_whole
 from dominie.stages.stage_kind import Prepared, stage_kind
+from dominie.stages.teacher_caches import self_teaching_notice
 from dominie.training.settings import training_arguments
 from dominie.training.stage_sources import attention_pairs
 
@@ -143,14 +144,8 @@ class Preparation:
                 f"{name}: {stage.student} has one weight for its head and its embedding; adapters "
                 "change it, so that each gets its own; what is written has both"
             )
-
-        held = [s for s in stage.active if stage.teacher_on(s) == stage.student]
-        if held := [s for s in held if stage.cache_on(s) is not None]:
-            self.notice(
-                f"{name}: the teacher on {', '.join(held)} is what the student starts as. Live, it "
-                "holds the student until something else moves it; from a cache the student moves "
-                "by itself (docs/cache.md): set cache: false there, or lower cache.threshold"
-            )
+        if line := self_teaching_notice(name, stage):
+            self.notice(line)
 
     def _exists(self, source: str) -> bool:
         """Whether a source can be read: data that a stage makes, if they are those it would make.

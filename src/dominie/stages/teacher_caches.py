@@ -22,7 +22,7 @@ from dominie.teachers.cache_sampling import CacheSettings
 
 if TYPE_CHECKING:
     from dominie.data.batch import Row
-    from dominie.stages.train import PreparedTraining
+    from dominie.stages.train import PreparedTraining, TrainStage
     from dominie.teachers.cache import Cache, Identity
 
 REMEDY = "run `dominie cache` on the recipe: it computes what is missing or damaged, and no more"
@@ -81,6 +81,18 @@ def cache_plans(prepared: PreparedTraining) -> list[CachePlan]:
         _add(plan.rows, chosen)
         _add(plan.rows, source.validation)
     return list(plans.values())
+
+
+def self_teaching_notice(name: str, stage: TrainStage) -> str | None:
+    """Tell of sources whose cached teacher is the model that the student starts as."""
+    held = [s for s in stage.active if stage.teacher_on(s) == stage.student]
+    if not (held := [s for s in held if stage.cache_on(s) is not None]):
+        return None
+    return (
+        f"{name}: the teacher on {', '.join(held)} is what the student starts as. Live, it "
+        "holds the student until something else moves it; from a cache the student moves "
+        "by itself (docs/cache.md): set cache: false there, or lower cache.threshold"
+    )
 
 
 def cache_identity(folder: RunFolder, plan: CachePlan) -> Identity:
