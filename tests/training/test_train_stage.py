@@ -218,6 +218,25 @@ def test_the_best_model_is_kept_and_patience_ends_the_stage(train, tmp_path):
 
 
 #: The best step comes early: noise is held out, which becomes less probable with every step.
+def test_how_often_is_validated_changes_no_weight(train, tmp_path):
+    """The attention term draws rows and layers, of validation apart from those of training."""
+    sampled = Attention(row_fraction=0.5, layer_fraction=0.5)
+    terms = LossTerms(prediction=Prediction(), attention=sampled)
+    options = {"terms": terms, "validation": rows_of(6, seed=2)}
+    train("often", evaluate_every=1, **options)
+    train("once", evaluate_every=STEPS, **options)
+    train("few", evaluate_every=2, evaluate_rows=2, **options)
+    often, once, few = (weights(tmp_path / name / "model") for name in ("often", "once", "few"))
+    assert all(torch.equal(often[key], once[key]) for key in once)
+    assert all(torch.equal(few[key], once[key]) for key in once)
+    last = [metrics(tmp_path / name)[-1]["evaluation"] for name in ("often", "once")]
+    assert last[0] == last[1], "the same rows and layers are compared each time"
+    train("frozen", evaluate_every=1, learning_rate=0.0, **options)
+    measured = [m["loss"] for m in metrics(tmp_path / "frozen") if "evaluation" in m]
+    assert len(measured) == STEPS
+    assert len(set(measured)) == 1
+
+
 BEST = {"steps": 12, "validation": noise(8, seed=3), "keep": "best", "evaluate_every": 1}
 
 

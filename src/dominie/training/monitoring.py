@@ -61,11 +61,23 @@ class Validation:
     ) -> tuple[dict[str, dict[str, float]], float | None]:
         """Means per supervised token by source, and the stage's loss: their mean weighted by share.
 
-        If no source that is trained on holds anything out, there is no such loss.
+        If no source that is trained on holds anything out, there is no such loss. What is drawn
+        (rows and layers of the attention term) is the same each time, and training draws as if
+        nothing had been measured.
 
         Each rank takes every n-th batch; if their number is not a multiple of the ranks, some rank
         measures a batch that is not counted, so that all run the same number of forward passes.
         """
+        devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.random.default_generator.manual_seed(0)
+            if devices:
+                torch.cuda.manual_seed(0)
+            return self._measure(model, accelerator)
+
+    def _measure(
+        self, model: nn.Module, accelerator: Any
+    ) -> tuple[dict[str, dict[str, float]], float | None]:
         training = model.training
         model.eval()
         measured, weighted, weight = {}, 0.0, 0.0
