@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from dominie.core import display as module
 from dominie.core.display import Display
+from dominie.core.errors import InputError
 
 
 @pytest.fixture
@@ -52,3 +55,48 @@ def test_a_terminal_gets_a_bar_and_markup_is_printed_as_it_is():
     assert "[bold]" in text
     assert "✓" in text
     assert "[x]" in text
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_a_stream_spells_out_what_its_encoding_lacks(encoding):
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    display = Display(Console(file=out, width=200))
+    text = "≈ 3 − 1 ± 2, Größe, 東, \ud83d"
+    display.line(text)
+    display.done("s", "4 → 5")
+    table = Table("model", "≈")
+    table.add_row("a", "0.0–52.7")
+    display.console.print(table)
+    out.flush()
+    shown = out.buffer.getvalue().decode(encoding)
+    whole = {
+        "ascii": r"~ 3 - 1 +/- 2, Gr\xf6\xdfe, \u6771, \ud83d",
+        "latin-1": r"~ 3 - 1 ± 2, Größe, \u6771, \ud83d",
+        "cp1252": r"~ 3 - 1 ± 2, Größe, \u6771, \ud83d",
+        "utf-8": r"≈ 3 − 1 ± 2, Größe, 東, \ud83d",
+    }
+    assert shown.splitlines()[0] == whole[encoding]
+    assert ("4 -> 5" in shown) is (encoding != "utf-8")
+
+
+def test_the_command_line_prints_to_any_stream(monkeypatch):
+    entry_point = importlib.import_module("dominie.cli.main")
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2)]
+    monkeypatch.setattr("sys.stdout", streams[0])
+    monkeypatch.setattr("sys.stderr", streams[1])
+    monkeypatch.setattr(entry_point, "stop_with_launcher", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+    def app(**_: object) -> None:
+        print("größe ≈ 2")
+        raise InputError("größe", where="r.yaml")
+
+    monkeypatch.setattr(entry_point, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        entry_point.main()
+    assert ended.value.code == 2
+    for stream, printed in zip(
+        streams, (rb"gr\xf6\xdfe ~ 2", rb"r.yaml: gr\xf6\xdfe"), strict=True
+    ):
+        stream.flush()
+        assert printed in stream.buffer.getvalue()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -227,3 +229,57 @@ def test_refusals_of_single_texts_say_nothing_of_the_endpoint(serve, ask, status
     ask(endpoint(server, concurrency=1), 12)
     assert len(ask.calls.failures) == 12
     assert set(server.asked.values()) == {1}, "the same text is refused again"
+
+
+def test_calls_run_where_a_loop_runs_already(serve, ask):
+    """As in a cell of a notebook, which is run by a loop."""
+    server = serve(lambda a: reply(a.text[-1:]))
+
+    async def cell():
+        return ask(endpoint(server), 5)
+
+    assert len(asyncio.run(cell())) == 5
+    assert len(server.asked) == 5
+
+    async def refused():
+        ask(endpoint(server, budget=Budget(calls=6)), 9)
+
+    with pytest.raises(RunError, match="budget is spent"):
+        asyncio.run(refused())
+
+
+def test_an_interrupted_cell_keeps_what_is_under_way(serve, ask):
+    server = serve(lambda a: Answer(**{**reply("five").__dict__, "hang": 0.3}))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    waiting = threading.Timer(0.15, os.kill, (os.getpid(), signal.SIGINT))
+
+    async def cell():
+        # asyncio's own handler would only cancel the cell, which waits in a thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        waiting.start()
+        ask(endpoint(server, concurrency=2, timeout=5.0), 8)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(cell())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(ask.calls.log.records) == 2, "the calls under way are waited for, no more are sent"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HTTP_PROXY": "http://127.0.0.1:9"},
+        {"ALL_PROXY": "socks5://127.0.0.1:9"},
+        {"http_proxy": "nonsense://x"},
+        {"SSL_CERT_FILE": "/nowhere.pem"},
+    ],
+)
+def test_this_machine_is_reached_past_proxies(serve, ask, monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    server = serve(lambda a: reply("five"))
+    assert ask(endpoint(server), 2) == ["five", "five"]
+    with pytest.raises(InputError, match=next(iter(variables))):
+        ask(endpoint("http://192.0.2.7:9/v1", retries=0, timeout=2.0), 1)

@@ -15,6 +15,7 @@ import typer
 
 import dominie
 from dominie.cli.output import SEE_ALSO, offered_keys
+from dominie.core.display import print_everything
 from dominie.core.distributed import EXIT_PEER_LOST, is_peer_loss, report_error, world_size
 from dominie.core.errors import DominieError
 from dominie.core.launch import stop_with_launcher
@@ -102,6 +103,8 @@ def _stop(signum: int, _: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line: every error becomes one message and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        print_everything(stream)
     debug = "--debug" in sys.argv
     if debug:  # at any place of the command line
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,11 +28,37 @@ PLAIN_INTERVAL = 15.0
 Advance = Callable[[int, int | None, str], None]
 
 
+#: Signs that a stream may lack, each by others that every stream has.
+_SIGNS = str.maketrans(
+    {"–": "-", "−": "-", "—": "-", "±": "+/-", "≈": "~", "…": "...", "→": "->", "·": "-"}
+    | {"×": "x", "✓": "ok", "⟦": "[[", "⟧": "]]", "≤": "<=", "≥": ">=", "²": "^2", "─": "-"}
+)
+_HANDLER = "dominie.spelt_out"
+
+
+def _spelt_out(error: UnicodeError) -> tuple[str, int]:
+    """Replace what an encoding lacks: a handler of errors for `codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    spelt = error.object[error.start : error.end].translate(_SIGNS)
+    return spelt.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+codecs.register_error(_HANDLER, _spelt_out)
+
+
+def print_everything(stream: object) -> None:
+    """Have a stream spell out what its encoding lacks, where it would raise an error."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors != _HANDLER:
+        stream.reconfigure(errors=_HANDLER)
+
+
 class Display:
     """Prints lines and progress on one console, by default stdout."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
+        print_everything(self.console.file)
         self._told: set[str] = set()
 
     def once(self, text: str) -> None:

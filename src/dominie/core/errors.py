@@ -146,7 +146,15 @@ def unreadable(path: Path, error: OSError) -> InputError:
 
 
 def hub_error(error: Exception) -> type[InputError]:
-    """Return the class for an error of a hub call: `OutOfReach` if the hub did not answer."""
+    """Return the class for an error of a hub call: `OutOfReach` if the hub did not answer.
+
+    Raises:
+        InputError: variables of the environment name a proxy or certificates that cannot be used.
+    """
+    from dominie.core.network import check_variables
+
+    if type(error).__name__ != "OfflineModeIsEnabled":
+        check_variables()
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConnectionError | TimeoutError) or _UNANSWERED & {

@@ -9,7 +9,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from dominie.core.display import Advance
@@ -34,6 +35,7 @@ Ask = Callable[[str, dict[str, Any]], Awaitable[Reply | None]]
 
 _REFUSALS = 3  # requests refused outright, with nothing answered, before the run is given up
 _BROKEN = 3  # attempts at the same call with broken replies, with nothing answered
+_WAITING = "interrupted: waiting for the calls under way, which are paid for"
 
 
 class _Stopping(Exception):
@@ -65,6 +67,7 @@ class Calls:
         self._answered = self._failed_in_a_row = 0
         self._silent = 0  # replies without text since the first, -1 after one with text
         self._client: Client
+        self._loop: asyncio.AbstractEventLoop
         self._stopped: asyncio.Event
         self._first: asyncio.Lock
         self._error: DominieError | None = None
@@ -85,13 +88,29 @@ class Calls:
         found: dict[int, Result] = {}
         if items:
             self._key = self.endpoint.key(where=self.where)
-            asyncio.run(self._run(items, work, advance, found))
+            self._run_loop(self._run(items, work, advance, found))
         if self._signal is not None:
             signal.raise_signal(self._signal)  # for the handler that was set before
             raise RunError("interrupted; what was answered is kept", where=self.where)
         if self._error is not None:
             raise self._error
         return [found[i] for i in range(len(items))]
+
+    def _run_loop(self, calls: Coroutine[Any, Any, None]) -> None:
+        """Run the calls; in a thread of their own if a loop runs here, as in a notebook."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            asyncio.run(calls)
+            return
+        with ThreadPoolExecutor(1) as thread:
+            done = thread.submit(asyncio.run, calls)
+            try:
+                done.result()
+            except KeyboardInterrupt:  # it comes to the main thread, which waits here
+                self._loop.call_soon_threadsafe(self._stopped.set)
+                self._show(_WAITING)
+                raise
 
     async def _run(
         self,
@@ -100,6 +119,7 @@ class Calls:
         advance: Advance | None,
         found: dict[int, Result],
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._stopped, self._first = asyncio.Event(), asyncio.Lock()
         queue, started = iter(enumerate(items)), time.monotonic()
 
@@ -245,4 +265,4 @@ class Calls:
             os._exit(128 + signum)
         self._signal = signum
         self._stopped.set()
-        self._show("interrupted: waiting for the calls under way, which are paid for")
+        self._show(_WAITING)

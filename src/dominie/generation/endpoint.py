@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from dominie.core.errors import InputError, secret_in
+from dominie.core.network import check_variables, is_loopback, through_proxy
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
@@ -216,11 +217,25 @@ class Client:
         self.endpoint = endpoint
         self._echo = _escaped(key) if key and key.casefold() not in _NO_SECRETS else None
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx2.AsyncClient(
-            headers=headers,
-            timeout=endpoint.timeout,
-            limits=httpx2.Limits(max_connections=endpoint.concurrency),
-        )
+        url = urlsplit(endpoint.url)
+        here = is_loopback(url.hostname or "")
+        self._through = through_proxy(endpoint.url)
+        try:
+            self._http = httpx2.AsyncClient(
+                headers=headers,
+                timeout=endpoint.timeout,
+                limits=httpx2.Limits(max_connections=endpoint.concurrency),
+                trust_env=not here,  # no proxy leads to this machine; its certificates count
+                verify=httpx2.create_ssl_context() if here and url.scheme == "https" else True,
+            )
+        except Exception as error:
+            check_variables()
+            raise InputError(
+                "no connection can be made",
+                where=endpoint.url,
+                found=f"{type(error).__name__}: {error}",
+                do="see the variables of the environment for proxies and certificates",
+            ) from error
 
     async def __aenter__(self) -> Client:
         await self._http.__aenter__()
@@ -244,9 +259,10 @@ class Client:
         except TimeoutError:
             return Outcome(0, f"no whole reply within {self.endpoint.timeout:g} s")
         except httpx2.ConnectError as error:
-            return Outcome(0, self.redacted(str(error) or "cannot be reached"), refused=True)
+            text = f"{str(error) or 'cannot be reached'}{self._through}"
+            return Outcome(0, self.redacted(text), refused=True)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            return Outcome(0, self.redacted(f"{type(error).__name__}: {error}"))
+            return Outcome(0, self.redacted(f"{type(error).__name__}: {error}{self._through}"))
 
     async def _sent(self, body: dict[str, Any], headers: dict[str, str]) -> Outcome:
         async with self._http.stream(

@@ -94,7 +94,12 @@ def refusal(
             "the endpoint cannot be reached",
             where=where,
             found=f"{endpoint.url}: {found}",
-            do="start the server, or correct the URL",
+            do="name the file of its certificate authority in SSL_CERT_FILE: no other variable, "
+            "such as REQUESTS_CA_BUNDLE, is read"
+            if "CERTIFICATE_VERIFY_FAILED" in outcome.body
+            else "correct that variable, or name the host in NO_PROXY"
+            if "(through " in outcome.body
+            else "start the server, or correct the URL",
         )
     said = outcome.body.casefold()
     no_credit = status == 403 and re.search(r"\b(?:credits?|billing|balance)\b", said)

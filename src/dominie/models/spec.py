@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from dominie.core.errors import InputError, hub_error
+from dominie.core.network import through_proxy
 from dominie.core.references import PathName
 
 Placement = Literal["device", "cpu", "8bit", "4bit", "sharded", "cached"]
@@ -205,7 +206,7 @@ def _check_hub(name: str, revision: str | None) -> None:
             "neither a folder here nor a model that the hub gives out",
             where=name,
             expected="a folder, or organisation/model",
-            found=" ".join(str(error).split())[:200],
+            found=" ".join(str(error).split())[:200] + through_proxy("https://huggingface.co"),
             do=None if wrong_name else "check the name, the network and `hf auth login`",
         ) from error
 

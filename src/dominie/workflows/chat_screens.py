@@ -12,14 +12,29 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dominie.core.errors import InputError
+
 #: Shows a piece of an answer.
 OnPiece = Callable[[str], None]
 
 
 def typed_lines(console: Console, prompt: str = "> ") -> Iterator[str]:
-    """Yield what is typed or piped in, line by line."""
+    """Yield what is typed or piped in, line by line.
+
+    Raises:
+        InputError: what is piped in has another encoding than stdin.
+    """
     if not (sys.stdin.isatty() and console.is_terminal):
-        yield from sys.stdin
+        try:
+            yield from sys.stdin
+        except UnicodeDecodeError as error:
+            raise InputError(
+                "the questions cannot be read",
+                where="stdin",
+                expected=f"text in {error.encoding}",
+                found=error.reason,
+                do="set PYTHONIOENCODING=utf-8, or the encoding that they have",
+            ) from None
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - editing and history
