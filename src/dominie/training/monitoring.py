@@ -70,7 +70,7 @@ class Validation:
         """
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.random.default_generator.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             if devices:
                 torch.cuda.manual_seed(0)
             return self._measure(model, accelerator)
