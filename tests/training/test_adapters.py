@@ -91,6 +91,7 @@ def logits(model: Any) -> torch.Tensor:
 def test_an_adapter_trained_on_is_an_adapter_over_the_same_base(models, tmp_path):
     config = json.loads((Path(models["expert"].path) / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == models["base"].path
+    assert (Path(models["expert"].path) / "base_model.json").is_file()
     told = []
 
     class Keep(TrainerCallback):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+from dominie.core.content_hash import content_hashes
 from dominie.core.errors import InputError, hub_error
+from dominie.core.io import mapping, write_json
 from dominie.core.network import through_proxy
 from dominie.core.references import PathName
 
@@ -97,6 +100,7 @@ class Model:
             )
 
 
+_NAMES_BASE = "base_model_name_or_path"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -107,13 +111,16 @@ def base_and_adapter(spec: Model) -> tuple[str, str | None]:
     A folder with an `adapter_config.json` is an adapter, which names its base itself.
 
     Raises:
-        InputError: that file cannot be read or names no base.
+        InputError: that file cannot be read or names no base, or the base is another model than
+            the adapter was trained over.
     """
     config = Path(spec.path) / "adapter_config.json"
-    if spec.adapter is not None or not config.is_file():
-        return spec.path, spec.adapter
+    if spec.adapter is not None:
+        return _known_base(spec.path, Path(spec.adapter), given=True), spec.adapter
+    if not config.is_file():
+        return spec.path, None
     try:
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads(config.read_text(encoding="utf-8"))[_NAMES_BASE]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             "the adapter's configuration cannot be read",
@@ -128,7 +135,59 @@ def base_and_adapter(spec: Model) -> tuple[str, str | None]:
             expected="base_model_name_or_path",
             do=f"declare both: models: {{NAME: {{path: BASE, adapter: {spec.path}}}}}",
         )
-    return base, spec.path
+    return _known_base(base, Path(spec.path), given=False), spec.path
+
+
+#: Beside an adapter: where its base is, seen from there, and the base's content.
+_BASE_FILE = "base_model.json"
+
+
+def write_base(adapter: Path, base: str) -> None:
+    """Write down which model an adapter was trained over, so that no other is taken for it.
+
+    Args:
+        adapter: its folder, beside the place where it will be; its configuration names the base by
+            an absolute path then.
+        base: its folder; of one on the hub nothing is written.
+    """
+    if not Path(base).is_dir():
+        return
+    way = os.path.relpath(Path(base).resolve(), adapter.resolve())
+    write_json(adapter / _BASE_FILE, {"path": Path(way).as_posix(), "files": _weights(Path(base))})
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config[_NAMES_BASE] = str(Path(base).absolute())
+    write_json(adapter / "adapter_config.json", config, indent=2)
+
+
+def _known_base(named: str, adapter: Path, *, given: bool) -> str:
+    """The base: where it was, seen from the adapter, or where it is named; there alone if given."""
+    try:
+        known = mapping(json.loads((adapter / _BASE_FILE).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return named  # an adapter of another program
+    except (OSError, ValueError):
+        known = {}
+    near = os.path.normpath(adapter.resolve() / str(known.get("path")))
+    found = [place for place in ([] if given else [near]) + [named] if Path(place).is_dir()]
+    for place in found:
+        if _weights(Path(place)) == known.get("files"):
+            here = os.path.relpath(place)
+            return place if given or here.startswith(os.pardir) else here
+    if not found and not named.startswith((".", "/", "~")) and named.count("/") == 1:
+        return named  # it was published since
+    raise InputError(
+        "the adapter was trained over another model" if found else "the adapter's base is missing",
+        where=str(adapter),
+        expected="the weights whose hashes are in its base_model.json",
+        found=f"others in {found[0]}" if found else f"nothing at {near}, nor at {named}",
+        do="put the base back; to take another for it, remove base_model.json, and name the other "
+        "in models: {NAME: {path: BASE, adapter: FOLDER}}",
+    )
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    files = sorted(folder.glob("*.safetensors"))
+    return dict(zip((file.name for file in files), content_hashes(files), strict=True))
 
 
 def check_model(path: str, revision: str | None) -> None:

@@ -161,6 +161,9 @@ def model_identity(spec: Model) -> dict[str, Any]:
             )
             hashes = content_hashes(files)
             identity[key] = [(file.name, each) for file, each in zip(files, hashes, strict=True)]
+    base, _ = base_and_adapter(spec)
+    if base != spec.path and Path(base).is_dir():  # that an adapter of another program names
+        identity["base"] = _contents(base, None)
     return identity
 
 

@@ -21,7 +21,7 @@ from dominie.models.adapters import SharedBase, merged, shared_base
 from dominie.models.head import check_head, text_config
 from dominie.models.info import ModelFlops, describe, info_of, model_flops
 from dominie.models.loading import DTYPES, load_student
-from dominie.models.spec import Model
+from dominie.models.spec import Model, base_and_adapter, write_base
 from dominie.models.weights import prepare_export
 from dominie.teachers import AdapterTeacher, LocalTeacher, Teacher
 from dominie.teachers.teacher import load_teacher
@@ -132,7 +132,7 @@ def train_stage(
         token_shares=trainer.monitor.log.token_shares(),
         **counts,
     )
-    save_model(trainer, folder / "model", tokenizer=models.tokenizer, settings=settings)
+    save_model(trainer, folder / "model", models, settings)
     load_whole_models()  # what stages after this one and evaluation load
     return trained
 
@@ -280,9 +280,10 @@ def _verified_checkpoint(folder: Path) -> Path | None:
 
 
 def save_model(
-    trainer: DistillationTrainer, folder: Path, *, tokenizer: Any, settings: TrainSettings
+    trainer: DistillationTrainer, folder: Path, models: StageModels, settings: TrainSettings
 ) -> None:
     """Write what was trained as an ordinary Hugging Face folder, in the precision of the run."""
+    student, tokenizer = models.student, models.tokenizer
     accelerator = trainer.accelerator
     state = accelerator.get_state_dict(trainer.model_wrapped)
     model = accelerator.unwrap_model(trainer.model_wrapped)
@@ -312,6 +313,8 @@ def save_model(
             if settings.lora is None or settings.lora.merge:
                 model.config.dtype = dtype
                 model.config.save_pretrained(scratch)
+            else:
+                write_base(scratch, base_and_adapter(student)[0])
             tokenizer.save_pretrained(scratch)
             prepare_export(scratch, tokenizer)
             publish(scratch, folder)
