@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
-from dominie.core.run_reader import read_metrics, read_results
-from dominie.recipe import Recipe, load_recipe, only_models, recipe_of
+from dominie.core.results_file import read_results
+from dominie.core.run_reader import read_metrics
+from dominie.recipe import Recipe, load_recipe, recipe_of
 
 if TYPE_CHECKING:
     from dominie.planning.plan import Plan
@@ -96,7 +97,7 @@ def run(
     from dominie.workflows.pipeline import run_recipe
 
     loaded = _loaded(recipe, overrides)
-    return Run(run_recipe(only_models(loaded, only) if only else loaded, Path(runs), reuse=reuse))
+    return Run(run_recipe(loaded, Path(runs), reuse=reuse, only=only))
 
 
 def check(recipe: RecipeLike, *overrides: str, runs: str | Path = "runs") -> Checked:

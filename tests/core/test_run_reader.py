@@ -10,13 +10,13 @@ from run_folders import entry, write_json, write_lines
 
 from dominie.core.errors import InputError
 from dominie.core.io import write_checksummed
+from dominie.core.results_file import read_results
 from dominie.core.run_reader import (
     found_run,
     is_run,
     read_lines,
     read_metrics,
     read_object,
-    read_results,
     read_stage,
     runs_in,
 )

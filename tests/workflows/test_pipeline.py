@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from dominie.core.display import Display
+from dominie.core.errors import InputError
+from dominie.workflows.chat import chat_models
+
 MINI = Path(__file__).parents[1] / "recipes" / "mini.yaml"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -119,6 +123,30 @@ def test_a_change_reruns_exactly_what_depends_on_it(finished, tmp_path):
         assert f"{stage}: what it depends on has changed" in changed.stdout
     kept = list((tmp_path / "runs" / "mini" / ".replaced").iterdir())
     assert {path.name.split("-")[0] for path in kept} == {"expert", "merged", "align"}
+
+
+def test_a_part_of_a_run_leaves_the_others_scores(finished, tmp_path):
+    import shutil
+
+    import dominie as api
+
+    runs = tmp_path / "runs"
+    shutil.copytree(finished[0] / "runs", runs)
+    before = json.loads((runs / "mini" / "results.json").read_text())
+    done = api.run(MINI, runs=runs, only=["sft"])
+    assert json.loads((runs / "mini" / "results.json").read_text()) == before
+    assert list(done.results) == list(before)
+    card = (runs / "mini" / "align" / "model" / "README.md").read_text()
+    with pytest.raises(InputError, match=r"(?s)another stage align.*learning_rate"):
+        api.evaluate(MINI, "stages.align.train.learning_rate=0.5", runs=runs)
+    with pytest.raises(InputError, match="another stage merged"):
+        api.evaluate(MINI, "stages.merged.merge.models={expert: 0.5, sft: 0.5}", runs=runs)
+    assert (runs / "mini" / "align" / "model" / "README.md").read_text() == card
+    weights = runs / "mini" / "align" / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(InputError, match="damaged"):
+        chat_models(["mini:align"], runs, Display())
 
 
 def killed_when(appears: Path, *arguments: object, cwd: Path, signum: int) -> int:

@@ -190,15 +190,15 @@ def run(
         arguments = without_options(sys.argv[1:], "--nproc", "--engine")
         raise typer.Exit(launch(arguments, nproc, engine=engine))
     display = display_for(as_json)
-    from dominie.recipe import load_recipe, only_models
+    from dominie.recipe import load_recipe
     from dominie.workflows.pipeline import run_recipe
 
     with only_json(as_json):
         loaded = load_recipe(recipe, overrides or ())
-        if only:
-            loaded = only_models(loaded, only.split(","))
         is_main = is_main_process()  # before evaluation ends the process group
-        folder = run_recipe(loaded, runs, display, reuse=reuse)
+        folder = run_recipe(
+            loaded, runs, display, reuse=reuse, only=only.split(",") if only else None
+        )
     if is_main:
         print_summary(folder, display, as_json, stages=loaded.stages)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dominie.core.distributed import is_main_process
-from dominie.core.run_reader import read_results
+from dominie.core.results_file import read_results
 
 if TYPE_CHECKING:
     from dominie.core.display import Display

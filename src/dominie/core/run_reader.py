@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError, nearest
-from dominie.core.io import finite, mapping, sequence, text, verify_checksum
-from dominie.core.task_result import Interval
+from dominie.core.io import finite, sequence, text, verify_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -123,18 +122,18 @@ def read_object(path: Path, notes: list[str] | None = None) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        return _fault(path, getattr(error, "strerror", None) or str(error), notes)
+        return fault(path, getattr(error, "strerror", None) or str(error), notes)
     try:
         return verify_checksum(content)
     except ValueError as error:
         if notes is None:
-            _fault(path, str(error), notes)
+            fault(path, str(error), notes)
         else:
             notes.append(f"{place(path)} is not as it was written; it is shown as it is now.")
     return content
 
 
-def _fault(path: Path, found: str, notes: list[str] | None) -> dict[str, Any]:
+def fault(path: Path, found: str, notes: list[str] | None) -> dict[str, Any]:
     """Raise about a file that cannot be read, or note it and return an empty object."""
     if notes is None:
         remedy = _REMEDIES.get(path.name, "put back a copy of the file, or move it away")
@@ -167,7 +166,7 @@ def read_lines(
         return
     except (OSError, ValueError) as error:  # a name the file system refuses, or no right to read
         if notes is None:
-            _fault(path, str(error), notes)
+            fault(path, str(error), notes)
         else:
             notes.append(f"{place(path)} could not be opened; it is left out.")
         return
@@ -181,7 +180,7 @@ def read_lines(
                 content = json.loads(line) if line.strip() else None
             except (ValueError, RecursionError) as error:
                 if notes is None and line.endswith("\n"):
-                    _fault(path, f"line {number + 1}: {error}", notes)
+                    fault(path, f"line {number + 1}: {error}", notes)
                 unreadable += 1
                 continue
             if isinstance(content, dict):
@@ -202,45 +201,13 @@ def read_stage(folder: Path, notes: list[str] | None = None) -> dict[str, Any]:
     path = folder / "stage.json"
     record = read_object(path, notes)
     if notes is None and not {"fingerprint", "status"} <= record.keys() and path.exists():
-        return _fault(path, "no record of a stage", notes)
+        return fault(path, "no record of a stage", notes)
     return record
 
 
 def read_metrics(folder: Path, notes: list[str] | None = None) -> list[dict[str, Any]]:
     """The lines of a stage's `metrics.jsonl`, as they were logged."""
     return list(read_lines(folder / "metrics.jsonl", notes))
-
-
-def read_results(run: Path, notes: list[str] | None = None) -> dict[str, dict[str, dict[str, Any]]]:
-    """`results.json` of a run: model → task → the figures; empty if nothing is evaluated.
-
-    Raises:
-        InputError: it is there and cannot be read, or holds anything but figures.
-    """
-    path = run / "results.json"
-    results = read_object(path, notes)
-    for model, tasks in list(results.items()):
-        if not isinstance(tasks, dict) or not all(isinstance(e, dict) for e in tasks.values()):
-            if notes is None:
-                _fault(path, f"no figures of {model}", notes)
-            results[model] = {k: v for k, v in mapping(tasks).items() if isinstance(v, dict)}
-    return results
-
-
-def read_comparisons(
-    run: Path, notes: list[str]
-) -> tuple[str | None, dict[str, dict[tuple[str, str], Interval]]]:
-    """The baseline, and by task the differences of models on the same questions."""
-    content = read_object(run / "evaluation" / "comparisons.json", notes)
-    found: dict[str, dict[tuple[str, str], Interval]] = {}
-    for task, by_model in mapping(content.get("differences")).items():
-        for model, others in mapping(by_model).items():
-            for other, entry in mapping(others).items():
-                given = mapping(entry)
-                difference = Interval.from_ends(given.get("difference"), given.get("interval"))
-                if difference is not None:
-                    found.setdefault(task, {})[model, other] = difference
-    return text(content.get("baseline")), found
 
 
 def read_samples(path: Path, notes: list[str]) -> tuple[Sample, ...]:

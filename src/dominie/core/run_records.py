@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError
 from dominie.core.io import finite, mapping, numbers, numbers_by_name, sequence, text
+from dominie.core.results_file import read_comparisons, read_results
 from dominie.core.run_reader import (
     Sample,
-    read_comparisons,
     read_metrics,
     read_recipe,
-    read_results,
     read_samples,
     read_stage,
 )
@@ -197,7 +196,10 @@ def read_run(path: Path) -> Run:
         samples,
         recipe,
         tuple(notes),
-        differences,
+        {
+            task: {(a, b): d for (a, b), d in found.items() if {a, b} <= results.keys()}
+            for task, found in differences.items()
+        },
         baseline if baseline in results else None,
     )
 

@@ -95,6 +95,11 @@ class Evaluation:
     batch: int = 64
     baseline: str | None = None
 
+    @property
+    def scored(self) -> dict[str, str]:
+        """What is scored, by the name it has in the results: a model, or an endpoint itself."""
+        return {**self.models, **{name: name for name in self.endpoints}}
+
     def __post_init__(self) -> None:
         names = (*self.models, *self.endpoints)
         if self.baseline is not None and self.baseline not in names:

@@ -17,8 +17,8 @@ from dominie.core.io import (
     manifest_error,
     write_atomic,
     write_checksummed,
-    write_json,
 )
+from dominie.core.results_file import RESULTS, SEAL, with_others, write_results
 from dominie.core.run_reader import read_object
 from dominie.core.task_result import TaskResult
 from dominie.data.conversations import Conversation
@@ -65,7 +65,8 @@ def evaluate(
     if evaluation is None:
         destroy_distributed()
         if main:
-            (folder.path / "results.json").unlink(missing_ok=True)  # an earlier recipe's
+            for name in (RESULTS, SEAL):
+                (folder.path / name).unlink(missing_ok=True)  # an earlier recipe's
             on_written()
         return {}
     _check_trained(folder, evaluation)
@@ -81,9 +82,12 @@ def evaluate(
     if judged is None:
         return {}
     results |= {name: judged.scores(name) for name in evaluation.endpoints}
+    seal = evaluator.seal()
+    if folder.described.evaluate is not None:
+        results = with_others(folder.path, folder.described.evaluate.scored, results, seal)
     baseline = evaluation.baseline or next(iter(results))
-    _write_comparisons(folder.path / "evaluation", results, baseline)
-    write_json(folder.path / "results.json", results)
+    differences = _differences(folder.path / "evaluation", results)
+    write_results(folder.path, results, baseline, differences, seal)
     if any(results.values()) or folder.recipe.stages:
         on_written()
     judged.check_headlines()
@@ -117,6 +121,7 @@ class Evaluator:
             lambda source, split: read_split(folder.source(source), split)
         )
         self._questions: dict[tuple[Any, ...], list[Question]] = {}
+        self.fingerprints = fingerprints
         self._kept = broadcast_from_main(self._read_kept)
         pending = {
             name: [task for task in evaluation.tasks if task not in kept]
@@ -247,6 +252,34 @@ class Evaluator:
                     kept[model][name] = result
         return kept
 
+    def seal(self) -> dict[str, Any]:
+        """Return what results are of: the stages behind models and tasks, what a task asks."""
+        evaluation, made = self.evaluation, self.fingerprints
+
+        def stages(*names: str | None) -> dict[str, str]:
+            return {name: made[name] for name in names if name is not None and name in made}
+
+        tasks = {
+            name: {"asks": self._asks(task), "stages": stages(task.teacher, task.source)}
+            for name, task in evaluation.tasks.items()
+        }
+        tasks |= {
+            name: {"asks": digest(dataclasses.asdict(benchmark)), "stages": {}}
+            for name, benchmark in evaluation.benchmarks.items()
+        }
+        models = {
+            name: {"model": model, "stages": stages(model)}
+            for name, model in evaluation.scored.items()
+        }
+        return {"models": models, "tasks": tasks}
+
+    def _asks(self, task: Task) -> str:
+        return digest(
+            dataclasses.asdict(task),
+            task.lm_eval and definitions_digest(task.lm_eval),
+            [(conversation_digest(c).hex(), c.fields) for c in self._rows(task)],
+        )
+
     def _path(self, model: str, task: str) -> Path:
         return self.folder.path / "evaluation" / model / f"{task}.json"
 
@@ -297,10 +330,8 @@ def _kept_result(path: Path, fingerprint: str) -> dict[str, Any] | None:
     return None
 
 
-def _write_comparisons(
-    folder: Path, results: Mapping[str, Mapping[str, Any]], baseline: str
-) -> None:
-    """Write how far models differ on the same questions, task by task."""
+def _differences(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how far models differ on the same questions, task by task."""
     tasks: dict[str, dict[str, Items]] = {}
     for model, scores in results.items():
         for task in scores:
@@ -309,5 +340,4 @@ def _write_comparisons(
             except (InputError, KeyError, TypeError):
                 continue  # a result of an earlier version, which did not keep them
             tasks.setdefault(task, {})[model] = items
-    differences = {task: compare_models(items) for task, items in tasks.items()}
-    write_json(folder / "comparisons.json", {"baseline": baseline, "differences": differences})
+    return {task: compare_models(items) for task, items in tasks.items()}

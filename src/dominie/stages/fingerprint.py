@@ -156,6 +156,33 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [*lines[:_SHOWN], *([f"{more} more"] if more > 0 else [])]
 
 
+def changed_settings(
+    recipe: Recipe, name: str, before: Mapping[str, Any], models: Mapping[str, str]
+) -> list[str]:
+    """Describe how a stage of a recipe differs from what was made, as far as no rows tell.
+
+    Args:
+        before: dependencies in its `stage.json`.
+        models: fingerprints by name; a model that is not among them decides nothing.
+    """
+    known = {model: models.get(model, "") for model in recipe.stages[name].models}
+    if name in recipe.trained:
+        rows = dict.fromkeys(recipe.trained[name].active, "")
+        parts = training_parts(recipe, name, rows=rows, models=known)
+        now = training_dependencies(*parts, tokenizer="")
+    else:
+        settings, read, *_ = making_parts(recipe, name, known)
+        now = making_dependencies(settings, read)
+    was, is_now = (
+        ", ".join(sorted({key.split(".")[1] for key in each if key.startswith("data.")}))
+        for each in (before, now)
+    )
+    if name in recipe.trained and before and was != is_now:
+        return [f"data: {was} before, {is_now} now"]
+    shared = {key: value for key, value in now.items() if value != "" and key in before}
+    return changes({key: before[key] for key in shared}, shared)
+
+
 def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """List versions and ranks that have changed since a stage began."""
     was, current = _flat(before), _flat(now)

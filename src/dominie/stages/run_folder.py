@@ -35,8 +35,10 @@ _HALF_MADE = (
 class RunFolder:
     """`runs/<name>`, and the models and sources that the recipe's names refer to."""
 
-    def __init__(self, recipe: Recipe, runs: Path) -> None:
+    def __init__(self, recipe: Recipe, runs: Path, described: Recipe | None = None) -> None:
         self.recipe, self.path = recipe, runs / recipe.name
+        #: What the folder holds when this recipe has run: more, if it is a part of another.
+        self.described = described or recipe
         self._info: dict[str, ModelInfo] = {}
 
     @contextlib.contextmanager

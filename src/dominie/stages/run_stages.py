@@ -107,7 +107,7 @@ def run_stages(folder: RunFolder, display: Display, *, reuse: bool = False) -> d
         preparation = Preparation(folder, display)
         stages = preparation.all()
         if is_main_process():
-            write_atomic(folder.path / "recipe.yaml", dump_recipe(folder.recipe))
+            write_atomic(folder.path / "recipe.yaml", dump_recipe(folder.described))
     broadcast_from_main(lambda: _check_begun(folder, stages))  # before any other is trained
     reuse = reuse and world_size() == 1  # they would wait for each other
     for stage in stages:

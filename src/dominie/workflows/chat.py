@@ -13,14 +13,14 @@ import torch
 
 from dominie.core.display import Display
 from dominie.core.errors import InputError, RunError, nearest
-from dominie.core.run_reader import is_run, no_such_run
+from dominie.core.run_reader import is_run, no_such_run, read_stage
 from dominie.data.formats import Message
 from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
 from dominie.generation.local import LocalGenerator
 from dominie.models.loading import load_frozen, load_tokenizer
 from dominie.models.spec import Model, is_model
 from dominie.recipe import Recipe, load_recipe
-from dominie.stages.run_folder import ChatTokenizers, RunFolder
+from dominie.stages.run_folder import ChatTokenizers, RunFolder, check_whole
 from dominie.workflows.chat_screens import OnPiece, Screen
 
 
@@ -62,6 +62,9 @@ def chat_models(wanted: Sequence[str], runs: Path, display: Display) -> list[Cha
     for each in dict.fromkeys(named):
         name = f"{each.run}:{each.name}" if several_runs else each.name
         display.line(f"loading {name} from {each.spec.path}")
+        if each.folder is not None:
+            stage = each.folder.stage(_model_name(each.folder.recipe, each.name))
+            check_whole(stage, read_stage(stage), display)
         model = load_frozen(each.spec, device=device)
         found.append(chat_model(name, model, _tokenizer(each, display)))
     return found

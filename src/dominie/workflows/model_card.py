@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dominie.core.io import write_atomic
 from dominie.core.references import Kind, rewritten
-from dominie.core.run_reader import read_results, read_stage
+from dominie.core.results_file import read_results
+from dominie.core.run_reader import read_stage
 from dominie.losses.terms import LossTerms
 from dominie.models.spec import is_model
 from dominie.recipe import Recipe, dump_recipe

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.display import Display
 from dominie.core.distributed import end_training, is_main_process
 from dominie.core.errors import InputError
+from dominie.core.results_file import read_results
 from dominie.core.run_reader import read_stage
-from dominie.recipe import Recipe
+from dominie.recipe import Recipe, only_models
 from dominie.report import write_report
 from dominie.stages.evaluate import evaluate
+from dominie.stages.fingerprint import changed_settings, digest
 from dominie.stages.prepare import Preparation
 from dominie.stages.run_folder import RunFolder, check_whole
 from dominie.stages.run_stages import run_stages
@@ -37,18 +40,26 @@ if TYPE_CHECKING:
 
 
 def run_recipe(
-    recipe: Recipe, runs: Path, display: Display | None = None, *, reuse: bool = False
+    recipe: Recipe,
+    runs: Path,
+    display: Display | None = None,
+    *,
+    reuse: bool = False,
+    only: Sequence[str] | None = None,
 ) -> Path:
     """Train what is not trained, score what is not scored, write the report.
 
     Args:
         reuse: link stages that another run in the folder `runs` has finished.
+        only: models to score, with the stages they need; None is all.
 
     Returns:
         The run's folder.
     """
     display = display or Display()
     folder = RunFolder(recipe, runs)
+    if only:
+        folder = RunFolder(only_models(recipe, only), runs, _with_finished(recipe, only, folder))
     first = is_main_process()  # judges are paid once, files written by one
     folder.check_overwrites()
     with folder.locked():
@@ -68,16 +79,49 @@ def evaluate_recipe(recipe: Recipe, runs: Path, display: Display | None = None) 
     display = display or Display()
     folder = RunFolder(recipe, runs)
     with folder.locked():
+        trained = folder.trained_fingerprints()
         for name in recipe.stages:
-            check_whole(folder.stage(name), read_stage(folder.stage(name)), display)
-        fingerprints = folder.trained_fingerprints()
-        evaluate(folder, fingerprints, display, lambda: _write_report(folder))
+            record = read_stage(folder.stage(name))
+            check_whole(folder.stage(name), record, display)
+            _check_unchanged(folder, name, record, trained)
+        evaluate(folder, trained, display, lambda: _write_report(folder))
     return folder.path
 
 
 def _write_report(folder: RunFolder) -> None:
     write_cards(folder, scored=True)
     write_report(folder.path)
+
+
+def _with_finished(recipe: Recipe, only: Sequence[str], folder: RunFolder) -> Recipe:
+    """Return the recipe of some models, and of those that the run's folder has already."""
+    if recipe.evaluate is None:
+        known, there = set(recipe.stages), set(folder.trained_fingerprints())
+    else:
+        known, there = set(recipe.evaluate.models), set(read_results(folder.path, []))
+    return only_models(recipe, [*only, *(known & there)])
+
+
+def _check_unchanged(
+    folder: RunFolder, name: str, record: Mapping[str, Any], trained: Mapping[str, str]
+) -> None:
+    """Refuse to score a stage as that of a recipe it was not made by; its card would say so.
+
+    Raises:
+        InputError: names the keys.
+    """
+    models = dict(trained)
+    for model in folder.recipe.stages[name].models:
+        if model not in folder.recipe.stages:
+            with contextlib.suppress(InputError):  # one that cannot be reached decides nothing
+                models[model] = digest(folder.info(model).identity())
+    if apart := changed_settings(folder.recipe, name, record.get("depends", {}), models):
+        raise InputError(
+            f"the recipe describes another stage {name} than was made",
+            where=str(folder.stage(name)),
+            found="; ".join(apart),
+            do="`dominie run` makes it anew; or put that back to score what is there",
+        )
 
 
 _SAMPLED_ROWS = 32

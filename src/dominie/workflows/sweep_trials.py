@@ -16,7 +16,8 @@ from typing import Any
 
 from dominie.core.errors import InputError
 from dominie.core.io import write_atomic
-from dominie.core.run_reader import read_results, read_stage
+from dominie.core.results_file import read_results
+from dominie.core.run_reader import read_stage
 from dominie.recipe import Recipe, dump_recipe, load_recipe, only_models
 
 
@@ -210,6 +211,7 @@ def rows_of(trial: Trial, folder: Path) -> list[Row]:
     return [
         Row(trial=trial, model=model, task=task, result=result, **_cost(recipe, run, model))
         for model, tasks in read_results(run).items()
+        if recipe.evaluate is None or model in recipe.evaluate.scored
         for task, result in tasks.items()
     ]
 
