@@ -45,6 +45,19 @@ def write_results(
     write_checksummed(run / SEAL, {"files": files, **seal})
 
 
+def kept_result(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return what was scored before and still holds; None if nothing does or can be read."""
+    try:
+        kept = read_object(path)
+        whole = manifest_error(path.parent, kept.get("samples", {})) is None
+        if whole and kept["fingerprint"] == fingerprint and 0 <= kept["result"]["score"] <= 1:
+            result: dict[str, Any] = kept["result"]
+            return result
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
 def with_others(
     run: Path,
     names: Mapping[str, str],

@@ -14,11 +14,16 @@ from dominie.core.distributed import broadcast_from_main, destroy_distributed, i
 from dominie.core.errors import InputError
 from dominie.core.io import (
     file_manifest,
-    manifest_error,
     write_atomic,
     write_checksummed,
 )
-from dominie.core.results_file import RESULTS, SEAL, with_others, write_results
+from dominie.core.results_file import (
+    RESULTS,
+    SEAL,
+    kept_result,
+    with_others,
+    write_results,
+)
 from dominie.core.run_reader import read_object
 from dominie.core.task_result import TaskResult
 from dominie.data.conversations import Conversation
@@ -248,7 +253,7 @@ class Evaluator:
             kept[model] = {}
             for name, task in self.evaluation.tasks.items():
                 fingerprint = self._fingerprint(model, task)
-                if (result := _kept_result(self._path(model, name), fingerprint)) is not None:
+                if (result := kept_result(self._path(model, name), fingerprint)) is not None:
                     kept[model][name] = result
         return kept
 
@@ -315,19 +320,6 @@ def _in_percent(record: Mapping[str, Any]) -> str:
     rates = {word: result.extras.get(name) for name, word in words.items()}
     amiss = [f"{100 * rate:.1f} % of outputs {word}" for word, rate in rates.items() if rate]
     return ", ".join([text, *amiss])
-
-
-def _kept_result(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Return what was scored before and still holds; None if nothing does or can be read."""
-    try:
-        kept = read_object(path)
-        whole = manifest_error(path.parent, kept.get("samples", {})) is None
-        if whole and kept["fingerprint"] == fingerprint and 0 <= kept["result"]["score"] <= 1:
-            result: dict[str, Any] = kept["result"]
-            return result
-    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    return None
 
 
 def _differences(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

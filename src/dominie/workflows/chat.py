@@ -13,7 +13,7 @@ import torch
 
 from dominie.core.display import Display
 from dominie.core.errors import InputError, RunError, nearest
-from dominie.core.run_reader import is_run, no_such_run, read_stage
+from dominie.core.run_reader import is_run, no_such_run, read_object
 from dominie.data.formats import Message
 from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
 from dominie.generation.local import LocalGenerator
@@ -64,7 +64,7 @@ def chat_models(wanted: Sequence[str], runs: Path, display: Display) -> list[Cha
         display.line(f"loading {name} from {each.spec.path}")
         if each.folder is not None:
             stage = each.folder.stage(_model_name(each.folder.recipe, each.name))
-            check_whole(stage, read_stage(stage), display)
+            check_whole(stage, read_object(stage / "stage.json"), display)
         model = load_frozen(each.spec, device=device)
         found.append(chat_model(name, model, _tokenizer(each, display)))
     return found
