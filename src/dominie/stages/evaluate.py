@@ -268,15 +268,10 @@ class Evaluator:
             name: {"asks": self._asks(task), "stages": stages(task.teacher, task.source)}
             for name, task in evaluation.tasks.items()
         }
-        tasks |= {
-            name: {"asks": digest(dataclasses.asdict(benchmark)), "stages": {}}
-            for name, benchmark in evaluation.benchmarks.items()
-        }
-        models = {
-            name: {"model": model, "stages": stages(model)}
-            for name, model in evaluation.scored.items()
-        }
-        return {"models": models, "tasks": tasks}
+        for name, benchmark in evaluation.benchmarks.items():
+            tasks[name] = {"asks": digest(dataclasses.asdict(benchmark)), "stages": {}}
+        of = {n: {"model": m, "stages": stages(m)} for n, m in evaluation.scored.items()}
+        return {"models": of, "tasks": tasks}
 
     def _asks(self, task: Task) -> str:
         return digest(
