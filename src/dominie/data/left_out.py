@@ -108,6 +108,13 @@ class _Part:
         kind, number, *_ = self.paths[0]
         return number if kind == "tools" else None
 
+    @property
+    def place(self) -> str:
+        """Which message it is in, and which call of it."""
+        message = f"message {self.message}"
+        calls = [int(path[3]) + 1 for path in self.paths if path[2:3] == ("tool_calls",)]
+        return f"call {calls[0]} of {message}" if calls else message
+
     def marked(self, chat: dict[str, Any], word: str) -> None:
         """Write the word into the part in `chat`, a copy."""
         for *above, last in self.paths:
@@ -141,12 +148,12 @@ def left_out(template: ChatTemplate, conversation: Conversation, text: str) -> l
             raise InputError(
                 f"the chat template leaves out {part.what}",
                 where=conversation.where or None,
-                expected=f"what message {part.message} says, in the text that is trained on",
+                expected=f"{part.place}, in the text that is trained on",
                 found=f"no trace of {part.text!r:.80}",
                 do="use a model or a template made for such conversations",
             )
         what = _EARLIER if search.keeps_at_the_end(part) else part.what
-        place = f", message {part.message}" if part.message else ""
+        place = f", {part.place}" if part.message else ""
         row = conversation.where.replace("\\", "/").rpartition("/")[2] or "the conversation"
         found.setdefault(what, LeftOut(what, 1, row + place))
     if not missing:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,10 @@ MOST_MESSAGES = 2000
 """Of a conversation; so many take some ten seconds."""
 _KNOWN_KEYS = {"role", "content", "tool_calls", "tool_call_id", "id", *THOUGHTS}
 _WHOLE_MESSAGE = re.compile(r"\b(message|msg|m)\s*\|\s*(tojson|items|string)\b")
+
+
+_MORE_AFTER_LAST_TURN = 2
+"""After an answer may stand so many tokens more than after another; after a question, more."""
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -211,6 +216,24 @@ def prompt_ids(
     text = ChatTemplate(tokenizer).text(messages, tools, where=where, generation_prompt=True)
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
+
+
+def ends_of_rows(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Any]) -> list[int]:
+    """The tokens of their own that end the last turns of rows, the most frequent one first.
+
+    Args:
+        tokenizer: of the rows.
+        rows: whole conversations. Those that end with a question are passed over, as far as there
+            are others: within a conversation a turn may end with another token.
+    """
+    ends = [  # how many tokens follow the last turn, and its last token
+        (len(row.input_ids) - last, int(row.input_ids[last]))
+        for row in rows
+        for last in np.flatnonzero(row.supervised)[-1:]
+    ]
+    fewest = min((after for after, _ in ends), default=0)
+    found = Counter(token for after, token in ends if after <= fewest + _MORE_AFTER_LAST_TURN)
+    return [token for token, _ in found.most_common() if token in tokenizer.added_tokens_decoder]
 
 
 def _supervised(

@@ -171,6 +171,20 @@ def questions(
     return found
 
 
+def check_rendering(tokenizer: Any, conversations: Sequence[Conversation]) -> None:
+    """Refuse questions on which the chat template of an evaluated model fails.
+
+    One conversation of each kind is rendered: templates look at roles and keys, hardly at words.
+
+    Raises:
+        InputError: as `questions` does.
+    """
+    kinds = {
+        (bool(c.tools), *((m["role"], *sorted(m)) for m in c.messages)): c for c in conversations
+    }
+    questions(tokenizer, list(kinds.values()))
+
+
 def check_group(conversations: Sequence[Conversation], by: str | None) -> None:
     """Refuse a field that no row has.
 

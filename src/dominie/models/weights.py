@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,7 @@ def _contents(path: str, revision: str | None) -> Any:
     ]
 
 
-def prepare_export(folder: Path, tokenizer: Any) -> None:
+def prepare_export(folder: Path, tokenizer: Any, ends: Sequence[int] | None = None) -> None:
     """Have a saved model stop where its answers end, generate with a cache, and split texts alike.
 
     A base model ends texts, not turns: its own settings know nothing of the token that its chat
@@ -198,6 +198,7 @@ def prepare_export(folder: Path, tokenizer: Any) -> None:
     Args:
         folder: of weights or of an adapter.
         tokenizer: with a chat template.
+        ends: tokens that end an answer; None is what the chat template says of examples.
     """
     config = _read_json(folder / "config.json")
     if config:
@@ -210,7 +211,7 @@ def prepare_export(folder: Path, tokenizer: Any) -> None:
     if stops is None:
         stops = tokenizer.eos_token_id
     known = stops if isinstance(stops, list) else [] if stops is None else [stops]
-    ends = list(dict.fromkeys([*known, *ends_of_turn(tokenizer)]))
+    ends = list(dict.fromkeys([*known, *(ends_of_turn(tokenizer) if ends is None else ends)]))
     if ends:
         settings["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     if settings.get("pad_token_id") is None and tokenizer.pad_token_id is not None:

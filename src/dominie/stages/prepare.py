@@ -19,10 +19,11 @@ from dominie.core.run_reader import read_stage
 from dominie.data.assistant_spans import unended
 from dominie.data.rows import PreparedSource, prepare
 from dominie.data.sources import content_fingerprint, read_split
+from dominie.data.tokenization import prompt_ids
 from dominie.evaluation.lm_eval import check_harness
 from dominie.evaluation.metrics import METRICS, check_rows
 from dominie.evaluation.scoring import candidates
-from dominie.evaluation.task import check_group
+from dominie.evaluation.task import check_group, check_rendering
 from dominie.models.attention_hooks import check_attention
 from dominie.models.matching import (
     check_context,
@@ -91,7 +92,7 @@ class Preparation:
         evaluation = self.recipe.evaluate
         for task in evaluation.tasks.values() if evaluation else ():
             if task.source == name and self.recipe.stages[name].makes == "data":
-                _check_task(self.folder, task)
+                _check_task(self.folder, task, self.tokenizers)
 
     def rows(self, name: str, max_length: int) -> dict[str, PreparedSource]:
         """Tokenise for a stage: the recipe's sources, and the data that were made before it.
@@ -298,7 +299,7 @@ def check_tasks(
         if task.lm_eval is not None:
             check_harness(task.lm_eval, where=f"evaluate.tasks.{name}")
         if task.source is not None and exists(task.source):
-            _check_task(folder, task)
+            _check_task(folder, task, tokenizers)
         if task.teacher is None:
             continue
         for model in evaluation.models.values():
@@ -311,13 +312,19 @@ def check_tasks(
         endpoint.key(where=f"evaluate.endpoints.{name}")
     notes = []
     for name, benchmark in evaluation.benchmarks.items():
-        notes += [f"{name}: {note}" for note in benchmark.load().notes]
+        loaded = benchmark.load()
+        notes += [f"{name}: {note}" for note in loaded.notes]
+        for model in evaluation.models.values():
+            for dialogue in {len(each.turns): each for each in loaded.dialogues}.values():
+                messages = dialogue.next_turn(["a"] * (len(dialogue.turns) - 1))
+                where = f"evaluate.benchmarks.{name}, model {model}"
+                prompt_ids(tokenizers.of(model), messages, where=where)
         if not folder.replies(name).exists():
             benchmark.judge.key(where=f"evaluate.benchmarks.{name}.judge")
     return notes
 
 
-def _check_task(folder: RunFolder, task: Task) -> None:
+def _check_task(folder: RunFolder, task: Task, tokenizers: ChatTokenizers) -> None:
     assert task.source is not None, "a task of lm_eval brings its own questions"
     conversations = read_split(folder.source(task.source), task.split)
     check_group(conversations, task.by)
@@ -326,3 +333,11 @@ def _check_task(folder: RunFolder, task: Task) -> None:
             candidates(conversation, task.options)
     elif METRICS[task.metric].score is not None:
         check_rows(task, conversations[: task.limit])
+    assert folder.recipe.evaluate is not None, "it has the task"
+    models = {tokenizers.fingerprint(m): m for m in folder.recipe.evaluate.models.values()}
+    for model in models.values():
+        try:
+            check_rendering(tokenizers.of(model), conversations[: task.limit])
+        except InputError as error:
+            error.where = f"{error.where}, model {model}"
+            raise

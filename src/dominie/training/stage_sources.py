@@ -6,15 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dominie.core.errors import InputError
+from dominie.data.assistant_spans import ends_of_turn
 from dominie.data.batch import Row
+from dominie.data.tokenization import ends_of_rows
 from dominie.losses.terms import Attention, LossTerms, NextToken
 from dominie.models.info import ModelInfo
 from dominie.models.matching import check_heads, map_layers
 from dominie.teachers import LocalTeacher, RoutedTeacher, Teacher
 from dominie.training.dataloader import Mix, total_conversations
 from dominie.training.settings import TrainSettings
+
+_ROWS_FOR_ENDS = 256
+"""So many rows of each source are looked at for the ends of their answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +105,15 @@ class StageTraining:
     def schedule(self) -> Schedule:
         """How much it learns."""
         return schedule_of(self.active, self.settings)
+
+    def ends_of_turn(self, tokenizer: Any) -> list[int]:
+        """The tokens that end an answer, as the rows have them, and as the template ends examples.
+
+        The template may refuse all examples, for want of what only the rows have.
+        """
+        rows = (row for source in self.active for row in source.train[:_ROWS_FOR_ENDS])
+        whole = [row for row in rows if len(row.input_ids) < self.settings.max_length]
+        return list(dict.fromkeys([*ends_of_rows(tokenizer, whole), *ends_of_turn(tokenizer)]))
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ def train_stage(
         ranks=init_distributed().num_processes,
     )
     load_whole_models()
+    ends = stage.ends_of_turn(models.tokenizer)  # what may fail, fails before the training
     loaded, counts = load_models(models, settings, arguments.device)
     stop = SaveAndStop()
     with (
@@ -132,7 +133,7 @@ def train_stage(
         token_shares=trainer.monitor.log.token_shares(),
         **counts,
     )
-    save_model(trainer, folder / "model", models, settings)
+    save_model(trainer, folder / "model", models, settings, ends)
     load_whole_models()  # what stages after this one and evaluation load
     return trained
 
@@ -280,9 +281,17 @@ def _verified_checkpoint(folder: Path) -> Path | None:
 
 
 def save_model(
-    trainer: DistillationTrainer, folder: Path, models: StageModels, settings: TrainSettings
+    trainer: DistillationTrainer,
+    folder: Path,
+    models: StageModels,
+    settings: TrainSettings,
+    ends: Sequence[int],
 ) -> None:
-    """Write what was trained as an ordinary Hugging Face folder, in the precision of the run."""
+    """Write what was trained as an ordinary Hugging Face folder, in the precision of the run.
+
+    Args:
+        ends: tokens that end an answer.
+    """
     student, tokenizer = models.student, models.tokenizer
     accelerator = trainer.accelerator
     state = accelerator.get_state_dict(trainer.model_wrapped)
@@ -316,6 +325,6 @@ def save_model(
             else:
                 write_base(scratch, base_and_adapter(student)[0])
             tokenizer.save_pretrained(scratch)
-            prepare_export(scratch, tokenizer)
+            prepare_export(scratch, tokenizer, ends)
             publish(scratch, folder)
     accelerator.wait_for_everyone()
