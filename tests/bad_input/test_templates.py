@@ -87,5 +87,4 @@ def test_a_byte_order_mark_is_no_part_of_a_template(work, dominie, path):
     given = "{path: ./m, chat_template: t.jinja}" if path == "t.jinja" else "{path: ./m}"
     said = dominie("check", "r.yaml", f"models.m={given}", "--json")
     assert said.status == 0, said.err
-    text = json.loads(said.out)["samples"]["d"]["text"]
-    assert text.startswith("<s> <|user|>")
+    assert '"<s> <|user|>' in said.out  # nothing in front of it

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -29,6 +30,7 @@ _EARLIER = "thoughts of earlier turns, which it keeps in the last turn alone"
 _END_OF_THOUGHTS = "</think>"
 _WORD = re.compile("[A-Za-z0-9]+")
 _TOOLS = "the tools on offer"
+_TEXT = {"type": "string", "description": "a text"}
 
 Path = tuple[str | int, ...]
 """Keys and positions from the conversation down to a text in it."""
@@ -73,12 +75,9 @@ def summed(found: Iterable[LeftOut], before: Sequence[LeftOut] = ()) -> list[Lef
     """What was found, added to what was found `before`, kind by kind."""
     kinds = {each.what: each for each in before}
     for each in found:
-        known = kinds.get(each.what)
-        kinds[each.what] = (
-            each
-            if known is None
-            else replace(known, conversations=known.conversations + each.conversations)
-        )
+        known = kinds.setdefault(each.what, replace(each, conversations=0))
+        number = known.conversations + each.conversations
+        kinds[each.what] = replace(known, conversations=number)
     return list(kinds.values())
 
 
@@ -162,11 +161,8 @@ def left_out(template: ChatTemplate, conversation: Conversation, text: str) -> l
 
 
 def _is_known_whole(template: ChatTemplate, conversation: Conversation, text: str) -> bool:
-    """Whether one of this shape was rendered whole, and the contents of this one are there.
-
-    What a template leaves out depends on roles and keys, hardly ever on words. This saves a
-    rendering of most conversations.
-    """
+    """Whether one of this shape was rendered whole, and the contents of this one are there."""
+    # Templates look at roles and keys, hardly at words: most conversations are rendered once less.
     return _shape(conversation) in template.rendered_whole and all(
         len(message) == 2
         and _END_OF_THOUGHTS not in message["content"]
@@ -258,7 +254,7 @@ def _parts_of_tool(tool: dict[str, Any], path: Path) -> Iterator[_Part]:
     if isinstance(properties, dict) and properties:
         path = (*path, "parameters", "properties")
         names = " ".join(map(str, properties))
-        yield _Part("parameters of tools", 0, names, (path,), mark=_with_property)
+        yield _Part("parameters of tools", 0, names, (path,), mark=_with_key)
         for name, value in properties.items():
             if description := _text(value, "description"):
                 where = (*path, name, "description")
@@ -317,18 +313,17 @@ def _in_thoughts(content: str, word: str) -> str:
     return f"{thoughts.rstrip()}{word}\n{end}{rest}"
 
 
-def _with_property(properties: dict[str, Any], word: str) -> dict[str, Any]:
-    return {**properties, word: {"type": "string", "description": word}}
+def _with_key(properties: dict[str, Any], word: str) -> dict[str, Any]:
+    return properties | {word: _TEXT}
 
 
 def _with_argument(arguments: Any, word: str) -> Any:
     """Arguments with one more, in the form in which they were given."""
-    if isinstance(arguments, dict):
-        return {**arguments, word: word}
+    value = arguments
     if isinstance(arguments, str):
-        try:
+        with suppress(ValueError, RecursionError):
             value = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return arguments + word
-        return json.dumps({**value, word: word}) if isinstance(value, dict) else arguments + word
-    return [*arguments, word] if isinstance(arguments, list) else word
+    if isinstance(value, dict):
+        value = {**value, word: word}
+        return json.dumps(value) if isinstance(arguments, str) else value
+    return [*value, word] if isinstance(arguments, list) else f"{arguments}{word}"

@@ -171,18 +171,28 @@ def questions(
     return found
 
 
-def check_rendering(tokenizer: Any, conversations: Sequence[Conversation]) -> None:
+def check_rendering(tokenizers: Mapping[str, Any], conversations: Sequence[Conversation]) -> None:
     """Refuse questions on which the chat template of an evaluated model fails.
 
     One conversation of each kind is rendered: templates look at roles and keys, hardly at words.
 
+    Args:
+        tokenizers: by the name of the model; those of one template are tried once.
+        conversations: of a task.
+
     Raises:
         InputError: as `questions` does.
     """
-    kinds = {
-        (bool(c.tools), *((m["role"], *sorted(m)) for m in c.messages)): c for c in conversations
-    }
-    questions(tokenizer, list(kinds.values()))
+    kinds: dict[Any, Conversation] = {}
+    for each in conversations:
+        keys = tuple((message["role"], *sorted(message)) for message in each.messages)
+        kinds.setdefault((bool(each.tools), keys), each)
+    for model, tokenizer in {str(t.chat_template): (m, t) for m, t in tokenizers.items()}.values():
+        try:
+            questions(tokenizer, list(kinds.values()))
+        except InputError as error:
+            error.where = f"{error.where}, model {model}"
+            raise
 
 
 def check_group(conversations: Sequence[Conversation], by: str | None) -> None:

@@ -7,7 +7,7 @@ those after these, are checked without them, and have no fingerprint.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +18,7 @@ from dominie.core.errors import InputError
 from dominie.core.run_reader import read_stage
 from dominie.data.assistant_spans import unended
 from dominie.data.rows import PreparedSource, prepare
-from dominie.data.sources import content_fingerprint, read_split
-from dominie.data.tokenization import prompt_ids
-from dominie.evaluation.lm_eval import check_harness
-from dominie.evaluation.metrics import METRICS, check_rows
-from dominie.evaluation.scoring import candidates
-from dominie.evaluation.task import check_group, check_rendering
+from dominie.data.sources import content_fingerprint
 from dominie.models.attention_hooks import check_attention
 from dominie.models.matching import (
     check_context,
@@ -31,11 +26,11 @@ from dominie.models.matching import (
     check_vocabulary,
     token_map,
 )
-from dominie.recipe import Task
 from dominie.recipe.validate import stage_order
 from dominie.stages.fingerprint import digest
 from dominie.stages.run_folder import ChatTokenizers, RunFolder, check_whole
 from dominie.stages.stage_kind import Prepared, stage_kind
+from dominie.stages.task_checks import check_task, check_tasks
 from dominie.stages.teacher_caches import self_teaching_notice
 from dominie.training.settings import training_arguments
 from dominie.training.stage_sources import attention_pairs
@@ -92,7 +87,7 @@ class Preparation:
         evaluation = self.recipe.evaluate
         for task in evaluation.tasks.values() if evaluation else ():
             if task.source == name and self.recipe.stages[name].makes == "data":
-                _check_task(self.folder, task, self.tokenizers)
+                check_task(self.folder, task, self.tokenizers)
 
     def rows(self, name: str, max_length: int) -> dict[str, PreparedSource]:
         """Tokenise for a stage: the recipe's sources, and the data that were made before it.
@@ -279,65 +274,3 @@ def check_alike(folder: RunFolder, models: Sequence[str], *, where: str) -> None
                 found=", ".join(f"{key} {found[key]}" for key in apart) + f" in {name}",
                 do="name models that were trained from one model",
             )
-
-
-def check_tasks(
-    folder: RunFolder, tokenizers: ChatTokenizers, exists: Callable[[str], bool]
-) -> list[str]:
-    """Refuse tasks that would fail after all training; questions of a source, only if it exists.
-
-    Returns:
-        What a person should know of the files of benchmarks.
-    """
-    evaluation = folder.recipe.evaluate
-    if evaluation is None:
-        return []
-    for name in evaluation.models.values():
-        if name not in folder.recipe.stages:
-            folder.info(name)
-    for name, task in evaluation.tasks.items():
-        if task.lm_eval is not None:
-            check_harness(task.lm_eval, where=f"evaluate.tasks.{name}")
-        if task.source is not None and exists(task.source):
-            _check_task(folder, task, tokenizers)
-        if task.teacher is None:
-            continue
-        for model in evaluation.models.values():
-            check_same_tokens(
-                tokenizers.of(model),
-                tokenizers.of(task.teacher),
-                where=f"evaluate.tasks.{name}, model {model}, teacher {task.teacher}",
-            )
-    for name, endpoint in evaluation.endpoints.items():
-        endpoint.key(where=f"evaluate.endpoints.{name}")
-    notes = []
-    for name, benchmark in evaluation.benchmarks.items():
-        loaded = benchmark.load()
-        notes += [f"{name}: {note}" for note in loaded.notes]
-        for model in evaluation.models.values():
-            for dialogue in {len(each.turns): each for each in loaded.dialogues}.values():
-                messages = dialogue.next_turn(["a"] * (len(dialogue.turns) - 1))
-                where = f"evaluate.benchmarks.{name}, model {model}"
-                prompt_ids(tokenizers.of(model), messages, where=where)
-        if not folder.replies(name).exists():
-            benchmark.judge.key(where=f"evaluate.benchmarks.{name}.judge")
-    return notes
-
-
-def _check_task(folder: RunFolder, task: Task, tokenizers: ChatTokenizers) -> None:
-    assert task.source is not None, "a task of lm_eval brings its own questions"
-    conversations = read_split(folder.source(task.source), task.split)
-    check_group(conversations, task.by)
-    if task.metric == "choice":
-        for conversation in conversations[: task.limit]:
-            candidates(conversation, task.options)
-    elif METRICS[task.metric].score is not None:
-        check_rows(task, conversations[: task.limit])
-    assert folder.recipe.evaluate is not None, "it has the task"
-    models = {tokenizers.fingerprint(m): m for m in folder.recipe.evaluate.models.values()}
-    for model in models.values():
-        try:
-            check_rendering(tokenizers.of(model), conversations[: task.limit])
-        except InputError as error:
-            error.where = f"{error.where}, model {model}"
-            raise

@@ -1,0 +1,73 @@
+"""Checks tasks and judged benchmarks, which would otherwise fail after all training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dominie.data.sources import read_split
+from dominie.data.tokenization import prompt_ids
+from dominie.evaluation.lm_eval import check_harness
+from dominie.evaluation.metrics import METRICS, check_rows
+from dominie.evaluation.scoring import candidates
+from dominie.evaluation.task import check_group, check_rendering
+from dominie.models.matching import check_same_tokens
+from dominie.recipe import Task
+from dominie.stages.run_folder import ChatTokenizers, RunFolder
+
+
+def check_tasks(
+    folder: RunFolder, tokenizers: ChatTokenizers, exists: Callable[[str], bool]
+) -> list[str]:
+    """Refuse tasks that would fail after all training; questions of a source, only if it exists.
+
+    Returns:
+        What a person should know of the files of benchmarks.
+    """
+    evaluation = folder.recipe.evaluate
+    if evaluation is None:
+        return []
+    for name in evaluation.models.values():
+        if name not in folder.recipe.stages:
+            folder.info(name)
+    for name, task in evaluation.tasks.items():
+        if task.lm_eval is not None:
+            check_harness(task.lm_eval, where=f"evaluate.tasks.{name}")
+        if task.source is not None and exists(task.source):
+            check_task(folder, task, tokenizers)
+        if task.teacher is None:
+            continue
+        for model in evaluation.models.values():
+            check_same_tokens(
+                tokenizers.of(model),
+                tokenizers.of(task.teacher),
+                where=f"evaluate.tasks.{name}, model {model}, teacher {task.teacher}",
+            )
+    for name, endpoint in evaluation.endpoints.items():
+        endpoint.key(where=f"evaluate.endpoints.{name}")
+    notes = []
+    for name, benchmark in evaluation.benchmarks.items():
+        loaded = benchmark.load()
+        notes += [f"{name}: {note}" for note in loaded.notes]
+        for model in evaluation.models.values():
+            where = f"evaluate.benchmarks.{name}, model {model}"
+            for dialogue in {len(each.turns): each for each in loaded.dialogues}.values():
+                messages = dialogue.next_turn(["a"] * (len(dialogue.turns) - 1))
+                prompt_ids(tokenizers.of(model), messages, where=where)
+        if not folder.replies(name).exists():
+            benchmark.judge.key(where=f"evaluate.benchmarks.{name}.judge")
+    return notes
+
+
+def check_task(folder: RunFolder, task: Task, tokenizers: ChatTokenizers) -> None:
+    """Refuse a task whose rows have no right answer, or that a chat template fails on."""
+    assert task.source is not None, "a task of lm_eval brings its own questions"
+    conversations = read_split(folder.source(task.source), task.split)
+    check_group(conversations, task.by)
+    if task.metric == "choice":
+        for conversation in conversations[: task.limit]:
+            candidates(conversation, task.options)
+    elif METRICS[task.metric].score is not None:
+        check_rows(task, conversations[: task.limit])
+    assert folder.recipe.evaluate is not None, "it has the task"
+    models = {m: tokenizers.of(m) for m in folder.recipe.evaluate.models.values()}
+    check_rendering(models, conversations[: task.limit])
