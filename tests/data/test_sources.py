@@ -154,7 +154,7 @@ def test_what_is_no_regular_file_is_refused_and_not_read(tmp_path, kind, inside)
     "path", ["a\0b.jsonl", "x" * 5000 + ".jsonl", "x/" * 3000 + "y.jsonl", "~no-such-user/x.jsonl"]
 )
 def test_names_that_no_file_can_have_are_missing_files(path):
-    with pytest.raises(InputError, match="there is no such file") as caught:
+    with pytest.raises(InputError, match=r"there is no such file|holds a NUL") as caught:
         content_fingerprint(read_from(path))
     assert len(str(caught.value)) < 1000
     assert "\0" not in str(caught.value)
