@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import threading
 import time
 
 import pytest
@@ -249,14 +248,20 @@ def test_calls_run_where_a_loop_runs_already(serve, ask):
 
 
 def test_an_interrupted_cell_keeps_what_is_under_way(serve, ask):
-    server = serve(lambda a: Answer(**{**reply("five").__dict__, "hang": 0.3}))
+    under_way: list[str] = []
+
+    def behave(asked):
+        under_way.append(asked.text)
+        if len(under_way) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return Answer(**{**reply("five").__dict__, "hang": 1.0})
+
+    server = serve(behave)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    waiting = threading.Timer(0.15, os.kill, (os.getpid(), signal.SIGINT))
 
     async def cell():
         # asyncio's own handler would only cancel the cell, which waits in a thread
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        waiting.start()
         ask(endpoint(server, concurrency=2, timeout=5.0), 8)
 
     try:

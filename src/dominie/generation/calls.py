@@ -67,7 +67,8 @@ class Calls:
         self._answered = self._failed_in_a_row = 0
         self._silent = 0  # replies without text since the first, -1 after one with text
         self._client: Client
-        self._loop: asyncio.AbstractEventLoop
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._halted = False  # before the loop ran
         self._stopped: asyncio.Event
         self._first: asyncio.Lock
         self._error: DominieError | None = None
@@ -108,7 +109,10 @@ class Calls:
             try:
                 done.result()
             except KeyboardInterrupt:  # it comes to the main thread, which waits here
-                self._loop.call_soon_threadsafe(self._stopped.set)
+                self._halted = True
+                if self._loop is not None:
+                    with contextlib.suppress(RuntimeError):  # it has just ended
+                        self._loop.call_soon_threadsafe(self._stopped.set)
                 self._show(_WAITING)
                 raise
 
@@ -119,8 +123,10 @@ class Calls:
         advance: Advance | None,
         found: dict[int, Result],
     ) -> None:
-        self._loop = asyncio.get_running_loop()
         self._stopped, self._first = asyncio.Event(), asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        if self._halted:
+            return
         queue, started = iter(enumerate(items)), time.monotonic()
 
         async def worker() -> None:
