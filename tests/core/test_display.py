@@ -9,9 +9,10 @@ import re
 import pytest
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dominie.core import display as module
-from dominie.core.display import Display
+from dominie.core.display import Display, PlainConsole
 from dominie.core.errors import InputError
 
 
@@ -100,3 +101,28 @@ def test_the_command_line_prints_to_any_stream(monkeypatch):
     ):
         stream.flush()
         assert printed in stream.buffer.getvalue()
+
+
+HOSTILE = "a\x1b]0;title\x07b\x1b[2Jc\rd\x9b1md [red]e[/red] :smile: é 你 \t."
+SHOWN = "a\\x1b]0;titleb\\x1b[2Jcd\\x9b1md [red]e[/red] :smile: é 你"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_obeys_no_text_of_others(terminal):
+    out = io.StringIO()
+    console = PlainConsole(file=out, width=500, force_terminal=terminal, color_system=None)
+    display = Display(console)
+    table = Table(HOSTILE)
+    table.add_row(Text(HOSTILE))
+    for show in (display.line, console.print, lambda text: display.done("s", text)):
+        show(HOSTILE)
+    console.print(table)
+    said = out.getvalue()
+    assert said.count(SHOWN) == 3
+    assert said.count("\\x1b[2J") == 5
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", re.sub(r"\x1b\[[0-9;]*m", "", said))
+
+
+def test_an_error_shows_control_characters_and_keeps_its_lines():
+    error = InputError("it is wrong", where="m\x1b[31m", found="two\nlines\x00")
+    assert str(error) == "m\\x1b[31m: it is wrong\n  found     two\nlines\\x00"

@@ -15,7 +15,8 @@ from tiny import tiny_folder
 from dominie.core.errors import InputError
 from dominie.models.info import describe
 from dominie.models.loading import load_frozen, load_student
-from dominie.models.spec import Model, base_and_adapter, write_base
+from dominie.models.model_folder import base_and_adapter, write_base
+from dominie.models.spec import Model
 from dominie.training.settings import Lora
 
 LORA = Lora(r=2, merge=False)

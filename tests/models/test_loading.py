@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model
+from tiny import tiny_folder, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from dominie.core.errors import InputError
@@ -204,3 +204,38 @@ def test_no_code_comes_with_a_model(folder):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="needs Python code"):
         load_frozen(Model(path=str(folder)))
+
+
+def indexed(folder, name):
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("../outside.safetensors", "names a file"),
+        ("/etc/outside.safetensors", "names a file"),
+        ("pytorch_model.bin", "names a file"),
+        (3, "cannot be read"),
+    ],
+)
+def test_an_index_that_leads_to_other_files_is_refused(tmp_path, name, said):
+    folder = tiny_folder(tmp_path / "m")
+    indexed(folder, name)
+    with pytest.raises(InputError, match=f"the index of the weights {said}"):
+        load_student(Model(path=str(folder)))
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_pickled_adapter_is_refused(tmp_path, declared):
+    base, adapter = tiny_folder(tmp_path / "m"), tmp_path / "a"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(base), "peft_type": "LORA"})
+    )
+    (adapter / "adapter_model.bin").write_bytes(b"")
+    spec = Model(path=str(base), adapter=str(adapter)) if declared else Model(path=str(adapter))
+    with pytest.raises(InputError, match=r"(?s)pickled.*adapter_model\.bin"):
+        load_student(spec)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dominie.core.distributed import is_main_process
+from dominie.core.errors import printable
 from dominie.core.results_file import read_results
 
 if TYPE_CHECKING:
@@ -42,15 +43,11 @@ def only_json(as_json: bool) -> Iterator[None]:
 
 def display_for(as_json: bool) -> Display:
     """Return a display that writes to stdout, or to stderr if stdout is for JSON."""
-    from rich.console import Console
-
-    from dominie.core.display import Display
+    from dominie.core.display import Display, PlainConsole
 
     with only_json(as_json):
         _quiet_libraries()
-    return Display(
-        Console(stderr=as_json, highlight=False, soft_wrap=True, quiet=not is_main_process())
-    )
+    return Display(PlainConsole(stderr=as_json, quiet=not is_main_process()))
 
 
 def _quiet_libraries() -> None:
@@ -59,6 +56,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.simplefilter("ignore")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_PrintableFormatter())
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     # DeepSpeed resets its level when it is imported, and then logs a missing GPU to stdout.
@@ -73,6 +72,13 @@ def _quiet_libraries() -> None:
     if not is_main_process():
         logging.getLogger("dominie").setLevel(logging.ERROR)  # the main process logs it
     transformers.logging.disable_progress_bar()
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Writes out control characters, which names of files and of models may have."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _is_error(record: logging.LogRecord) -> bool:

@@ -123,15 +123,14 @@ def compare(
     ),
 ) -> None:
     """Draw the models of several runs as a scatter plot of two tasks, with their Pareto front."""
-    from rich.console import Console
-
+    from dominie.core.display import PlainConsole
     from dominie.core.run_reader import found_run
     from dominie.report import compare_runs, comparison_table, write_comparison
 
     found = [found_run(run, runs) for run in wanted]
     comparison = compare_runs(found, across=x, upwards=y, against=against)
     write_comparison(comparison, out)
-    Console(highlight=False, soft_wrap=True).print(comparison_table(comparison))
+    PlainConsole().print(comparison_table(comparison))
     for note in comparison.notes:
         typer.echo(f"note   {note}")
     typer.echo(f"page   {out}")
@@ -162,8 +161,7 @@ def chat(
 
     Each line is a message; /reset begins anew, /quit leaves. Lines may be piped in.
     """
-    from rich.console import Console
-
+    from dominie.core.display import PlainConsole
     from dominie.generation.generator import Sampling
     from dominie.workflows.chat import chat as begin
     from dominie.workflows.chat import chat_models
@@ -171,7 +169,7 @@ def chat(
 
     progress = display_for(as_json=True)  # stdout is for the answers
     found = chat_models(wanted, runs, progress)
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole()
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     with interruptible(), contextlib.suppress(KeyboardInterrupt):
         lines = typed_lines(console)

@@ -7,9 +7,9 @@ import io
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +19,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+
+from dominie.core.errors import printable
 
 T = TypeVar("T")
 
@@ -53,11 +56,29 @@ def print_everything(stream: object) -> None:
         stream.reconfigure(errors=_HANDLER)
 
 
+class PlainConsole(Console):
+    """A console that shows texts of models, servers and files as they are, and obeys none.
+
+    Control characters in them are written out; brackets and colons are no markup. Options are
+    those of rich's console.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render to segments of text, of which only the console's own control the terminal."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
 class Display:
     """Prints lines and progress on one console, by default stdout."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or PlainConsole()
         print_everything(self.console.file)
         self._told: set[str] = set()
 
@@ -74,7 +95,8 @@ class Display:
     def done(self, name: str, text: str) -> None:
         """Print one line about something that is done."""
         mark = "✓" if self.console.is_terminal else "done"
-        self.console.print(f"[green]{mark}[/green] [bold]{name}[/bold]", end=" ")
+        self.console.print(mark, style="green", end=" ", markup=False)
+        self.console.print(name, style="bold", end=" ", markup=False)
         self.console.print(text, markup=False)
 
     @contextmanager
@@ -85,13 +107,13 @@ class Display:
             return
         with Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
             transient=True,
         ) as bar:

@@ -12,6 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from dominie.core.errors import printable
+
 if TYPE_CHECKING:
     from accelerate import PartialState
     from torch.distributed.device_mesh import DeviceMesh
@@ -167,7 +169,7 @@ def report_error(message: str, status: int) -> None:
             Path(file).write_text(json.dumps(report), encoding="utf-8")
             return
     if file is None or world_size() == 1 or _is_first_to_create(Path(file).parents[1]):
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
 
 
 def _is_first_to_create(folder: Path) -> bool:

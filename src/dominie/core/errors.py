@@ -27,6 +27,17 @@ _ASSIGNED = re.compile(
 )
 
 
+#: Control characters but tab and line feed, as they are shown. A terminal obeys the others.
+_CONTROLS = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"
+}
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters written out, so that no terminal obeys them."""
+    return text.replace("\r\n", "\n").translate(_CONTROLS)
+
+
 def without_secrets(text: str) -> str:
     """Return a text with `[hidden]` for what looks like a key or a password in it."""
     return _ASSIGNED.sub(r"\1[hidden]", _SECRET_VALUE.sub("[hidden]", text))
@@ -79,7 +90,7 @@ class DominieError(Exception):
         for label, text in (("expected", self.expected), ("found", self.found), ("do", self.do)):
             if text:
                 lines.append(f"  {label:<9} {text}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 class InputError(DominieError):

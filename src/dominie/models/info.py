@@ -12,7 +12,8 @@ from torch import nn
 
 from dominie.core.errors import InputError
 from dominie.models.head import causal_lm, text_config
-from dominie.models.spec import Model, base_and_adapter
+from dominie.models.model_folder import base_and_adapter
+from dominie.models.spec import Model
 
 #: Where a model is: a folder here, the hub, what a stage makes, or behind a server.
 Origin = Literal["local", "hub", "stage", "server"]

@@ -14,6 +14,7 @@ import torch
 from dominie.core.errors import InputError
 from dominie.models.adapters import TIED, with_lora
 from dominie.models.head import untie
+from dominie.models.model_folder import base_and_adapter, check_model, tokenizer_place
 from dominie.models.moe import follow_autocast
 from dominie.models.placement import (
     check_package,
@@ -23,14 +24,7 @@ from dominie.models.placement import (
     under_adapters,
     warn_of_whole_experts,
 )
-from dominie.models.spec import (
-    Model,
-    allowed,
-    base_and_adapter,
-    check_model,
-    naming,
-    tokenizer_place,
-)
+from dominie.models.spec import Model, allowed, naming
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

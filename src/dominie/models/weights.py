@@ -18,7 +18,8 @@ from torch import Tensor
 from dominie.core.content_hash import content_hashes
 from dominie.core.errors import InputError
 from dominie.data.assistant_spans import ends_of_turn
-from dominie.models.spec import Model, base_and_adapter, check_model
+from dominie.models.model_folder import base_and_adapter, check_model
+from dominie.models.spec import Model
 
 #: Dtypes by the names that safetensors has for them.
 DTYPES = {

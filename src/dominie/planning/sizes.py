@@ -17,7 +17,8 @@ from dominie.data.conversations import read_conversations
 from dominie.data.data_files import exists, expanded
 from dominie.data.sources import Source
 from dominie.models.info import ModelFlops, ModelInfo, active_experts, info_of, model_flops
-from dominie.models.spec import Model, allowed, base_and_adapter
+from dominie.models.model_folder import base_and_adapter
+from dominie.models.spec import Model, allowed
 from dominie.planning.trace import Pass, bare_model
 from dominie.recipe import Recipe
 from dominie.recipe.validate import stage_order

@@ -24,7 +24,7 @@ from dominie.core.distributed import (
 from dominie.core.errors import InputError
 from dominie.core.io import empty_folder, file_manifest, manifest_error, write_atomic
 from dominie.core.run_reader import read_stage
-from dominie.models.spec import is_model
+from dominie.models.model_folder import is_model
 from dominie.recipe import dump_recipe
 from dominie.stages.fingerprint import changes, moved
 from dominie.stages.prepare import Preparation

@@ -15,7 +15,7 @@ from dominie.core.distributed import init_distributed
 from dominie.core.errors import RunError
 from dominie.data.shards import ShardWriter, recover_unfinished
 from dominie.data.tokenization import tokenizer_fingerprint
-from dominie.models.spec import base_and_adapter
+from dominie.models.model_folder import base_and_adapter
 from dominie.models.weights import commit, weights_fingerprint
 from dominie.stages.run_folder import RunFolder
 from dominie.teachers.cache_sampling import CacheSettings

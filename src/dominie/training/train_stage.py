@@ -21,7 +21,8 @@ from dominie.models.adapters import SharedBase, merged, shared_base
 from dominie.models.head import check_head, text_config
 from dominie.models.info import ModelFlops, describe, info_of, model_flops
 from dominie.models.loading import DTYPES, load_student
-from dominie.models.spec import Model, base_and_adapter, write_base
+from dominie.models.model_folder import base_and_adapter, write_base
+from dominie.models.spec import Model
 from dominie.models.weights import prepare_export
 from dominie.teachers import AdapterTeacher, LocalTeacher, Teacher
 from dominie.teachers.teacher import load_teacher

@@ -18,7 +18,8 @@ from dominie.data.formats import Message
 from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
 from dominie.generation.local import LocalGenerator
 from dominie.models.loading import load_frozen, load_tokenizer
-from dominie.models.spec import Model, is_model
+from dominie.models.model_folder import is_model
+from dominie.models.spec import Model
 from dominie.recipe import Recipe, load_recipe
 from dominie.stages.run_folder import ChatTokenizers, RunFolder, check_whole
 from dominie.workflows.chat_screens import OnPiece, Screen

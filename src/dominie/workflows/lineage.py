@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dominie.models.spec import Model, base_and_adapter
+from dominie.models.model_folder import base_and_adapter
+from dominie.models.spec import Model
 from dominie.recipe import Recipe
 
 #: Licences, by the hub's names, that do not restrict models trained on a model's outputs.

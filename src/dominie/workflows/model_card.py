@@ -12,7 +12,7 @@ from dominie.core.references import Kind, rewritten
 from dominie.core.results_file import read_results
 from dominie.core.run_reader import read_stage
 from dominie.losses.terms import LossTerms
-from dominie.models.spec import is_model
+from dominie.models.model_folder import is_model
 from dominie.recipe import Recipe, dump_recipe
 from dominie.stages.run_folder import RunFolder
 from dominie.toyworld import is_toyworld
