@@ -26,14 +26,9 @@ from dominie.models.spec import Model
 from dominie.models.weights import prepare_export
 from dominie.teachers import AdapterTeacher, LocalTeacher, Teacher
 from dominie.teachers.teacher import load_teacher
+from dominie.training import checkpoints
 from dominie.training.callbacks import SaveAndStop
-from dominie.training.checkpoints import (
-    best_of,
-    check_best,
-    newest_checkpoint,
-    publish,
-    writing,
-)
+from dominie.training.checkpoints import newest_checkpoint, publish, writing
 from dominie.training.counters import FlopsMeter, peak_flops
 from dominie.training.dataloader import Collator, FixedRows, StepSource
 from dominie.training.loss_forward import loss_in_forward
@@ -276,8 +271,8 @@ def _verified_checkpoint(folder: Path) -> Path | None:
         logger.warning("%s is passed over: %s", path, why)
     if skipped:
         logger.warning("going on from %s", newest.name if newest else "the start")
-    if newest is not None and (best := best_of(newest)) is not None:
-        check_best(best)
+    if newest is not None and (best := checkpoints.best_of(newest)) is not None:
+        checkpoints.check_best(best)
     return newest
 
 
