@@ -188,7 +188,7 @@ def outcome(tokenizer: PreTrainedTokenizerFast, family: Family, kind: str) -> tu
     first = min((at for at in places if at >= 0), default=0)
     if messages[0]["role"] == "assistant":
         first = 0
-    rendered = _rendered(tokenizer, messages, tools)
+    rendered = template_text(tokenizer, messages, tools)
     whole, expected = reference_turns(family, rendered, first)
     if any("weight" in message for message in messages):
         weights = [
@@ -201,7 +201,7 @@ def outcome(tokenizer: PreTrainedTokenizerFast, family: Family, kind: str) -> tu
     return "wrong", f"{shown[0]} for {shown[1]} in {text[first:]!r}"
 
 
-def _rendered(
+def template_text(
     tokenizer: PreTrainedTokenizerFast,
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]] | None,

@@ -1,8 +1,11 @@
 """What a chat template leaves out is named or refused, whatever part of a conversation it is."""
 
 import json
+from collections import Counter
 
 import pytest
+from kept_parts import outcomes
+from published_templates import CHATS, FOLDER
 
 from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
@@ -214,3 +217,35 @@ def test_conversations_are_counted_and_the_first_named_by_any_number_of_processe
     assert lost == LeftOut("thoughts", 20, "d.jsonl:2, message 2")
     line = lost.line("d", summaries[0].kept)
     assert line.startswith("warning: d: the chat template leaves out thoughts, in 20 of 30 conv")
+
+
+# Published templates, where they are beside the repository
+
+NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
+SAMPLE = [
+    "axo--command_a_rag",
+    "ikl--openai-gpt-oss-120b",
+    "ikl--mistralai-Mistral-Nemo-Instruct-2407",
+    "ikl--Qwen-Qwen3-0.6B",
+]
+
+
+def silent_under(names):
+    found = {
+        pair: Counter(outcomes(*pair)) for pair in ((n, kind) for n in names for kind in CHATS)
+    }
+    assert sum(each["named"] for each in found.values()) > len(names)
+    assert sum(each["kept"] for each in found.values()) > 50 * len(names)
+    return [pair for pair, each in found.items() if each["silent"] or each["named falsely"]]
+
+
+@pytest.mark.skipif(not set(SAMPLE) <= set(NAMES), reason=f"these templates are not in {FOLDER}")
+def test_nothing_is_left_out_in_silence():
+    assert not silent_under(SAMPLE)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not NAMES, reason=f"no templates in {FOLDER}; set DOMINIE_TEMPLATES")
+def test_nothing_is_left_out_in_silence_under_any_of_them():
+    assert not silent_under(NAMES)
