@@ -52,6 +52,19 @@ def test_what_an_evaluated_models_template_refuses_is_found_before_training(work
     refused(said, "d.jsonl:", "model other: the chat template fails", "a system message first")
 
 
+def test_what_an_evaluated_models_template_leaves_out_is_said(work, dominie):
+    (work / "t.jinja").write_text(
+        CHAT_TEMPLATE.replace("in messages", "in messages if message.role != 'system'")
+    )
+    write_rows(work / "d.jsonl")
+    other = "models.other={path: ./m, chat_template: t.jinja}"
+    said = dominie("check", "r.yaml", other, "evaluate.models.other=other")
+    assert said.status == 0, said.err
+    line = "warning: d, asked of other: its chat template leaves out system messages (the first: d."
+    assert said.out.count(line) == 1
+    assert said.out.count("leaves out") == 1
+
+
 def test_what_a_template_makes_of_a_benchmark_is_found_before_training(work, dominie, refused):
     (work / "t.jinja").write_text(SYSTEM_FIRST + CHAT_TEMPLATE)
     write_rows(work / "d.jsonl")

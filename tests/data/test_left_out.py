@@ -183,6 +183,14 @@ def test_what_nobody_can_want_to_be_left_out_is_refused(template, messages, what
     assert refused.value.where == "data/d.jsonl:3"
 
 
+def test_a_conversation_is_whole_though_the_template_refuses_what_comes_before_its_question():
+    needs = (
+        "{% if messages | selectattr('role', 'equalto', 'user') | list | length == 0 %}"
+        "{{ raise_exception('no question') }}{% endif %}"
+    )
+    assert told(needs + WHOLE, [system("x"), assistant("b"), user("a"), assistant("c")]) == []
+
+
 def test_a_template_that_looks_at_the_words_is_asked_again():
     """Its first conversation is whole; a later one of the same roles is not."""
     tokenizer = word_tokenizer()

@@ -11,10 +11,12 @@ from dominie.core.distributed import all_gather, rank, world_size
 from dominie.core.errors import InputError
 from dominie.core.references import PathName
 from dominie.data.conversations import Conversation
-from dominie.data.tokenization import Encoded, encode_all, prompt_ids
+from dominie.data.left_out import LeftOut, summed
+from dominie.data.tokenization import Encoded, encode_all, encode_and_tell, prompt_ids
 from dominie.evaluation.metrics import METRICS, known_metric
 
 T = TypeVar("T")
+_OF_ANSWERS = ("thoughts", "words beside")  # what no question has
 
 Ignored = Literal["case", "punctuation", "articles"]
 
@@ -171,7 +173,9 @@ def questions(
     return found
 
 
-def check_rendering(tokenizers: Mapping[str, Any], conversations: Sequence[Conversation]) -> None:
+def check_rendering(
+    tokenizers: Mapping[str, Any], conversations: Sequence[Conversation]
+) -> dict[str, list[LeftOut]]:
     """Refuse questions on which the chat template of an evaluated model fails.
 
     One conversation of each kind is rendered: templates look at roles and keys, hardly at words.
@@ -180,6 +184,9 @@ def check_rendering(tokenizers: Mapping[str, Any], conversations: Sequence[Conve
         tokenizers: by the name of the model; those of one template are tried once.
         conversations: of a task.
 
+    Returns:
+        What the template of a model leaves out of the questions, by the name of the model.
+
     Raises:
         InputError: as `questions` does.
     """
@@ -187,12 +194,18 @@ def check_rendering(tokenizers: Mapping[str, Any], conversations: Sequence[Conve
     for each in conversations:
         keys = tuple((message["role"], *sorted(message)) for message in each.messages)
         kinds.setdefault((bool(each.tools), keys), each)
+    found: dict[str, list[LeftOut]] = {}
     for model, tokenizer in {str(t.chat_template): (m, t) for m, t in tokenizers.items()}.values():
         try:
             questions(tokenizer, list(kinds.values()))
+            told = encode_and_tell(tokenizer, list(kinds.values()))
         except InputError as error:
             error.where = f"{error.where}, model {model}"
             raise
+        found[model] = summed(
+            each for _, lost in told for each in lost if not each.what.startswith(_OF_ANSWERS)
+        )
+    return found
 
 
 def check_group(conversations: Sequence[Conversation], by: str | None) -> None:

@@ -87,7 +87,8 @@ class Preparation:
         evaluation = self.recipe.evaluate
         for task in evaluation.tasks.values() if evaluation else ():
             if task.source == name and self.recipe.stages[name].makes == "data":
-                check_task(self.folder, task, self.tokenizers)
+                for note in check_task(self.folder, task, self.tokenizers):
+                    self.display.once(f"warning: {note}")
 
     def rows(self, name: str, max_length: int) -> dict[str, PreparedSource]:
         """Tokenise for a stage: the recipe's sources, and the data that were made before it.

@@ -26,6 +26,7 @@ def check_tasks(
     evaluation = folder.recipe.evaluate
     if evaluation is None:
         return []
+    notes: list[str] = []
     for name in evaluation.models.values():
         if name not in folder.recipe.stages:
             folder.info(name)
@@ -33,7 +34,7 @@ def check_tasks(
         if task.lm_eval is not None:
             check_harness(task.lm_eval, where=f"evaluate.tasks.{name}")
         if task.source is not None and exists(task.source):
-            check_task(folder, task, tokenizers)
+            notes += check_task(folder, task, tokenizers)
         if task.teacher is None:
             continue
         for model in evaluation.models.values():
@@ -44,7 +45,6 @@ def check_tasks(
             )
     for name, endpoint in evaluation.endpoints.items():
         endpoint.key(where=f"evaluate.endpoints.{name}")
-    notes = []
     for name, benchmark in evaluation.benchmarks.items():
         loaded = benchmark.load()
         notes += [f"{name}: {note}" for note in loaded.notes]
@@ -58,8 +58,12 @@ def check_tasks(
     return notes
 
 
-def check_task(folder: RunFolder, task: Task, tokenizers: ChatTokenizers) -> None:
-    """Refuse a task whose rows have no right answer, or that a chat template fails on."""
+def check_task(folder: RunFolder, task: Task, tokenizers: ChatTokenizers) -> list[str]:
+    """Refuse a task whose rows have no right answer, or that a chat template fails on.
+
+    Returns:
+        What the template of an evaluated model leaves out; that of the stages is told with sources.
+    """
     assert task.source is not None, "a task of lm_eval brings its own questions"
     conversations = read_split(folder.source(task.source), task.split)
     check_group(conversations, task.by)
@@ -70,4 +74,11 @@ def check_task(folder: RunFolder, task: Task, tokenizers: ChatTokenizers) -> Non
         check_rows(task, conversations[: task.limit])
     assert folder.recipe.evaluate is not None, "it has the task"
     models = {m: tokenizers.of(m) for m in folder.recipe.evaluate.models.values()}
-    check_rendering(models, conversations[: task.limit])
+    told = {str(tokenizers.of(stage).chat_template) for stage in folder.recipe.stages}
+    return [
+        f"{task.source}, asked of {model}: its chat template leaves out {each.what} "
+        f"(the first: {each.first})"
+        for model, lost in check_rendering(models, conversations[: task.limit]).items()
+        for each in lost
+        if str(models[model].chat_template) not in told
+    ]
