@@ -1,6 +1,7 @@
 """A chat template is somebody's program: what it may take in time and memory is bounded."""
 
 import itertools
+import os
 import signal
 import sys
 import threading
@@ -10,6 +11,7 @@ import pytest
 
 from dominie.core.errors import InputError
 from dominie.data import chat_template as module
+from dominie.data import trial_process
 from dominie.data.assistant_spans import text_and_marks, with_written_marks
 from dominie.data.chat_template import ChatTemplate, time_limit
 from dominie.data.conversations import Conversation
@@ -18,6 +20,11 @@ from dominie.toyworld.toy_models import word_tokenizer
 
 QUESTION = [{"role": "user", "content": "copy red"}]
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+DEEP = (
+    "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}"
+    "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}"
+)
 
 
 def rendered(template, messages=QUESTION):
@@ -68,17 +75,18 @@ def test_a_hostile_template_is_stopped(monkeypatch, limits, template, found):
 
 def test_a_template_that_takes_too_much_is_named_and_tried_once(monkeypatch, limits):
     calls = []
-    run = module.subprocess.run
-    monkeypatch.setattr(module.subprocess, "run", lambda *a, **k: calls.append(a) or run(*a, **k))
+    render = module.trial.render
+    monkeypatch.setattr(module.trial, "render", lambda *a: calls.append(a[4]) or render(*a))
     for _ in range(2):
         with pytest.raises(InputError, match="whatever the conversation") as refused:
             rendered('{{ "x" * 80000000000 }}')
         assert refused.value.where.startswith("tokenizer ")
+    assert [len(chats) for chats in calls] == [6]
     assert rendered("{{ messages[0].content }}") == rendered("{{ messages[0].content }}")
-    assert len(calls) == 2
+    assert [len(chats) for chats in calls] == [6, 6, 1, 1]
 
 
-def test_the_first_conversations_are_tried_in_the_child(limits):
+def test_each_conversation_is_tried_in_the_child(limits):
     tokenizer = word_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.content }}{% if m.content == 'boom' %}"
@@ -88,8 +96,61 @@ def test_the_first_conversations_are_tried_in_the_child(limits):
         Conversation([{"role": "user", "content": text}, {"role": "assistant", "content": "a"}])
         for text in ("red", "boom")
     ]
-    with pytest.raises(InputError, match="whatever the conversation"):
+    with pytest.raises(InputError, match="fails on this conversation") as refused:
         encode_all(tokenizer, chats)
+    assert "MemoryError" in refused.value.found
+
+
+ONE_CALL = {
+    "compare": DEEP + "{{ ns.a == ns.b }}",
+    "sort": DEEP + "{{ [ns.a, ns.b] | sort }}",
+    "hash": "{% set ns = namespace(a=(1,)) %}{% for i in range(60) %}{% set ns.a = (ns.a, ns.a) %}"
+    "{% endfor %}{{ {ns.a: 1} }}",
+    "digits": "{% set ns = namespace(a=7) %}{% for i in range(40) %}{% set ns.a = ns.a * ns.a %}"
+    "{% endfor %}{{ ns.a }}",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "when"), [("compare", "always"), *((name, "later") for name in ONE_CALL)]
+)
+def test_a_template_that_stays_in_one_call_of_c_is_stopped(monkeypatch, limits, name, when):
+    """No exception reaches such a call, and no signal: only a process that has it can be ended."""
+    monkeypatch.setattr(module, "SECONDS", 0.2)
+    template = ONE_CALL[name]
+    if when == "later":
+        template = "{% if messages[0].content == 'boom' %}" + template + "{% endif %}fine"
+        assert rendered(template) == "fine"
+    with pytest.raises(InputError) as refused:
+        rendered(template, [{"role": "user", "content": "boom"}])
+    assert ("d.jsonl:1" if when == "later" else "tokenizer ") in refused.value.where
+    assert "0.2 s" in refused.value.found or "MemoryError" in refused.value.found
+
+
+@pytest.mark.parametrize("template", ["{{ [1, 2] | random }}", "{{ lipsum() }}"])
+def test_a_template_that_draws_at_random_is_refused(limits, template):
+    """It could be well behaved in the child alone."""
+    with pytest.raises(InputError, match="whatever the conversation") as refused:
+        rendered(template)
+    assert refused.value.found == trial_process.DRAWN
+
+
+def test_a_signal_ends_a_process_whose_template_hangs(limits):
+    template = ONE_CALL["compare"]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    begun = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            rendered(template)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert time.monotonic() - begun < 5
+    assert rendered("{{ messages[0].content }}") == "copy red"
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
@@ -138,6 +199,7 @@ def test_without_limits_on_this_system_a_template_is_tried_all_the_same(monkeypa
     with module.memory_limit(1):
         assert len(bytearray(2**20))
     monkeypatch.setattr(module, "_faults", {})
+    module.trial.close()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")  # not even a child
     assert rendered("{{ messages[0].content }}") == "copy red"
 

@@ -11,11 +11,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_folder, tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from dominie.core.errors import InputError
 from dominie.models.loading import load_config, load_frozen, load_student, load_tokenizer
 from dominie.models.spec import Model
+from dominie.planning.sizes import load_plan_config
 from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training.settings import Lora
 
@@ -134,6 +140,42 @@ def test_an_adapter_has_the_tokenizer_and_configuration_of_its_base(saved, adapt
     spec = Model(path=str(adapter))
     assert load_tokenizer(spec).get_vocab() == word_tokenizer().get_vocab()
     assert load_config(spec).hidden_size == 16
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**7),
+        ("num_hidden_layers", 1e9),
+        ("num_local_experts", 10**8),
+        ("hidden_size", 10**12),
+        ("vocab_size", 2**40),
+        ("layer_types", ["x"] * 210_000),
+        ("text_config", {"num_hidden_layers": 10**400}),
+    ],
+)
+def test_a_configuration_that_no_memory_holds_is_refused_before_it_is_built(
+    folder, monkeypatch, key, value
+):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("built"))
+    for load in (load_config, load_plan_config, load_frozen):
+        with pytest.raises(InputError, match="a model that nobody can load") as refused:
+            load(Model(path=str(folder)))
+        assert refused.value.where.startswith(str(folder))
+        assert refused.value.where.endswith(key if key != "text_config" else "num_hidden_layers")
+
+
+def test_a_hostile_tokenizer_in_a_models_folder_is_refused_by_name(folder, monkeypatch):
+    file = folder / "tokenizer.json"
+    raw = json.loads(file.read_text())
+    raw["normalizer"] = {"type": "Prepend", "prepend": "x" * 10**6}
+    file.write_text(json.dumps(raw))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(InputError, match="cannot be used safely") as refused:
+        load_tokenizer(Model(path=str(folder)))
+    assert refused.value.where == str(folder)
 
 
 def test_a_slow_tokenizer_is_refused(saved, monkeypatch):

@@ -1,27 +1,26 @@
 """Renders conversations with a tokenizer's chat template, and refuses templates that do not end.
 
-A template is somebody's program. It runs in the sandbox of transformers, and before its first use a
-child process with limits of its own tries it, so that no limit is ever set on this process.
+A template is somebody's program. It runs in the sandbox of transformers, and a child process with
+limits of its own makes each rendering first, so that no limit is ever set on this process. One that
+tokenises for another is a child itself, and the system ends it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import re
-import signal
-import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError
-from dominie.data.child_processes import BEGUN, child_command
+from dominie.data.child_processes import processor_limit
 from dominie.data.probes import with_arguments_in_both_forms
+from dominie.data.trial_process import SLOW, trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,13 +36,11 @@ BYTES = 2**30
 """Of memory for one rendering, beyond what the process has."""
 CHARACTERS = 2**26
 """Of one rendering."""
-PROBED = 32
-"""So many of the first conversations are rendered by the child process too."""
-PROBED_CHARACTERS = 2**22
-"""Unless they are longer than this together."""
 
 in_worker = False
 """Whether this process was started to tokenise: its memory is limited then while it renders."""
+may_end = False
+"""Whether the system ends this process if a rendering cannot be stopped in another way."""
 
 Span = tuple[int, int]
 """Characters from the first up to, and without, the second."""
@@ -62,11 +59,11 @@ _EXAMPLES: list[Chat] = [
 _faults: dict[str, str | None] = {}  # template -> what is wrong with it, once it was tried
 
 
-class RenderingTimeout(Exception):
-    """A template did not come to its end."""
+class BeyondLimits(Exception):
+    """A rendering takes too much time or memory."""
 
     def __str__(self) -> str:
-        return f"it did not end within {SECONDS:g} s"
+        return str(self.args[0]) if self.args else SLOW.format(SECONDS)
 
 
 _lock = threading.Lock()
@@ -81,7 +78,7 @@ def time_limit() -> Iterator[None]:
     No signal and no limit of the process is used: other threads are left alone.
 
     Raises:
-        RenderingTimeout: it took more.
+        BeyondLimits: it took more.
     """
     global _watching
     thread = threading.get_ident()
@@ -91,7 +88,8 @@ def time_limit() -> Iterator[None]:
             _watching = os.getpid()
             threading.Thread(target=_watch, name="time-limit", daemon=True).start()
     try:
-        yield
+        with processor_limit(2 * SECONDS) if may_end else nullcontext():
+            yield
     finally:
         with _lock:
             _running.pop(thread, None)
@@ -110,7 +108,7 @@ def _watch() -> None:
                 if _processor_time(thread) - begun > SECONDS:
                     del _running[thread]
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                        ctypes.c_ulong(thread), ctypes.py_object(RenderingTimeout)
+                        ctypes.c_ulong(thread), ctypes.py_object(BeyondLimits)
                     )
 
 
@@ -141,34 +139,13 @@ def memory_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def _template_fault(source: str, variables: dict[str, Any], chats: Sequence[Chat]) -> str | None:
-    """What makes a template unusable whatever the conversation: it takes too much time or memory.
+def _fault(source: str, variables: dict[str, Any], chats: Sequence[tuple[Any, ...]]) -> str | None:
+    """What the child process finds wrong with renderings: they take too much time or memory.
 
-    A child process renders the conversations. A template that raises an error is not at fault here:
-    it may refuse one conversation and render others. None also if no child can be started.
+    A template that raises an error is not at fault here: it may refuse one conversation and render
+    others. None also if no child can be started.
     """
-    slow = str(RenderingTimeout())
-    request = json.dumps([source, variables, chats, SECONDS, BYTES, CHARACTERS], default=str)
-    if len(request) > PROBED_CHARACTERS:
-        request = json.dumps([source, variables, _EXAMPLES, SECONDS, BYTES, CHARACTERS])
-    try:
-        done = subprocess.run(
-            **child_command("try_template") | {"stdin": None},
-            input=request.encode(),
-            stderr=subprocess.DEVNULL,
-            timeout=30 + 3 * SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return slow
-    except OSError:
-        return None
-    found = done.stdout.removeprefix(BEGUN).decode(errors="replace")
-    if found or done.returncode == 0 or not done.stdout:
-        return found or None
-    if done.returncode == -getattr(signal, "SIGVTALRM", 0):
-        return slow
-    return f"the process that renders it ended with status {done.returncode}"
+    return trial.render(source, SECONDS, BYTES, variables, chats, CHARACTERS)
 
 
 class ChatTemplate:
@@ -205,31 +182,46 @@ class ChatTemplate:
         self.endings: dict[tuple[str, bool, str | None], list[Ending]] = {}
         """How turns ended that are alike: under this template, with calls, before this role."""
 
-    def check(self, chats: Sequence[Chat]) -> None:
-        """Let a child process render examples and the first of `chats`, once for each template.
+    def check(self, tools: list[dict[str, Any]] | None = None) -> None:
+        """Let a child process render examples, once for each template.
 
         Raises:
             InputError: the template does not end, or takes too much memory.
         """
         if in_worker:  # this process is the child, and its parent has checked
             return
-        for _, tools in chats[:PROBED]:
-            try:
-                source = self.tokenizer.get_chat_template(tools=tools)
-            except ValueError:  # several templates, and none for this conversation
-                continue
-            if source not in _faults:
-                variables = self.tokenizer.special_tokens_map
-                _faults[source] = _template_fault(source, variables, [*_EXAMPLES, *chats[:PROBED]])
-            if found := _faults[source]:
-                raise InputError(
-                    "the chat template fails, whatever the conversation",
-                    where=f"tokenizer {self.name}",
-                    expected=f"a text of at most {CHARACTERS:,} characters, written within "
-                    f"{SECONDS:g} s and {BYTES >> 20:,} MiB",
-                    found=found,
-                    do="correct the template, or use that of another tokenizer",
-                )
+        try:
+            source = self.source(tools)
+        except ValueError:  # several templates, and none for this conversation
+            return
+        if source not in _faults:
+            examples = [(*chat, prompt) for chat in _EXAMPLES for prompt in (False, True)]
+            _faults[source] = _fault(source, self.tokenizer.special_tokens_map, examples)
+        if found := _faults[source]:
+            raise InputError(
+                "the chat template fails, whatever the conversation",
+                where=f"tokenizer {self.name}",
+                expected=f"a text of at most {CHARACTERS:,} characters, written within "
+                f"{SECONDS:g} s and {BYTES >> 20:,} MiB",
+                found=found,
+                do="correct the template, or use that of another tokenizer",
+            )
+
+    def try_rendering(
+        self, messages: Any, tools: list[dict[str, Any]] | None, prompt: bool, source: str | None
+    ) -> None:
+        """Let a child process make a rendering that this one is about to make.
+
+        Raises:
+            BeyondLimits: it takes too much time or memory.
+            ValueError: there are several templates, and none for this conversation.
+        """
+        if in_worker:
+            return
+        source = self.source(tools) if source is None else source
+        variables = self.tokenizer.special_tokens_map
+        if found := _fault(source, variables, [(messages, tools, prompt)]):
+            raise BeyondLimits(found)
 
     @cached_property
     def added_tokens(self) -> tuple[str, ...]:
@@ -277,11 +269,12 @@ class ChatTemplate:
             InputError: the template refuses the conversation, or fails on it.
         """
         if source is None:
-            self.check([(messages, tools)])
+            self.check(tools)
         failure: Exception | None = None
         for form in with_arguments_in_both_forms(messages):
             # A template is somebody's program: it may raise anything.
             try:
+                self.try_rendering(form, tools, generation_prompt, source)
                 with time_limit():
                     text = str(
                         self.tokenizer.apply_chat_template(
@@ -295,7 +288,7 @@ class ChatTemplate:
                 if len(text) > CHARACTERS:
                     raise ValueError(f"it writes {len(text):,} characters")
                 return text
-            except RenderingTimeout as error:  # nor will it for another form of the arguments
+            except BeyondLimits as error:  # nor will it for another form of the arguments
                 failure = error
                 break
             except Exception as error:

@@ -1,9 +1,8 @@
-"""Child processes with limits of their own: one tries a chat template, others tokenise."""
+"""Child processes of this package: how they are started, and those that tokenise."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import pickle
@@ -12,7 +11,7 @@ import subprocess
 import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,23 +33,22 @@ Batch = list[tuple[T, "Conversation"]]
 Told = tuple["Row", list["LeftOut"]]
 """A row, and what the chat template leaves out of its conversation."""
 
-SERIAL_BATCHES = 16
+SERIAL_BATCHES = 4
 """So many batches are tokenised in this process before others are started, which takes a second."""
 _MOST_WORKERS = 16  # one process reads and writes for all of them, and feeds no more
-BEGUN = b"begun\n"
 
 logger = logging.getLogger(__name__)
 
 
-def child_command(function: str) -> dict[str, Any]:
-    """How to start a child that runs a function of this module, and nothing of `__main__`.
+def child_command(function: str, *, module: str = __name__) -> dict[str, Any]:
+    """How to start a child that runs a function of a module, and nothing of `__main__`.
 
     `multiprocessing` imports the main script again in each child, which runs it a second time if it
     has no `if __name__ == "__main__"`.
     """
     package = Path(__file__).parents[2]
     return {
-        "args": [sys.executable, "-c", f"from {__name__} import {function}; {function}()"],
+        "args": [sys.executable, "-c", f"from {module} import {function}; {function}()"],
         "env": {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(package), *filter(None, sys.path)]),
@@ -61,69 +59,17 @@ def child_command(function: str) -> dict[str, Any]:
     }
 
 
-# A template is tried
-
-
-def try_template() -> None:
-    """Render the conversations given on standard input, and print what is wrong with that.
-
-    The names and settings are those that transformers gives to chat templates. Importing jinja
-    alone takes a tenth of the time.
-    """
-    from datetime import datetime
-
-    from jinja2.exceptions import TemplateError
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    from dominie.data.chat_template import memory_limit
-
-    class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    source, variables, chats, seconds, memory, characters = json.load(sys.stdin.buffer)
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(
-        value, **{"ensure_ascii": False} | options
-    )
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    sys.stdout.buffer.write(BEGUN)
-    sys.stdout.flush()
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_VIRTUAL, seconds)  # its signal ends the process
-    with memory_limit(memory):
-        sys.stdout.write(_rendering_fault(environment, source, variables, chats, characters))
-
-
-def _rendering_fault(
-    environment: Any, source: str, variables: Any, chats: Any, characters: int
-) -> str:
-    """What is wrong with one of the renderings of `chats`; empty if nothing is."""
+@contextlib.contextmanager
+def processor_limit(seconds: float) -> Iterator[None]:
+    """Let the system end this process, a child, if it takes more processor time than that."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
-        template = environment.from_string(source)  # jinja computes constants here
-    except Exception as error:
-        return "MemoryError" if isinstance(error, MemoryError) else ""
-    for (messages, tools), prompt in product(chats, (False, True)):
-        given = {"messages": messages, "tools": tools, "add_generation_prompt": prompt}
-        try:
-            length = len(template.render(**variables, **given))
-        except MemoryError:
-            return "MemoryError"
-        except Exception:  # it refuses this conversation
-            continue
-        if length > characters:
-            return f"it writes {length:,} characters"
-    return ""
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 # Conversations are tokenised
@@ -262,10 +208,18 @@ class _Worker:
             ]
             reply = self._ask(pickle.dumps(sent))
         except (OSError, EOFError, pickle.UnpicklingError) as error:
+            status = self.process.wait()
+            if status == -getattr(signal, "SIGPROF", 0):
+                raise InputError(
+                    "the chat template does not end on one of these conversations",
+                    where=f"conversations from {conversations[0].where} on",
+                    expected="a rendering within seconds, as of the conversations before",
+                    do="correct the template, or use that of another tokenizer",
+                ) from error
             raise RunError(
                 "a process that tokenises conversations ended",
                 where=f"conversations from {conversations[0].where} on",
-                found=f"exit status {self.process.wait()}, negative if a signal ended it",
+                found=f"exit status {status}, negative if a signal ended it",
                 do="make room in memory, and see whether a row from there on is very long",
             ) from error
         if isinstance(reply, InputError):
@@ -304,7 +258,7 @@ def tokenise() -> None:
         reply(f"the tokenizer cannot be copied ({type(error).__name__}: {error})")
         return
     reply(None)
-    chat_template.in_worker = True
+    chat_template.in_worker = chat_template.may_end = True
     with contextlib.suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):
         while True:
             chats = [Conversation(*chat) for chat in pickle.load(requests)]

@@ -16,7 +16,7 @@ import numpy as np
 from dominie.core.errors import InputError
 from dominie.data import chat_template
 from dominie.data.assistant_spans import assistant_turns
-from dominie.data.chat_template import PROBED, ChatTemplate, memory_limit
+from dominie.data.chat_template import ChatTemplate, memory_limit
 from dominie.data.columns import split_weights
 from dominie.data.formats import Conversation, parsed_messages
 from dominie.data.left_out import THOUGHTS, LeftOut, left_out
@@ -93,7 +93,6 @@ def encode_and_tell(
     template = ChatTemplate(tokenizer)
     for conversation in conversations:
         _check_length(conversation)
-    template.check([(c.messages, c.tools) for c in conversations[:PROBED]])
     with memory_limit(chat_template.BYTES) if chat_template.in_worker else nullcontext():
         turns = [assistant_turns(template, conversation) for conversation in conversations]
         lost = [

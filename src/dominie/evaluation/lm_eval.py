@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dominie.core.errors import InputError, RunError
+from dominie.data.chat_template import ChatTemplate
 from dominie.evaluation.score_items import ScoredTask, score_items
 from dominie.evaluation.task import Harness
 from dominie.generation.local import plain_decoding
@@ -92,6 +93,13 @@ def harness_score(
         device=str(model.device),
         think_end_token=min(ends, default=None),
     )
+    render = adapter.apply_chat_template
+
+    def tried(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        ChatTemplate(tokenizer).try_rendering(messages, None, add_generation_prompt, None)
+        return str(render(messages, add_generation_prompt))
+
+    adapter.apply_chat_template = tried
     try:
         with plain_decoding(model):
             found = simple_evaluate(

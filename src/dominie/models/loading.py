@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dominie.core.errors import InputError
+from dominie.data.trial_process import check_tokenizer, trial
 from dominie.models.adapters import TIED, with_lora
 from dominie.models.head import untie
 from dominie.models.model_folder import base_and_adapter, check_model, tokenizer_place
@@ -38,11 +39,21 @@ def load_tokenizer(spec: Model) -> Any:
     """The tokenizer of a model.
 
     Raises:
-        InputError: no tokenizer there, or a slow one.
+        InputError: no tokenizer there, a slow one, or one that takes too much time or memory.
     """
+    trial.start()  # while transformers is imported
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils import cached_file
 
     place = tokenizer_place(spec)
+    with naming(place, "tokenizer"):
+        file = cached_file(
+            place,
+            "tokenizer.json",
+            revision=spec.revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+    check_tokenizer(place, spec.revision, None if file is None else Path(file))
     with naming(place, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             place,
@@ -73,6 +84,58 @@ def load_tokenizer(spec: Model) -> Any:
     return tokenizer
 
 
+_MOST_BYTES = 2**26  # of config.json; the longest have some 100 KB
+_MOST_VALUES = 200_000
+_MOST = {"layer": 10_000, "expert": 2**16, "position": 2**40}  # by what a key has in it
+_MOST |= dict.fromkeys(("_size", "_dim", "_head", "n_embd", "d_model"), 2**24)
+
+
+def check_sizes(place: str, revision: str | None, **options: Any) -> None:
+    """Refuse a configuration of more layers, or wider ones, than any model has.
+
+    transformers writes a list of the layers when it reads one.
+
+    Args:
+        place: folder, file or hub id.
+        revision: on the hub.
+        options: of transformers' loaders.
+
+    Raises:
+        InputError: names the key.
+        Exception: there is no configuration, or none that can be read.
+    """
+    from transformers import PreTrainedConfig
+
+    file = Path(place) / "config.json" if Path(place).is_dir() else Path(place)
+    if file.is_file() and (size := file.stat().st_size) > _MOST_BYTES:
+        raise InputError(
+            "the configuration is too long to be one",
+            where=str(file),
+            expected=f"at most {_MOST_BYTES >> 20} MiB",
+            found=f"{size >> 20:,} MiB",
+            do="copy or download the folder again",
+        )
+    raw, _ = PreTrainedConfig.get_config_dict(place, revision=revision, **options)
+    waiting: list[tuple[str, Any]] = [("", raw)]
+    for key, value in waiting:
+        most = min((most for part, most in _MOST.items() if part in key), default=None)
+        beyond = most is not None and isinstance(value, int | float) and abs(value) > most
+        inner: list[tuple[str, Any]] = []
+        if isinstance(value, dict):
+            inner = [(str(name), each) for name, each in value.items()]
+        elif isinstance(value, list):
+            inner = [(key, each) for each in value]
+        if beyond or len(waiting) + len(inner) > _MOST_VALUES:
+            raise InputError(
+                "the configuration describes a model that nobody can load",
+                where=f"{place}: {key}",
+                expected=f"at most {most:,}" if beyond else f"at most {_MOST_VALUES:,} values",
+                found=str(value)[:40] if beyond else f"{len(waiting) + len(inner):,}",
+                do="correct the number in config.json, or copy or download the folder again",
+            )
+        waiting += inner
+
+
 def load_config(spec: Model) -> Any:
     """The configuration of a model's language part: its layers, heads and context.
 
@@ -84,6 +147,7 @@ def load_config(spec: Model) -> Any:
     base, _ = base_and_adapter(spec)
     check_model(base, spec.revision)
     with naming(base, "configuration"):
+        check_sizes(base, spec.revision)
         config = AutoConfig.from_pretrained(
             base, revision=spec.revision, trust_remote_code=allowed()
         )
@@ -166,6 +230,7 @@ def _load(spec: Model, *, dtype: torch.dtype | None, quantization: Any = None) -
     if quantization is not None:
         options["quantization_config"] = quantization
     with naming(base, "model"):
+        check_sizes(base, spec.revision)
         model, found = AutoModelForCausalLM.from_pretrained(
             base,
             revision=spec.revision,

@@ -125,6 +125,8 @@ def naming(path: str, what: str) -> Iterator[None]:
     """Turn whatever a loader raises into one message that names the model."""
     try:
         yield
+    except InputError:  # one already
+        raise
     except Exception as error:
         here = Path(path).exists()
         if is_asked_for(error):

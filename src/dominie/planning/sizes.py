@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from dominie.core.errors import hub_error
+from dominie.core.errors import InputError, hub_error
 from dominie.data.conversations import read_conversations
 from dominie.data.data_files import exists, expanded
 from dominie.data.sources import Source
 from dominie.models.info import ModelFlops, ModelInfo, active_experts, info_of, model_flops
+from dominie.models.loading import check_sizes
 from dominie.models.model_folder import base_and_adapter
 from dominie.models.spec import Model, allowed
 from dominie.planning.trace import Pass, bare_model
@@ -66,7 +67,10 @@ def load_plan_config(spec: Model) -> Any:
         places.append((base, {}))
     for place, more in places:
         try:
+            check_sizes(place, spec.revision, **more)
             return AutoConfig.from_pretrained(place, **options, **more)
+        except InputError:  # it was read, and is refused
+            raise
         except Exception as error:
             fault = error
     raise hub_error(fault)(
