@@ -18,10 +18,13 @@ Tally = Callable[..., None]
 
 @pytest.fixture
 def tally(record_property) -> Tally:
-    """Takes down what a test did: the kind of fault, and the steps that had to be made again."""
+    """Takes down what a test did: the kind of fault, the steps that had to be made again, the end.
 
-    def take(kind: str, lost: int = 0) -> None:
-        record_property("fault", (kind, lost))
+    The end is `same` or not (refused in one message); None where it is not told apart.
+    """
+
+    def take(kind: str, lost: int = 0, *, same: bool | None = None) -> None:
+        record_property("fault", (kind, lost, same))
 
     return take
 
@@ -29,13 +32,22 @@ def tally(record_property) -> Tally:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What was injected and lost, by kind, where these tests were asked for by their folder."""
     lost: dict[str, list[int]] = {}
+    ends: dict[str, list[bool]] = {}
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties if report.when == "call" else ():
             if name == "fault":
                 lost.setdefault(value[0], []).append(value[1])
+                if value[2] is not None:
+                    ends.setdefault(value[0], []).append(value[2])
     if lost:
         terminalreporter.section("faults injected")
         for kind, steps in sorted(lost.items()):
+            if told := ends.get(kind):
+                refused = len(told) - sum(told)
+                terminalreporter.line(
+                    f"{kind}: {len(told)}, the same {sum(told)}, refused {refused}"
+                )
+                continue
             terminalreporter.line(
                 f"{kind}: {len(steps)}, steps made again: at most {max(steps)}, "
                 f"{sum(steps) / len(steps):.2f} on average"

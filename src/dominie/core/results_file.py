@@ -166,9 +166,8 @@ def read_comparisons(
 ) -> tuple[str | None, dict[str, dict[tuple[str, str], Interval]]]:
     """The baseline, and by task the differences of models on the same questions."""
     content = read_object(run / COMPARISONS, notes)
-    if content and not _check_sealed(
-        run, "evaluation/comparisons.json", read_object(run / SEAL, []), notes
-    ):
+    unread = not content and (run / COMPARISONS).exists()  # noted already
+    if not unread and not _check_sealed(run, COMPARISONS, read_object(run / SEAL, []), notes):
         content = {}  # without it, intervals decide, which claims less
     found: dict[str, dict[tuple[str, str], Interval]] = {}
     for task, by_model in mapping(content.get("differences")).items():

@@ -71,7 +71,7 @@ def write_base(adapter: Path, base: str) -> None:
     if not Path(base).is_dir():
         return
     way = os.path.relpath(Path(base).resolve(), adapter.resolve())
-    write_json(adapter / _BASE_FILE, {"path": Path(way).as_posix(), "files": _weights(Path(base))})
+    write_json(adapter / _BASE_FILE, {"path": Path(way).as_posix(), "files": _hashes(Path(base))})
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     config[_NAMES_BASE] = str(Path(base).absolute())
     write_json(adapter / "adapter_config.json", config, indent=2)
@@ -87,8 +87,9 @@ def _known_base(named: str, adapter: Path, *, given: bool) -> str:
         known = {}
     near = os.path.normpath(adapter.resolve() / str(known.get("path")))
     found = [place for place in ([] if given else [near]) + [named] if Path(place).is_dir()]
+    files = known.get("files")
     for place in found:
-        if _weights(Path(place)) == known.get("files"):
+        if _hashes(Path(place), config="config.json" in mapping(files)) == files:
             here = os.path.relpath(place)
             return place if given or here.startswith(os.pardir) else here
     if not found and not named.startswith((".", "/", "~")) and named.count("/") == 1:
@@ -96,15 +97,17 @@ def _known_base(named: str, adapter: Path, *, given: bool) -> str:
     raise InputError(
         "the adapter was trained over another model" if found else "the adapter's base is missing",
         where=str(adapter),
-        expected="the weights whose hashes are in its base_model.json",
+        expected="the weights and the config.json whose hashes are in its base_model.json",
         found=f"others in {found[0]}" if found else f"nothing at {near}, nor at {named}",
         do="put the base back; to take another for it, remove base_model.json, and name the other "
         "in models: {NAME: {path: BASE, adapter: FOLDER}}",
     )
 
 
-def _weights(folder: Path) -> dict[str, str]:
+def _hashes(folder: Path, *, config: bool = True) -> dict[str, str]:
+    """Hash the files that make a model what it is; its configuration was once left out."""
     files = sorted(folder.glob("*.safetensors"))
+    files += [folder / "config.json"] if config and (folder / "config.json").is_file() else []
     return dict(zip((file.name for file in files), content_hashes(files), strict=True))
 
 

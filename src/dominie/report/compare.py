@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 #: Notes about a run that concern what is compared.
-_ON_FIGURES = re.compile(r"evaluated|results\.json|comparisons\.json")
+_ON_FIGURES = re.compile(r"evaluated|(results|comparisons|scored)\.json")
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,9 @@ def _tasks(runs: Sequence[Run], across: str | None, upwards: str | None) -> tupl
         raise InputError(
             "a scatter plot needs two tasks",
             where=", ".join(run.name for run in runs),
-            found=", ".join(known) or "no results",
+            found=", ".join(known)
+            or "; ".join(n for run in runs for n in run.notes if _ON_FIGURES.search(n))
+            or "no results",
             do="run the recipe, or name two tasks with --x and --y",
         )
     return str(chosen[0]), str(chosen[1])

@@ -18,7 +18,8 @@ from transformers.trainer_callback import ExportableState
 
 from dominie.core.distributed import broadcast_from_main
 from dominie.core.errors import DominieError, RunError
-from dominie.core.io import empty_folder, file_manifest, fsync, manifest_error, remove
+from dominie.core.io import empty_folder, file_manifest, fsync, manifest_error, remove, text
+from dominie.core.run_reader import read_object
 from dominie.models.head import causal_lm
 from dominie.models.loading import restore_weights
 
@@ -62,14 +63,20 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def seal(folder: Path) -> None:
-    """Write down what the checkpoint consists of, so that a reader can tell whether it is whole."""
-    text = json.dumps({"files": file_manifest(folder)}, indent=1)
-    (folder / _MANIFEST).write_text(text, encoding="utf-8")
+def seal(folder: Path, *, step: int | None = None, stage: str | None = None) -> None:
+    """Write down what the checkpoint consists of, so that a reader can tell whether it is whole.
+
+    Args:
+        folder: of the checkpoint.
+        step: it was written at; its copy under another's name is told by it.
+        stage: the fingerprint of the stage that is trained; one of another training is told by it.
+    """
+    manifest = {"step": step, "stage": stage, "files": file_manifest(folder)}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def fault(folder: Path, *, hashes: bool = True) -> str | None:
-    """What is wrong with a checkpoint: a file missing, of another size or other content.
+    """What is wrong with a checkpoint: a file is not as it was written, or it is another one.
 
     Args:
         folder: of the checkpoint.
@@ -79,8 +86,13 @@ def fault(folder: Path, *, hashes: bool = True) -> str | None:
         A phrase that names the file, None for a checkpoint that is as it was written.
     """
     try:
-        text = (folder / _MANIFEST).read_text(encoding="utf-8")
-        files: dict[str, Any] = json.loads(text)["files"]
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        files: dict[str, Any] = manifest["files"]
+        if manifest.get("step") not in (None, _step(folder)):
+            return f"it is a copy of checkpoint-{manifest['step']}"
+        stage = _fingerprint(folder.parent)
+        if stage and manifest.get("stage") not in (None, stage):
+            return "it is of another training"
         if _EARLIER in files:
             return "an earlier version of dominie wrote it, whose optimiser state is not read"
         return manifest_error(folder, files, hashes=hashes)
@@ -88,6 +100,16 @@ def fault(folder: Path, *, hashes: bool = True) -> str | None:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{_MANIFEST} cannot be read ({type(error).__name__})"
+
+
+def _step(checkpoint: Path) -> int:
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else 0
+
+
+def _fingerprint(checkpoints: Path) -> str | None:
+    """Of the stage that these checkpoints are of; None if it is not part of a run."""
+    return text(read_object(checkpoints.parent / "stage.json", []).get("fingerprint"))
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
@@ -139,10 +161,7 @@ def by_step(folder: Path) -> list[Path]:
     """The checkpoints in a folder, whole or not, the newest last."""
     if not folder.is_dir():
         return []
-    found = [
-        (int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))
-    ]
-    return [path for _, path in sorted(found)]
+    return sorted(filter(lambda path: _NAME.fullmatch(path.name), folder.iterdir()), key=_step)
 
 
 logger = logging.getLogger(__name__)
@@ -186,7 +205,7 @@ class CheckpointedTrainer(Trainer):
                 for file in self.copied:
                     if file.exists():
                         shutil.copyfile(file, scratch / name / file.name)
-                seal(scratch / name)
+                seal(scratch / name, step=self.state.global_step, stage=_fingerprint(folder))
                 publish(scratch / name, folder / name)
         self._name_best()
         if self.args.should_save:
