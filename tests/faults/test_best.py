@@ -9,6 +9,8 @@ import pytest
 from faults import damage
 from stages import KILLED, Stages, copied_to, files, older, same
 
+from dominie.training.checkpoints import by_step
+
 HOWS = ("flip", "cut", "empty", "delete", "older")
 CUTS = [(kind, killed) for kind, whens in KILLED.items() for killed in whens]
 
@@ -64,7 +66,7 @@ def test_every_file_damaged(stages, tmp_path, tally, kind, killed, how):
 def exchange(work: Path, cut: Path, other: Path, change: str) -> list[str]:
     """Give each checkpoint another's place; the names of those that are not what they were."""
     checkpoints = work / "checkpoints"
-    names = sorted(path.name for path in checkpoints.iterdir())
+    names = [path.name for path in by_step(checkpoints)]
     what, *named = change.split()
     of = [names[int(number)] for number in named]
     if what == "copied":
@@ -78,12 +80,12 @@ def exchange(work: Path, cut: Path, other: Path, change: str) -> list[str]:
     elif what == "renamed":
         (checkpoints / of[0]).rename(checkpoints / "checkpoint-99")
     elif what == "foreign":
-        theirs = sorted((other / "checkpoints").iterdir())
+        theirs = by_step(other / "checkpoints")
         step = next((path for path in theirs if path.name == of[0]), theirs[0])
         shutil.rmtree(checkpoints / of[0])
         shutil.copytree(step, checkpoints / of[0])
     elif what == "half":
-        (checkpoints / ".writing").mkdir()
+        (checkpoints / ".writing").mkdir(exist_ok=True)
         (checkpoints / of[0]).rename(checkpoints / ".writing" / of[0])
     elif what == "emptied":
         shutil.rmtree(checkpoints / of[0])
@@ -117,7 +119,7 @@ FEW = {"copied 2 0", "foreign 0", "foreign 2", "lost 0"}
 def test_checkpoints_exchanged(stages, tmp_path, tally, kind, killed, change):
     """The oldest of the three is the best one."""
     cut, other = stages.cut(kind, killed), stages.cut(kind, killed, seed=1)
-    if int(change.split()[-1]) >= len(list((cut / "checkpoints").iterdir())):
+    if int(change.split()[-1]) >= len(by_step(cut / "checkpoints")):
         pytest.skip("there are fewer checkpoints")
     work = copied_to(cut, tmp_path, moved=False)
     of = exchange(work, cut, other, change)

@@ -89,7 +89,7 @@ def link(project: Path) -> None:
     (project / "m").symlink_to(project / "n")
 
 
-#: What is done to the project; where the adapter is then, None for its place.
+#: What is done to the project; where the adapter is then, if it was moved.
 CHANGES: dict[str, Callable[[Path], Any]] = {
     "nothing": lambda p: None,
     "project moved": lambda p: p.rename(p.parent / "q") / ADAPTER,
@@ -103,13 +103,13 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
     "base copied back": lambda p: put(Path(shutil.copytree(p / "m", p / "n")), p / "m"),
     "base touched": lambda p: os.utime(p / "m/model.safetensors"),
     "a card beside the base": lambda p: (p / "m/README.md").write_text("# m"),
-    "base moved": lambda p: (p / "m").rename(p / "n") and None,
+    "base moved": lambda p: (p / "m").rename(p / "n"),
     "base moved, run moved": lambda p: (
         (p / "m").rename(p / "n") and (p / "runs/r").rename(p.parent / "kept") / "s/model"
     ),
     "base lost": lambda p: shutil.rmtree(p / "m"),
-    "base a file": lambda p: (shutil.rmtree(p / "m"), (p / "m").write_text("m")) and None,
-    "base emptied": lambda p: (shutil.rmtree(p / "m"), (p / "m").mkdir()) and None,
+    "base a file": lambda p: (shutil.rmtree(p / "m"), (p / "m").write_text("m")),
+    "base emptied": lambda p: (shutil.rmtree(p / "m"), (p / "m").mkdir()),
     "another model there": lambda p: put(p / "other", p / "m"),
     "another model behind a link": lambda p: (
         (p / "m").rename(p / "n") and (p / "m").symlink_to(p / "other")
@@ -119,10 +119,8 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
     "a bit of the weights": lambda p: damage(p / "m/model.safetensors", "flip", 0.9),
     "weights cut off": lambda p: damage(p / "m/model.safetensors", "cut", 0.9),
     "weights lost": lambda p: (p / "m/model.safetensors").unlink(),
-    "weights renamed": lambda p: (p / "m/model.safetensors").rename(p / "m/w.safetensors") and None,
-    "more weights": lambda p: (
-        shutil.copy(p / "other/model.safetensors", p / "m/x.safetensors") and None
-    ),
+    "weights renamed": lambda p: (p / "m/model.safetensors").rename(p / "m/w.safetensors"),
+    "more weights": lambda p: shutil.copy(p / "other/model.safetensors", p / "m/x.safetensors"),
     "config lost": lambda p: (p / "m/config.json").unlink(),
     "another rope": lambda p: configure(p / "m", rope_parameters={"rope_theta": 100.0}),
     "another norm": lambda p: configure(p / "m", rms_norm_eps=0.1),
@@ -138,7 +136,9 @@ FEW = {"project moved", "base moved", "other weights, times kept", "another norm
 )
 @pytest.mark.parametrize("named", ["absolute", pytest.param("relative", marks=pytest.mark.full)])
 def test_adapter_and_base(made, project, monkeypatch, tally, change, named):
-    adapter = CHANGES[change](project) or project / ADAPTER
+    there = CHANGES[change](project)
+    moved = isinstance(there, Path) and (there / "adapter_config.json").is_file()
+    adapter = there if moved else project / ADAPTER
     monkeypatch.chdir("/" if named == "absolute" else adapter.parent)
     if named == "relative":
         adapter = Path(adapter.name)
