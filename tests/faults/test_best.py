@@ -12,6 +12,7 @@ from stages import KILLED, Stages, copied_to, files, older, same
 from dominie.training.checkpoints import by_step
 
 HOWS = ("flip", "cut", "empty", "delete", "older")
+QUICK = [("best", "saved"), ("patience", 4)]  # in `make test`
 CUTS = [(kind, killed) for kind, whens in KILLED.items() for killed in whens]
 
 
@@ -45,7 +46,10 @@ def strike(stages: Stages, target: Path, kind: str, killed: int | str, file: Pat
     return ended
 
 
-@pytest.mark.parametrize(("kind", "killed"), CUTS)
+@pytest.mark.parametrize(
+    ("kind", "killed"),
+    [c if c in QUICK else pytest.param(*c, marks=pytest.mark.full) for c in CUTS],
+)
 @pytest.mark.parametrize("moved", [pytest.param(False, marks=pytest.mark.full), True])
 def test_cut_off_and_moved(stages, tmp_path, tally, kind, killed, moved):
     work = copied_to(stages.cut(kind, killed), tmp_path, moved=moved)
@@ -110,11 +114,13 @@ FEW = {"copied 2 0", "foreign 0", "foreign 2", "lost 0"}
 
 
 @pytest.mark.parametrize(
-    "change", [c if c in FEW else pytest.param(c, marks=pytest.mark.full) for c in EXCHANGES]
-)
-@pytest.mark.parametrize(
-    ("kind", "killed"),
-    [("best", "saved"), ("adapter", "saved"), ("best", 4), ("patience", 4), ("spike", 24)],
+    ("kind", "killed", "change"),
+    [
+        pytest.param(*cut, c, marks=() if cut == QUICK[0] and c in FEW else pytest.mark.full)
+        for cut in CUTS
+        if cut != ("best", 2)
+        for c in EXCHANGES
+    ],
 )
 def test_checkpoints_exchanged(stages, tmp_path, tally, kind, killed, change):
     """The oldest of the three is the best one."""

@@ -138,19 +138,29 @@ def places(line: bytes) -> Iterator[tuple[str, int]]:
             yield name, match.start(1)
 
 
-@pytest.mark.parametrize("how", few(DAMAGES, "low bit"))
+def test_some_characters(kept, tmp_path, tally):
+    first, line, *rest = kept.content.splitlines(keepends=True)
+    path = tmp_path / kept.name
+    for _, at in list(places(line))[::2]:
+        damaged = line[:at] + bytes([line[at] ^ 1]) + line[at + 1 :]
+        path.write_bytes(b"".join([first, damaged, *rest]))
+        tally(f"{kept.name}: a character", same=same(kept, path))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("how", DAMAGES)
 def test_every_kind_of_character(kept, tmp_path, tally, how):
     lines = kept.content.splitlines(keepends=True)
     seen = set()
     for number, line in enumerate(lines):
-        for name, at in places(line) if number == 1 or how != "low bit" else ():
+        for name, at in places(line):
             seen.add(name)
             path = tmp_path / kept.name
             damaged = line[:at] + DAMAGES[how](line[at]) + line[at + 1 :]
             path.write_bytes(b"".join([*lines[:number], damaged, *lines[number + 1 :]]))
             # A line end in the last line makes what follows it a line that was cut off.
             ended = same(kept, path)
-            tally(f"{kept.name}: a character, {how}", same=ended)
+            tally(f"{kept.name}: a character", same=ended)
     assert len(seen) > len(CLASSES) - 4, set(CLASSES) - seen
 
 
