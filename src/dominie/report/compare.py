@@ -149,12 +149,11 @@ def _tasks(runs: Sequence[Run], across: str | None, upwards: str | None) -> tupl
         task if task is not None else (left.pop(0) if left else None) for task in (across, upwards)
     ]
     if None in chosen or chosen[0] == chosen[1]:
+        told = "; ".join(n for run in runs for n in run.notes if _ON_FIGURES.search(n))
         raise InputError(
             "a scatter plot needs two tasks",
             where=", ".join(run.name for run in runs),
-            found=", ".join(known)
-            or "; ".join(n for run in runs for n in run.notes if _ON_FIGURES.search(n))
-            or "no results",
+            found=", ".join(known) or told or "no results",
             do="run the recipe, or name two tasks with --x and --y",
         )
     return str(chosen[0]), str(chosen[1])
