@@ -166,6 +166,8 @@ def test_rows_that_differ_in_weight_are_no_duplicates(make_tokenizer, tmp_path):
         ({"loss": 2.31}, "`loss` of message 2 is of the wrong type"),
         ({"weight": 1, "train": False}, "the weights of message 2 contradict each other"),
         ({"mask": True}, "`mask` of message 2 cannot be honoured"),
+        ({"skip": True}, "`skip` of message 2 cannot be honoured"),
+        ({"learn": False}, "every assistant turn has the weight 0"),
         ({"train_detail": [{"begin_offset": 0}]}, "`train_detail` of message 2 cannot"),
         ({"weight": 0}, "every assistant turn has the weight 0"),
     ],
@@ -180,16 +182,28 @@ def test_a_question_that_is_to_be_trained_on_is_named():
     assert parsed.weights == ()
 
 
+def test_fields_are_counted_whatever_they_hold(tmp_path, make_tokenizer):
+    path = tmp_path / "x.jsonl"
+    found = ["a" * 9, 3, 0.5, ["b", 1], "c"]
+    path.write_text("".join(json.dumps({**ALPACA, "note": n, "id": str(n)}) + "\n" for n in found))
+    source = Source(name="x", path=str(path))
+    made = prepare({"x": source}, make_tokenizer("chatml"), max_length=64, cache=tmp_path / "r")
+    assert made["x"].summary.beside["note"] == made["x"].summary.kept
+
+
 # Answers that are not to be learnt
 
 
-@pytest.mark.parametrize("mark", [{"label": False}, {"kto_tag": 0}, {"label": "False"}])
+@pytest.mark.parametrize(
+    "mark",
+    [{"label": False}, {"kto_tag": 0}, {"label": "False"}, {"weight": 0.0}, {"is_correct": False}],
+)
 def test_an_answer_called_bad_is_refused_or_passed_over(tmp_path, mark):
     ((name, value),) = mark.items()
     rows = [{"prompt": "a", "completion": "b", name: v} for v in (True, value)]
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(InputError, match=f"not to be learnt: `{name}` is false") as caught:
+    with pytest.raises(InputError, match=f"not to be learnt: `{name}` is (false|0)") as caught:
         list(read_conversations(Source(name="x", path=str(path))))
     assert caught.value.where == f"{path}:2"
     chosen = read_conversations(Source(name="x", path=str(path), where={name: True}))

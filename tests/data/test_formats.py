@@ -177,3 +177,33 @@ def test_columns_by_other_names_are_told_how_to_be_called(row, do):
         parsed_row(row, "d.jsonl:1")
     assert (refused.value.do or "").startswith(do or "")
     assert (refused.value.do is None) == (do is None)
+
+
+def test_calls_and_results_in_the_older_form_are_read():
+    call = {"name": "count", "arguments": '{"of": "a"}'}
+    row = {
+        "messages": [
+            {"role": "user", "content": "how many?"},
+            {"role": "assistant", "content": None, "function_call": call},
+            {"role": "function", "name": "count", "content": "4"},
+            {"role": "assistant", "content": "Four."},
+        ]
+    }
+    _, called, told, _ = parsed_row(row, "x:1").messages
+    assert called["tool_calls"] == [{"type": "function", "function": call}]
+    assert told["role"] == "tool"
+
+
+@pytest.mark.parametrize(
+    ("row", "do"),
+    [
+        ({"conversation": [{"role": "user", "content": "a"}]}, "`conversation` to `messages`"),
+        ({"dialog": [{"from": "human", "value": "a"}]}, "`dialog` to `conversations`"),
+        ({"messages": [{"role": "User", "content": "a"}]}, "write it as user"),
+        ({"messages": [{"from": "gpt", "value": "a"}]}, "write it as assistant"),
+    ],
+)
+def test_what_to_do_about_other_names_is_said(row, do):
+    with pytest.raises(InputError) as caught:
+        parsed_row(row, "x:1")
+    assert do in str(caught.value.do)

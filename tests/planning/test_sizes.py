@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tiny import tiny_config
 
 from dominie.models.spec import Model
 from dominie.planning.sizes import load_plan_config, shape_of, shipped_names
@@ -49,6 +50,11 @@ def test_two_short_models_stand_for_a_deeper_one(name, checkpointing):
     assert extended.parameters == whole.parameters
     for part in ("weights", "activations", "casts", "forward", "backward"):
         assert getattr(extended, part) == pytest.approx(getattr(whole, part), rel=0.01), part
+
+
+def test_a_family_without_sdpa_is_planned_too():
+    config = tiny_config("gemma2")
+    assert traced(config, Pass(1, 8, "fp32", "bf16", trained=True)).backward > 0
 
 
 def test_every_shipped_configuration_makes_a_model():

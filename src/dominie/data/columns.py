@@ -21,26 +21,41 @@ _HISTORIES = ("history", "chat_history", "conversation_history", "dialogue_histo
 READ_SYSTEMS = frozenset(_SYSTEMS)
 """Columns whose text opens a conversation as its system message."""
 _READ_HISTORIES = _HISTORIES[:3]
-_FLAGS = ("train", "train_on_turn", "training", "trainable", "loss", "loss_mask")
+_FLAGS = (
+    *("train", "train_on_turn", "training", "trainable", "loss", "loss_mask"),
+    *("learn", "trained", "is_trainable", "supervised"),
+)
 _WEIGHTS = ("weight", "loss_weight", "loss_scale", *_FLAGS)
-_AMBIGUOUS = ("mask", "masked", "ignore_loss", "train_detail", "training_detail")
+_AMBIGUOUS = (
+    *("mask", "masked", "is_masked", "ignore", "ignore_loss", "skip", "exclude"),
+    *("train_detail", "training_detail"),
+)
 WEIGHT = "weight"
 """The key of a message under which every spelling of its weight is kept while a row is read."""
 _REJECTED = (
     *("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_completion"),
     *("preferred_output", "non_preferred_output"),
 )
-_VERDICTS = ("label", "kto_tag", "train", "loss", "desirable")
+_VERDICTS = (
+    *("label", "kto_tag", "train", "loss", "trainable", "desirable", "accepted", "is_accepted"),
+    *("correct", "is_correct", "good", "is_good", "preferred", "is_preferred", "approved"),
+)
+_NUMBERS = ("kto_tag", "weight", "loss_weight", "loss_scale", "sample_weight")
 
 
 # Advice
 
 
-def renaming(columns: Iterable[str]) -> str | None:
+def renaming(columns: Mapping[str, Any]) -> str | None:
     """What to do about a row with these columns, which is of no known format; None if unknown.
 
     Nothing that may be part of the conversation is left out of the advice in silence.
     """
+    for name, value in columns.items():
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, dict) and {"role", "from"} & first.keys():
+            to = "messages" if "content" in first else "conversations"
+            return f"rename its column of messages: `{name}` to `{to}`"
     by_word = {str(name).strip().strip("_").lower(): str(name) for name in columns}
     if len(by_word) == 1:
         (name,) = by_word.values()
@@ -264,17 +279,18 @@ def refuse_unanswered(columns: Mapping[str, Any], where: str) -> None:
 
 def refuse_rejected(fields: Mapping[str, Any], where: str) -> None:
     """Refuse an answer that its row calls a bad one, which would be trained on like the others."""
-    for name in _VERDICTS:
+    for name in dict.fromkeys((*_VERDICTS, *_NUMBERS)):
         value = fields.get(name)
-        as_text = str(value).strip().lower() == "false"
-        if as_text or (name == "kto_tag" and value == 0):
+        said = str(value).strip().lower()
+        if said == "false" or (name in _NUMBERS and value == 0):
             raise InputError(
-                f"the row says that its answer is not to be learnt: `{name}` is false",
+                f"the row says that its answer is not to be learnt: `{name}` is {said}",
                 where=where,
                 expected="answers to train on",
                 found=f"`{name}`: {value!r}",
-                do=f"choose the good answers with where: {{{name}: true}} under data, remove the "
-                "others, or rename the column if it says something else",
+                do=f"choose the good answers with where: {{{name}: "
+                f"{1 if name in _NUMBERS else 'true'}}} under data, remove the others, "
+                " or rename the column if it says something else",
             )
 
 

@@ -30,11 +30,12 @@ Scalar = str | int | float | bool
 Field = Scalar | list[Scalar]
 
 ROLES = ("system", "user", "assistant", "tool")
+_ROLES = {**{role: role for role in ROLES}, "function": "tool"}  # as OpenAI had it first
 _SHAREGPT_ROLES = {
     **{role: role for role in ROLES},
     **dict.fromkeys(("human",), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
-    **dict.fromkeys(("observation", "function_response"), "tool"),
+    **dict.fromkeys(("observation", "function_response", "function"), "tool"),
     "function_call": "assistant",
 }
 _KNOWN_FORMATS = (
@@ -206,22 +207,23 @@ def _message(value: Any, label: str, column: str, where: str) -> Message:
         raise wrong_type(label, value, "an object with role and content", where)
     role_key, content_key = ("role", "content") if "role" in value else ("from", "value")
     given = value.get(role_key)
-    roles = _SHAREGPT_ROLES if column == "conversations" else {role: role for role in ROLES}
+    roles = _SHAREGPT_ROLES if column == "conversations" else _ROLES
     role = roles.get(given) if isinstance(given, str) else None
     if role is None:
+        meant = str(given).lower()
         raise InputError(
             f"{label} has an unknown role" if given is not None else f"{label} has no role",
             where=where,
             expected=", ".join(roles),
             found=shown(given) if given is not None else column_names(value),
+            do=f"write it as {_SHAREGPT_ROLES[meant]}" if meant in _SHAREGPT_ROLES else None,
         )
-    rest = {
-        key: item
-        for key, item in value.items()
-        if key not in (role_key, content_key, "role", "content") and item is not None
-    }
+    passed = (role_key, content_key, "role", "content")
+    rest = {k: item for k, item in value.items() if k not in passed and item is not None}
     take_weight(rest, label, where)
     content = value.get(content_key)
+    if role == "assistant" and isinstance(rest.get("function_call"), dict):  # before there were
+        rest["tool_calls"] = _function_calls(rest.pop("function_call"), label, where)  # tool_calls
     if given == "function_call":
         rest["tool_calls"], content = _function_calls(content, label, where), ""
     calls = rest.get("tool_calls")

@@ -52,15 +52,14 @@ class LeftOut:
 
     def line(self, source: str, kept: int) -> str:
         """A warning for the source `source`, of which `kept` conversations are used."""
+        rows = f"{self.conversations:,} of {kept:,} conversations (the first: {self.first})"
+        if self.what.startswith("the key"):  # a date or a name, mostly
+            return f"{source}: the chat template does not read {self.what}, in {rows}"
+        advice = "use a model or a template made for such conversations, or change the rows"
         if self.what == _EARLIER:
             advice = "to train on each of them, give each turn a row that ends with it"
-        else:
-            advice = "use a model or a template made for such conversations, or change the rows"
-        return (
-            f"warning: {source}: the chat template leaves out {self.what}, in "
-            f"{self.conversations:,} of {kept:,} conversations (the first: {self.first}), and they "
-            f"are trained on without; {advice}"
-        )
+        lost = f"warning: {source}: the chat template leaves out {self.what}, in {rows}"
+        return f"{lost}, and they are trained on without; {advice}"
 
 
 def is_rich(conversation: Conversation) -> bool:

@@ -269,7 +269,7 @@ def _assigned(
         if split == "train" and prompt in held_out:
             counts["removed_held_out"] += 1
             continue
-        columns["beside"].update(conversation.fields)
+        columns["beside"].update(list(conversation.fields))  # a mapping would add up its values
         columns["unread"].update(conversation.unread)
         yield (split, is_rich(conversation)), conversation
 

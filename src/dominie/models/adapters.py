@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dominie.core.errors import InputError
+from dominie.core.errors import InputError, nearest
 from dominie.models.head import text_config, untie
 from dominie.models.info import ModelInfo
 from dominie.models.spec import Model, naming
@@ -141,10 +141,12 @@ def with_lora(model: Any, lora: Any, *, where: str, adapter: str | None = None) 
     """The model under fp32 adapters: fresh ones, or one of a folder.
 
     Raises:
-        InputError: the model, named by `where`, has no module that they fit.
+        InputError: the model, named by `where`, has no module that they fit, or none of a name
+            that is given.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    _refuse_unknown_names(model, lora, where)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -175,6 +177,23 @@ def with_lora(model: Any, lora: Any, *, where: str, adapter: str | None = None) 
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def _refuse_unknown_names(model: Any, lora: Any, where: str) -> None:
+    """Refuse names that no module has: peft passes over them as long as one of the list fits."""
+    targets = lora.target_modules if isinstance(lora.target_modules, list) else []
+    modules = [f".{name}" for name, _ in model.named_modules()]
+    for name in (*targets, *(lora.modules_to_save or ())):
+        if not any(module.endswith(f".{name}") for module in modules):
+            known = sorted({module.rpartition(".")[2] for module in modules} - {""})
+            meant = nearest(name, known)
+            raise InputError(
+                "train.lora names a module that the model has not",
+                where=where,
+                expected=f"names of modules: {', '.join(k for k in known if not k.isdigit())}",
+                found=repr(name),
+                do=f"did you mean {meant}?" if meant else "correct or remove the name",
+            )
 
 
 def config_under_lora(config: Any, lora: Any) -> Any:

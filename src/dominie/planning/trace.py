@@ -168,9 +168,8 @@ def bare_model(config: Any, run: Pass) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=DTYPES[run.dtype], attn_implementation="sdpa"
-        )
+        # SDPA where the family has it: Gemma 2 and gpt-oss have none.
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=DTYPES[run.dtype])
         if not run.trained:
             return model.requires_grad_(False).eval()
         model.train()
