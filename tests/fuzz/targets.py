@@ -6,32 +6,45 @@ A target raises where something is wrong: any exception but InputError and RunEr
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
+from transformers import GenerationConfig
 
 from dominie.core.errors import InputError, RunError
-from dominie.data import chat_template
+from dominie.data import chat_template, trial_process
+from dominie.data.chat_template import ChatTemplate
 from dominie.data.conversations import read_conversations
 from dominie.data.formats import parsed_row
 from dominie.data.shards import Entry, Shards, ShardWriter, recover_unfinished
 from dominie.data.sources import Source
 from dominie.data.tokenization import encode
+from dominie.generation.generator import GenerationRequest, Sampling
+from dominie.generation.local import LocalGenerator
 from dominie.generation.refusals import foreign, status_inside
 from dominie.generation.reply_log import Reply, read_reply
 from dominie.judge.prompts import disarmed, identifier, letter, ranking, rating
+from dominie.models.loading import load_tokenizer
+from dominie.models.spec import Model
 from dominie.recipe import dump_recipe, load_recipe
 from dominie.teachers.cache import Cache, Identity
 from dominie.teachers.cache_codec import Coder, Damaged
 from dominie.teachers.cache_sampling import CacheSettings, Chosen
 from dominie.toyworld.toy_models import word_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tiny import tiny_model
 
 Target = Callable[[bytes], None]
 
@@ -84,6 +97,43 @@ def template(data: bytes) -> None:
             read = _ROW
         encoded = encode(_TOKENIZER, parsed_row(read, "row 1"))
         assert len(encoded.input_ids) == len(encoded.supervised)
+
+
+def rendering(data: bytes) -> None:
+    """A chat template, rendered in the child first: whatever it does, this process goes on."""
+    _TOKENIZER.chat_template = data.decode(errors="replace") or _TEMPLATE
+    faults = mock.patch.multiple(chat_template, SECONDS=0.3, BYTES=2**28, _faults={})
+    with faults, contextlib.suppress(InputError, RunError):
+        ChatTemplate(_TOKENIZER).text(_ROW["messages"], None, where="row 1")
+
+
+def tokenizer(data: bytes) -> None:
+    """A tokenizer.json, tried in the child first, then loaded and used here."""
+    folder = _PLACE / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_bytes(data)
+    limits = mock.patch.multiple(trial_process, LOADING_SECONDS=1.0, _tried={})
+    with limits, contextlib.suppress(InputError, RunError):
+        loaded = load_tokenizer(Model(path=str(folder)))
+        assert len(loaded("copy red 7\nà\0")["input_ids"]) < 10_000
+
+
+def generation(data: bytes) -> None:
+    """A generation_config.json: the answer is greedy, or its fields are refused."""
+    model, generator = _answering()
+    try:  # the loader names whatever is raised here
+        model.generation_config = GenerationConfig.from_dict(json.loads(data))
+    except Exception:
+        return
+    request = GenerationRequest(token_ids=[5, 6], stop_ids=(), sampling=Sampling(max_new_tokens=3))
+    with contextlib.suppress(InputError, RunError):
+        generator.generate([request], lambda _, result: None)
+
+
+@functools.cache
+def _answering() -> tuple[Any, LocalGenerator]:
+    model = tiny_model(vocab_size=len(_TOKENIZER)).eval()
+    return model, LocalGenerator(lambda: (model, _TOKENIZER))
 
 
 def verdict(data: bytes) -> None:
@@ -204,12 +254,21 @@ _CALL = json.dumps(
     }
 ).encode()
 _RECIPE = (Path(__file__).parents[1] / "recipes" / "mini.yaml").read_bytes()
+_BOMB = b"a0: &a0 [x, x]\n" + b"".join(
+    b"a%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 40)
+)
+_BACKEND = json.loads(_TOKENIZER.backend_tokenizer.to_str())
+_REPLACE = {"type": "Replace", "pattern": {"String": "red"}, "content": "red red"}
+_STEPS = {"type": "Sequence", "normalizers": [_REPLACE] * 20}
 _SHARDS = _shard()
 
 TARGETS: dict[str, Target] = {
     "conversations": conversations,
     "recipe": recipe,
     "template": template,
+    "rendering": rendering,
+    "tokenizer": tokenizer,
+    "generation": generation,
     "verdict": verdict,
     "cache": cache,
 }
@@ -226,6 +285,8 @@ SEEDS: dict[str, list[bytes]] = {
         _RECIPE,
         b"data: {d: {path: d.jsonl}}\nstages:\n  s: {student: m, data: {d: 1.0}, "
         b"loss: {next_token: 1.0}, train: {lora: {r: 2}, epochs: 2e0, batch: 8}}\n",
+        _BOMB,
+        b"a: " + b"[" * 2000 + b"]" * 2000,
         b"stages: {a: &a {student: m, data: {d: 1}, loss: {next_token: 1}}, b: *a}\ndata: {d: x}\n",
     ],
     "template": [
@@ -235,7 +296,27 @@ SEEDS: dict[str, list[bytes]] = {
         b"{% endfor %}\0" + _LINE,
         b"{{ messages | tojson }}{% if add_generation_prompt %}>{% endif %}\0" + _LINE,
     ],
+    "rendering": [
+        str(_TEMPLATE).encode(),
+        b"{% set ns = namespace(a=[1]) %}{% for i in range(30) %}{% set ns.a = [ns.a, ns.a] %}"
+        b"{% endfor %}{{ ns.a == messages }}{{ messages[0].content }}",
+        b"{{ messages | tojson }}{{ strftime_now('%d') }}{{ '%9d' | format(7) }}",
+    ],
+    "tokenizer": [
+        json.dumps(_BACKEND).encode(),
+        json.dumps({**_BACKEND, "normalizer": _STEPS}).encode(),
+        json.dumps(
+            {**_BACKEND, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
+        ).encode(),
+    ],
+    "generation": [
+        b'{"eos_token_id": 2, "num_beams": 4, "max_time": 1, "temperature": 0.5}',
+        b'{"eos_token_id": [2, 3], "bad_words_ids": [[4], [5, 6]], "suppress_tokens": [7]}',
+        b'{"repetition_penalty": 1.5, "stop_strings": ["a"], "begin_suppress_tokens": [1]}',
+    ],
     "verdict": [
+        b"[[" + b" " * 4000,
+        b"[{" * 2000,
         b"The first explains more. [[A]]",
         b"Rating: [[7.5]]\0I would say [[10]].",
         b"[{'model': 'model_1', 'rank': 1}, {'model': 'model_2', 'rank': 2}]",

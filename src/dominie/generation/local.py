@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig, TextStreamer
 
 from dominie.core.display import Advance
+from dominie.core.errors import InputError
 from dominie.data.assistant_spans import ends_of_turn
 from dominie.data.tokenization import prompt_ids
 from dominie.generation.generator import (
@@ -201,8 +202,7 @@ def plain_decoding(model: Any) -> Iterator[None]:
     n-grams, lengths, time limits, sampling, biases, watermarks and forced tokens would make greedy
     answers others, caches and kinds of output are nothing to answers.
     """
-    own = model.generation_config
-    kept = {name: getattr(own, name, None) for name in OBEYED}
+    own, kept = model.generation_config, _obeyed(model)
     model.generation_config = GenerationConfig(do_sample=False, **kept)
     try:
         yield
@@ -221,10 +221,36 @@ def decoding_arguments(stops: Sequence[int], padding: int, max_new_tokens: int) 
 
 def configured_stops(model: Any) -> set[int]:
     """Return the tokens that end an answer according to the model's own generation settings."""
-    found = model.generation_config.eos_token_id
+    found = _obeyed(model)["eos_token_id"]
     if found is None:
         return set()
     return set(found) if isinstance(found, list) else {found}
+
+
+def _obeyed(model: Any) -> dict[str, Any]:
+    """The fields of a model's generation settings that count, if they are tokens."""
+    most = min(2**31, info_of(text_config(model)).vocabulary or 2**31)
+    found = {name: getattr(model.generation_config, name, None) for name in OBEYED}
+    for name, value in found.items():
+        listed = value if isinstance(value, list) else [value]
+        if name == "bad_words_ids" and value is not None:
+            words = [word if isinstance(word, list) and word else [None] for word in listed]
+            listed = [token for word in words for token in word]
+        whole = name == "eos_token_id" or isinstance(value, list)
+        below = most if name == "bad_words_ids" else 2**31
+        if value is not None and not (whole and all(_is_token(each, below) for each in listed)):
+            raise InputError(
+                "the model's generation settings name tokens that are none",
+                where=f"generation_config.json of {model.config._name_or_path or 'the model'}",
+                expected=f"{name}: tokens by number, below {below:,}",
+                found=str(value)[:80],
+                do="correct the file, or remove the field",
+            )
+    return found
+
+
+def _is_token(value: Any, below: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -1 <= value < below
 
 
 class _Sampler:
