@@ -201,6 +201,7 @@ def test_calls_and_results_in_the_older_form_are_read():
         ({"dialog": [{"from": "human", "value": "a"}]}, "`dialog` to `conversations`"),
         ({"messages": [{"role": "User", "content": "a"}]}, "write it as user"),
         ({"messages": [{"from": "gpt", "value": "a"}]}, "write it as assistant"),
+        ({"messages": [{"role": "developer", "content": "a"}]}, "write it as system"),
     ],
 )
 def test_what_to_do_about_other_names_is_said(row, do):

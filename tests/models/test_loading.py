@@ -110,7 +110,9 @@ def test_lora_freezes_the_base_in_the_run_s_precision(saved, precision, dtype):
     "names", [{"target_modules": ["q_proj", "v_pro"]}, {"modules_to_save": ["lm_hed"]}]
 )
 def test_lora_refuses_a_name_that_no_module_has(saved, names):
-    with pytest.raises(InputError, match=r"names a module(?s:.*)did you mean (v_proj|lm_head)"):
+    with pytest.raises(
+        InputError, match=r"a module that the model has not(?s:.*)did you mean (v_proj|lm_head)"
+    ):
         load_student(Model(path=str(saved)), lora=Lora(r=2, **names))
 
 

@@ -290,7 +290,7 @@ def refuse_rejected(fields: Mapping[str, Any], where: str) -> None:
                 found=f"`{name}`: {value!r}",
                 do=f"choose the good answers with where: {{{name}: "
                 f"{1 if name in _NUMBERS else 'true'}}} under data, remove the others, "
-                " or rename the column if it says something else",
+                "or rename the column if it says something else",
             )
 
 

@@ -210,7 +210,7 @@ def _message(value: Any, label: str, column: str, where: str) -> Message:
     roles = _SHAREGPT_ROLES if column == "conversations" else _ROLES
     role = roles.get(given) if isinstance(given, str) else None
     if role is None:
-        meant = str(given).lower()
+        meant = str(given).lower().replace("developer", "system")
         raise InputError(
             f"{label} has an unknown role" if given is not None else f"{label} has no role",
             where=where,

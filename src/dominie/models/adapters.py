@@ -185,12 +185,13 @@ def _refuse_unknown_names(model: Any, lora: Any, where: str) -> None:
     modules = [f".{name}" for name, _ in model.named_modules()]
     for name in (*targets, *(lora.modules_to_save or ())):
         if not any(module.endswith(f".{name}") for module in modules):
-            known = sorted({module.rpartition(".")[2] for module in modules} - {""})
+            weighty = (n for n, m in model.named_modules() if [*m.parameters(recurse=False)])
+            known = sorted({each.rpartition(".")[2] for each in weighty})
             meant = nearest(name, known)
             raise InputError(
-                "train.lora names a module that the model has not",
+                "LoRA is to go on a module that the model has not",
                 where=where,
-                expected=f"names of modules: {', '.join(k for k in known if not k.isdigit())}",
+                expected=f"names of modules: {', '.join(known)}",
                 found=repr(name),
                 do=f"did you mean {meant}?" if meant else "correct or remove the name",
             )

@@ -179,7 +179,7 @@ def bare_model(config: Any, run: Pass) -> Any:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
-        return model if run.lora is None else with_lora(model, run.lora, where="plan")
+        return model if run.lora is None else with_lora(model, run.lora, where="train.lora")
 
 
 def _give_fake_tensors(model: Any) -> None:
