@@ -16,6 +16,8 @@ MOVED = {
     "dominie.data.splits": "dominie.data.sources",
     "dominie.data.store": "dominie.data.row_store",
     "dominie.data.templates": "dominie.data.tokenization",
+    "dominie.evaluation.extraction": "dominie.evaluation.answer_text",
+    "dominie.evaluation.overlap": "dominie.evaluation.answer_text",
     "dominie.models.capture": "dominie.models.attention_capture",
     "dominie.models.minds": "dominie.teachers.teacher",
     "dominie.training.learner": "dominie.training.loss_forward",
@@ -24,6 +26,8 @@ MOVED = {
 RENAMED = {
     "Lesson": "DistillationInputs",
     "Mind": "AdapterTeacher",
+    "extracted": "extract",
+    "pairs": "attribute_pairs",
     "teaching": "loss_in_forward",
 }
 

@@ -68,6 +68,9 @@ def test_pairs_are_read_from_json_and_from_lines():
         ("[2, 1]", [2, 1]),
         ("I rank 2, 1", [2, 1]),
         ("4.5 stars", []),
+        ("Here:\n1. C\n2. A\n3. B", [3, 1, 2]),
+        ("1) item 3\n2) item 2", [3, 2]),
+        ("3. C\n1. A", [3]),
         ("none of them", []),
         ("", []),
         ("1" * 5000, []),
@@ -168,6 +171,7 @@ TEXT = json.dumps(PAIRS)
     "text",
     [
         f"```json\n{TEXT}\n```",
+        json.dumps(TEXT),
         f"~~~\n{TEXT}\n~~~",
         f"Sure! The pairs are:\n{TEXT}\nAnything else?",
         repr(PAIRS),

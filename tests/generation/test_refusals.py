@@ -17,7 +17,7 @@ from dominie.generation.generator import (
     Sampling,
     generate_all,
 )
-from dominie.generation.refusals import foreign, refusal, status_inside
+from dominie.generation.refusals import foreign, found_in, refusal, status_inside
 from dominie.generation.reply_log import ReplyLog
 
 STREAM = 'data: {"choices": [{"delta": {"content": "M"}}]}\n\ndata: [DONE]\n\n'
@@ -204,6 +204,13 @@ def said(message, **more):
         (501, said("This server does not support logprobs"), "logprobs", "logprobs: false"),
         (403, "<html>Zscaler</html>", "proxy or firewall", "NO_PROXY"),
         (405, '{"detail": "Method Not Allowed"}', "URL is not that", "/v1 for most"),
+        (429, said("Suspended", type="exceeded_current_quota_error"), "for payment", "add credit"),
+        (200, {"choices": None, "status_msg": "insufficient balance"}, "for payment", "add credit"),
+        (400, said("Its context length is 128 tokens."), "longer than the model's", "lower max_t"),
+        (403, said("Country or territory not supported"), "for model m", "do as it says"),
+        (307, "leads to http://other/v1", "leads to another", "a server you trust"),
+        (200, said("The model is overloaded"), "answers with an error", "run again later"),
+        (200, {"error": "model 'm' not found"}, "answers with an error", "check model"),
         (400, said("Something else is wrong"), "for model m", "request: {FIELD: VALUE}"),
     ],
 )
@@ -224,3 +231,47 @@ def test_a_refusal_of_one_question_after_others_were_answered_is_not_about_the_k
 def test_what_may_be_a_broken_reply_is_not_foreign(body):
     assert foreign(body) is None
     assert status_inside(body) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "Content Exists Risk"},
+        {"code": "1301", "message": "\u53ef\u80fd\u5305\u542b\u654f\u611f\u5185\u5bb9"},
+        {"message": "rejected because it was considered high risk"},
+        {"code": "data_inspection_failed", "message": "Not passed"},
+        {"message": "Unsafe: S12"},
+        {"message": "violates usage guidelines"},
+    ],
+)
+def test_content_filters_of_several_vendors_refuse_a_question_and_not_the_model(serve, ask, error):
+    refused = Answer(400, json.dumps({"error": error}))
+    server = serve(lambda a: reply("five") if "is 11" in a.text else refused)
+    assert ask(server, concurrency=1) == [""] * 11 + ["five"]
+
+
+def test_what_a_server_says_is_shown_in_its_own_script():
+    said_there = json.dumps({"error": "\u4f59\u989d \ud83d"})
+    assert found_in(Outcome(400, said_there)) == 'HTTP 400: {"error": "\u4f59\u989d \ufffd"}'
+
+
+def test_a_server_that_leads_elsewhere_is_not_followed(serve, ask):
+    server = serve(lambda a: Answer(308, "", {"location": "http://127.0.0.1:1/v1/x"}))
+    with pytest.raises(InputError, match=r"leads to http://127\.0\.0\.1:1/v1/x"):
+        ask(server)
+
+
+def test_a_long_wait_is_told_once(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr("dominie.generation.calls._LONG_WAIT", 0.01)
+    server = serve(
+        lambda a: reply("five") if a.before > 1 else Answer(429, "slow", {"retry-after": "0.02"})
+    )
+    told: list[str] = []
+    endpoint = Endpoint(endpoint=server.url, model="m", backoff=0.0)
+    calls = Calls(endpoint, ReplyLog(tmp_path / "l.jsonl"), where="judge", show=told.append)
+    request = GenerationRequest(
+        messages=[{"role": "user", "content": "2 + 3?"}], sampling=Sampling(max_new_tokens=9)
+    )
+    assert generate_all(EndpointGenerator(calls), [request])[0].text == "five"
+    assert len(told) == 1
+    assert "HTTP 429: slow" in told[0]

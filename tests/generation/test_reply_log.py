@@ -73,6 +73,24 @@ def test_half_a_surrogate_pair_is_a_replacement_character(tmp_path, sent, expect
     assert read_reply(record["body"]).text == expected
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '"a\nb"',
+        '{"type": "text", "text": "a\\nb"}',
+        '[{"type": "text", "text": {"value": "a\\nb", "annotations": []}}]',
+    ],
+)
+def test_a_reply_in_the_forms_that_servers_write(content):
+    body = '\ufeff{"choices": [{"message": {"content": CONTENT}, "finish_reason": "stop"}]}'
+    assert read_reply(body.replace("CONTENT", content)).text == "a\nb"
+
+
+def test_a_filter_that_says_which_rule_it_follows_refuses():
+    choice = {"message": {"role": "assistant"}, "finish_reason": "content_filter: OTHER"}
+    assert read_reply(json.dumps({"choices": [choice]})).refused
+
+
 def test_halves_of_a_pair_in_two_parts_are_one_character():
     parts = '[{"type": "text", "text": "a\\ud83d"}, {"type": "text", "text": "\\ude00"}]'
     body = f'{{"choices": [{{"message": {{"content": {parts}}}}}]}}'

@@ -259,3 +259,5 @@ def test_the_first_token_is_a_weighted_preference():
     assert identifier(Reply(" M\n", cut=True), ()) == 2.0
     assert identifier(Reply("m or M"), ()) is None
     assert identifier(Reply("<think>m or M?</think>\n\nm"), ()) == 1.0
+    assert identifier(Reply("**M**."), ()) == 2.0
+    assert identifier(Reply("Mm."), ()) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 import re
@@ -34,6 +35,7 @@ _CIRCLED = {ord("①") + number: f" {number + 1} " for number in range(20)}
 _BULLET = re.compile(
     r"^\s*(?:[-*–—]\s+|[•·・●○▪◦‣①-⑳]\s*|\(\d+\)\s*|\d+[.)](?:\s+|(?=[^\x00-\x7f]))|\d+、(?!\d))"
 )
+_NUMBERED = re.compile(r"\s*(\d{1,4})[.)]\s+(\S.*)")
 _FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[\w+-]*[ \t]*$", re.M)
 # Where JSON or a Python literal begins. A bracket before a word or a number is one of prose.
 _OPENING = re.compile(r"[\[{](?=\s*[\[{]?\s*[\"'“‘\]}])")
@@ -113,6 +115,10 @@ def attribute_pairs(text: str) -> set[tuple[str, ...]] | None:
 
 def _data(text: str) -> list[Any] | None:
     """Return the lists and objects of JSON or Python in a text, None if one cannot be read."""
+    if text.lstrip().startswith('"'):  # JSON within a text of JSON
+        with contextlib.suppress(ValueError):
+            inner = json.loads(text)
+            text = inner if isinstance(inner, str) else text
     return _literals(text) or _literals(fold(text).translate(_STRAIGHT))
 
 
@@ -208,10 +214,13 @@ def _values(value: Any) -> list[Any]:
 def ranking(text: str) -> list[int]:
     """Return items in the order given, numbered from 1, each once.
 
-    Reads the first line with a number; in a text without numbers the first with a single letter,
-    A, B, C … being 1, 2, 3 ….
+    Reads a numbered list of items, else the first line with a number; in a text without numbers
+    the first with a single letter, A, B, C … being 1, 2, 3 ….
     """
     text = fold(text.translate(_CIRCLED))
+    numbered = [found for line in text.splitlines() if (found := _NUMBERED.fullmatch(line))]
+    if len(numbered) > 1 and all(int(f[1]) == i for i, f in enumerate(numbered, 1)):
+        text = ", ".join(found[2] for found in numbered)  # a place and an item on each line
     for pattern in (_NUMBER, _LETTER):
         for line in text.splitlines():
             if found := pattern.findall(line):

@@ -35,6 +35,7 @@ Ask = Callable[[str, dict[str, Any]], Awaitable[Reply | None]]
 
 _REFUSALS = 3  # requests refused outright, with nothing answered, before the run is given up
 _BROKEN = 3  # attempts at the same call with broken replies, with nothing answered
+_LONG_WAIT = 20.0  # seconds of a wait that is told, once
 _WAITING = "interrupted: waiting for the calls under way, which are paid for"
 
 
@@ -68,6 +69,7 @@ class Calls:
         self._silent = 0  # replies without text since the first, -1 after one with text
         self._client: Client
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._waited = False  # so long that it was told
         self._halted = False  # before the loop ran
         self._stopped: asyncio.Event
         self._first: asyncio.Lock
@@ -168,8 +170,11 @@ class Calls:
             ):
                 break
             if attempt < self.endpoint.retries:
+                seconds = delay(self.endpoint.backoff, attempt, outcome.wait)
+                if seconds >= _LONG_WAIT and not self._waited:
+                    self._waited = True
+                    self._show(f"{self.where}: waits up to {seconds:.0f} s, {found_in(outcome)}")
                 with contextlib.suppress(TimeoutError):
-                    seconds = delay(self.endpoint.backoff, attempt, outcome.wait)
                     await asyncio.wait_for(self._stopped.wait(), seconds)
         self.failures[key] = found_in(outcome)
         if not refused_for_its_text(outcome, replied=bool(self._answered) or self._replied_before):

@@ -176,6 +176,9 @@ def length_limit(body: Mapping[str, Any]) -> int | None:
 _LARGEST = 8 * 2**20  # bytes of a reply; a server that sends more is broken or hostile
 _LONGEST_WAIT = 120.0  # seconds, whatever Retry-After says
 _RETRIED = {408, 409, 425, 429}
+_UNPAID = re.compile(
+    r"insufficient.{0,3}(?:quota|balance|credit|fund)|exceeded_current_quota", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -197,11 +200,13 @@ class Outcome:
     @property
     def retryable(self) -> bool:
         """Whether the same call may succeed later."""
-        if self.status == 429 and "insufficient_quota" in self.body:
-            return False
-        if self.status == 501:  # what a server does not implement it will not tomorrow
-            return False
-        return self.status == 0 or self.status in _RETRIED or self.status >= 500
+        passes = self.status in {0, *_RETRIED} or self.status >= 500
+        return passes and not self.unpaid and self.status != 501  # 501: will not be there tomorrow
+
+    @property
+    def unpaid(self) -> bool:
+        """Whether the account lacks money, in the words that servers have for it."""
+        return self.status == 402 or (self.status < 500 and bool(_UNPAID.search(self.body)))
 
 
 # Not the openai SDK: it does not ask again after a malformed reply or a Retry-After of more than
@@ -274,6 +279,8 @@ class Client:
                 if len(content) > _LARGEST:
                     return Outcome(0, f"more than {_LARGEST >> 20} MiB for one reply")
             text = self.redacted(content.decode("utf-8", errors="replace"))
+            if response.has_redirect_location:
+                text = self.redacted(f"leads to {response.headers['location']}")
             return Outcome(response.status_code, text, _wait(response.headers.get("retry-after")))
 
     def redacted(self, text: str) -> str:

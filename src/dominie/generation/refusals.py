@@ -10,18 +10,22 @@ from typing import Any
 
 from dominie.core.errors import InputError
 from dominie.core.io import mapping, text
+from dominie.data.json_files import whole_characters
 from dominie.generation.endpoint import Endpoint, Outcome
 
 _TITLE = re.compile(r"<title[^>]{0,99}>([^<]{1,120})", re.IGNORECASE)
 # What a server says of a request that it refuses for its text, and not for who asks or how.
 _FILTERED = re.compile(
-    r"content.{0,3}(?:filter|management|policy)|responsible.?ai|moderation|\bflagged|safety"
+    r"content.{0,3}(?:filter|management|policy|exists.risk)|responsible.?ai|moderation|\bflagged"
+    r"|\b(?:un)?safe|high.risk|data.?inspection|敏感|不安全|违规|usage.(?:guideline|polic)"
     r"|guardrail|prohibited.{0,3}content|sensitive.{0,3}(?:content|words?|information)"
     r"|inappropriate.{0,3}content",
     re.IGNORECASE,
 )
 _TOO_LONG = re.compile(r"context.{0,3}(?:length|window|size)|too.long|too.many.tokens", re.I)
 _STREAM, _ERROR = "a stream of events", "an error"
+_ACCESS = re.compile(r"key|token|auth|credential|forbidden|denied|permission|log.?in|sign.?in")
+_PATH = re.compile(r"endpoint|method|route|path|url|not.found")
 _LENGTH = ("max_tokens", "max_completion_tokens")
 
 
@@ -65,12 +69,12 @@ def refused_for_its_text(outcome: Outcome, *, replied: bool) -> bool:
     if outcome.status not in (400, 403, 413, 422, 451):
         return False
     pattern = rf"{_FILTERED.pattern}|{_TOO_LONG.pattern}" if replied else _FILTERED.pattern
-    return bool(re.search(pattern, outcome.body, re.IGNORECASE))
+    return bool(re.search(pattern, _readable(outcome.body), re.IGNORECASE))
 
 
 def found_in(outcome: Outcome) -> str:
     """Describe an outcome without a reply in a line."""
-    flat = " ".join(outcome.body.split())
+    flat = " ".join(_readable(outcome.body).split())
     short = flat if len(flat) <= 200 else f"{flat[:200]}…"
     if outcome.status == 0:
         return short
@@ -103,7 +107,7 @@ def refusal(
         )
     said = outcome.body.casefold()
     no_credit = status == 403 and re.search(r"\b(?:credits?|billing|balance)\b", said)
-    if status == 402 or no_credit or (status == 429 and "insufficient_quota" in said):
+    if outcome.unpaid or no_credit:
         return InputError(
             "the endpoint asks for payment",
             where=where,
@@ -124,7 +128,8 @@ def refusal(
             found=found,
             do="see the environment variables HTTPS_PROXY and NO_PROXY, and ask who runs it",
         )
-    if about_key or (status == 403 and not about_model):
+    about_access = not said.strip() or _ACCESS.search(said)
+    if about_key or (status == 403 and about_access and not about_model):
         return InputError(
             "the endpoint refuses the key" if has_key else "the endpoint asks for a key",
             where=where,
@@ -140,12 +145,27 @@ def refusal(
             found=f"{endpoint.url}: {found}",
             do=_url_advice(endpoint),
         )
+    if 300 <= status < 400:
+        return InputError(
+            "the endpoint's URL leads to another",
+            where=where,
+            found=f"{endpoint.url}: {found}",
+            do="set endpoint to where it leads, up to /v1, if that is a server you trust",
+        )
+    if _TOO_LONG.search(said):
+        return InputError(
+            "the request is longer than the model's context",
+            where=where,
+            found=found,
+            do="lower max_tokens of a judge or max_new_tokens of a benchmark, or serve the model "
+            "with a longer context",
+        )
     return InputError(
         f"the endpoint refuses requests for model {endpoint.model}",
         where=where,
         found=found,
         do="check model and endpoint (its URL up to /v1)"
-        if about_model or status < 400
+        if about_model
         else "do as it says: request: {FIELD: VALUE} sends a field, omit: [FIELD] leaves one out; "
         "else check endpoint (its URL up to /v1) and model",
     )
@@ -167,13 +187,21 @@ def no_text(*, where: str, found: Path) -> InputError:
 
 
 def _no_completion(endpoint: Endpoint, outcome: Outcome, *, where: str, found: str) -> InputError:
+    kind, said = foreign(outcome.body), outcome.body.casefold()
+    if kind == _ERROR and ("model" in said or not _PATH.search(said)):
+        return InputError(
+            "the endpoint answers with an error",
+            where=where,
+            found=found,
+            do="do as it says, or run again later; else check model and endpoint",
+        )
     return InputError(
         "the endpoint answers with something else than chat completions",
         where=where,
         expected="JSON with choices, from POST …/chat/completions of an OpenAI-compatible server",
         found=f"{endpoint.url}: {found}",
         do="let it answer whole replies: it streams although stream: false was sent"
-        if foreign(outcome.body) == _STREAM
+        if kind == _STREAM
         else _url_advice(endpoint),
     )
 
@@ -222,6 +250,16 @@ def _at_fault(endpoint: Endpoint, body: str, sent: Mapping[str, Any]) -> str | N
         if found := re.search(word, said):
             places[name] = found.start()
     return min(places, key=lambda name: places[name]) if places else None
+
+
+def _readable(body: str) -> str:
+    """Return JSON with its escaped characters as they are; another text unchanged."""
+    if "\\u" not in body:
+        return body
+    try:
+        return whole_characters(json.dumps(json.loads(body), ensure_ascii=False))
+    except (ValueError, RecursionError):
+        return body
 
 
 def _keys(value: Any) -> Iterator[str]:

@@ -50,13 +50,13 @@ class Reply:
 def read_reply(body: str) -> Reply | None:
     """Return the reply in the body of a response, None if it holds none or one that failed."""
     try:
-        tree = json.loads(body)
+        tree = json.loads(body.lstrip("\ufeff"), strict=False)
         choice = tree["choices"][0]
         message, ended = choice["message"], choice.get("finish_reason")
         text = _text(message)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    reason = str(ended).lower()
+    reason = str(ended).lower().partition(":")[0].strip()  # "content_filter: OTHER"
     failed = reason in _FAILED or choice.get("error") or tree.get("error")
     if failed or (text is None and not isinstance(ended, str)):
         return None
@@ -76,9 +76,12 @@ def read_reply(body: str) -> Reply | None:
 def _text(message: Mapping[str, Any]) -> str | None:
     """Return the text of a message, its parts of type text joined; None if it has none."""
     content = message.get("content")
+    if isinstance(content, dict):
+        content = [content]
     if isinstance(content, list):
         parts = [{"text": part} if isinstance(part, str) else part for part in content]
         texts = [p.get("text") for p in parts if p.get("type", "text") in ("text", "output_text")]
+        texts = [one.get("value") if isinstance(one, dict) else one for one in texts]
         return "".join(text for text in texts if isinstance(text, str)) if texts else None
     for found in (content, message.get("refusal")):
         if isinstance(found, str):

@@ -32,14 +32,16 @@ _LEADING = [
     (re.compile(rf"\s*{begin}", re.IGNORECASE), re.compile(end, re.IGNORECASE))
     for begin, end in (
         (r"<(?:reasoning|reflection|scratchpad)>", r"</(?:reasoning|reflection|scratchpad)>"),
+        (r"<details type=[\"']reasoning[\"'][^>]{0,200}>", r"</details>"),
         (r"Here(?: is|['’]s) my thought process:", r"Here(?: is|['’]s) my response:"),
         (r"Here are my reasoning steps:", r"\[BEGIN FINAL RESPONSE\]"),
     )
 ]
 #: What stands around an answer that follows on thoughts.
 _WRAPPED = re.compile(
-    r"\s*(?:<(answer|response|solution)>|<\|START_RESPONSE\|>|<\|begin_of_solution\|>)?(.*?)"
-    r"(?:</(?:answer|response|solution)>|<\|END_RESPONSE\|>|<\|end_of_solution\|>"
+    r"\s*(?:<(answer|response|solution|output)>|<\|START_RESPONSE\|>"
+    r"|<\|begin_of_(?:solution|box)\|>)?(.*?)"
+    r"(?:</(?:answer|response|solution|output)>|<\|END_RESPONSE\|>|<\|end_of_(?:solution|box)\|>"
     r"|\[END FINAL RESPONSE\])?\s*",
     re.IGNORECASE | re.DOTALL,
 )

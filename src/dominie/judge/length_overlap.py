@@ -14,6 +14,7 @@ from dominie.evaluation.statistics import Floats
 #: the figure rests on the assumed form more than on preferences. docs/evaluation.md has the gaps
 #: to the published figures on both sides of it.
 _FARTHEST = 1.0
+_TOLD = 100.0  # a distance beyond it is not told to the digit
 #: Pairs in which the model's answer is longer, and in which it is shorter, to interpolate between.
 _FEWEST_PAIRS = 10
 
@@ -42,10 +43,11 @@ def _one_sided(difference: Floats) -> str | None:
     few, many = sorted((longer, len(difference) - longer))
     side, other = ("longer", "shorter") if longer == many else ("shorter", "longer")
     if (away := distance_of_equal(difference)) > _FARTHEST:
+        far = f"{away:.1f}" if away < _TOLD else f"over {_TOLD:g}"
+        where = f"equal length lies {far} standard deviations from their mean"
         return (
             f"the answers are {side} than the baseline's in {100 * many / len(difference):.0f} % "
-            f"of pairs; equal length lies {away:.1f} standard deviations from their mean "
-            f"(at most {_FARTHEST:g})"
+            f"of pairs; {where} (at most {_FARTHEST:g})"
         )
     if few < _FEWEST_PAIRS:
         return f"{few:g} answers are {other} than the baseline's (at least {_FEWEST_PAIRS})"
@@ -59,13 +61,14 @@ def distance_of_equal(difference: Floats) -> float:
         difference: [n] characters of the model's answer minus the baseline's.
 
     Returns:
-        Standard deviations of the fit's covariate; infinite if there is only one difference.
+        Standard deviations of the fit's covariate; infinite if that has only one value.
     """
     spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
     if not spread > 0:
         return math.inf if difference.any() else 0.0
     covariate = np.tanh(difference / spread)
-    return abs(float(covariate.mean())) / float(covariate.std())
+    deviation = float(covariate.std())  # 0 where far differences all saturate
+    return abs(float(covariate.mean())) / deviation if deviation > 0 else math.inf
 
 
 def _contrary(difference: Floats, wanted: Floats) -> float:

@@ -223,7 +223,7 @@ def identifier(reply: Reply, quoted: Sequence[str]) -> float | None:  # noqa: AR
     """Return a preference from the first token, `m` or `M`: 1 + P(M) / (P(m) + P(M)).
 
     Of a judge that thinks first, or whose first token is blank or has no odds, the reply has to
-    be one of the two and nothing else, and is worth 1 or 2. If both are improbable, the judge
+    be one of the two and no other word, and is worth 1 or 2. If both are improbable, the judge
     meant something else: None.
     """
     parted, odds = part_thoughts(reply.text), reply.candidates
@@ -233,7 +233,7 @@ def identifier(reply: Reply, quoted: Sequence[str]) -> float | None:  # noqa: AR
         total = first + second
         if begins and not is_mark(begins) and total >= _LEAST_MASS:
             return 1.0 + second / total
-    return {"m": 1.0, "M": 2.0}.get(parted.answer.strip())
+    return {"m": 1.0, "M": 2.0}.get(parted.answer.strip(" \n\r\t*_`'\"“”.()[]{}"))
 
 
 def disarmed(text: str) -> str:
