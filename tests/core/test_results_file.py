@@ -184,3 +184,8 @@ def test_results_that_no_longer_hold_are_not_kept(tmp_path, change):
     left = {model: list(of) for model, of in found.items()}
     two = {"task": {"two": ["near"]}, "teacher": {"two": ["general"]}}.get(change, {})
     assert {"two": left["two"]} == two if two else "two" not in left
+
+
+def test_results_of_a_run_in_which_no_model_answered(tmp_path):
+    write_results(tmp_path, {}, "base", {}, {"models": {}, "tasks": {}})
+    assert read_results(tmp_path) == {}

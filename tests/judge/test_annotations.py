@@ -259,3 +259,32 @@ def test_the_command_line_prints_one_json_object(tmp_path, monkeypatch, capsys):
     assert (told["n"], told["n_excluded"]) == (3, 1)
     assert "length_controlled_win_rate" not in told
     assert told["length_control"] in err, "shown to people as well"
+
+
+def test_a_fit_that_keeps_no_term_gives_no_rate_at_equal_length():
+    def won(random, _):
+        return float(random.random() < 0.45)
+
+    summary = summarise(drawn(60, around, won), where="f")
+    assert summary.wins.win_rate != 0.5
+    assert summary.controlled is None
+    assert "keeps no term" in summary.control
+    even = summarise(drawn(60, around, lambda *_: 0.5), where="f")
+    assert even.controlled is not None
+    assert even.controlled.win_rate == 0.5
+
+
+def test_outputs_that_hold_thoughts_are_said():
+    rows = [{**row, "output_2": "<think>a</think>b"} for row in drawn(3, around, rarely)]
+    (note,) = summarise(rows, where="f").notes
+    assert "3 of 3 outputs of the model hold thoughts" in note
+
+
+@pytest.mark.parametrize("key", ["annotator", "generator_2"])
+def test_rows_of_which_some_name_nobody_are_of_several(tmp_path, key):
+    rows = [{**ROW, key: "one", "instruction": "a"}, {**ROW, "instruction": "b"}]
+    rows[1].pop(key, None)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(InputError, match="none named, one"):
+        read_annotations(path)

@@ -39,6 +39,7 @@ def write_results(
     Args:
         seal: `models` and `tasks`, each by name with the fingerprints of its `stages`.
     """
+    (run / COMPARISONS).parent.mkdir(parents=True, exist_ok=True)  # no model may have answered
     write_json(run / COMPARISONS, {"baseline": baseline, "differences": differences})
     write_json(run / RESULTS, results)
     files = file_manifest(run, [run / RESULTS, run / COMPARISONS])

@@ -141,7 +141,7 @@ class _JsonText:
         if self.next_character() != "{":
             raise InputError(
                 "a row is not a JSON object",
-                expected='an object: {"messages": […]}',
+                expected='an object, such as {"messages": […]} for a conversation',
                 **self.place(),
             )
         line = self.line

@@ -218,9 +218,9 @@ def ranking(text: str) -> list[int]:
     the first with a single letter, A, B, C … being 1, 2, 3 ….
     """
     text = fold(text.translate(_CIRCLED))
-    numbered = [found for line in text.splitlines() if (found := _NUMBERED.fullmatch(line))]
-    if len(numbered) > 1 and all(int(f[1]) == i for i, f in enumerate(numbered, 1)):
-        text = ", ".join(found[2] for found in numbered)  # a place and an item on each line
+    numbered = [entry for line in text.splitlines() if (entry := _NUMBERED.fullmatch(line))]
+    if len(numbered) > 1 and all(int(entry[1]) == i for i, entry in enumerate(numbered, 1)):
+        text = ", ".join(entry[2] for entry in numbered)  # a place and an item on each line
     for pattern in (_NUMBER, _LETTER):
         for line in text.splitlines():
             if found := pattern.findall(line):

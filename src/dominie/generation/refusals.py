@@ -257,7 +257,7 @@ def _readable(body: str) -> str:
     if "\\u" not in body:
         return body
     try:
-        return whole_characters(json.dumps(json.loads(body), ensure_ascii=False))
+        return str(whole_characters(json.dumps(json.loads(body), ensure_ascii=False)))
     except (ValueError, RecursionError):
         return body
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dominie.core.errors import InputError
+from dominie.generation.thoughts import part_thoughts
 from dominie.judge.benchmark import failed_answers
 from dominie.judge.length_control import (
     Gamed,
@@ -111,7 +112,7 @@ def read_annotations(path: Path) -> list[dict[str, Any]]:
             )
     rows = [row for _, row in placed]
     for side in ("generator_1", "generator_2"):
-        names = {str(row[side]) for row in rows if side in row}
+        names = {str(row.get(side, "none named")) for row in rows}
         if len(names) > 1:
             raise InputError(
                 f"annotations of several models under {side}",
@@ -119,7 +120,7 @@ def read_annotations(path: Path) -> list[dict[str, Any]]:
                 found=", ".join(sorted(names)[:5]),
                 do="split the file: one model against one baseline",
             )
-    annotators = {str(row["annotator"]) for row in rows if "annotator" in row}
+    annotators = {str(row.get("annotator", "none named")) for row in rows}
     if len(annotators) > 1:
         raise InputError(
             "annotations of several annotators",
@@ -206,13 +207,21 @@ def summarise(
 
 
 def _failed(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return a warning of outputs that are none, for each side."""
+    """Return warnings of outputs that are none, or hold thoughts, for each side."""
     sides = {"output_1": "baseline outputs", "output_2": "outputs of the model"}
     outputs = (
         ({f"row {i}": [row[key]] for i, row in enumerate(rows, 1) if key in row}, what)
         for key, what in sides.items()
     )
-    return tuple(note for pair in outputs if (note := failed_answers(*pair)) is not None)
+    notes = [failed_answers(*pair) for pair in outputs]
+    for key, what in sides.items():
+        texts = [row[key] for row in rows if isinstance(row.get(key), str)]
+        if count := sum(bool(part_thoughts(text).thoughts) for text in texts):
+            notes.append(
+                f"{count} of {len(rows)} {what} hold thoughts: they were judged, and their "
+                "length counts"
+            )
+    return tuple(note for note in notes if note is not None)
 
 
 def _without_outputs(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -222,7 +231,7 @@ def _without_outputs(rows: Sequence[Mapping[str, Any]]) -> str:
         if not all(isinstance(row.get(key), str) for key in ("output_1", "output_2"))
     ]
     if len(lacking) == len(rows):
-        return "none: the outputs are not in the file"
+        return "none: no row has both outputs as texts"
     return f"none: {len(lacking)} of {len(rows)} rows lack an output, row {lacking[0]} the first"
 
 
@@ -245,6 +254,8 @@ def _controlled(
     if gamed is None and (why := no_overlap(values, lengths)) is not None:
         return None, f"none: {why}; with AlpacaEval's df_gamed.csv there is one"
     controlled = length_controlled(values, lengths, difficulty=known, gamed=gamed)
+    if controlled.without_terms and abs(fmean(p for p in values if p is not None) - 0.5) > 1e-9:
+        return None, "none: the fit keeps no term, which would be 50 % whatever the win rate is"
     if not controlled.bounded:
         return None, "none: its 95 % interval would reach 50 points and more on each side"
     return controlled, label

@@ -117,6 +117,7 @@ class LengthControlled:
             predictions, which is 0 without difficulty.
         length_effect: the coefficient of the difference in length: below 0 longer answers win.
         strength: of the fit; the inverse of its penalty.
+        without_terms: whether the penalty has left no term of the model.
     """
 
     win_rate: float
@@ -124,6 +125,7 @@ class LengthControlled:
     spread_error: float
     length_effect: float
     strength: float
+    without_terms: bool = False
 
     @property
     def bounded(self) -> bool:
@@ -183,6 +185,7 @@ def length_controlled(
         else 0.0,
         length_effect=float(coefficients[0]),
         strength=strength,
+        without_terms=not coefficients.any(),
     )
 
 
