@@ -62,7 +62,7 @@ def naive_gradient(model: Any, rows: Any) -> dict[str, torch.Tensor]:
         ids = torch.tensor(row.input_ids)[None]
         positions = [i for i in range(len(row.input_ids) - 1) if row.supervised[i + 1]]
         tokens += len(positions)
-        own = torch.as_tensor(getattr(row, "weights", [1.0] * len(row.input_ids))).double()
+        own = torch.as_tensor(getattr(row, "weights", None) or [1.0] * len(row.input_ids)).double()
         own = own[[i + 1 for i in positions]]
         out = model(input_ids=ids, output_router_logits=True, use_cache=False)
         labels = ids[0, [i + 1 for i in positions]]

@@ -39,7 +39,7 @@ def naive_gradient(
     for row in rows:
         ids = torch.tensor(row.input_ids)[None]
         positions = [i for i in range(len(row.input_ids) - 1) if row.supervised[i + 1]]
-        own = torch.as_tensor(getattr(row, "weights", [1.0] * len(row.input_ids))).double()
+        own = torch.as_tensor(getattr(row, "weights", None) or [1.0] * len(row.input_ids)).double()
         own = own[[i + 1 for i in positions]]
         tokens += len(positions)
         mine = model(input_ids=ids, output_attentions=True, use_cache=False)

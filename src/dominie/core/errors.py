@@ -129,6 +129,8 @@ def _likeness(name: str, other: str) -> float:
     matcher = difflib.SequenceMatcher(None, name, other, autojunk=False)
     if (ratio := matcher.ratio()) < 0.65:
         return 0.0
+    if sorted(name) == sorted(other):  # letters that changed places
+        return ratio
     words, others = (set(re.findall(r"[^\W_]+", text)) for text in (name, other))
     if words <= others or others <= words or other.startswith(name):
         return ratio

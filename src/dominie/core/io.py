@@ -73,7 +73,7 @@ def remove(path: Path) -> None:
 def empty_folder(path: Path) -> None:
     """Make an empty folder in the place of what has its name; a link there is not followed."""
     remove(path)
-    path.mkdir(parents=True)
+    path.mkdir()  # not its parents: a run's folder that has vanished is not made again
 
 
 def write_atomic(path: Path, text: str) -> None:

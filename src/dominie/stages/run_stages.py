@@ -55,6 +55,7 @@ def reuse_stage(folder: RunFolder, name: str, fingerprint: str, display: Display
     if found is None:
         return
     scratch = path.with_name(f".taking-{name}")
+    scratch.parent.mkdir(parents=True, exist_ok=True)
     empty_folder(scratch)
     shutil.copytree(found, scratch, ignore=_LEFT, copy_function=_link, dirs_exist_ok=True)
     origin = f"{found.parent.name}/{found.name}"

@@ -190,6 +190,7 @@ class CheckpointedTrainer(Trainer):
         scratch = folder / ".writing"
         with writing(scratch):
             if self.args.should_save:
+                folder.mkdir(exist_ok=True)
                 empty_folder(scratch)
             self.accelerator.wait_for_everyone()
             self.args.output_dir = str(scratch)
