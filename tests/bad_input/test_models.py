@@ -91,7 +91,10 @@ def test_a_model_s_folder_that_is_incomplete(refused, work, dominie, edit, words
         (["stages.s.student=toyworld:studnt"], ["did you mean toyworld:student?"]),
         (["models.q={path: m, quantize: 8bit}", "stages.s.student=q"], ["train.lora"]),
         (["models.q={path: m, adapter: runs}", "stages.s.student=q"], ["the adapter cannot"]),
-        (["train.lora.target_modules=[nope]"], ["LoRA cannot be applied", "q_proj"]),
+        (
+            ["train.lora.target_modules=[nope]"],
+            ["LoRA is to go on a module that the model has not", "q_proj"],
+        ),
     ],
 )
 def test_a_model_that_cannot_be_trained(refused, work, dominie, overrides, words):

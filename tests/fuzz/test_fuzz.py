@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no folder 
 from targets import SEEDS, TARGETS
 
 FEW, MANY = 150, 10_000
-SLOWER = {"rendering": 40, "tokenizer": 40, "generation": 40}
+SLOWER = {"recipe": 50, "rendering": 40, "tokenizer": 40, "generation": 40}
 """Targets with a child process or a model, and how many inputs the fast suite has of each."""
 SECONDS = 15.0
 """Of processor time for one input of at most 8 KiB."""

@@ -75,7 +75,9 @@ def parsed_yaml(text: str, *, where: str) -> Any:
         InputError: names the line, or the value that no recipe has.
     """
     try:
-        tree = YAML(typ="safe", pure=True).load(text)
+        yaml = YAML(typ="safe", pure=True)
+        yaml.max_depth = _DEPTH  # before deeper levels are looked through
+        tree = yaml.load(text)
         check_tree(tree, where=where)
         json.dumps(tree, default=str)  # fails for a key that is no text
         return without_aliases(tree)

@@ -74,7 +74,8 @@ def check_task(folder: RunFolder, task: Task, tokenizers: ChatTokenizers) -> lis
         check_rows(task, conversations[: task.limit])
     assert folder.recipe.evaluate is not None, "it has the task"
     models = {m: tokenizers.of(m) for m in folder.recipe.evaluate.models.values()}
-    told = {str(tokenizers.of(stage).chat_template) for stage in folder.recipe.stages}
+    made = [name for name, stage in folder.recipe.stages.items() if stage.makes == "model"]
+    told = {str(tokenizers.of(name).chat_template) for name in made}
     return [
         f"{task.source}, asked of {model}: its chat template leaves out {each.what} "
         f"(the first: {each.first})"
