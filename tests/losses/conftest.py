@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, pad
 
-from dominie.losses import Head, vocabulary_losses
+from dominie.losses import Head, divergence, tiles, vocabulary_losses
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -24,6 +24,13 @@ QUIET = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def backend(request):
     """Of the vocabulary losses."""
     return request.param
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Several tiles for a few tokens, and several blocks for a tile, on every device."""
+    monkeypatch.setattr(tiles, "tile_elements", lambda device: 16 * 41)
+    monkeypatch.setattr(divergence, "block_elements", lambda device: 5 * 41)
 
 
 @pytest.fixture

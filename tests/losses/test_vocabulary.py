@@ -28,11 +28,7 @@ FLOAT32 = {"rtol": 2e-5, "atol": 5e-5}
 FLOAT64 = {"rtol": 1e-10, "atol": 1e-11}
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch):
-    """Several tiles for a few tokens, and several blocks for a tile."""
-    monkeypatch.setattr(tiles, "_CPU_TILE_ELEMENTS", 16 * 41)
-    monkeypatch.setattr("dominie.losses.divergence._CPU_BLOCK_ELEMENTS", 5 * 41)
+pytestmark = pytest.mark.usefixtures("small_tiles")
 
 
 def assert_matches_oracle(problem, backend, tolerance, **options):
@@ -51,6 +47,13 @@ def assert_same_gradients(loss, expected, leaves, **tolerance):
         torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves), strict=True
     ):
         assert_close(found, wanted, **tolerance)
+
+
+def test_small_tiles_are_several(make_problem, monkeypatch):
+    heights = []
+    monkeypatch.setattr(tiles, "_add_tile", lambda _, slope, *others: heights.append(len(slope)))
+    make_problem().losses()
+    assert heights == [12, 11]
 
 
 def test_known_number():
@@ -104,7 +107,7 @@ def test_labels_alone_are_cross_entropy(make_problem, backend):
 
 def test_metrics_by_token(make_problem, backend):
     problem = make_problem(tokens=5, sizes=(37, 41))
-    scores = problem.losses(backend=backend, temperature=2.0).per_token
+    scores = problem.losses(backend=backend, temperature=2.0, label_kind="dft").per_token
     student = make_problem.logits(problem.head, problem.hidden)
     teacher = make_problem.logits(problem.teacher[1], problem.teacher[0])
     t = (teacher / 2).softmax(-1)
@@ -115,6 +118,7 @@ def test_metrics_by_token(make_problem, backend):
         **FLOAT32,
     )
     assert_close(scores.next_token.double(), wanted, **FLOAT32)
+    assert_close(scores.label_factor.double(), (-wanted).exp(), **FLOAT32)
     assert_close(scores.teacher_entropy.double(), -(t * t.log()).sum(-1), **FLOAT32)
     assert scores.agreement.tolist() == (student.argmax(-1) == teacher.argmax(-1)).double().tolist()
     assert not any(getattr(scores, name).requires_grad for name in scores.__dataclass_fields__)

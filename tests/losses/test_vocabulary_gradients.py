@@ -22,11 +22,7 @@ FLOAT32 = {"rtol": 2e-5, "atol": 5e-5}
 FLOAT64 = {"rtol": 1e-10, "atol": 1e-11}
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch):
-    """Several tiles for a few tokens, and several blocks for a tile."""
-    monkeypatch.setattr(tiles, "_CPU_TILE_ELEMENTS", 16 * 41)
-    monkeypatch.setattr("dominie.losses.divergence._CPU_BLOCK_ELEMENTS", 5 * 41)
+pytestmark = pytest.mark.usefixtures("small_tiles")
 
 
 def assert_same_gradients(loss, expected, leaves, **tolerance):
@@ -108,7 +104,7 @@ def test_tiles_do_not_change_the_result(make_problem, rows, monkeypatch):
 
 
 def test_no_tensor_is_larger_than_a_tile_or_the_head(make_problem, monkeypatch):
-    monkeypatch.setattr(tiles, "_CPU_TILE_ELEMENTS", 16 * 300)
+    monkeypatch.setattr(tiles, "tile_elements", lambda _: 16 * 300)
 
     class Largest(TorchDispatchMode):
         elements = 0

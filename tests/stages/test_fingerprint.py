@@ -63,6 +63,22 @@ def test_the_cause_is_told(now, told):
     assert changes(before, depends(**now)) == told
 
 
+@pytest.mark.parametrize("kind", ["cross_entropy", "dft"])
+def test_a_setting_that_came_later_counts_where_it_is_set(kind):
+    recipe = load_recipe(RECIPE.with_name("five.yaml"))
+    models = {n: n for n in (*recipe.models, "toyworld:student", *recipe.stages)}
+    changed = load_recipe(
+        RECIPE.with_name("five.yaml"), [f"stages.expert.loss.next_token={{kind: {kind}}}"]
+    )
+    before, now = (
+        training_parts(each, "expert", rows={"shop": "r"}, models=models)
+        for each in (recipe, changed)
+    )
+    told = changes(training_dependencies(*before, "t"), training_dependencies(*now, "t"))
+    later = ["data.shop.loss.next_token.kind: nothing before, dft now"]
+    assert told == (later if kind == "dft" else [])
+
+
 def test_many_changes_are_counted():
     many = {f"key{n}": n for n in range(9)}
     told = changes(depends(), depends(train=many))

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from dominie.losses import divergence as scoring
-from dominie.losses.divergence import IGNORED, KINDS, MIXTURES, Kind, Terms, ValuesT, Weighted
+from dominie.losses.divergence import (
+    IGNORED,
+    KINDS,
+    LABEL_KINDS,
+    MIXTURES,
+    Kind,
+    LabelKind,
+    Terms,
+    ValuesT,
+    Weighted,
+)
 from dominie.losses.heads import Head, as_head
 from dominie.losses.targets import DenseTarget, SparseTarget
 from dominie.losses.tiles import Problem, sum_precision
@@ -71,12 +81,13 @@ def checked_problem(
     temperature: float,
     kind: Kind,
     beta: float,
+    label_kind: LabelKind,
     backend: str,
     metrics: bool,
     check_finite: bool,
 ) -> Problem:
     """The arguments of :func:`dominie.losses.vocabulary_losses`, or a ValueError."""
-    _check_formula(kind, beta, temperature)
+    _check_formula(kind, beta, temperature, label_kind)
     _check_states("hidden", hidden, head)
     if target is None and labels is None:
         raise ValueError("neither a target nor labels: there is no loss to compute")
@@ -100,15 +111,18 @@ def checked_problem(
             gradient=torch.is_grad_enabled()
             and any(tensor is not None and tensor.requires_grad for tensor in trainable),
             metrics=metrics,
+            label_kind=label_kind,
         ),
         precision=precision,
         scorer=scorer(backend, hidden.device, sums, sparse=isinstance(compared, SparseTarget)),
     )
 
 
-def _check_formula(kind: Kind, beta: float, temperature: float) -> None:
+def _check_formula(kind: Kind, beta: float, temperature: float, label_kind: LabelKind) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind is one of {', '.join(KINDS)}, found {kind!r}")
+    if label_kind not in LABEL_KINDS:
+        raise ValueError(f"label_kind is one of {', '.join(LABEL_KINDS)}, found {label_kind!r}")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature is a finite number above 0, found {temperature}")
     if kind in MIXTURES and not 0 < beta < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar, get_args
 
@@ -18,6 +19,9 @@ Kind: TypeAlias = Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MIXTURES: tuple[Kind, ...] = ("jsd", "skewed_kl")
 """The kinds in which ``beta``, the teacher's part of the mixture, has a meaning."""
+
+LabelKind: TypeAlias = Literal["cross_entropy", "dft", "eaft"]
+LABEL_KINDS: tuple[LabelKind, ...] = get_args(LabelKind)
 
 
 def divergence_and_slope(
@@ -107,11 +111,25 @@ def _log_mixture(log_s: Tensor, log_t: Tensor, beta: float) -> Tensor:
     return torch.logaddexp(log_t + math.log(beta), log_s + math.log1p(-beta))
 
 
+def normalised_entropy(logits: Tensor, softcap: float | None = None) -> Tensor:
+    """[n] the entropy of the 20 likeliest tokens over 3 nats, of logits [n, V] before a soft-cap.
+
+    The 20 are renormalised to sum to 1, and 3 stands for ln 20 = 2.9957, as in the authors' code.
+    """
+    top = logits.topk(min(20, logits.shape[-1]), dim=-1, sorted=False).values
+    p = _softcapped(top, softcap).softmax(-1)
+    return torch.xlogy(p, p).sum(-1) / -3.0
+
+
+LABEL_FACTORS: dict[LabelKind, Callable[[Tensor, Tensor], Tensor]] = {
+    "dft": lambda next_token, logits: next_token.neg().exp(),  # s(label): arXiv 2508.05629
+    "eaft": lambda next_token, logits: normalised_entropy(logits),  # arXiv 2601.02151
+}
+"""By what the next-token loss of a token is multiplied, a constant: of that loss [n] itself, and
+the logits [n, V] as they are compared. A kind that is not here has no factor."""
+
 IGNORED = -100
 """The label of a position that no next-token term is wanted for; torch's own convention."""
-
-_CPU_BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32: a block and its temporaries stay in cache
-_DEVICE_BLOCK_ELEMENTS = 1 << 25
 
 ValuesT = TypeVar("ValuesT")
 
@@ -127,6 +145,7 @@ class Terms:
     target_softcap: float | None
     gradient: bool
     metrics: bool
+    label_kind: LabelKind = "cross_entropy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,16 +154,20 @@ class PerToken:
 
     Attributes:
         divergence: T² times the divergence of student and target.
-        next_token: −log s(label) at temperature 1; 0 where the label is ignored.
+        next_token: −log s(label) at temperature 1, whatever the term's kind; 0 where the label is
+            ignored.
         teacher_entropy: the target's, at the loss's temperature. The tail of a sparse target
             counts as one outcome, so its figure is a lower bound.
         agreement: 1 where student and target hold the same token for the likeliest, else 0.
+        label_factor: by which the kind of the next-token term multiplies ``next_token``; None for
+            "cross_entropy".
     """
 
     divergence: Tensor | None = None
     next_token: Tensor | None = None
     teacher_entropy: Tensor | None = None
     agreement: Tensor | None = None
+    label_factor: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> PerToken:
         columns = (getattr(self, field.name) for field in fields(self))
@@ -179,11 +202,15 @@ class Tile:
     scores: PerToken
 
 
+def block_elements(device: torch.device) -> int:
+    """Elements of a block of logits: on a CPU it and its temporaries stay in cache."""
+    return 1 << 19 if device.type == "cpu" else 1 << 25
+
+
 def score(tile: Tile, terms: Terms) -> None:
     """Score a tile in blocks of rows, so that the element-wise passes find them in cache."""
     count, vocabulary = tile.student.shape
-    budget = _DEVICE_BLOCK_ELEMENTS if tile.student.is_cuda else _CPU_BLOCK_ELEMENTS
-    step = max(1, budget // vocabulary)
+    step = max(1, block_elements(tile.student.device) // vocabulary)
     for start in range(0, count, step):
         _score_block(tile, slice(start, start + step), terms)
 
@@ -199,7 +226,14 @@ def _score_block(tile: Tile, rows: slice, terms: Terms) -> None:
     if tile.labels is not None:
         labels, weights = tile.labels.values[rows], tile.labels.weights[rows]
         log_p = log_s if terms.temperature == 1 else logits.log_softmax(-1)
-        scores["next_token"], token_slope = _next_token(log_p, labels, weights, terms)
+        kept = labels != IGNORED
+        ids = labels.where(kept, torch.zeros_like(labels))[:, None]
+        scores["next_token"] = value = -log_p.gather(1, ids)[:, 0] * kept
+        weights = weights * kept
+        if terms.label_kind in LABEL_FACTORS:
+            factor = LABEL_FACTORS[terms.label_kind](value, logits)
+            scores["label_factor"], weights = factor, weights * factor
+        token_slope = _next_token_slope(log_p, ids, weights) if terms.gradient else None
         slope = token_slope if slope is None or token_slope is None else slope.add_(token_slope)
     if slope is not None:
         if terms.student_softcap is not None:
@@ -233,17 +267,10 @@ def _divergence(
     return scores, slope if slope is None else slope.mul_(weights[:, None] * terms.temperature)
 
 
-def _next_token(
-    log_p: Tensor, labels: Tensor, weights: Tensor, terms: Terms
-) -> tuple[Tensor, Tensor | None]:
-    """−log p(label), 0 where it is ignored, and the gradient of the weighted sum."""
-    kept = labels != IGNORED
-    ids = labels.where(kept, torch.zeros_like(labels))[:, None]
-    value = -log_p.gather(1, ids)[:, 0] * kept
-    if not terms.gradient:
-        return value, None
-    weights = (weights * kept)[:, None]
-    return value, log_p.exp().mul_(weights).scatter_add_(1, ids, -weights)
+def _next_token_slope(log_p: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of Σ w·(−log p(id)); weights are [n], ids [n, 1]."""
+    weights = weights[:, None]
+    return log_p.exp().mul_(weights).scatter_add_(1, ids, -weights)
 
 
 def _softcapped(logits: Tensor, cap: float | None) -> Tensor:

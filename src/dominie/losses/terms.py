@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dominie.losses.attention import Attention
-from dominie.losses.divergence import Kind
+from dominie.losses.divergence import Kind, LabelKind
 from dominie.losses.objective import BySource, Column, Computed, ForwardPass, Need, Term
 from dominie.losses.router_losses import Router
 from dominie.losses.targets import Target
@@ -45,10 +45,19 @@ class VocabularyPass:
             name: BySource(each.weight if each else 0.0 for each in terms.get(name, nothing))
             for name in ("next_token", "prediction")
         }
-        compared = [_options(each) for each in terms.get("prediction", nothing)]
-        self._options = {
-            options: BySource(options == each for each in compared) for options in compared
+        labels = [
+            each if isinstance(each, NextToken) else _UNLABELLED for each in terms["next_token"]
+        ]
+        # Where labels weigh nothing they have no gradient, and any kind will do.
+        kind = next((each.kind for each in labels if each.weighs), _UNLABELLED.kind)
+        scorings = [
+            (each.kind if each.weighs else kind, _options(compared))
+            for each, compared in zip(labels, terms.get("prediction", nothing), strict=True)
+        ]
+        self._scorings = {
+            scoring: BySource(scoring == each for each in scorings) for scoring in scorings
         }
+        self._kinds = {kind: BySource(kind == each for each, _ in scorings) for kind, _ in scorings}
 
     def __call__(self, forward: ForwardPass) -> Computed:
         """Both sums, and the values of every supervised token."""
@@ -62,7 +71,7 @@ class VocabularyPass:
             for name in (column.over, column.name)
             if name != "tokens"
         }
-        for tokens, target, options in self._groups(forward):
+        for tokens, target, (label_kind, options) in self._groups(forward):
             losses = vocabulary_losses(
                 hidden[tokens],
                 forward.head,
@@ -73,6 +82,7 @@ class VocabularyPass:
                 temperature=options.temperature,
                 kind=options.kind,
                 beta=options.beta,
+                label_kind=label_kind,
                 metrics=forward.metrics,
                 check_finite=False,  # whoever steps looks once a step
             )
@@ -90,8 +100,8 @@ class VocabularyPass:
 
     def _groups(
         self, forward: ForwardPass
-    ) -> Iterator[tuple[Tensor | slice, Target | None, Prediction]]:
-        """Supervised tokens by what they are compared with: (tokens, target, options)."""
+    ) -> Iterator[tuple[Tensor | slice, Target | None, tuple[LabelKind, Prediction]]]:
+        """Supervised tokens by how they are scored: (tokens, target, kind and options)."""
         everything = forward.signal.parts if forward.signal else ()
         parts = [part for part in everything if part.target is not None]
         if not len(forward.positions):
@@ -102,19 +112,19 @@ class VocabularyPass:
         untaught = torch.ones_like(row, dtype=torch.bool)
         for part in parts:
             assert part.target is not None, "selected above"
-            if whole and len(self._options) == 1:
-                (options,) = self._options
-                yield slice(None), part.target, options
+            if whole and len(self._scorings) == 1:
+                (scoring,) = self._scorings
+                yield slice(None), part.target, scoring
                 return
             taught = torch.isin(row, part.rows)
             untaught &= ~taught
             rank = taught.cumsum(0) - 1  # of a token within the part's target
-            for options, sources in self._options.items():
+            for scoring, sources in self._scorings.items():
                 alike = sources.of_tokens(forward.supervised_sources, None, torch.bool)
                 tokens = (taught & alike).nonzero().squeeze(1)
                 if len(tokens):
-                    target = part.target if len(self._options) == 1 else part.target[rank[tokens]]
-                    yield tokens, target, options
+                    one = len(self._scorings) == 1
+                    yield tokens, part.target if one else part.target[rank[tokens]], scoring
         left = untaught.nonzero().squeeze(1) if parts else slice(None)
         if isinstance(left, slice) or len(left):
             if compares := self._weights["prediction"]:
@@ -123,20 +133,30 @@ class VocabularyPass:
                     raise ValueError(
                         "a source compares predictions and the signal has no teacher for it"
                     )
-            yield left, None, Prediction()
+            for kind, sources in self._kinds.items():
+                if len(self._kinds) > 1:
+                    alike = sources.of_tokens(forward.supervised_sources, None, torch.bool)
+                    left = (untaught & alike).nonzero().squeeze(1)
+                yield left, None, (kind, Prediction())
 
 
 @dataclass(frozen=True, kw_only=True)
 class NextToken(Term):
     """Cross entropy against the labels.
 
+    What is logged as `next_token` is the plain cross entropy for every kind.
+
     Attributes:
         weight: factor of the term.
+        kind: "cross_entropy"; "dft" multiplies that of a token by the student's probability of the
+            label (arXiv 2508.05629), "eaft" by the entropy of its 20 likeliest tokens over 3 nats
+            (2601.02151), both as constants.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
     computation = VocabularyPass
     weight: float = 1.0
+    kind: LabelKind = "cross_entropy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +190,9 @@ class Prediction(Term):
         return self.kind != "forward_kl"
 
 
+_UNLABELLED = NextToken(weight=0.0)
+
+
 def _options(prediction: NextToken | Prediction | None) -> Prediction:
     """How predictions are compared, whatever the weight."""
     if isinstance(prediction, Prediction):
@@ -190,7 +213,7 @@ class LossTerms:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     #: Terms that are measured for every source, whether they weigh anything or not.
-    always: ClassVar[dict[str, Term]] = {"next_token": NextToken(weight=0.0)}
+    always: ClassVar[dict[str, Term]] = {"next_token": _UNLABELLED}
     next_token: NextToken | None = None
     prediction: Prediction | None = None
     attention: Attention | None = None

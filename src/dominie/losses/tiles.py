@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from dominie.losses.divergence import PerToken, Terms, Tile, Weighted
+from dominie.losses.divergence import LABEL_FACTORS, PerToken, Terms, Tile, Weighted
 from dominie.losses.heads import Head, add_product, write_product
 from dominie.losses.targets import DenseTarget, SparseTarget
 
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 
 Scorer: TypeAlias = Callable[[Tile, Terms], None]
 """A backend: fills ``tile.scores`` and, where asked, turns ``tile.student`` into its gradient."""
-
-# Elements of one tile of logits. Large enough that a product over it is as fast as over all
-# tokens, small enough that the tile and the teacher's are little beside the gradient of a head.
-_CPU_TILE_ELEMENTS = 1 << 23
-_DEVICE_TILE_ELEMENTS = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +87,8 @@ def sum_precision(products: torch.dtype) -> torch.dtype:
 def _room_for_scores(like: Tensor, problem: Problem) -> PerToken:
     compared, labelled = problem.target is not None, problem.labels is not None
     measured = compared and problem.terms.metrics
-    wanted = (compared, labelled, measured, measured)
+    factored = labelled and problem.terms.label_kind in LABEL_FACTORS
+    wanted = (compared, labelled, measured, measured, factored)
     return PerToken(*(torch.empty_like(like) if is_wanted else None for is_wanted in wanted))
 
 
@@ -147,9 +143,17 @@ def _add_tile(gradients: Gradients, slope: Tensor, rows: slice, hidden: Tensor, 
         gradients.bias.add_(slope.sum(0), alpha=head.scale)
 
 
+def tile_elements(device: torch.device) -> int:
+    """Elements of one tile of logits.
+
+    Large enough that a product over it is as fast as over all tokens, small enough that the tile
+    and the teacher's are little beside the gradient of a head.
+    """
+    return 1 << 23 if device.type == "cpu" else 1 << 27
+
+
 def rows_per_tile(count: int, vocabulary: int, device: torch.device) -> int:
     """As many tokens as the tile's memory allows, the last tile no smaller than need be."""
-    budget = _CPU_TILE_ELEMENTS if device.type == "cpu" else _DEVICE_TILE_ELEMENTS
-    most = max(16, budget // vocabulary // 16 * 16)
+    most = max(16, tile_elements(device) // vocabulary // 16 * 16)
     tiles = max(1, -(-count // most))
     return max(1, -(-count // tiles))

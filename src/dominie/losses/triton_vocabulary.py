@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from dominie.losses.divergence import IGNORED, KINDS, Terms, Tile
+from dominie.losses.divergence import IGNORED, KINDS, Terms, Tile, normalised_entropy
 from dominie.losses.targets import SparseTarget
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -34,14 +34,24 @@ def score(tile: Tile, terms: Terms) -> None:
     logits = student if target is None else target.values
     if isinstance(logits, SparseTarget):
         raise TypeError("there is no kernel for a sparse target")
-    outputs = (scores.divergence, scores.next_token, scores.teacher_entropy, scores.agreement)
+    label_weights = student if labels is None else labels.weights
+    if scores.label_factor is not None and terms.label_kind == "eaft":
+        entropy = normalised_entropy(student, terms.student_softcap)
+        label_weights = label_weights * scores.label_factor.copy_(entropy)
+    outputs = (
+        scores.divergence,
+        scores.next_token,
+        scores.teacher_entropy,
+        scores.agreement,
+        scores.label_factor,
+    )
     with torch.cuda.device_of(student):
         _score_token[(count,)](
             student,
             logits,
             student if target is None else target.weights,
             student if labels is None else labels.values,
-            student if labels is None else labels.weights,
+            label_weights,
             *(student if output is None else output for output in outputs),
             student_size,
             logits.shape[1],
@@ -54,6 +64,7 @@ def score(tile: Tile, terms: Terms) -> None:
             TARGET=target is not None,
             LABELS=labels is not None,
             METRICS=scores.agreement is not None,
+            LIKELIHOOD=terms.label_kind == "dft",
             GRADIENT=terms.gradient,
             TEMPERED=terms.temperature != 1,
             STUDENT_CAPPED=terms.student_softcap is not None,
@@ -82,6 +93,7 @@ def _score_token(
     next_tokens,
     entropies,
     agreements,
+    label_factors,
     student_size,
     target_size,
     inverse_temperature,
@@ -93,6 +105,7 @@ def _score_token(
     TARGET: tl.constexpr,
     LABELS: tl.constexpr,
     METRICS: tl.constexpr,
+    LIKELIHOOD: tl.constexpr,
     GRADIENT: tl.constexpr,
     TEMPERED: tl.constexpr,
     STUDENT_CAPPED: tl.constexpr,
@@ -120,7 +133,11 @@ def _score_token(
             log_total, _ = _normaliser(
                 student, student_size, 1.0, student_cap, STUDENT_CAPPED, BLOCK
             )
-        tl.store(next_tokens + token, tl.where(label == ignored, 0.0, log_total - logit))
+        next_token = tl.where(label == ignored, 0.0, log_total - logit)
+        tl.store(next_tokens + token, next_token)
+        if LIKELIHOOD:
+            tl.store(label_factors + token, tl.exp(-next_token))
+            label_weight *= tl.exp(-next_token)
 
     support_s, support_t = student_size, target_size
     inner = -1.0  # Σ s·f, and of the forward KL always −Σ t

@@ -22,7 +22,7 @@ from dominie.losses.tiles import Problem, scores_and_gradients, sum_precision
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dominie.losses.divergence import Kind
+    from dominie.losses.divergence import Kind, LabelKind
 
 __all__ = ["Head", "SparseTarget", "VocabularyLosses", "prediction_divergence", "vocabulary_losses"]
 
@@ -36,7 +36,8 @@ class VocabularyLosses:
 
     Attributes:
         divergence: scalar Σ w·T²·D(target, student); 0 without a target.
-        next_token: scalar Σ w·(−log s(label)); 0 without labels.
+        next_token: scalar Σ w·factor·(−log s(label)); 0 without labels. The factor is 1 but for
+            the kinds of ``label_kind`` that have one.
         per_token: what the sums are made of, and metrics; detached.
     """
 
@@ -64,6 +65,7 @@ def vocabulary_losses(
     backend: str = "auto",
     metrics: bool = True,
     check_finite: bool = True,
+    label_kind: LabelKind = "cross_entropy",
 ) -> VocabularyLosses:
     """Divergence from a teacher and next-token loss in one pass over the student's logits.
 
@@ -86,6 +88,9 @@ def vocabulary_losses(
         metrics: whether to fill ``per_token.teacher_entropy`` and ``agreement``.
         check_finite: whether to look for non-finite hidden states and ids out of range first,
             for which a GPU is waited for once.
+        label_kind: what a token's −log s(label) is multiplied by, as a constant: "cross_entropy"
+            nothing, "dft" s(label) (arXiv 2508.05629), "eaft" the entropy of the student's 20
+            likeliest tokens, renormalised, over 3 nats (2601.02151).
 
     Returns:
         Sums, not means: whoever steps divides by the tokens of the whole optimiser step. Without
@@ -105,6 +110,7 @@ def vocabulary_losses(
         temperature=temperature,
         kind=kind,
         beta=beta,
+        label_kind=label_kind,
         backend=backend,
         metrics=metrics,
         check_finite=check_finite,
@@ -176,7 +182,7 @@ class _VocabularyLosses(torch.autograd.Function):
         ctx.mark_non_differentiable(*(value for value in values if value is not None))
         return (
             _weighted_sum(problem.target, scores.divergence, problem, hidden),
-            _weighted_sum(problem.labels, scores.next_token, problem, hidden),
+            _weighted_sum(problem.labels, _factored(scores), problem, hidden),
             *values,
         )
 
@@ -203,6 +209,13 @@ class _VocabularyLosses(torch.autograd.Function):
             _scaled(gradients.bias, factor, weight.dtype if bias is None else bias.dtype),
             None,
         )
+
+
+def _factored(scores: PerToken) -> Tensor | None:
+    """The next-token term of every token, with the factor of its kind."""
+    if scores.next_token is None or scores.label_factor is None:
+        return scores.next_token
+    return scores.next_token * scores.label_factor
 
 
 def _weighted_sum(

@@ -40,6 +40,10 @@ _HARMLESS_KEYS = (
     "teacher_micro_batch",
 )
 
+#: Settings that finished stages were made without, and the defaults that leave those as they are:
+#: at its default such a setting is no part of a fingerprint.
+_YOUNGER: dict[str, Any] = {"next_token.kind": "cross_entropy"}
+
 
 def digest(*parts: Any) -> str:
     """Hash anything that JSON can hold to 16 hexadecimal digits."""
@@ -69,7 +73,7 @@ def training_parts(
         teacher = stage.teacher_on(source)
         sources[source] = {
             "share": stage.data[source].share,
-            "loss": dataclasses.asdict(stage.loss_on(source)),
+            "loss": _without_younger(dataclasses.asdict(stage.loss_on(source))),
             "teacher": teacher and models[teacher],
             "rows": rows[source],
         }
@@ -78,6 +82,18 @@ def training_parts(
         if cache := stage.cache_on(source):
             sources[source]["cache"] = cache.identity
     return train, models[stage.student], sources
+
+
+def _without_younger(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those of `_YOUNGER` that have their default."""
+    for key, default in _YOUNGER.items():
+        *path, last = key.split(".")
+        place: Any = settings
+        for part in path:
+            place = (place or {}).get(part)
+        if place and last in place and place[last] == default:
+            del place[last]
+    return settings
 
 
 def rows_digest(source: PreparedSource, train: TrainSettings) -> str:
