@@ -38,6 +38,20 @@ def test_a_result_is_written_as_results_json_has_it_and_read_back():
     assert group.invalid == 0.0
 
 
+def test_how_far_a_model_moved_is_read_off_its_score():
+    record = {"score": 0.5, "interval": [0.25, 0.8], "kl": 0.7, "metric": "forgetting"}
+    found = TaskResult.from_dict({**record, "kl_interval": [0.2, 1.4]})
+    assert found.extras == {"kl": 0.7}
+    assert (found.kl.estimate, *found.kl.ends) == pytest.approx((0.7, 0.2231, 1.3863), abs=1e-4)
+    assert found.as_dict()["kl_interval"] == list(found.kl.ends)
+    for other in ({"metric": "agreement"}, {"kl": None}):
+        assert TaskResult.from_dict({**record, **other}).kl is None
+    itself = TaskResult.from_dict({**record, "score": 1.0, "interval": [0.6, 1.0], "kl": 0.0})
+    assert itself.kl.ends == (0.0, 0.0), "nothing to estimate"
+    lost = TaskResult.from_dict({**record, "score": 0.0, "interval": [0.0, 0.1], "kl": 900.0})
+    assert lost.kl.ends[1] == 900.0
+
+
 def test_what_a_judge_found_is_kept_on_paper_and_read_for_a_table():
     controls = {"empty": {"score": 0.1, "n": 3}, "length_only": {"correlation": 0.2}}
     written = TaskResult(

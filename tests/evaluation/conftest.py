@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_model
 
-from dominie.toyworld.toy_models import word_tokenizer
+from dominie.data.conversations import Conversation
+from dominie.evaluation.task import Question, questions
+from dominie.toyworld.toy_models import WORDS, word_tokenizer
 
 END = 3
 
@@ -43,3 +46,19 @@ def model(tokenizer) -> Any:
 @pytest.fixture(scope="session")
 def teacher(tokenizer) -> Any:
     return model_of(2, len(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def asked(tokenizer) -> list[Question]:
+    """Questions of many lengths in two groups and one without."""
+    rng = np.random.default_rng(0)
+    conversations = []
+    for number in range(23):
+        words = [WORDS[i] for i in rng.integers(0, len(WORDS), int(rng.integers(1, 12)))]
+        fields = {"family": "even" if number % 2 else "odd"} if number else {}
+        messages = [
+            {"role": "user", "content": " ".join(words)},
+            {"role": "assistant", "content": " ".join(words[:3])},
+        ]
+        conversations.append(Conversation(messages, where="d.jsonl:1", fields=fields))
+    return questions(tokenizer, conversations, by="family")

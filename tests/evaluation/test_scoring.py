@@ -13,16 +13,14 @@ from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
 from dominie.data.tokenization import encode
 from dominie.evaluation.scoring import (
-    agreement,
     candidates,
     choice,
     generate_outputs,
     score_outputs,
 )
-from dominie.evaluation.task import MetricSettings, Question, questions
+from dominie.evaluation.task import MetricSettings, questions
 from dominie.generation.generator import Generation, GenerationRequest, Sampling, generate_all
 from dominie.generation.local import LocalGenerator
-from dominie.toyworld.toy_models import WORDS
 
 END = 3
 
@@ -30,18 +28,6 @@ END = 3
 def conversation(prompt: str, answer: str, **fields: str) -> Conversation:
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     return Conversation(messages, where="d.jsonl:1", fields=fields)
-
-
-@pytest.fixture(scope="module")
-def asked(tokenizer) -> list[Question]:
-    """Questions of many lengths in two groups and one without."""
-    rng = np.random.default_rng(0)
-    conversations = []
-    for number in range(23):
-        words = [WORDS[i] for i in rng.integers(0, len(WORDS), int(rng.integers(1, 12)))]
-        fields = {"family": "even" if number % 2 else "odd"} if number else {}
-        conversations.append(conversation(" ".join(words), " ".join(words[:3]), **fields))
-    return questions(tokenizer, conversations, by="family")
 
 
 def naive_answer(model: Any, tokenizer: Any, prompt: list[int], limit: int) -> str:
@@ -143,57 +129,10 @@ def test_cut_and_empty_outputs_are_counted(asked):
     assert [s.get("empty", False) for s in scored.samples] == [True, False, True, False]
 
 
-@pytest.mark.parametrize("settings", [{"metric": "choice"}, {"metric": "agreement"}])
+@pytest.mark.parametrize("settings", [{"metric": m} for m in ("choice", "agreement", "forgetting")])
 def test_thoughts_mean_nothing_without_an_answer(settings):
     with pytest.raises(ValueError, match="keep_thoughts means nothing"):
         MetricSettings(**settings, keep_thoughts=True)
-
-
-def naive_comparison(model: Any, teacher: Any, question: Question) -> np.ndarray:
-    """Tokens, agreements, Σ KL(teacher ‖ model) and Σ next-token loss of a conversation."""
-    ids = torch.tensor([question.encoded.input_ids])
-    with torch.no_grad():
-        ours = torch.log_softmax(model(input_ids=ids).logits[0, :-1], -1)
-        theirs = torch.log_softmax(teacher(input_ids=ids).logits[0, :-1], -1)
-    chosen = torch.tensor(question.encoded.supervised[1:])
-    ours, theirs, labels = ours[chosen], theirs[chosen], ids[0, 1:][chosen]
-    divergence = (theirs.exp() * (theirs - ours)).sum()
-    loss = -ours.gather(1, labels[:, None]).sum()
-    agreed = (ours.argmax(-1) == theirs.argmax(-1)).sum()
-    return np.array([float(chosen.sum()), float(agreed), float(divergence), float(loss)])
-
-
-@pytest.mark.parametrize("batch", [1, 6, 64])
-def test_agreement_is_that_of_all_logits_held(model, teacher, asked, batch):
-    tracked: list[int] = []
-
-    def track(items: Any, total: int) -> Any:
-        tracked.append(total)
-        return items
-
-    score = agreement(model, teacher, asked, batch=batch, track=track).result
-    sums = np.array([naive_comparison(model, teacher, question) for question in asked])
-    tokens, agreed, divergence, loss = sums.T
-    assert tracked == [-(-len(asked) // batch)]
-    assert score.score == pytest.approx(agreed.sum() / tokens.sum())
-    assert 0 < score.score < 1
-    assert score.extras["kl"] == pytest.approx(divergence.sum() / tokens.sum(), rel=1e-6)
-    assert score.extras["loss"] == pytest.approx(loss.sum() / tokens.sum(), rel=1e-6)
-    residual = agreed - score.score * tokens
-    n = len(asked)
-    expected = np.sqrt((residual**2).sum() * n / (n - 1)) / tokens.sum()
-    assert score.stderr == pytest.approx(expected, rel=0.1)
-    assert score.interval.low < score.score < score.interval.high
-    for name, group in score.by.items():
-        members = [i for i, q in enumerate(asked) if q.group == name]
-        assert group.score == pytest.approx(agreed[members].sum() / tokens[members].sum())
-
-
-def test_a_model_agrees_with_itself(model, asked):
-    score = agreement(model, model, asked).result
-    assert score.score == 1.0
-    assert score.stderr == 0.0
-    assert score.extras["kl"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_question_is_all_before_the_last_answer(tokenizer):

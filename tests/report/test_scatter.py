@@ -1,7 +1,7 @@
 from itertools import combinations
 from xml.etree import ElementTree
 
-from dominie.report.scatter import Mark, scatter_chart
+from dominie.report.scatter import PERCENT, RATING, Mark, scatter_chart
 
 QUICKSTART = [
     Mark("untrained", 0.0, 0.0, (0.0, 0.01), (0.0, 0.01), trained=False),
@@ -53,7 +53,7 @@ def test_names_cover_neither_each_other_nor_the_edge():
 
 def test_ratings_are_from_1_to_10():
     chart = ElementTree.fromstring(
-        scatter_chart("mt", "domain", QUICKSTART, [], rated=(True, False))
+        scatter_chart("mt", "domain", QUICKSTART, [], units=(RATING, PERCENT))
     )
     texts = [text.text for text in chart.iter("text")]
     assert "mt, of 10 →" in texts

@@ -33,6 +33,7 @@ evaluate:
     number: {source: shop, metric: exact_match, extract: 'no (\\d+)', max_new_tokens: 4}
     choice: {source: names, metric: choice, options: offered}
     same: {source: shop, metric: agreement, teacher: "toyworld:teacher", limit: 3}
+    moved: {source: shop, metric: forgetting, limit: 3}
 """
 
 
@@ -69,18 +70,27 @@ def test_tasks_are_scored_compared_and_kept(tmp_path):
     results, printed = evaluated(recipe)
     assert list(results) == ["small", "large"]
     for scores in results.values():
-        assert list(scores) == ["exact", "words", "number", "choice", "same"]
+        assert list(scores) == ["exact", "words", "number", "choice", "same", "moved"]
         for score in scores.values():
             low, high = score["interval"]
             assert 0 <= low <= score["score"] <= high <= 1
             assert score["stderr"] >= 0
     small = results["small"]
-    assert [small[task]["n"] for task in small] == [9, 9, 9, 3, 3]
+    assert [small[task]["n"] for task in small] == [9, 9, 9, 3, 3, 3]
     assert set(small["exact"]["groups"]) == {"name", "other"}
     assert small["number"]["invalid"] == 1.0
     assert "100.0 % of outputs invalid" in printed
     assert small["choice"]["measure"] == "most likely option"
     assert results["large"]["same"]["score"] == 1.0
+
+    assert results["large"]["moved"]["kl"] == 0.0, "the baseline is the base"
+    assert small["moved"]["kl"] == small["same"]["kl"] > 0.0
+    assert small["moved"]["agreement"] == small["same"]["score"]
+    low, high = small["moved"]["kl_interval"]
+    assert low <= small["moved"]["kl"] <= high
+    assert f"moved KL {small['moved']['kl']:.3g} nats" in printed
+    tasks = load_recipe(recipe, ["evaluate.baseline=null"]).evaluate.tasks
+    assert tasks["moved"].teacher == "toyworld:student", "the first model without a baseline"
 
     folder = tmp_path / "runs" / "shop"
     comparisons = json.loads((folder / "evaluation" / "comparisons.json").read_text())
@@ -136,6 +146,8 @@ def test_a_registered_metric_is_a_value_of_the_recipe_s_key(tmp_path):
         ("evaluate.tasks.exact.labels=[red, blue]", "the target is none of the labels"),
         ("evaluate.tasks.choice.options=kind", "no options to choose from in the field 'kind'"),
         ("evaluate.tasks.same.source=null", "needs a source of questions"),
+        ("evaluate.tasks.moved.extract=a", "extract means nothing to metric forgetting"),
+        ("evaluate.tasks.moved.teacher=nobody", "unknown stage or model 'nobody'"),
         ("evaluate.baseline=medium", "baseline is none of the models: small, large"),
         ("data.names.where={kind: brand}", "the test split is empty"),
     ],

@@ -37,7 +37,8 @@ def write_results(
     """Write the results of a run, and last the seal that vouches for them.
 
     Args:
-        seal: `models` and `tasks`, each by name with the fingerprints of its `stages`.
+        seal: `models` and `tasks`, each by name with the fingerprints of its `stages`; and
+            `sources`, that of each task.
     """
     (run / COMPARISONS).parent.mkdir(parents=True, exist_ok=True)  # no model may have answered
     write_json(run / COMPARISONS, {"baseline": baseline, "differences": differences})
@@ -160,6 +161,12 @@ def _made_anew(run: Path, of: object) -> str | None:
         if record and record.get("fingerprint") != fingerprint:
             return str(stage)
     return None
+
+
+def read_task_sources(run: Path) -> dict[str, str]:
+    """The source of each task's questions, as far as the seal says."""
+    sources = mapping(read_object(run / SEAL, []).get("sources"))
+    return {task: source for task, source in sources.items() if isinstance(source, str)}
 
 
 def read_comparisons(

@@ -17,7 +17,7 @@ from dominie.core.run_reader import (
     read_samples,
     read_stage,
 )
-from dominie.core.task_result import JUDGED, RATED, Interval, TaskResult, within_noise
+from dominie.core.task_result import JUDGED, LIKENESS, RATED, Interval, TaskResult, within_noise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,7 +119,7 @@ class Run:
     @property
     def ability_tasks(self) -> tuple[str, ...]:
         """The tasks that measure what a model can do, not how like another model it is."""
-        return tuple(task for task in self.tasks if self.metric(task) != "agreement")
+        return tuple(task for task in self.tasks if self.metric(task) not in LIKENESS)
 
     @property
     def judged_tasks(self) -> tuple[str, ...]:

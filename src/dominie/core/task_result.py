@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,10 @@ RATED = "mt_bench"
 """The metric of ratings from 1 to 10, kept as tenths."""
 JUDGED = (RATED, "alpaca_eval")
 """Metrics that a judge decides."""
+FORGETTING = "forgetting"
+"""The metric of KL(base ‖ model), whose score from 0 to 1 is exp(−KL)."""
+LIKENESS = ("agreement", FORGETTING)
+"""Metrics of how like another model a model is, which is no ability."""
 
 NORMAL_95 = 1.959964
 """Half-width, in standard errors, of a 95 % interval of the normal distribution."""
@@ -144,6 +149,7 @@ class TaskResult:
             "stderr": self.stderr,
             "n": self.n,
             "interval": None if self.interval is None else list(self.interval.ends),
+            "kl_interval": None if self.kl is None else list(self.kl.ends),
         }
         record: dict[str, Any] = {key: value for key, value in known.items() if value is not None}
         record |= self.extras
@@ -160,6 +166,21 @@ class TaskResult:
     def invalid(self) -> float:
         """The rate of outputs of another form than the one asked for, 0 if that cannot be."""
         return float(self.extras.get("invalid", 0.0))
+
+    @property
+    def kl(self) -> Interval | None:
+        """Of the metric `forgetting`: KL(base ‖ model) in nats per token, with its interval.
+
+        The interval is that of the score, exp(−KL), read off the other way round.
+        """
+        value, own = finite(self.extras.get("kl")), (self.score, self.score)
+        if self.metric != FORGETTING or value is None:
+            return None
+        ends = (
+            own if self.score == 1.0 else self.ends or own
+        )  # the base itself: nothing to estimate
+        low, high = (max(end, sys.float_info.min) for end in ends)
+        return Interval(value, min(value, -math.log(high)), max(value, -math.log(low)))
 
     @property
     def interval95(self) -> Interval | None:
@@ -184,6 +205,11 @@ class TaskResult:
         """The ends of `interval95`."""
         found = self.interval95
         return None if found is None else found.ends
+
+
+def in_nats(kl: Interval) -> str:
+    """Return a divergence with its interval as text."""
+    return f"KL {kl.estimate:.3g} nats ({kl.low:.3g} to {kl.high:.3g})"
 
 
 def within_noise(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dominie.core.errors import InputError, nearest
+from dominie.core.task_result import FORGETTING
 from dominie.data.conversations import Conversation
 from dominie.data.ecommerce_formats import listed
 from dominie.evaluation.answer_text import (
@@ -258,6 +259,7 @@ def _recall(task: MetricSettings, answer: str | None, row: Conversation) -> Samp
 
 
 METRICS["agreement"] = Metric(None, keys=())
+METRICS[FORGETTING] = Metric(None, (), "likelihood_kept", "likelihood kept")
 METRICS["lm_eval"] = Metric(
     None,
     keys=("lm_eval",),

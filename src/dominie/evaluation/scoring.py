@@ -1,4 +1,4 @@
-"""Scores the questions of a task: generated answers, options by likelihood, agreement."""
+"""Scores the questions of a task: generated answers, options by likelihood."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from dominie.core.errors import InputError
-from dominie.data.batch import Batch, collate
+from dominie.data.batch import collate
 from dominie.data.conversations import Conversation
 from dominie.data.ecommerce_formats import listed
 from dominie.data.tokenization import Encoded, encode_all
@@ -29,7 +29,6 @@ from dominie.generation.generator import Generation, GenerationRequest, Sampling
 from dominie.generation.local import LocalGenerator
 from dominie.losses.vocabulary import vocabulary_losses
 from dominie.models.head import decoder, output_head
-from dominie.teachers import LocalTeacher
 
 #: New tokens allowed beyond the longest target of a split.
 _SPARE_TOKENS = 8
@@ -99,7 +98,7 @@ def score_outputs(
         for name in ("invalid", "cut", "empty")
     }
     always = {"invalid"} if may_be_invalid(task) else set()
-    return _scored(
+    return scored(
         questions,
         [each.sums for each in found],
         METRICS[task.metric].statistic,
@@ -119,12 +118,13 @@ def _sample(question: Question, target: str, output: str, score: float) -> dict[
     }
 
 
-def _scored(
+def scored(
     questions: Sequence[Question],
     sums: Sequence[Sequence[float]],
     statistic: str = "ratio",
     **more: Any,
 ) -> ScoredTask:
+    """Compute a task's result from the sums of its questions, one row of sums for each."""
     return score_items(
         sums,
         statistic,
@@ -180,7 +180,7 @@ def choice(
         chosen = max(range(len(values)), key=values.__getitem__)
         sample = _sample(question, texts[right], texts[chosen], float(chosen == right))
         samples.append(sample | {"log_likelihoods": [round(value, 4) for value in values]})
-    return _scored(questions, [(sample["score"], 1.0) for sample in samples], samples=samples)
+    return scored(questions, [(sample["score"], 1.0) for sample in samples], samples=samples)
 
 
 def candidates(conversation: Conversation, field: str) -> tuple[list[str], int]:
@@ -246,56 +246,10 @@ def _log_likelihoods(model: Any, rows: Sequence[Encoded]) -> list[list[float]]:
     assert losses.per_token.next_token is not None, "labels were given"
     log_likelihood = -losses.per_token.next_token.double()
     per_token = torch.stack([log_likelihood, torch.ones_like(log_likelihood)], dim=1)
-    return _summed(per_token, supervised)
+    return summed_by_row(per_token, supervised)
 
 
-def agreement(
-    model: Any,
-    teacher: Any,
-    questions: Sequence[Question],
-    *,
-    batch: int = 64,
-    track: Track = untracked,
-) -> ScoredTask:
-    """Score by how often model and teacher find the same next token most probable.
-
-    Only supervised tokens count. `kl` is KL(teacher ‖ model) and `loss` the model's next-token
-    loss, in nats per token. Tokens of one question are not independent: errors are clustered by
-    question. Ranks share the questions.
-
-    Args:
-        model: in evaluation mode.
-        teacher: a frozen model of the same tokens.
-        batch: conversations per forward pass.
-    """
-    frozen_teacher = LocalTeacher(teacher)
-
-    def compare(members: list[int]) -> list[list[float]]:
-        rows = collate([(0, questions[i].encoded) for i in members]).to(model.device)
-        return _compare_batch(model, frozen_teacher, rows)
-
-    lengths = [len(question.encoded.input_ids) for question in questions]
-    found = compute_over_ranks(lengths, batch, compare, track)
-    sums = torch.tensor(found, dtype=torch.float64)
-    tokens, _, divergence, next_token = sums.sum(dim=0).tolist()
-    extras = {"kl": divergence / tokens, "loss": next_token / tokens} if tokens else {}
-    return _scored(questions, sums[:, [1, 0]].tolist(), extras=extras)
-
-
-@torch.no_grad()
-def _compare_batch(model: Any, teacher: LocalTeacher, batch: Batch) -> list[list[float]]:
-    """Return [B, 4], supervised sums of each row: count, agreement, KL, next-token loss."""
-    supervised = batch.supervised
-    hidden = decoder(model)(**batch.model_inputs()).last_hidden_state[supervised]
-    target = teacher.signal(batch).parts[0].target
-    losses = vocabulary_losses(hidden, output_head(model), target, labels=batch.labels[supervised])
-    found = losses.per_token
-    columns = [hidden.new_ones(len(hidden)), found.agreement, found.divergence, found.next_token]
-    per_token = torch.stack([column.double() for column in columns if column is not None], dim=1)
-    return _summed(per_token, supervised)
-
-
-def _summed(per_token: torch.Tensor, supervised: torch.Tensor) -> list[list[float]]:
+def summed_by_row(per_token: torch.Tensor, supervised: torch.Tensor) -> list[list[float]]:
     """Sum [N, K] values of the N supervised tokens of [B, L] by row."""
     sums = per_token.new_zeros((len(supervised), per_token.shape[1]))
     sums.index_add_(0, supervised.nonzero()[:, 0], per_token)

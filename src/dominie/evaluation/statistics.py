@@ -43,8 +43,23 @@ def macro_f1(sums: Floats) -> Floats:
     return _over(each.sum(axis=-1), ((hits + others) > 0).sum(axis=-1).astype(np.float64))
 
 
+def likelihood_kept(sums: Floats) -> Floats:
+    """Return exp(−KL) from sums [..., 2] of KL and tokens, 1 if nothing was counted.
+
+    Of tokens that the base draws, the model gives this part of the base's probability, as a
+    geometric mean. A KL that rounding has made negative counts as 0.
+    """
+    kept: Floats = np.exp(-np.maximum(ratio(sums), 0.0))
+    return kept
+
+
 #: By the names under which sums of items are kept, to be compared later.
-STATISTICS: dict[str, Statistic] = {"ratio": ratio, "micro_f1": micro_f1, "macro_f1": macro_f1}
+STATISTICS: dict[str, Statistic] = {
+    "ratio": ratio,
+    "micro_f1": micro_f1,
+    "macro_f1": macro_f1,
+    "likelihood_kept": likelihood_kept,
+}
 
 
 def _over(parts: Floats, wholes: Floats) -> Floats:

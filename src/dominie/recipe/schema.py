@@ -11,6 +11,7 @@ from pydantic import Discriminator, Tag
 
 from dominie.core.errors import InputError, nearest
 from dominie.core.references import ModelName, SourceName
+from dominie.core.task_result import FORGETTING
 from dominie.data.sources import Source
 from dominie.evaluation.task import MetricSettings
 from dominie.generation.endpoint import Endpoint
@@ -31,7 +32,8 @@ class Task(MetricSettings):
     Attributes:
         source: whose conversations are asked; the last assistant turn is the target.
         split: which split of the source.
-        teacher: the model that `agreement` compares with.
+        teacher: the model that `agreement` and `forgetting` compare with; None is, of
+            `forgetting`, the evaluation's baseline.
         by: a field of the data rows to break the score down by, `family` say.
         limit: score the first rows of the split only.
         max_new_tokens: longest answer; None is the longest target of the split and a little more.
@@ -110,6 +112,15 @@ class Evaluation:
             raise ValueError("evaluate needs models, and tasks or benchmarks to score them on")
         if self.endpoints and not self.benchmarks:
             raise ValueError("endpoints answer benchmarks, and there are none")
+        base = self.models.get(self.baseline or next(iter(self.models), ""))
+        for name, task in self.tasks.items():
+            if task.metric == FORGETTING and task.teacher is None:
+                if base is None:
+                    raise ValueError(
+                        f"task {name} measures how far models moved from a base, and the baseline "
+                        "is an endpoint: name the base as its teacher"
+                    )
+                self.tasks[name] = dataclasses.replace(task, teacher=base)
 
 
 @dataclass(frozen=True, kw_only=True)

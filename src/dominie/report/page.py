@@ -23,6 +23,7 @@ from dominie.report.answers import Selection, judged_tasks, selection
 from dominie.report.charts import interval_strip
 from dominie.report.compare import front
 from dominie.report.curves import run_curves
+from dominie.report.forgetting import forgetting_planes, unit_of
 from dominie.report.headline import Change, change, changes, findings
 from dominie.report.scatter import Mark, pareto_front, scatter_chart
 from dominie.report.tables import (
@@ -182,6 +183,7 @@ def _contents(run: Run, detail: _Detail) -> Mapping[str, Any]:
         "strip": interval_strip,
         "scatter": _scatter(run, found.model),
         "scatter_tasks": _comparable_tasks(run)[:2],
+        "planes": forgetting_planes(run, found.model),
         "steps_taken": _steps_taken(run, [model for model, _ in over_baseline]),
         "over_baseline": over_baseline,
         "judged": judged_tasks(run, found.model),
@@ -230,11 +232,11 @@ def _scatter(run: Run, chosen: str | None) -> Markup | None:
         for model in run.results
         if (parent := run.parent(model)) and {parent, model} <= names
     ]
-    rated = (run.rated(across), run.rated(upwards))
+    units = (unit_of(run, across), unit_of(run, upwards))
     front = pareto_front({mark.name: (mark.x, mark.y) for mark in marks})
     if not marks:
         return None
-    return scatter_chart(across, upwards, marks, arrows, rated=rated, front=front)
+    return scatter_chart(across, upwards, marks, arrows, units=units, front=front)
 
 
 def _movement(run: Run, chosen: str | None) -> Sequence[Change]:

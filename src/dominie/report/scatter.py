@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from dominie.report.charts import Scale, element, linear_scale, picture
-from dominie.report.formatting import percent, shortened
+from dominie.report.formatting import figure, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +22,25 @@ _CLEAR = 9.0
 
 
 @dataclass(frozen=True)
+class Unit:
+    """What an axis counts in: so many make 1, and no figure is above `most`."""
+
+    name: str
+    whole: float = 1.0
+    most: float = 1.0
+
+    def text(self, value: float) -> str:
+        """A figure with its unit."""
+        return f"{figure(value) if self.most > 1 else f'{self.whole * value:.1f}'} {self.name}"
+
+
+PERCENT, RATING = Unit("%", 100.0), Unit("of 10", 10.0)
+NATS = Unit("nats", most=math.inf)
+
+
+@dataclass(frozen=True)
 class Mark:
-    """A model in the scatter: its scores from 0 to 1 on both tasks and their intervals."""
+    """A model in the scatter: its figures on both tasks, scores from 0 to 1, and intervals."""
 
     name: str
     x: float
@@ -54,7 +71,7 @@ def scatter_chart(
     marks: Sequence[Mark],
     arrows: Sequence[tuple[str, str]],
     *,
-    rated: tuple[bool, bool] = (False, False),
+    units: tuple[Unit, Unit] = (PERCENT, PERCENT),
     front: Sequence[str] = (),
 ) -> Markup:
     """Models as points with their 95 % intervals, arrows from each student to what it became.
@@ -64,16 +81,16 @@ def scatter_chart(
         y_task: the task upwards.
         marks: the models, at least one.
         arrows: pairs of names, from and to.
-        rated: whether either task's scores are ratings from 1 to 10, and no percentages.
+        units: of either axis.
         front: names to join by a line, from left to right.
     """
     across = [value for mark in marks for value in (mark.x, *(mark.x_ends or ()))]
     upwards = [value for mark in marks for value in (mark.y, *(mark.y_ends or ()))]
-    x_scale = _axis(across, _LEFT, _WIDTH - _RIGHT)
-    y_scale = _axis(upwards, _HEIGHT - _BOTTOM, _TOP)
+    x_scale = _axis(across, _LEFT, _WIDTH - _RIGHT, units[0])
+    y_scale = _axis(upwards, _HEIGHT - _BOTTOM, _TOP, units[1])
     places = {mark.name: (x_scale(mark.x), y_scale(mark.y)) for mark in marks}
     description = "; ".join(
-        f"{mark.name}: {percent(mark.x)} % on {x_task}, {percent(mark.y)} % on {y_task}"
+        f"{mark.name}: {units[0].text(mark.x)} on {x_task}, {units[1].text(mark.y)} on {y_task}"
         for mark in marks
     )
     return picture(
@@ -81,40 +98,38 @@ def scatter_chart(
         _HEIGHT,
         f"{y_task} against {x_task}",
         description,
-        *_frame(x_task, y_task, x_scale, y_scale, rated),
+        *_frame(x_task, y_task, x_scale, y_scale, units),
         *_front([places[name] for name in front]),
         *(_arrow(places[start], places[end]) for start, end in arrows),
         *(shape for mark in marks for shape in _whiskers(mark, x_scale, y_scale)),
-        *(_dot(mark, places[mark.name], x_task, y_task) for mark in marks),
+        *(_dot(mark, places[mark.name], x_task, y_task, units) for mark in marks),
         *_labels(marks, places, x_scale, y_scale, arrows),
         style="scatter",
     )
 
 
-def _axis(values: Sequence[float], start: float, end: float) -> Scale:
+def _axis(values: Sequence[float], start: float, end: float, unit: Unit) -> Scale:
     room = 0.06 * (max(values) - min(values)) or 0.05
-    inside = (max(0.0, min(values) - room), min(1.0, max(values) + room))
+    inside = (max(0.0, min(values) - room), min(unit.most, max(values) + room))
     return linear_scale(inside, start, end, count=6, whole=False)
 
 
 def _frame(
-    x_task: str, y_task: str, x_scale: Scale, y_scale: Scale, rated: tuple[bool, bool]
+    x_task: str, y_task: str, x_scale: Scale, y_scale: Scale, units: tuple[Unit, Unit]
 ) -> Iterable[Markup]:
     left, right, top, bottom = x_scale.start, x_scale.end, y_scale.end, y_scale.start
-    whole = [10 if each else 100 for each in rated]
-    unit = ["of 10" if each else "%" for each in rated]
     for tick in x_scale.ticks:
-        x, text = x_scale(tick), f"{whole[0] * tick:g}"
+        x, text = x_scale(tick), f"{units[0].whole * tick:g}"
         yield element("line", x1=x, x2=x, y1=top, y2=bottom, class_="grid")
         yield element("text", text, x=x, y=bottom + 18, text_anchor="middle")
     for tick in y_scale.ticks:
-        y, text = y_scale(tick), f"{whole[1] * tick:g}"
+        y, text = y_scale(tick), f"{units[1].whole * tick:g}"
         yield element("line", x1=left, x2=right, y1=y, y2=y, class_="grid")
         yield element("text", text, x=left - 8, y=y + 4, text_anchor="end")
     yield element("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis")
     yield element("line", x1=left, x2=left, y1=top, y2=bottom, class_="axis")
-    across = f"{shortened(x_task, 40)}, {unit[0]} →"
-    upwards = f"{shortened(y_task, 40)}, {unit[1]} →"
+    across = f"{shortened(x_task, 40)}, {units[0].name} →"
+    upwards = f"{shortened(y_task, 40)}, {units[1].name} →"
     yield element("text", across, x=right, y=bottom + 40, text_anchor="end", class_="name")
     turned = f"rotate(-90 {left - 42:g} {top:g})"
     yield element(
@@ -138,8 +153,10 @@ def _whiskers(mark: Mark, x_scale: Scale, y_scale: Scale) -> Iterable[Markup]:
         yield element("line", x1=x, x2=x, y1=low, y2=high, class_=style)
 
 
-def _dot(mark: Mark, place: tuple[float, float], x_task: str, y_task: str) -> Markup:
-    text = f"{mark.name}: {x_task} {percent(mark.x)} %, {y_task} {percent(mark.y)} %"
+def _dot(
+    mark: Mark, place: tuple[float, float], x_task: str, y_task: str, units: tuple[Unit, Unit]
+) -> Markup:
+    text = f"{mark.name}: {x_task} {units[0].text(mark.x)}, {y_task} {units[1].text(mark.y)}"
     style = _style(mark, "dot" if mark.trained else "dot given")
     title = element("title", text)
     return element("circle", title, cx=place[0], cy=place[1], r=5.5, class_=style)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
+from dominie.core.task_result import FORGETTING, LIKENESS
 from dominie.report.formatting import DASH, figure, percent, score_text, signed_points, span
 from dominie.report.headline import Change, change
 
@@ -203,9 +204,12 @@ def _columns(run: Run) -> list[Column]:
 def _plain_columns(run: Run) -> Iterable[Column]:
     for task in run.tasks:
         scores = [by_task[task] for by_task in run.results.values() if task in by_task]
+        moved = run.metric(task) == FORGETTING  # shown in nats, which its score follows from
         label, drawn = run.measure(task), task in run.ability_tasks
-        yield Column(task, SCORE, label, _common_n(scores), drawn)
+        yield Column(task, SCORE, _UNITS["kl"] if moved else label, _common_n(scores), drawn)
         for key in dict.fromkeys(key for score in scores for key in score.extras):
+            if moved and key == "kl":
+                continue
             yield Column(task, key, _UNITS.get(key, key.replace("_", " ")))
 
 
@@ -213,11 +217,11 @@ def _column_cells(run: Run, column: Column) -> dict[str, Cell]:
     scores = {model: by_task.get(column.task) for model, by_task in run.results.items()}
     if column.key != SCORE:
         return _extra_cells(column.key, scores)
-    agreement = run.metric(column.task) == "agreement"
+    likeness = run.metric(column.task) in LIKENESS
     ranked = {
         model: score
         for model, score in scores.items()
-        if score and not (agreement and score.score > 1 - _SAME)
+        if score and not (likeness and score.score > 1 - _SAME)
     }
     best = max(ranked, key=lambda model: ranked[model].score, default="")
     cells = {}
@@ -229,7 +233,7 @@ def _column_cells(run: Run, column: Column) -> dict[str, Cell]:
             elif run.within_noise(column.task, model, best):
                 mark = "tied"
         cells[model] = _score_cell(score, column.n, mark, rated=run.rated(column.task))
-        if agreement and score and model not in ranked:  # to itself: nothing to estimate
+        if likeness and score and model not in ranked:  # to itself: nothing to estimate
             cells[model] = replace(cells[model], ends=None, interval="")
     return cells
 
@@ -265,6 +269,9 @@ def _score_cell(
     if score is None:
         return Cell()
     n = None if score.n == common_n else score.n
+    if (kl := score.kl) is not None:
+        interval = f"{figure(kl.low)}{DASH}{figure(kl.high)}"
+        return Cell(figure(kl.estimate), kl.estimate, kl.ends, interval, n)  # a meter, no contest
     ends = score.ends
     interval = span(ends, rated=rated) if ends else ""
     return Cell(score_text(score.score, rated=rated), score.score, ends, interval, n, mark)

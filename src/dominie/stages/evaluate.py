@@ -12,11 +12,7 @@ from typing import Any
 from dominie.core.display import Display
 from dominie.core.distributed import broadcast_from_main, destroy_distributed, is_main_process
 from dominie.core.errors import InputError
-from dominie.core.io import (
-    file_manifest,
-    write_atomic,
-    write_checksummed,
-)
+from dominie.core.io import file_manifest, write_atomic, write_checksummed
 from dominie.core.results_file import (
     RESULTS,
     SEAL,
@@ -25,12 +21,13 @@ from dominie.core.results_file import (
     write_results,
 )
 from dominie.core.run_reader import read_object
-from dominie.core.task_result import TaskResult
+from dominie.core.task_result import TaskResult, in_nats
 from dominie.data.conversations import Conversation
 from dominie.data.sources import conversation_digest, read_split
+from dominie.evaluation.likeness import LIKENESSES
 from dominie.evaluation.lm_eval import definitions_digest, harness_score
 from dominie.evaluation.score_items import Items, ScoredTask, compare_models
-from dominie.evaluation.scoring import agreement, choice, generate_outputs, score_outputs
+from dominie.evaluation.scoring import choice, generate_outputs, score_outputs
 from dominie.evaluation.task import Question, questions
 from dominie.generation.local import LocalGenerator
 from dominie.models.head import check_head, text_config
@@ -200,7 +197,7 @@ class Evaluator:
             _check_questions(teacher, asked, where=where)
             check_head(model, where=name)
             check_head(teacher, where=step.teacher)
-            return {first: agreement(model, teacher, asked, batch=batch, track=track)}
+            return {first: LIKENESSES[task.metric](model, teacher, asked, batch=batch, track=track)}
         outputs = generate_outputs(
             model, tokenizer, asked, max_new_tokens=task.max_new_tokens, batch=batch, track=track
         )
@@ -258,7 +255,7 @@ class Evaluator:
         return kept
 
     def seal(self) -> dict[str, Any]:
-        """Return what results are of: the stages behind models and tasks, what a task asks."""
+        """Return what results are of: stages behind models and tasks, and what a task asks."""
         evaluation, made = self.evaluation, self.fingerprints
 
         def stages(*names: str | None) -> dict[str, str]:
@@ -271,7 +268,8 @@ class Evaluator:
         for name, benchmark in evaluation.benchmarks.items():
             tasks[name] = {"asks": digest(dataclasses.asdict(benchmark)), "stages": {}}
         of = {n: {"model": m, "stages": stages(m)} for n, m in evaluation.scored.items()}
-        return {"models": of, "tasks": tasks}
+        sources = {name: task.source for name, task in evaluation.tasks.items() if task.source}
+        return {"models": of, "tasks": tasks, "sources": sources}
 
     def _asks(self, task: Task) -> str:
         return digest(
@@ -309,6 +307,8 @@ def _in_percent(record: Mapping[str, Any]) -> str:
     """Format a score with its interval, and how many outputs are no whole answers."""
     result = TaskResult.from_dict(record)
     assert result is not None, "it has a score"
+    if (kl := result.kl) is not None:
+        return in_nats(kl)
     low, high = (100 * end for end in result.ends or (result.score, result.score))
     text = f"{100 * result.score:.1f} % ({low:.1f} to {high:.1f})"
     words = {"invalid": "invalid", "cut": "cut off", "empty": "empty"}

@@ -12,6 +12,7 @@ import torch
 
 from dominie.core.display import Display
 from dominie.core.distributed import init_distributed, world_size
+from dominie.core.task_result import LIKENESS
 from dominie.evaluation.metrics import METRICS
 from dominie.models.loading import load_frozen
 from dominie.recipe import Evaluation, Task
@@ -59,7 +60,7 @@ def plan_steps(evaluation: Evaluation, pending: Mapping[str, Sequence[str]]) -> 
 
 
 def _teacher(task: Task) -> str | None:
-    return task.teacher if task.metric == "agreement" else None
+    return task.teacher if task.metric in LIKENESS else None
 
 
 def _answers_key(name: str, task: Task) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from dominie.core.io import write_atomic
 from dominie.core.references import Kind, rewritten
 from dominie.core.results_file import read_results
 from dominie.core.run_reader import read_stage
+from dominie.core.task_result import Interval, TaskResult, in_nats
 from dominie.losses.terms import LossTerms
 from dominie.models.model_folder import is_model
 from dominie.recipe import Recipe, dump_recipe
@@ -125,8 +126,8 @@ def _metadata(
             task_name=task,
             dataset_name=_dataset_of(recipe, task),
             dataset_type=_dataset_of(recipe, task).replace(" ", "-"),
-            metric_type=str(found.get("metric", "score")),
-            metric_value=found["score"],
+            metric_type="kl" if _kl(found) else str(found.get("metric", "score")),
+            metric_value=found["kl"] if _kl(found) else found["score"],
         )
         for task, found in results.items()
     ]
@@ -218,8 +219,16 @@ def _results(folder: RunFolder, name: str) -> tuple[_Results, str | None, _Resul
 def _score(result: Mapping[str, Any] | None) -> str:
     if result is None:
         return ""
+    if kl := _kl(result):
+        return in_nats(kl)
     interval, score = result.get("interval"), f"{100 * result['score']:.1f}"
     return f"{score} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else score
+
+
+def _kl(result: Mapping[str, Any]) -> Interval | None:
+    """How far the model moved from its base, if that is what was measured."""
+    read = TaskResult.from_dict(result)
+    return None if read is None else read.kl
 
 
 def _is_toy(recipe: Recipe, model: str) -> bool:
