@@ -56,6 +56,8 @@ _TITLES = {
     "Merge": "What is merged",
     "UpcycleStage": "A stage that upcycles",
     "Upcycle": "What is upcycled",
+    "AnswersStage": "A stage that writes answers",
+    "Answers": "What is answered",
     "Evaluation": "Evaluation",
     "Task": "A task",
     "Harness": "Tasks of lm-evaluation-harness",

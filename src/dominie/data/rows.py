@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from dominie.data.conversations import Conversation
     from dominie.data.sources import Source, Split
 
-__all__ = ["PreparedSource", "Row", "Rows", "Summary", "prepare"]
+__all__ = ["PreparedSource", "Row", "Rows", "Summary", "held_out_of_all", "prepare"]
 
 FORMAT_VERSION = 6
 """Raised when the same sources come to be read, split, encoded or stored in another way."""
@@ -146,10 +146,7 @@ def prepare(
         )
     contents = {name: content_fingerprint(source) for name, source in sources.items()}
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        held_out: set[bytes] = set()
-        for name, source in sources.items():
-            held_out |= _held_out_prompts(source, contents[name], cache)
+        held_out = held_out_of_all(sources, contents, cache)
         shared = (
             FORMAT_VERSION,
             tokenizer_fingerprint(tokenizer),
@@ -274,6 +271,14 @@ def _assigned(
         yield (split, is_rich(conversation)), conversation
 
 
+def held_out_of_all(
+    sources: Mapping[str, Source], contents: Mapping[str, str], cache: Path
+) -> set[bytes]:
+    """Hashes of the prompts that any source holds out, kept in `cache` by the source's content."""
+    cache.mkdir(parents=True, exist_ok=True)
+    return {p for name in sources for p in _held_out_prompts(sources[name], contents[name], cache)}
+
+
 def _held_out_prompts(source: Source, content: str, cache: Path) -> set[bytes]:
     """`held_out_prompts`, read from the cache where the source was read before."""
     if not source.held_out_fraction:
@@ -282,12 +287,11 @@ def _held_out_prompts(source: Source, content: str, cache: Path) -> set[bytes]:
     path = cache / f"{key}.held_out"
     whole = path.read_bytes() if path.exists() else b""
     if not whole or _sealed([whole[DIGEST_BYTES:]]) != whole:
-        prompts = held_out_prompts(source)
+        whole = _sealed(sorted(held_out_prompts(source)))
         with tempfile.TemporaryDirectory(prefix=".making-", dir=cache) as scratch:
             made = Path(scratch) / "prompts"
-            made.write_bytes(_sealed(sorted(prompts)))
+            made.write_bytes(whole)
             _appear(made, path)
-        return prompts
     return {whole[at : at + DIGEST_BYTES] for at in range(DIGEST_BYTES, len(whole), DIGEST_BYTES)}
 
 

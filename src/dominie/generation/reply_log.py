@@ -165,14 +165,15 @@ class ReplyLog:
         """All that was written, key by key."""
         return [record for records in self._by_key.values() for record in records]
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Write a record, which has a `key`, and wait until it is on disk."""
+    def append(self, *records: Mapping[str, Any]) -> None:
+        """Write records, each of which has a `key`, and wait until they are on disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open_append(self.path) as file:
-            file.write(record_line(record).encode())
+            file.write("".join(map(record_line, records)).encode())
             file.flush()
             os.fsync(file.fileno())
-        self._by_key[record["key"]].append(dict(record))
+        for record in records:
+            self._by_key[record["key"]].append(dict(record))
 
     def _whole_lines(self) -> list[dict[str, Any]]:
         try:

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from dominie.stages.merge import MergeStage
     from dominie.stages.train import MixedSource, TrainStage
     from dominie.stages.upcycle import UpcycleStage
+    from dominie.stages.write_answers import AnswersStage
 
 __all__ = [
+    "AnswersStage",
     "AnyBenchmark",
     "AnyStage",
     "Evaluation",
@@ -33,6 +35,7 @@ __all__ = [
 
 #: Classes of the kinds that come with dominie: the module within `dominie.stages`.
 _OF_KINDS = {
+    "AnswersStage": "write_answers",
     "MergeStage": "merge",
     "MixedSource": "train",
     "TrainStage": "train",

@@ -65,6 +65,9 @@ def first_problem(
             return InputError(
                 "unknown key", where=f"{where}: {dotted}", do=f"did you mean {inner}?"
             )
+        not_here: dict[str, str] = getattr(_settings_at(path[:-1]), "not_here", {})
+        if path[-1] in not_here:
+            return InputError(not_here[path[-1]], where=f"{where}: {dotted}", do="remove the key")
         return unknown_key(f"{where}: {dotted}", path[-1], known_keys(path[:-1]))
     if problem["type"] in ("missing", "missing_argument"):
         return _mistaken_name(keys, written, where=where) or InputError(
@@ -147,6 +150,16 @@ def _keys(path: Sequence[str]) -> list[str]:
 
 def known_keys(path: Sequence[str]) -> list[str]:
     """List the fields of the object at `path` in a recipe."""
+    kind = _settings_at(path)
+    return [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.name not in ("name", "arguments") or kind is Recipe
+    ]
+
+
+def _settings_at(path: Sequence[str]) -> Any:
+    """The class of the object at `path` in a recipe."""
     kind: Any = Recipe
     options: list[Any] = []
     for index, part in enumerate(path):
@@ -163,11 +176,7 @@ def known_keys(path: Sequence[str]) -> list[str]:
             kind = stage_kinds()["train"]
         if not dataclasses.is_dataclass(kind) and typing.get_origin(kind) is not dict and options:
             kind = options[0]
-    return [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.name not in ("name", "arguments") or kind is Recipe
-    ]
+    return kind
 
 
 def describe_value(value: Any) -> str:

@@ -26,7 +26,9 @@ STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 #: Modules that register the kinds that come with dominie; imported when a kind is first asked for,
 #: since they lie in a layer above this one.
-_BUILT_IN = ("dominie.stages.train", "dominie.stages.merge", "dominie.stages.upcycle")
+_BUILT_IN = tuple(
+    f"dominie.stages.{name}" for name in ("train", "merge", "upcycle", "write_answers")
+)
 
 _kinds: dict[str, type[StageConfig]] = {}
 
@@ -165,7 +167,7 @@ def stage_kinds() -> Mapping[str, type[StageConfig]]:
     """List every kind of stage by name, the kind that trains first."""
     for module in _BUILT_IN:
         importlib.import_module(module)
-    order = {"train": 0, "merge": 1, "upcycle": 2}
+    order = {"train": 0, "merge": 1, "upcycle": 2, "answers": 3}
     return dict(sorted(_kinds.items(), key=lambda item: order.get(item[0], len(order))))
 
 

@@ -261,11 +261,14 @@ def _check_evaluation(recipe: Recipe, *, where: str) -> None:
         _check_source(recipe, task.source, where=f"{here}.tasks.{name}.source")
         fraction = f"{task.split}_fraction"
         if getattr(recipe.sources[task.source], fraction) == 0:
-            at = "stages" if task.source in recipe.stages else "data"
+            stage = recipe.stages.get(task.source)
+            key = f"{'data' if stage is None else 'stages'}.{task.source}.{fraction}"
             raise InputError(
                 f"source {task.source} has no {task.split} split",
                 where=f"{here}.tasks.{name}",
-                do=f"set {at}.{task.source}.{fraction}",
+                do=f"set {key}"
+                if stage is None or hasattr(stage, fraction)
+                else f"name a source under data: a stage of kind {stage.kind} holds nothing out",
             )
         if task.teacher is not None:
             _check_model(recipe, task.teacher, where=f"{here}.tasks.{name}.teacher")

@@ -17,7 +17,7 @@ from dominie.core.distributed import world_size
 from dominie.core.errors import InputError
 from dominie.core.run_reader import read_stage
 from dominie.data.assistant_spans import unended
-from dominie.data.rows import PreparedSource, prepare
+from dominie.data.rows import PreparedSource, held_out_of_all, prepare
 from dominie.data.sources import content_fingerprint
 from dominie.models.attention_hooks import check_attention
 from dominie.models.matching import (
@@ -62,7 +62,7 @@ class Preparation:
             InputError: data, templates, tokenizers, models or tasks that cannot be used.
         """
         stages = [self.stage(name) for name in stage_order(self.recipe, where=self.recipe.name)]
-        for note in check_tasks(self.folder, self.tokenizers, self._exists):
+        for note in check_tasks(self.folder, self.tokenizers, self.exists):
             self.display.once(f"warning: {note}")
         return stages
 
@@ -73,7 +73,7 @@ class Preparation:
             if model not in self.recipe.stages:
                 identity = self.folder.info(model).identity()
                 self.fingerprints.setdefault(model, digest(identity))
-        missing = [source for source in stage.sources if not self._exists(source)]
+        missing = [source for source in stage.sources if not self.exists(source)]
         before = [each for model in stage.models for each in self._waits.get(model, ())]
         self._waits[name] = tuple(dict.fromkeys([*before, *missing]))
         prepared = stage.prepare(name, self)
@@ -96,17 +96,23 @@ class Preparation:
         What one of them holds out, the stage trains on in none of the others. Data that do not
         exist yet are left out; stages that ran before them cannot have held out their prompts.
         """
-        before = self.recipe.needed(self.recipe.needs(name))
-        made = tuple(s for s in self.recipe.made if s in before and self._exists(s))
+        made = self._made_before(name)
         key = (self.tokenizers.fingerprint(name), max_length, made)
         if key not in self._rows:
             names = [*self.recipe.data, *made]
             self._rows[key] = self._tokenised(names, self.tokenizers.of(name), max_length)
         return self._rows[key]
 
+    def held_out(self, name: str) -> frozenset[bytes]:
+        """Hashes of the prompts that a stage may not learn from: those left out of its `rows`."""
+        names = [*self.recipe.data, *self._made_before(name)]
+        sources = {source: self.folder.source(source) for source in names}
+        contents = {source: content_fingerprint(sources[source]) for source in names}
+        return frozenset(held_out_of_all(sources, contents, self.folder.rows))
+
     def content(self, source: str) -> str:
         """A hash of what a source holds; empty if it does not exist yet."""
-        return content_fingerprint(self.folder.source(source)) if self._exists(source) else ""
+        return content_fingerprint(self.folder.source(source)) if self.exists(source) else ""
 
     def notice(self, line: str) -> None:
         """Show a line, once however often a stage is prepared."""
@@ -144,7 +150,12 @@ class Preparation:
         if line := self_teaching_notice(name, stage):
             self.notice(line)
 
-    def _exists(self, source: str) -> bool:
+    def _made_before(self, name: str) -> tuple[str, ...]:
+        """The stages whose data exist when this one runs."""
+        before = self.recipe.needed(self.recipe.needs(name))
+        return tuple(s for s in self.recipe.made if s in before and self.exists(s))
+
+    def exists(self, source: str) -> bool:
         """Whether a source can be read: data that a stage makes, if they are those it would make.
 
         Raises:

@@ -169,7 +169,9 @@ def _rows(recipe: Recipe, name: str) -> list[list[str]]:
     if name not in recipe.trained:
         stage = recipe.stages[name]
         models = ", ".join(public_name(recipe, model) for model in stage.models)
-        return [[name, models, stage.kind, "", ""]]
+        return [
+            [name, models, ": ".join(filter(None, [stage.kind, ", ".join(stage.sources)])), "", ""]
+        ]
     trained = recipe.trained[name]
     return [
         [

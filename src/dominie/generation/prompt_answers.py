@@ -1,0 +1,224 @@
+"""A local model's answers to the prompts of a source: how drawn, logged, and which are dropped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dominie.core.references import ModelName, SourceName
+from dominie.data.conversations import Conversation, read_conversations
+from dominie.data.sources import Source, conversation_digest, prompt_digest, split_of_prompt
+from dominie.generation.endpoint import STRICT
+from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
+from dominie.generation.reply_log import ReplyLog, call_key
+
+#: What is refused where somebody asks for more.
+NOT_HERE = (
+    "only local models write answers, and only answers that are cut off, empty or repeated are "
+    "dropped: servers, prices, judges and metrics are not available here"
+)
+#: Seeds below this; further samples are drawn with seeds above it.
+MOST_SEED = 2**32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Which model answers which prompts, and how.
+
+    Attributes:
+        model: that answers: a stage, a name under models, a path or hub id.
+        source: whose prompts are answered: those of its training split that no source of the
+            recipe holds out for validation or test. A prompt is a conversation up to its last
+            answer.
+        samples: answers to each prompt; more than 1 needs a temperature above 0.
+        temperature: 0 takes the most probable token each time.
+        top_p: tokens are drawn from the smallest set with at least this probability; 1 is all.
+        max_new_tokens: longest answer; one that has not ended by then is dropped.
+        seed: of the draws; None is `train.seed` of the recipe.
+        batch: answers of one forward pass; changes time and memory alone.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    not_here: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("endpoint", "key_env", "price", "budget", "filter", "filters", "judge", "metric"),
+        NOT_HERE,
+    )
+    model: ModelName
+    source: SourceName
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    seed: int | None = None
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_new_tokens", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be finite and not negative, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.seed is not None and not 0 <= self.seed < MOST_SEED:
+            raise ValueError(f"seed must be from 0 to {MOST_SEED - 1}, got {self.seed}")
+        drawn = {
+            "samples": self.samples > 1,
+            "top_p": self.top_p < 1,
+            "seed": self.seed is not None,
+        }
+        if not self.temperature and any(drawn.values()):
+            name = next(name for name in drawn if drawn[name])
+            raise ValueError(
+                f"{name} {getattr(self, name)} has no meaning at temperature 0, where every answer "
+                "to a prompt is the same: set a temperature above 0"
+            )
+
+    @property
+    def samplings(self) -> list[Sampling]:
+        """How each answer to a prompt is drawn."""
+        first = Sampling(
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p
+        )
+        seeds = [(self.seed or 0) + number * MOST_SEED for number in range(self.samples)]
+        return [dataclasses.replace(first, seed=seed) for seed in seeds]
+
+    def asked(self, prompts: Sequence[Conversation], generator: Generator) -> list[Asked]:
+        """Every answer that is wanted, those to one prompt one after the other."""
+        drawn = [(each, generator.identity(each)) for each in self.samplings]
+        return [
+            Asked(call_key(identity, sampling.temperature, p.messages), p, sampling, number)
+            for p in prompts
+            for number, (sampling, identity) in enumerate(drawn)
+        ]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An answer that is wanted.
+
+    Attributes:
+        key: of its record in a log: all that the answer depends on.
+        prompt: a conversation up to the answer.
+        sampling: how it is drawn.
+        number: of the answer among those to its prompt.
+    """
+
+    key: str
+    prompt: Conversation
+    sampling: Sampling
+    number: int
+
+    def row(self, answer: Mapping[str, Any], model: str) -> dict[str, Any]:
+        """A row to train on: earlier turns of the assistant are read, and not learnt.
+
+        Args:
+            answer: its record in the log.
+            model: the recipe's name of the model that wrote it.
+        """
+        unlearnt = {"weight": 0}
+        earlier = [m | (unlearnt if m["role"] == "assistant" else {}) for m in self.prompt.messages]
+        origin: dict[str, Any] = {"model": model, **dataclasses.asdict(self.sampling)}
+        origin |= {"sample": self.number, "seed": self.sampling.seed % MOST_SEED}
+        origin |= {"stopped": answer["stopped"], "tokens": answer["tokens"]}
+        if self.prompt.fields:
+            origin["fields"] = self.prompt.fields
+        messages = [*earlier, {"role": "assistant", "content": answer["text"]}]
+        return {"messages": messages, "origin": origin}
+
+
+def prompts_of(
+    source: Source, held_out: Set[bytes], skipped: Counter[str] | None = None
+) -> Iterator[Conversation]:
+    """The prompts of a source's training split: each conversation up to its last answer, once.
+
+    Args:
+        source: where to read.
+        held_out: hashes of prompts that are left out.
+        skipped: counts the conversations that are left out, by reason.
+    """
+    seen: set[bytes] = set()
+    skipped = Counter() if skipped is None else skipped
+    for conversation in read_conversations(source):
+        asked = conversation.messages[: conversation.last_answer]
+        prompt = dataclasses.replace(conversation, messages=asked, weights=())
+        opening = prompt_digest(conversation)
+        if opening in held_out or split_of_prompt(opening, source) != "train":
+            skipped["held out"] += 1
+        elif conversation.tools or any(m["role"] == "tool" or m.get("tool_calls") for m in asked):
+            skipped["with tools"] += 1
+        elif not any(message["role"] == "user" for message in asked):
+            skipped["without a question"] += 1
+        elif (digest := conversation_digest(prompt)) in seen:
+            skipped["with a prompt that stood before"] += 1
+        else:
+            seen.add(digest)
+            yield prompt
+
+
+def write_answers(
+    generator: Generator, asked: Sequence[Asked], log: ReplyLog, *, at_once: int
+) -> None:
+    """Have answers written, and log them as they come; an interruption loses none that was given.
+
+    Args:
+        at_once: answers that are brought to the disk together.
+    """
+    waiting: list[dict[str, Any]] = []
+
+    def flush() -> None:
+        if waiting:
+            log.append(*waiting)
+            waiting.clear()
+
+    def on_result(index: int, result: Generation) -> None:
+        parted = result.parted()
+        waiting.append(
+            {
+                "key": asked[index].key,
+                "text": parted.answer,
+                "thoughts": parted.thoughts,
+                "stopped": result.stop_reason,
+                "tokens": len(result.token_ids or ()),
+            }
+        )
+        if len(waiting) >= at_once:
+            flush()
+
+    requests = [
+        GenerationRequest(messages=each.prompt.messages, sampling=each.sampling) for each in asked
+    ]
+    try:
+        generator.generate(requests, on_result)
+    finally:
+        flush()
+
+
+def logged_answers(folder: Path) -> dict[str, dict[str, Any]]:
+    """The answers in all logs of a folder, by key."""
+    logs = (ReplyLog(path) for path in sorted(folder.glob("*.jsonl")))
+    return {record["key"]: record for log in logs for record in log.records}
+
+
+def fault(answer: Mapping[str, Any], before: Set[str]) -> str | None:
+    """Why an answer is dropped; None if it is learnt from.
+
+    Args:
+        answer: its record in the log.
+        before: the answers to the same prompt that are kept.
+    """
+    if answer["stopped"] != "stop":
+        return "cut off"
+    if not answer["text"].strip():
+        return "empty"
+    return "repeated" if answer["text"] in before else None
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """Counts by reason, in words."""
+    found = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
+    return found or "none"

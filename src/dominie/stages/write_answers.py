@@ -1,0 +1,266 @@
+"""The kind of stage in which a model answers the prompts of a source, for later stages to learn."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dominie.core.errors import InputError, RunError
+from dominie.generation.prompt_answers import MOST_SEED, NOT_HERE, Answers
+from dominie.recipe.stage_config import register_stage_kind
+from dominie.stages.stage_kind import Prepared, StageKind, StageRun
+
+if TYPE_CHECKING:
+    from dominie.data.formats import Conversation, Message
+    from dominie.generation.prompt_answers import Asked
+    from dominie.recipe.schema import Recipe
+    from dominie.stages.evaluation_models import EvaluationModels
+    from dominie.stages.prepare import Preparation
+    from dominie.stages.run_folder import RunFolder
+
+_CHUNK = 64  # batches of answers between two records of the time that the stage has taken
+_SHOWN = 3  # answers that `stage.json` shows
+
+
+@dataclass(frozen=True)
+class PreparedAnswers(Prepared):
+    """An answers stage, checked.
+
+    Attributes:
+        held_out: hashes of the prompts that are not asked.
+    """
+
+    held_out: frozenset[bytes] = dataclasses.field(default=frozenset(), kw_only=True)
+
+
+@register_stage_kind
+@dataclass(frozen=True, kw_only=True)
+class AnswersStage(StageKind):
+    """Data that a model writes: its answers to the prompts of a source; nothing is trained.
+
+    Attributes:
+        answers: which model answers which prompts, and how.
+    """
+
+    kind: ClassVar[str] = "answers"
+    key: ClassVar[str | None] = "answers"
+    makes: ClassVar = "data"
+    past: ClassVar[str] = "written"
+    answers: Answers
+
+    @property
+    def names_in_record(self) -> dict[str, Any]:
+        """The model that writes, and the source of the prompts."""
+        return {"models": self.models, "source": self.answers.source}
+
+    def conversations(self, sizes: Mapping[str, int]) -> int | None:
+        """Count the answers, as if every prompt stood once and none of them were dropped."""
+        known = sizes.get(self.answers.source)
+        return None if known is None else known * self.answers.samples
+
+    @property
+    def hub_tags(self) -> list[str]:
+        """Tags for the model card."""
+        return ["synthetic"]
+
+    def resolved(self, recipe: Recipe) -> AnswersStage:
+        """The stage with the seed of the recipe written out, if it draws."""
+        answers = self.answers
+        if answers.seed is not None or not answers.temperature:
+            return self
+        seed = recipe.train.seed % MOST_SEED
+        return dataclasses.replace(self, answers=dataclasses.replace(answers, seed=seed))
+
+    def check(self, recipe: Recipe, name: str, *, where: str) -> None:
+        """Refuse a server in the place of a model."""
+        del recipe, name
+        if self.answers.model.startswith(("http://", "https://")):
+            raise InputError(NOT_HERE, where=f"{where}.answers.model", found=self.answers.model)
+
+    def prepare(self, name: str, preparation: Preparation) -> PreparedAnswers:
+        """Check that the model can answer; find the fingerprint from the prompts that are asked.
+
+        Raises:
+            InputError: no prompt, a template that fails on it, or no room for an answer.
+        """
+        from dominie.models.matching import check_context
+        from dominie.stages.fingerprint import digest, making_dependencies, making_parts
+
+        answers, where = self.answers, f"stages.{name}.answers"
+        tokenizer = preparation.tokenizers.of(answers.model)
+        check_context(
+            preparation.folder.info(answers.model),
+            answers.max_new_tokens,
+            where=f"{where}.max_new_tokens",
+            do="lower max_new_tokens",
+        )
+        known = preparation.exists(answers.source)
+        held_out = preparation.held_out(name) if known else frozenset[bytes]()
+        content = self._content(preparation.folder, held_out, tokenizer, where) if known else ""
+        fingerprints, rows = preparation.fingerprints, {answers.source: content}
+        settings, *parts = making_parts(preparation.recipe, name, fingerprints, rows)
+        settings["answers"].pop("batch")
+        template = preparation.tokenizers.fingerprint(answers.model)
+        depends = making_dependencies(settings, *parts)
+        return PreparedAnswers(
+            name,
+            self,
+            None,
+            digest(settings, *parts, template),
+            depends={**depends, "tokenizer": template},
+            held_out=held_out,
+        )
+
+    def _content(
+        self, folder: RunFolder, held_out: frozenset[bytes], tokenizer: Any, where: str
+    ) -> str:
+        """A hash of the prompts that are asked; the first of them is rendered."""
+        from dominie.data.sources import conversation_digest
+        from dominie.data.tokenization import prompt_ids
+        from dominie.generation.prompt_answers import counted, prompts_of
+
+        skipped: Counter[str] = Counter()
+        prompts = prompts_of(folder.source(self.answers.source), held_out, skipped)
+        if (first := next(prompts, None)) is None:
+            raise InputError(
+                "there is no prompt to answer",
+                where=f"{where}.source: {self.answers.source}",
+                expected="conversations of its training split that no source holds out",
+                found=f"{counted(skipped)}",
+            )
+        prompt_ids(tokenizer, first.messages, where=where)
+        content = hashlib.sha256()
+        for prompt in chain([first], prompts):
+            content.update(conversation_digest(prompt))
+        return content.hexdigest()
+
+    def run(self, run: StageRun) -> dict[str, Any]:
+        """Write the answers that are not logged yet, shared out over the ranks; then the data.
+
+        The log is beside the folder of the stage: what still holds of it after a change of the
+        recipe is not written again.
+        """
+        from dominie.core.distributed import all_gather, broadcast_from_main
+        from dominie.core.io import number
+        from dominie.generation.prompt_answers import logged_answers, prompts_of
+        from dominie.stages.evaluation_models import EvaluationModels
+
+        assert isinstance(run.prepared, PreparedAnswers)
+        begun, before = time.perf_counter(), number(run.earlier.get("seconds")) or 0.0
+
+        def seconds() -> float:
+            return round(before + time.perf_counter() - begun, 1)
+
+        run.begin(seconds=seconds())
+        logs, skipped = _logs(run), Counter[str]()
+        source = run.folder.source(self.answers.source)
+        prompts = list(prompts_of(source, run.prepared.held_out, skipped))
+        models = EvaluationModels(run.folder, run.folder.trained_fingerprints(), run.display)
+        asked = self._answered(run, prompts, models, lambda: run.begin(seconds=seconds()))
+        models.free()
+        all_gather(None)  # every rank has written its own
+
+        def finish() -> dict[str, Any]:
+            counts = {"prompts": len(prompts), "skipped": dict(skipped)}
+            found = self._written(run, asked, logged_answers(logs))
+            return {**self.names_in_record, **counts, **found, "seconds": seconds()}
+
+        return broadcast_from_main(finish)
+
+    def _answered(
+        self,
+        run: StageRun,
+        prompts: Sequence[Conversation],
+        models: EvaluationModels,
+        on_chunk: Callable[[], None],
+    ) -> list[Asked]:
+        """Have the share of this rank written and logged; return all answers that are wanted."""
+        from dominie.core.distributed import broadcast_from_main, rank, world_size
+        from dominie.generation.local import LocalGenerator
+        from dominie.generation.prompt_answers import logged_answers, write_answers
+        from dominie.generation.reply_log import ReplyLog
+
+        name, batch, logs = self.answers.model, self.answers.batch, _logs(run)
+        generator = LocalGenerator(
+            lambda: (models.load(name), models.tokenizers.of(name)),
+            [models.weights_fingerprint(name), models.tokenizers.fingerprint(name)],
+            batch=batch,
+        )
+        asked = self.answers.asked(prompts, generator)
+        known = broadcast_from_main(lambda: set(logged_answers(logs)))
+        mine = [each for each in asked if each.key not in known][rank() :: world_size()]
+        log = ReplyLog(logs / f"{rank()}.jsonl")
+        with run.display.progress(f"{run.name}: {name} answers {self.answers.source}") as advance:
+            for start in range(0, len(mine), _CHUNK * batch):
+                chunk = mine[start : start + _CHUNK * batch]
+                write_answers(generator, chunk, log, at_once=batch)
+                advance(start + len(chunk), len(mine), "")
+                on_chunk()
+        return asked
+
+    def _written(
+        self, run: StageRun, asked: Sequence[Asked], logged: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Write the data; return what `stage.json` says of them."""
+        from dominie.generation.prompt_answers import counted, fault
+
+        dropped: Counter[str] = Counter()
+        kept, tokens, thoughts = 0, 0, 0
+        shown: list[list[Message]] = []
+        texts: set[str] = set()  # the answers to one prompt
+        with run.result() as folder, (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
+            for each in asked:
+                answer = logged[each.key]
+                if each.number == 0:
+                    texts.clear()
+                if (reason := fault(answer, texts)) is not None:
+                    dropped[reason] += 1
+                    continue
+                texts.add(answer["text"])
+                row = each.row(answer, self.answers.model)
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                kept, tokens = kept + 1, tokens + answer["tokens"]
+                thoughts += bool(answer["thoughts"])
+                shown += [row["messages"]] if len(shown) < _SHOWN else []
+            if not kept:
+                raise RunError(
+                    "no answer can be learnt from",
+                    where=f"stages.{run.name}.answers",
+                    found=counted(dropped),
+                    do=f"look at the answers in {_logs(run)}; raise max_new_tokens if they are "
+                    "cut off",
+                )
+        if thoughts:
+            run.display.line(f"{run.name}: the thoughts before {thoughts:,} answers are left out")
+        return {
+            "conversations": kept,
+            "dropped": dict(dropped),
+            "thoughts_left_out": thoughts,
+            "tokens": tokens,
+            "mean_tokens": round(tokens / kept, 2),
+            "samples": shown,
+        }
+
+    def describe(self, record: Mapping[str, Any]) -> str:
+        """Describe a finished stage in one line."""
+        from dominie.generation.prompt_answers import counted
+
+        return (
+            f"{record['conversations']:,} answers of {' and '.join(record['models'])} to "
+            f"{record['prompts']:,} prompts of {record['source']}, "
+            f"{record['mean_tokens']:.1f} tokens on average; dropped: "
+            f"{counted(record['dropped'])}; {record['seconds']:.0f} s"
+        )
+
+
+def _logs(run: StageRun) -> Path:
+    """The folder of the logs, one file a rank."""
+    return run.folder.path / "cache" / "answers" / run.name
