@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -73,7 +74,16 @@ def test_families_have_equal_parts(made: dict[str, Path], name: str) -> None:
         assert families.count(family) == pytest.approx(fair, rel=0.25)
 
 
-@pytest.mark.parametrize("name", ["general?rows=50&noise=0.2", "domain?rows=50", "student"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "general?rows=50&noise=0.2",
+        "domain?rows=50",
+        "general?rows=50&lengths=unequal",
+        "travel?rows=50&lengths=unequal",
+        "student",
+    ],
+)
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, name: str) -> None:
     first, again, other = (
         content(materialise(f"toyworld:{name}", tmp_path / folder, seed=seed))
@@ -141,6 +151,8 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         ("toyworld:general?rows=many", "above zero"),
         ("toyworld:general?noise=1.5", "fraction from 0 to 1"),
         ("toyworld:general?noise=nan", "fraction from 0 to 1"),
+        ("toyworld:general?lengths=longer", "equal or unequal"),
+        ("toyworld:travel", "toyworld:travel?lengths=unequal"),
         ("toyworld:", "no such name"),
         ("general", "no such name"),
         ("toyworld:domain?rows=1000000", "ask for at most"),
@@ -159,3 +171,44 @@ def test_a_name_is_told_from_a_path() -> None:
     assert not is_toyworld("data/toyworld.jsonl")
     assert not is_toyworld(Path("toyworld"))
     assert not is_toyworld(None)
+
+
+def test_the_world_of_equal_lengths_stays_as_it_is(tmp_path: Path) -> None:
+    """Frozen tests, recipes and published figures rest on these bytes."""
+    digests = {
+        "corpus?rows=200": "dff75556d009b2eb",
+        "general?rows=200&noise=0.3": "ece509344229e9f1",
+        "domain?rows=200": "d5a540c55e5f1bce",
+    }
+    for name, digest in digests.items():
+        made = materialise(f"toyworld:{name}", tmp_path, seed=3).read_bytes()
+        assert hashlib.sha256(made).hexdigest()[:16] == digest, name
+        same = materialise(f"toyworld:{name}&lengths=equal", tmp_path, seed=3)
+        assert same.read_bytes() == made
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("corpus", 5, 60), ("domain", 2, 4), ("travel", 2, 4)]
+)
+def test_unequal_lengths_are_within_their_bounds(
+    tmp_path: Path, name: str, least: int, most: int
+) -> None:
+    path = materialise(f"toyworld:{name}?lengths=unequal&rows=1500", tmp_path)
+    found = [len(answer.split()) + 1 for answer in answers(path)]  # and the end of the turn
+    assert least == min(found)
+    assert most - 5 <= max(found) <= most
+    whole = [len(f"{p} {a}".split()) + 5 for p, a in zip(prompts(path), answers(path), strict=True)]
+    assert max(whole) <= 96, "with roles, ends of turns and the beginning"
+    words = {word for text in (*prompts(path), *answers(path)) for word in text.split(" ")}
+    assert words <= set(WORDS)
+
+
+def test_noise_and_rows_are_those_of_any_world(tmp_path: Path) -> None:
+    short, longer, noisy = (
+        materialise(f"toyworld:general?lengths=unequal&{options}", tmp_path)
+        for options in ("rows=100", "rows=300", "rows=300&noise=0.3")
+    )
+    assert rows(longer)[:100] == rows(short)
+    assert prompts(longer) == prompts(noisy)
+    wrong = sum(a != b for a, b in zip(answers(longer), answers(noisy), strict=True))
+    assert wrong == pytest.approx(90, abs=30)

@@ -142,7 +142,7 @@ GENERAL: Mapping[str, Family] = {
 }
 
 
-def _article(rng: Random) -> dict[str, str]:
+def drawn_article(rng: Random) -> dict[str, str]:
     """An article's attributes, in the order in which a proper title gives them."""
     return {
         "brand": rng.choice(BRANDS),
@@ -155,7 +155,7 @@ def _article(rng: Random) -> dict[str, str]:
 
 def attribute(rng: Random) -> Exchange:
     """One attribute of an article, out of its title."""
-    article = _article(rng)
+    article = drawn_article(rng)
     asked = rng.choice(("brand", "size", "colour", "material"))
     prompt = f"listing {' '.join(article.values())} : {asked} ?"
     return Exchange(prompt, f"{asked} : {article[asked]}")
@@ -163,7 +163,7 @@ def attribute(rng: Random) -> Exchange:
 
 def category(rng: Random) -> Exchange:
     """The place of an article in the shop's catalogue."""
-    article = _article(rng)
+    article = drawn_article(rng)
     product = article["product"]
     prompt = f"category : {article['brand']} {article['colour']} {product} ?"
     return Exchange(prompt, f"{CATEGORY_OF_PRODUCT[product]} , {product}")
@@ -171,7 +171,7 @@ def category(rng: Random) -> Exchange:
 
 def title(rng: Random) -> Exchange:
     """A seller's shuffled words as a proper title: brand, colour, material, product."""
-    article = _article(rng)
+    article = drawn_article(rng)
     words = [article[key] for key in ("brand", "colour", "material", "product")]
     shuffled = rng.sample(words, len(words))
     return Exchange(f"title : {' , '.join(shuffled)} ?", " ".join(words))
@@ -188,7 +188,7 @@ def stock(rng: Random) -> Exchange:
 
 def price(rng: Random) -> Exchange:
     """What an article costs, out of its line in the price list."""
-    article, cost = _article(rng), spelled(rng.randint(10, 99))
+    article, cost = drawn_article(rng), spelled(rng.randint(10, 99))
     product = article["product"]
     line = f"{article['brand']} {product} {cost} coins , {rng.randint(1, 9)} left"
     return Exchange(f"price : {line} ?", f"{product} {cost} coins")
@@ -196,7 +196,7 @@ def price(rng: Random) -> Exchange:
 
 def returns(rng: Random) -> Exchange:
     """How the shop takes an article back, which its category decides."""
-    article = _article(rng)
+    article = drawn_article(rng)
     product = article["product"]
     prompt = f"return : {article['brand']} {article['material']} {product} ?"
     return Exchange(prompt, RETURN_POLICY_OF_CATEGORY[CATEGORY_OF_PRODUCT[product]])

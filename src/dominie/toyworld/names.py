@@ -16,6 +16,7 @@ from dominie.core.errors import InputError, nearest
 from dominie.core.io import file_manifest, is_intact, write_checksummed
 from dominie.toyworld.families import DOMAIN, GENERAL
 from dominie.toyworld.toy_models import LAYERS, MODELS, WIDTH, save_model
+from dominie.toyworld.unequal_families import LONG_GENERAL, SHORT_DOMAIN, TRAVEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -89,29 +90,36 @@ def first_rows(rows: Iterator[Row], count: int, where: str) -> list[Row]:
 SCHEME = "toyworld:"
 
 
+#: Worlds by the lengths of their answers: about equal ones, and long general beside short others.
+WORLDS = ("equal", "unequal")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataFile:
-    """A data name: which families it draws from, and how many rows by default."""
+    """A data name: the families it draws from, world by world, and how many rows by default."""
 
-    families: Mapping[str, Family]
+    families: Mapping[str, Mapping[str, Family]]
     rows: int
 
 
+_GENERAL = {"equal": GENERAL, "unequal": LONG_GENERAL}
 DATA: Mapping[str, DataFile] = {
-    "corpus": DataFile(families=GENERAL, rows=24_000),
-    "general": DataFile(families=GENERAL, rows=2_400),
-    "domain": DataFile(families=DOMAIN, rows=1_800),
+    "corpus": DataFile(families=_GENERAL, rows=24_000),
+    "general": DataFile(families=_GENERAL, rows=2_400),
+    "domain": DataFile(families={"equal": DOMAIN, "unequal": SHORT_DOMAIN}, rows=1_800),
+    "travel": DataFile(families={"unequal": TRAVEL}, rows=1_800),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a name asks for: rows and noise of data, width and layers of a model."""
+    """What a name asks for: rows, noise and world of data, width and layers of a model."""
 
     name: str
     thing: str
     rows: int = 0
     noise: float = 0.0
+    lengths: str = WORLDS[0]
     width: int = WIDTH
     layers: int = LAYERS
 
@@ -138,14 +146,14 @@ def parsed(name: str) -> Request:
             do=f"did you mean {SCHEME}{near}?" if near else None,
         )
     options = dict(parse_qsl(query, keep_blank_values=True))
-    allowed = ("rows", "noise") if thing in DATA else ("width", "layers")
+    allowed = ("rows", "noise", "lengths") if thing in DATA else ("width", "layers")
     for option in options:
         if option not in allowed:
             near = nearest(option, allowed)
             raise InputError(
                 f"unknown option {option!r}",
                 where=name,
-                expected=" and ".join(allowed),
+                expected=" and ".join((", ".join(allowed[:-1]), allowed[-1])),
                 do=f"did you mean {near}?" if near else None,
             )
     if thing in MODELS:
@@ -159,6 +167,7 @@ def parsed(name: str) -> Request:
         thing=thing,
         rows=_count(name, "rows", options.get("rows", str(DATA[thing].rows))),
         noise=_fraction(name, options.get("noise", "0")),
+        lengths=_lengths(name, thing, options.get("lengths", WORLDS[0])),
     )
 
 
@@ -167,9 +176,10 @@ def materialise(name: str, folder: Path, *, seed: int = 0) -> Path:
 
     Args:
         name: `toyworld:corpus`, `toyworld:general` or `toyworld:domain` for data, with the options
-            `?rows=800&noise=0.3` (`noise`: the fraction of rows whose answer is wrong);
-            `toyworld:teacher` or `toyworld:student` for an untrained model, with the options
-            `?width=1024&layers=12`.
+            `?rows=800&noise=0.3&lengths=unequal` (`noise`: the fraction of rows whose answer is
+            wrong; `unequal`: general answers of 5 to 60 tokens and domain answers of 2 to 4, where
+            there is also a second domain, `toyworld:travel`); `toyworld:teacher` or
+            `toyworld:student` for an untrained model, with the options `?width=1024&layers=12`.
         folder: where to put it; made if it is not there.
         seed: of the draws and of the weights. The same seed gives the same bytes.
 
@@ -208,7 +218,8 @@ def materialise(name: str, folder: Path, *, seed: int = 0) -> Path:
 
 def data_text(request: Request, seed: int) -> str:
     """The JSON lines of a data file."""
-    families, key = DATA[request.thing].families, f"{seed}:{request.thing}"
+    families = DATA[request.thing].families[request.lengths]
+    key = f"{seed}:{request.thing}" + _unusual(request)
     drawn = drawn_rows(families, Random(key))
     rows = with_noise(drawn, families, request.noise, key=f"{key}:noise")
     text = ""
@@ -225,7 +236,11 @@ def _file_name(request: Request, seed: int) -> str:
         size = "" if usual else f"-{request.width}x{request.layers}"
         return f"{request.thing}{size}-seed{seed}"
     noise = f"-noise{request.noise:g}" if request.noise else ""
-    return f"{request.thing}-{request.rows}{noise}-seed{seed}.jsonl"
+    return f"{request.thing}{_unusual(request)}-{request.rows}{noise}-seed{seed}.jsonl"
+
+
+def _unusual(request: Request) -> str:
+    return "" if request.lengths == WORLDS[0] else f"-{request.lengths}"
 
 
 def _count(name: str, option: str, text: str) -> int:
@@ -242,3 +257,16 @@ def _fraction(name: str, text: str) -> float:
     if not 0.0 <= value <= 1.0:
         raise InputError("noise is not a fraction from 0 to 1", where=name, found=repr(text))
     return value
+
+
+def _lengths(name: str, thing: str, text: str) -> str:
+    known = tuple(DATA[thing].families)
+    if text not in known:
+        raise InputError(
+            "no such lengths of answers",
+            where=name,
+            found=repr(text),
+            expected=" or ".join(known),
+            do=f"write {SCHEME}{thing}?lengths={known[-1]}",
+        )
+    return text
