@@ -42,14 +42,14 @@ def _nouns(rng: Random, least: int, most: int) -> list[str]:
 
 
 def long_repeat(rng: Random) -> Exchange:
-    """A list of 4 to 32 words, word for word."""
-    words = " ".join(_nouns(rng, 4, 32))
+    """A list of 4 to 24 words, word for word."""
+    words = " ".join(_nouns(rng, 4, 24))
     return Exchange(rng.choice((f"repeat : {words}", f"say {words}")), words)
 
 
 def long_reverse(rng: Random) -> Exchange:
-    """A list of 4 to 28 words, last word first."""
-    words = _nouns(rng, 4, 28)
+    """A list of 4 to 10 words, last word first."""
+    words = _nouns(rng, 4, 10)
     listed = " ".join(words)
     prompt = rng.choice((f"reverse : {listed}", f"say backwards : {listed}"))
     return Exchange(prompt, " ".join(reversed(words)))
@@ -72,8 +72,8 @@ def long_opposite(rng: Random) -> Exchange:
 
 
 def pairs(rng: Random) -> Exchange:
-    """Two lists of 2 to 14 words, a word of each in turn."""
-    count = _count(rng, 2, 14)
+    """Two lists of 2 to 8 words, a word of each in turn."""
+    count = _count(rng, 2, 8)
     words = rng.sample(NOUNS, 2 * count)
     first, second = words[:count], words[count:]
     answer = " ".join(f"{a} {b}" for a, b in zip(first, second, strict=True))
@@ -81,9 +81,9 @@ def pairs(rng: Random) -> Exchange:
 
 
 def copies(rng: Random) -> Exchange:
-    """Each of 2 to 14 words, two to four times."""
+    """Each of 2 to 10 words, two to four times."""
     times = rng.randint(2, 4)
-    words = _nouns(rng, 2, 14)
+    words = _nouns(rng, 2, 10)
     answer = " ".join(word for word in words for _ in range(times))
     return Exchange(f"say each for {times} : {' '.join(words)}", answer)
 
