@@ -62,7 +62,8 @@ def make(folder: Path, size: dict[str, int]) -> None:
 
 def measured(way: str, folder: Path, size: dict[str, int]) -> dict[str, object]:
     """Loading and stepping in one of the two ways."""
-    from dominie.data.batch import Batch
+    from dominie.data.batch import collate
+    from dominie.data.row_store import Row
     from dominie.losses.objective import Objective
     from dominie.losses.terms import LossTerms, Prediction
     from dominie.models.loading import load_frozen, load_student
@@ -95,10 +96,8 @@ def measured(way: str, folder: Path, size: dict[str, int]) -> dict[str, object]:
     with loss_in_forward(student, objective):
         for _ in range(size["steps"]):
             ids = torch.randint(0, size["vocabulary"], shape, generator=generator)
-            sources = (torch.arange(size["rows"]) % 2)[:, None].expand(shape)
-            where = torch.arange(size["length"]).expand(shape)
-            segments = torch.zeros_like(ids)
-            batch = Batch(ids, ids.roll(-1, 1), segments, where, sources).to(DEVICE)
+            rows = [Row(tokens, [True] * len(tokens)) for tokens in ids.tolist()]
+            batch = collate([(i % 2, row) for i, row in enumerate(rows)]).to(DEVICE)
             _wait()
             began = time.perf_counter()
             outputs = student(

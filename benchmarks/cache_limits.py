@@ -22,7 +22,8 @@ from transformers import MistralConfig, MistralForCausalLM
 from dominie.data.batch import Batch, collate
 from dominie.data.shards import ShardWriter
 from dominie.data.tokenization import Encoded
-from dominie.losses.objective import ForwardPass, Objective
+from dominie.losses.forward_pass import ForwardPass
+from dominie.losses.objective import Objective
 from dominie.losses.targets import Signal
 from dominie.losses.terms import LossTerms, Prediction
 from dominie.losses.vocabulary import vocabulary_losses

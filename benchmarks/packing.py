@@ -20,7 +20,7 @@ import _results
 import numpy as np
 from _results import Row
 
-from dominie.data.batch import Layout, layout
+from dominie.data.layout import Layout, layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dominie.data.batch import IGNORED, Batch, Layout, collate, joined, layout
+from dominie.data.batch import IGNORED, Batch, collate, joined
+from dominie.data.layout import Layout, layout
 from dominie.data.tokenization import Encoded
 
 
@@ -80,7 +81,7 @@ def test_padding_is_a_segment_of_its_own():
 
 def test_select_keeps_rows_and_length():
     batch = collate(ROWS)
-    chosen = batch.select(torch.tensor([2, 0]))
+    chosen = batch.select([2, 0])
     assert torch.equal(chosen.input_ids, batch.input_ids[[2, 0]])
     assert torch.equal(chosen.labels, batch.labels[[2, 0]])
 
@@ -102,7 +103,7 @@ def test_weights_go_with_their_tokens_through_every_form_of_a_batch():
     packed = collate([(0, one), (0, plain)], pack_to=8)
     assert packed.weights is not None
     assert packed.weights.tolist() == [[0.5, 2.0, 1.0, 1.0, 1.0]]
-    again = Batch.from_dict(batch.as_dict()).to("cpu").select(torch.tensor([0]))
+    again = Batch.from_dict(batch.as_dict()).to("cpu").select([0])
     assert again.weights is not None
     assert again.weights.tolist() == [[0.5, 2.0, 1.0]]
     both = joined([collate([(0, plain)]), batch])

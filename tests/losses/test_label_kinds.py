@@ -9,8 +9,9 @@ from torch.testing import assert_close
 
 from dominie.losses import SparseTarget, vocabulary_losses
 from dominie.losses.divergence import LABEL_KINDS
+from dominie.losses.forward_pass import ForwardPass
 from dominie.losses.heads import Head
-from dominie.losses.objective import ForwardPass, Objective
+from dominie.losses.objective import Objective
 from dominie.losses.targets import DenseTarget, Part, Signal
 from dominie.losses.terms import LossTerms, NextToken, Prediction
 

@@ -20,7 +20,8 @@ from dominie.core.errors import InputError, RunError
 from dominie.data.batch import collate
 from dominie.data.shards import ShardWriter, shard_files
 from dominie.data.tokenization import Encoded
-from dominie.losses.objective import ForwardPass, Objective
+from dominie.losses.forward_pass import ForwardPass
+from dominie.losses.objective import Objective
 from dominie.losses.targets import Signal
 from dominie.losses.terms import LossTerms, Prediction
 from dominie.models.head import decoder, output_head

@@ -12,7 +12,8 @@ from tiny import tiny_folder, tiny_model
 from dominie.core.errors import InputError
 from dominie.data.batch import Batch, collate
 from dominie.data.tokenization import Encoded
-from dominie.losses.objective import ForwardPass, Objective
+from dominie.losses.forward_pass import ForwardPass
+from dominie.losses.objective import Objective
 from dominie.losses.terms import LossTerms, NextToken, Prediction
 from dominie.models.head import decoder, output_head
 from dominie.models.loading import load_frozen, load_student

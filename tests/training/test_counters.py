@@ -35,7 +35,7 @@ def by_hand(tokens: int, supervised: int, keys: int, layer: int = LAYER) -> int:
 @pytest.mark.parametrize("pack_to", [None, 40])
 def test_a_batch_of_a_tiny_model_and_its_teacher(student, teacher_model, pack_to):
     rows = [(0, conversation(5, 2)), (1, conversation(3, 1)), (0, conversation(2, 1))]
-    batch = collate(rows, routes=[0, 1], pack_to=pack_to).as_dict()
+    batch = collate(rows, routes=[0, 1], pack_to=pack_to)
     used = FlopsMeter(model_flops(student), [None, model_flops(teacher_model)], peak=1e6)
     loads = used.loads(batch)
     assert loads.tolist() == [[7, 3, 15 + 3], [3, 1, 6]]
@@ -52,7 +52,7 @@ def test_a_batch_of_a_tiny_model_and_its_teacher(student, teacher_model, pack_to
 
 def test_windows_adapters_and_frozen_weights(student):
     windowed = MistralConfig(**{**student.config.to_dict(), "sliding_window": 4})
-    batch = collate([(0, conversation(6, 1))]).as_dict()
+    batch = collate([(0, conversation(6, 1))])
     used = FlopsMeter(model_flops(MistralForCausalLM(windowed)), [None], peak=None)
     assert used.loads(batch).tolist() == [[6, 1, 1 + 2 + 3 + 4 + 4 + 4]]
     assert "mfu" not in used.log_entry(1.0, 1.0, 1)

@@ -12,7 +12,8 @@ import torch
 from gradients import assert_equal_gradients, ragged_rows
 from torch.nn.functional import cross_entropy
 
-from dominie.losses.objective import BySource, Column, Computed, ForwardPass, Objective, Term
+from dominie.losses.forward_pass import BySource, ForwardPass
+from dominie.losses.objective import Column, Computed, Objective, Term
 from dominie.losses.terms import LossTerms, NextToken
 
 

@@ -1,19 +1,24 @@
-"""Conversations laid out in rows and micro-batches, and a micro-batch as tensors.
+"""A micro-batch: its conversations as tensors, and where each of them lies.
 
-A micro-batch is as long as its longest row; the rest of it is padding. So the conversations of a
-whole optimiser step are packed at once: their gradient is one sum, whichever of them share a
-forward pass. Rows are made about equally long, and rows of about one length go together.
+What is counted, grouped or looked up by conversation is taken from `Batch.spans`, which stay on
+the CPU: read from the tensors it would make the CPU wait for a GPU.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from dominie.data.layout import layout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 IGNORED = -100
 
@@ -30,9 +35,38 @@ class Row(Protocol):
         """[n] whether a token belongs to an assistant turn."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Where a conversation lies in a batch and what it holds, in memory of the CPU.
+
+    Attributes:
+        row: of the batch.
+        start: its first position there.
+        source: index of its source.
+        input_ids: [n] its tokens.
+        taught: [n] whether the next token is supervised.
+    """
+
+    row: int
+    start: int
+    source: int
+    input_ids: NDArray[np.int32]
+    taught: NDArray[np.bool_]
+
+    @property
+    def tokens(self) -> int:
+        """How many positions it takes."""
+        return len(self.input_ids)
+
+    @cached_property
+    def supervised(self) -> int:
+        """How many of them have a supervised next token."""
+        return int(self.taught.sum())
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """Tokens of several conversations, every tensor [B, L].
+    """Tokens of several conversations, every tensor [B, L]; made by `filled` and `collate`.
 
     Attributes:
         input_ids: token ids; padding repeats id 0 and is never attended by a real token.
@@ -41,7 +75,7 @@ class Batch:
             own.
         position_ids: position within the segment.
         source_ids: index of the source a token comes from, -1 on padding.
-        packed: whether a row may hold several conversations.
+        spans: its conversations, row by row.
         weights: factor of each position in every term of the loss, in whatever it is compared with
             (the label, the teacher's prediction or its attention); None is 1 everywhere. The
             denominator stays the number of supervised tokens.
@@ -52,13 +86,33 @@ class Batch:
     segment_ids: Tensor
     position_ids: Tensor
     source_ids: Tensor
-    packed: bool = False
+    spans: Sequence[Span]
     weights: Tensor | None = None
 
     @property
     def supervised(self) -> Tensor:
-        """[B, L] the positions S whose next token is supervised."""
+        """[B, L] whether the next token of a position is supervised."""
         return self.labels != IGNORED
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[N] the positions whose next token is supervised, ascending, of the B·L."""
+        length = self.input_ids.shape[1]
+        found = [s.row * length + s.start + np.flatnonzero(s.taught) for s in self.spans]
+        return to_device(torch.from_numpy(np.concatenate(found)), self.input_ids.device)
+
+    @cached_property
+    def supervised_by_row(self) -> list[int]:
+        """[B] how many of each row's positions those are."""
+        counts = [0] * len(self.input_ids)
+        for span in self.spans:
+            counts[span.row] += span.supervised
+        return counts
+
+    @property
+    def packed(self) -> bool:
+        """Whether any row holds several conversations."""
+        return len({span.row for span in self.spans}) < len(self.spans)
 
     def model_inputs(self) -> dict[str, Any]:
         """What the transformer needs, and no mask.
@@ -71,28 +125,53 @@ class Batch:
             inputs["position_ids"] = self.position_ids
         return inputs
 
-    def select(self, rows: Tensor) -> Batch:
+    def select(self, rows: Sequence[int]) -> Batch:
         """The batch made of `rows` alone, in the same length."""
-        chosen = {name: tensor[rows] for name, tensor in self._tensors().items()}
-        return Batch(**chosen, packed=self.packed)
+        if list(rows) == list(range(len(self.input_ids))):
+            return self
+        index = to_device(torch.tensor(rows, dtype=torch.long), self.input_ids.device)
+        chosen = {name: tensor[index] for name, tensor in self._tensors().items()}
+        spans = [
+            replace(span, row=place)
+            for place, row in enumerate(rows)
+            for span in self.spans
+            if span.row == row
+        ]
+        return Batch(**chosen, spans=spans)
+
+    def supervised_by(self, source: int) -> Batch:
+        """The batch with the tokens of one source alone to learn from."""
+        labels = self.labels.masked_fill(self.source_ids != source, IGNORED)
+        spans = [
+            span if span.source == source else replace(span, taught=np.zeros_like(span.taught))
+            for span in self.spans
+        ]
+        return replace(self, labels=labels, spans=spans)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        moved = {name: tensor.to(device) for name, tensor in self._tensors().items()}
-        return Batch(**moved, packed=self.packed)
+        moved = {name: to_device(tensor, device) for name, tensor in self._tensors().items()}
+        return Batch(**moved, spans=self.spans)
 
     def _tensors(self) -> dict[str, Tensor]:
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "packed"}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "spans"}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def as_dict(self) -> dict[str, Any]:
         """A mapping that data loaders can move between devices."""
-        return {**self._tensors(), "packed": self.packed}
+        return {**self._tensors(), "spans": self.spans}
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Batch:
         """The inverse of `as_dict`; other keys are ignored."""
         return cls(**{f.name: mapping[f.name] for f in fields(cls) if f.name in mapping})
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device; copied from the CPU to a GPU in its turn, and nobody waits for that."""
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def collate(
@@ -110,40 +189,42 @@ def collate(
         pack_to: longest packed row in tokens; None pads one conversation to a row, in order.
     """
     if pack_to is None:
-        return filled([[row] for row in rows], packed=False)
+        return filled([[row] for row in rows])
     lengths = [len(row.input_ids) for _, row in rows]
     by_row = [routes[source] for source, _ in rows] if routes else None
     (laid,) = layout(lengths, by_row, capacity=pack_to)
-    return filled([[rows[i] for i in members] for members in laid], packed=True)
+    return filled([[rows[i] for i in members] for members in laid])
 
 
-def filled(rows: Sequence[Sequence[tuple[int, Row]]], *, packed: bool) -> Batch:
+def filled(rows: Sequence[Sequence[tuple[int, Row]]]) -> Batch:
     """A batch whose rows hold these conversations, padded to the longest of them.
 
     Args:
         rows: of each row its (source index, tokenised conversation) pairs.
-        packed: whether several may share one.
     """
     length = max(sum(len(row.input_ids) for _, row in members) for members in rows)
     shape = (len(rows), length)
     weighted = any(_weights(row) is not None for members in rows for _, row in members)
+    spans: list[Span] = []
     batch = Batch(
         input_ids=torch.zeros(shape, dtype=torch.long),
         labels=torch.full(shape, IGNORED, dtype=torch.long),
         segment_ids=torch.zeros(shape, dtype=torch.long),
         position_ids=torch.zeros(shape, dtype=torch.long),
         source_ids=torch.full(shape, -1, dtype=torch.long),
+        spans=spans,
         weights=torch.ones(shape) if weighted else None,
-        packed=packed,
     )
     for b, members in enumerate(rows):
         start = 0
         for segment, (source, row) in enumerate(members):
             stop = start + len(row.input_ids)
-            ids = torch.tensor(row.input_ids, dtype=torch.long)
-            supervised = torch.tensor(row.supervised, dtype=torch.bool)
-            batch.input_ids[b, start:stop] = ids
-            batch.labels[b, start : stop - 1] = ids[1:].masked_fill(~supervised[1:], IGNORED)
+            ids = np.asarray(row.input_ids, np.int32)
+            taught = np.append(np.asarray(row.supervised, np.bool_)[1:], False)
+            spans.append(Span(b, start, source, ids, taught))
+            batch.input_ids[b, start:stop] = torch.from_numpy(ids.astype(np.int64))
+            following = np.where(taught[:-1], ids[1:], IGNORED).astype(np.int64)
+            batch.labels[b, start : stop - 1] = torch.from_numpy(following)
             batch.segment_ids[b, start:stop] = segment
             batch.position_ids[b, start:stop] = torch.arange(stop - start)
             batch.source_ids[b, start:stop] = source
@@ -172,7 +253,11 @@ def joined(batches: Sequence[Batch]) -> Batch:
         ]
     longer = [_padded(batch, length)._tensors() for batch in batches]
     rows = {name: torch.cat([tensors[name] for tensors in longer]) for name in longer[0]}
-    return Batch(**rows, packed=any(batch.packed for batch in batches))
+    spans, before = [], 0
+    for batch in batches:
+        spans += [replace(span, row=before + span.row) for span in batch.spans]
+        before += len(batch.input_ids)
+    return Batch(**rows, spans=spans)
 
 
 def _padded(batch: Batch, length: int) -> Batch:
@@ -182,140 +267,17 @@ def _padded(batch: Batch, length: int) -> Batch:
         return batch
 
     def extended(tensor: Tensor, by: Tensor | int) -> Tensor:
-        more = torch.as_tensor(by, device=tensor.device, dtype=tensor.dtype)
+        more = by if isinstance(by, Tensor) else tensor.new_full((), by)
         return torch.cat([tensor, more.expand(rows, added)], dim=1)
 
     return Batch(
         input_ids=extended(batch.input_ids, 0),
         labels=extended(batch.labels, IGNORED),
         segment_ids=extended(batch.segment_ids, batch.segment_ids.amax(1, keepdim=True) + 1),
-        position_ids=extended(batch.position_ids, torch.arange(added)),
+        position_ids=extended(
+            batch.position_ids, torch.arange(added, device=batch.position_ids.device)
+        ),
         source_ids=extended(batch.source_ids, -1),
+        spans=batch.spans,
         weights=None if batch.weights is None else extended(batch.weights, 1),
-        packed=batch.packed,
     )
-
-
-#: Conversations of each row, rows of each micro-batch.
-Layout = list[list[list[int]]]
-
-#: Real tokens of all positions at which no better layout is looked for.
-_FULL = 0.98
-
-
-def layout(
-    lengths: Sequence[int],
-    routes: Sequence[int] | None = None,
-    *,
-    micro_batches: int = 1,
-    capacity: int | None = None,
-) -> Layout:
-    """Lay conversations out in rows and rows in micro-batches, with little padding.
-
-    Micro-batches have about equally many rows, and so never more than there are conversations to
-    one of them on average, rounded up. Conversations of different routes never share a row, so that
-    a row has one teacher, and seldom a micro-batch, so that it has few.
-
-    Args:
-        lengths: [n] tokens of each conversation.
-        routes: [n] the route of each; None is one for all.
-        micro_batches: how many there are to be, at most n.
-        capacity: longest row in tokens that several conversations may share; None gives each a row
-            of its own.
-
-    Returns:
-        Indices of conversations, each of them once.
-    """
-    by_route: dict[int, list[int]] = {}
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        by_route.setdefault(routes[i] if routes else 0, []).append(i)
-    groups = [by_route[route] for route in sorted(by_route)]
-    alone = [[[i] for i in group] for group in groups]
-    if capacity is None:
-        return _distribute(alone, lengths, micro_batches)
-    tokens = sum(lengths)
-    fewest = max(-(-tokens // (capacity * micro_batches)), -(-len(groups) // micro_batches))
-    best, least = _distribute(alone, lengths, micro_batches), float("inf")
-    for each in range(fewest, -(-len(lengths) // micro_batches) + 1):
-        counts = _row_counts(min(each * micro_batches, len(lengths)), groups, lengths)
-        rows = [
-            _balanced(group, lengths, count) for group, count in zip(groups, counts, strict=True)
-        ]
-        if any(_tokens(row, lengths) > capacity for group in rows for row in group if row[1:]):
-            continue
-        found = _distribute(rows, lengths, micro_batches)
-        if (positions := _positions(found, lengths)) < least:
-            best, least = found, positions
-        if tokens >= _FULL * least:
-            break
-    return best
-
-
-def _tokens(row: Sequence[int], lengths: Sequence[int]) -> int:
-    return sum(lengths[i] for i in row)
-
-
-def _positions(found: Layout, lengths: Sequence[int]) -> int:
-    """Positions of all micro-batches, padding and all."""
-    return sum(len(rows) * max(_tokens(row, lengths) for row in rows) for rows in found)
-
-
-def _row_counts(rows: int, groups: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[int]:
-    """How many of so many rows each group gets, so that none of them is longer than it must be."""
-    counts = [1] * len(groups)
-    tokens = [_tokens(group, lengths) for group in groups]
-    longest = [(-float(total), g) for g, total in enumerate(tokens) if len(groups[g]) > 1]
-    heapq.heapify(longest)
-    for _ in range(rows - len(groups)):
-        _, g = heapq.heappop(longest)
-        counts[g] += 1
-        if counts[g] < len(groups[g]):
-            heapq.heappush(longest, (-tokens[g] / counts[g], g))
-    return counts
-
-
-def _balanced(longest_first: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
-    """So many rows of about one length: each conversation goes to the row with fewest tokens."""
-    rows: list[list[int]] = [[] for _ in range(count)]
-    emptiest = [(0, r) for r in range(count)]
-    for i in longest_first:
-        tokens, r = emptiest[0]
-        rows[r].append(i)
-        heapq.heapreplace(emptiest, (tokens + lengths[i], r))
-    return rows
-
-
-def _distribute(
-    groups: Sequence[Sequence[Sequence[int]]], lengths: Sequence[int], micro_batches: int
-) -> Layout:
-    """Micro-batches of rows of about one length, route after route, the longest first.
-
-    Micro-batches are about equally large, padding counted, so that no rank waits and none holds
-    more than it must: the largest is as small as it can be in this order.
-    """
-    rows: list[tuple[int, list[int]]] = []
-    for group in groups:
-        rows += sorted(((_tokens(row, lengths), list(row)) for row in group), reverse=True)
-    sizes = [tokens for tokens, _ in rows]
-    low, high = max(sizes), len(sizes) * max(sizes)
-    while low < high:
-        middle = (low + high) // 2
-        fits = len(_cuts(sizes, middle)) <= micro_batches
-        low, high = (low, middle) if fits else (middle + 1, high)
-    parts = [rows[start:stop] for start, stop in _cuts(sizes, high)]
-    while len(parts) < micro_batches:
-        largest = max((p for p in parts if p[1:]), key=lambda p: len(p) * max(p)[0])
-        at, half = parts.index(largest), len(largest) // 2
-        parts[at : at + 1] = [largest[:half], largest[half:]]
-    return [[row for _, row in part] for part in parts]
-
-
-def _cuts(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """Where rows are cut into micro-batches of at most so many positions: starts and stops."""
-    starts, longest = [0], 0
-    for r, size in enumerate(sizes):
-        longest = max(longest, size)
-        if (r - starts[-1] + 1) * longest > most:
-            starts.append(r)
-            longest = size
-    return list(zip(starts, [*starts[1:], len(sizes)], strict=True))

@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 from dominie.losses.arguments import obstacle_to_triton
 from dominie.losses.attention_backends import Eager, Sdpa, Tiles
 from dominie.losses.attention_rows import Projections, Visibility, compute_dtype
-from dominie.losses.objective import BySource, Column, Computed, ForwardPass, Need, Term
+from dominie.losses.forward_pass import BySource, ForwardPass
+from dominie.losses.objective import Column, Computed, Need, Term
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,20 +12,15 @@ computed, what it logs). To add one, write both in one file and add a field to
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from dominie.losses.targets import Signal
-from dominie.losses.tiles import sum_precision
-
 if TYPE_CHECKING:
-    from dominie.losses.heads import Head
-    from dominie.losses.router_losses import Routing
+    from dominie.losses.forward_pass import ForwardPass
     from dominie.losses.terms import LossTerms
 
 #: What a term is computed from: the labels of the data, a teacher's next-token distribution, a
@@ -82,91 +77,6 @@ def check_weight(weight: float) -> None:
     """Raise ValueError unless a weight is finite and not negative."""
     if not 0.0 <= weight < float("inf"):
         raise ValueError(f"weight must be finite and not negative, got {weight}")
-
-
-class BySource:
-    """One number for each source, copied to a device once."""
-
-    def __init__(self, values: Iterable[float]) -> None:
-        self.values = list(values)
-        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-    def __bool__(self) -> bool:
-        return any(self.values)
-
-    def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """[sources] on a device."""
-        key = (device, dtype)
-        if key not in self._copies:
-            self._copies[key] = torch.tensor(self.values, dtype=dtype, device=device)
-        return self._copies[key]
-
-    def of_tokens(self, source_ids: Tensor, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """The number of each token's source, times the token's own weight where there are any.
-
-        Args:
-            source_ids: any shape; padding (negative) reads the first source.
-            weights: the same shape; None is 1 everywhere.
-            dtype: of the result.
-        """
-        found = self.on(source_ids.device, dtype)[source_ids.clamp(min=0)]
-        return found if weights is None else found * weights.to(dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class ForwardPass:
-    """A student's forward pass over a batch, and what its teachers returned for it.
-
-    Attributes:
-        hidden: [B, L, D] last hidden states of the student.
-        head: the student's output projection.
-        labels: [B, L] next token where supervised, negative elsewhere.
-        source_ids: [B, L] index of each token's source, −1 on padding.
-        segment_ids: [B, L] which conversation of its row a token belongs to.
-        weights: [B, L] factor of each position in every term; None is 1 everywhere.
-        signal: the teachers' targets, None where no source has a teacher.
-        attention: scalar, the divergence of the attention maps, whose rows are already weighted
-            (`AttentionLoss.row_weights`); None where there are no maps.
-        routing: of each layer of a mixture of experts, what its router did.
-        metrics: whether to compute what is logged and moves nothing.
-    """
-
-    hidden: Tensor
-    head: Head
-    labels: Tensor
-    source_ids: Tensor
-    segment_ids: Tensor | None = None
-    weights: Tensor | None = None
-    signal: Signal | None = None
-    attention: Tensor | None = None
-    routing: Sequence[Routing] = ()
-    metrics: bool = True
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """[N] indices of the supervised positions among the B·L."""
-        return (self.labels >= 0).flatten().nonzero().squeeze(1)
-
-    @cached_property
-    def supervised_hidden(self) -> Tensor:
-        """[N, D] hidden states of the supervised positions."""
-        return self.hidden.flatten(0, 1)[self.positions]
-
-    @cached_property
-    def supervised_labels(self) -> Tensor:
-        """[N] their next tokens."""
-        return self.labels.flatten()[self.positions]
-
-    @cached_property
-    def supervised_sources(self) -> Tensor:
-        """[N] the index of their source."""
-        return self.source_ids.flatten()[self.positions]
-
-    def coefficients(self, by_source: BySource) -> Tensor:
-        """[N] factor of each supervised position in a term with these weights."""
-        weights = None if self.weights is None else self.weights.flatten()[self.positions]
-        dtype = sum_precision(self.hidden.dtype)
-        return by_source.of_tokens(self.supervised_sources, weights, dtype)
 
 
 @dataclass(frozen=True)

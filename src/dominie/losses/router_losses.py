@@ -16,15 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dominie.losses.objective import (
-    BySource,
-    Column,
-    Computed,
-    ForwardPass,
-    Need,
-    Term,
-    check_weight,
-)
+from dominie.losses.forward_pass import BySource, ForwardPass
+from dominie.losses.objective import Column, Computed, Need, Term, check_weight
 from dominie.losses.tiles import sum_precision
 
 
@@ -82,6 +75,10 @@ def router_loss(layers: Sequence[Routing], conversations: Conversations) -> Tens
     count = len(conversations.balance)
     index, real = conversations.index, conversations.index >= 0
     bucket = torch.where(real, index, count)
+    # Counted without `bincount`, for which a GPU is waited for.
+    sizes = torch.zeros(count + 1, dtype=torch.float64, device=index.device)
+    sizes = sizes.index_add_(0, bucket, torch.ones_like(bucket, dtype=torch.float64))
+    sizes = sizes.clamp(min=1)
     total: Tensor | float = 0.0
     for layer in layers:
         tokens, experts = layer.logits.shape
@@ -94,8 +91,7 @@ def router_loss(layers: Sequence[Routing], conversations: Conversations) -> Tens
         def mean(values: Tensor) -> Tensor:
             """[S, …] of [T, …] over the tokens of each conversation."""
             sums = values.new_zeros((count + 1, *values.shape[1:])).index_add(0, bucket, values)
-            sizes = torch.bincount(bucket, minlength=count + 1).clamp(min=1).to(values.dtype)
-            return (sums / sizes.view(-1, *[1] * (values.dim() - 1)))[:count]
+            return (sums / sizes.to(values).view(-1, *[1] * (values.dim() - 1)))[:count]
 
         z = mean(logits.logsumexp(-1).square())
         total = total + (conversations.z.to(z) * z).sum()
@@ -116,7 +112,7 @@ def routing_sums(layers: Sequence[Routing], real: Tensor) -> Tensor:
 
     Args:
         layers: of one forward pass.
-        real: [T] whether a token is none of the padding.
+        real: [R] indices of the tokens that are none of the padding, or [T] whether a token is.
     """
     sums = []
     for layer in layers:
@@ -146,24 +142,17 @@ class RouterLoss:
 
     def _conversations(self, forward: ForwardPass) -> Conversations:
         """Whose tokens the B·L of a batch are, row by row, and what each conversation weighs."""
-        labels, source_ids = forward.labels, forward.source_ids
-        segments = torch.zeros_like(labels) if forward.segment_ids is None else forward.segment_ids
-        real = (source_ids >= 0).flatten()
-        rows = torch.arange(len(labels), device=labels.device)[:, None]
-        key = (rows * (labels.shape[1] + 1) + segments).flatten()
-        found, number = torch.unique(key[real], return_inverse=True)
-        index = torch.full_like(key, -1)
-        index[real] = number
-        supervised = (labels >= 0).flatten()[real]
-        weights = None if forward.weights is None else forward.weights.flatten()[real][supervised]
-        tokens = torch.bincount(
-            number[supervised],
-            weights=None if weights is None else weights.double(),
-            minlength=len(found),
-        )
-        source = torch.zeros_like(found).scatter(0, number, source_ids.flatten()[real])
+        labels, device = forward.labels, forward.labels.device
+        numbers = torch.full_like(labels, -1)
+        for number, span in enumerate(forward.conversations):
+            numbers[span.row, span.start : span.start + span.tokens] = number
+        index, scored, real = numbers.flatten(), forward.positions, forward.real
+        weights = torch.ones_like(labels) if forward.weights is None else forward.weights
+        nothing = torch.zeros(len(forward.conversations), dtype=torch.float64, device=device)
+        tokens = nothing.index_add(0, index[scored], weights.flatten()[scored].double())
+        source = nothing.long().scatter_(0, index[real], forward.source_ids.flatten()[real])
         balance, z = (
-            by_source.on(labels.device, torch.float64)[source] * tokens
+            by_source.on(device, torch.float64)[source] * tokens
             for by_source in (self._balance, self._z)
         )
         return Conversations(index, balance, z)

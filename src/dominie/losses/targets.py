@@ -179,7 +179,7 @@ class Part:
     """One teacher's targets for some rows of a batch.
 
     Attributes:
-        rows: [R] indices of the rows of the batch, each once.
+        rows: [R] indices of the rows of the batch, each once; on the CPU.
         target: one entry for each supervised position of those rows in row-major order; None if
             only attention was asked for.
         attention: teacher layer → query and key after rotary embedding, batch dimension R.

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dominie.losses.attention import Attention
 from dominie.losses.divergence import Kind, LabelKind
-from dominie.losses.objective import BySource, Column, Computed, ForwardPass, Need, Term
+from dominie.losses.forward_pass import BySource, ForwardPass, joined_ranges
+from dominie.losses.objective import Column, Computed, Need, Term
 from dominie.losses.router_losses import Router
 from dominie.losses.targets import Target
 from dominie.losses.vocabulary import vocabulary_losses
@@ -50,14 +51,10 @@ class VocabularyPass:
         ]
         # Where labels weigh nothing they have no gradient, and any kind will do.
         kind = next((each.kind for each in labels if each.weighs), _UNLABELLED.kind)
-        scorings = [
+        self._scorings = [
             (each.kind if each.weighs else kind, _options(compared))
             for each, compared in zip(labels, terms.get("prediction", nothing), strict=True)
         ]
-        self._scorings = {
-            scoring: BySource(scoring == each for each in scorings) for scoring in scorings
-        }
-        self._kinds = {kind: BySource(kind == each for each, _ in scorings) for kind, _ in scorings}
 
     def __call__(self, forward: ForwardPass) -> Computed:
         """Both sums, and the values of every supervised token."""
@@ -103,41 +100,52 @@ class VocabularyPass:
     ) -> Iterator[tuple[Tensor | slice, Target | None, tuple[LabelKind, Prediction]]]:
         """Supervised tokens by how they are scored: (tokens, target, kind and options)."""
         everything = forward.signal.parts if forward.signal else ()
-        parts = [part for part in everything if part.target is not None]
+        targets = [(part.rows, part.target) for part in everything if part.target is not None]
         if not len(forward.positions):
             return
-        # Rows of a part are distinct, so their number tells without waiting for a device.
-        whole = len(parts) == 1 and len(parts[0].rows) == len(forward.labels)
-        row = forward.positions // forward.labels.shape[1]
-        untaught = torch.ones_like(row, dtype=torch.bool)
-        for part in parts:
-            assert part.target is not None, "selected above"
-            if whole and len(self._scorings) == 1:
-                (scoring,) = self._scorings
-                yield slice(None), part.target, scoring
-                return
-            taught = torch.isin(row, part.rows)
-            untaught &= ~taught
-            rank = taught.cumsum(0) - 1  # of a token within the part's target
-            for scoring, sources in self._scorings.items():
-                alike = sources.of_tokens(forward.supervised_sources, None, torch.bool)
-                tokens = (taught & alike).nonzero().squeeze(1)
-                if len(tokens):
-                    one = len(self._scorings) == 1
-                    yield tokens, part.target if one else part.target[rank[tokens]], scoring
-        left = untaught.nonzero().squeeze(1) if parts else slice(None)
-        if isinstance(left, slice) or len(left):
-            if compares := self._weights["prediction"]:
-                sources_left = forward.supervised_sources[left]
-                if bool((compares.of_tokens(sources_left, None, torch.float32) > 0).any()):
+        whole = len(targets) == 1 and len(targets[0][0]) == len(forward.labels)
+        scorings = list(dict.fromkeys(self._scorings))
+        if whole and len(scorings) == 1:
+            yield slice(None), targets[0][1], scorings[0]
+            return
+        # Of each group its tokens, and where they stand among those of their teacher.
+        groups: dict[tuple[int, _Scoring], tuple[list[_Range], list[_Range]]]
+        groups = {(part, each): ([], []) for part in range(len(targets)) for each in scorings}
+        untaught: dict[LabelKind, list[_Range]] = {kind: [] for kind, _ in scorings}
+        part_of = {row: part for part, (rows, _) in enumerate(targets) for row in rows.tolist()}
+        taught, start = [0] * len(targets), 0
+        for span in forward.conversations:
+            stop, scoring = start + span.supervised, self._scorings[span.source]
+            if (part := part_of.get(span.row)) is not None:
+                tokens, ranks = groups[part, scoring]
+                tokens.append((start, stop))
+                ranks.append((taught[part], taught[part] + span.supervised))
+                taught[part] += span.supervised
+            elif start < stop:
+                if self._weights["prediction"].values[span.source] > 0:
                     raise ValueError(
                         "a source compares predictions and the signal has no teacher for it"
                     )
-            for kind, sources in self._kinds.items():
-                if len(self._kinds) > 1:
-                    alike = sources.of_tokens(forward.supervised_sources, None, torch.bool)
-                    left = (untaught & alike).nonzero().squeeze(1)
-                yield left, None, (kind, Prediction())
+                untaught[scoring[0]].append((start, stop))
+            start = stop
+        device = forward.labels.device
+        for (part, scoring), (tokens, ranks) in groups.items():
+            if any(first < last for first, last in tokens):
+                target = targets[part][1]
+                if len(scorings) > 1:
+                    target = target[joined_ranges(ranks, device)]
+                yield joined_ranges(tokens, device), target, scoring
+        for kind, left in untaught.items():
+            if left:
+                everything_left = not targets and len(untaught) == 1
+                tokens_left = slice(None) if everything_left else joined_ranges(left, device)
+                yield tokens_left, None, (kind, Prediction())
+
+
+#: How tokens are scored: against their labels, and against a teacher.
+_Scoring = tuple[LabelKind, "Prediction"]
+#: From the first to behind the last.
+_Range = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)

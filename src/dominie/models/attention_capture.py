@@ -41,12 +41,12 @@ class AttentionTarget:
     """What one teacher's forward left for the rows of the batch that it teaches.
 
     Args:
-        rows: [R] rows of the student's batch.
+        rows: [R] rows of the student's batch; None for all of them, in order.
         row_weights: [R, L] weight of each position; zero leaves it out.
         layers: projections of the teacher's layers, batch dimension R.
     """
 
-    rows: Tensor
+    rows: Tensor | None
     row_weights: Tensor
     layers: dict[int, Projections]
 
@@ -117,7 +117,6 @@ class _Expectation:
     scored: dict[int, Tensor] = field(default_factory=dict)
     heads: int = 1
     _visible: dict[tuple[int, int | None], Visibility] = field(default_factory=dict)
-    _partial: dict[int, Tensor | None] = field(default_factory=dict)
 
     def terms(self, layer: int, student: Projections) -> list[AttentionTerm]:
         """What a layer of the student is matched with."""
@@ -130,24 +129,15 @@ class _Expectation:
                 windows = (student.sliding_window, teacher.sliding_window)
                 smaller = min((each for each in windows if each is not None), default=None)
                 visible = self._visibility(number, smaller)
-                rows = self._rows(number, student.query.shape[0])
-                terms.append(AttentionTerm(teacher, visible, rows))
+                terms.append(AttentionTerm(teacher, visible, target.rows))
         return terms
-
-    def _rows(self, number: int, batch: int) -> Tensor | None:
-        """Rows of a target; None if they are the whole batch, which is then not gathered."""
-        if number not in self._partial:
-            rows = self.targets[number].rows
-            whole = len(rows) == batch and rows.tolist() == list(range(batch))
-            self._partial[number] = None if whole else rows
-        return self._partial[number]
 
     def _visibility(self, number: int, window: int | None) -> Visibility:
         """One object for all layers with the same window: it remembers its plan."""
         if (number, window) not in self._visible:
             target, segments = self.targets[number], self.segment_ids
-            if segments is not None:
-                segments = segments.index_select(0, target.rows.to(segments.device))
+            if segments is not None and target.rows is not None:
+                segments = segments.index_select(0, target.rows)
             self._visible[number, window] = Visibility(target.row_weights, segments, window)
         return self._visible[number, window]
 

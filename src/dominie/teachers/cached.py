@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from dominie.data.batch import IGNORED, Batch, Row
+from dominie.data.batch import Batch, Row, to_device
 from dominie.losses.targets import Part, Signal
 from dominie.losses.vocabulary import SparseTarget
 from dominie.teachers.cache import Cache
@@ -36,11 +36,11 @@ class CachedTeacher:
             RunError: a conversation was not cached, or its bytes are damaged.
         """
         stored = [
-            self.cache.decoded(key_of(ids, taught), int(taught.sum()))
-            for ids, taught in _conversations(batch)
-            if taught.any()
+            self.cache.decoded(key_of(span.input_ids, span.taught), span.supervised)
+            for span in batch.spans
+            if span.supervised
         ]
-        rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
+        rows = torch.arange(len(batch.input_ids))
         target = target_of(stored, batch.input_ids.device, self.cache.vocabulary.pool_shape)
         return Signal((Part(rows, target),))
 
@@ -62,18 +62,6 @@ def key_of_row(row: Row) -> bytes:
     """The key of a tokenised conversation."""
     supervised = np.asarray(row.supervised, np.bool_)
     return key_of(np.asarray(row.input_ids), np.append(supervised[1:], False))
-
-
-def _conversations(batch: Batch) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-    """The conversations of a batch in the order of its supervised positions."""
-    columns = (batch.input_ids.int(), batch.labels != IGNORED, batch.segment_ids, batch.source_ids)
-    ids, taught, segments, sources = (column.cpu().numpy() for column in columns)
-    for row in range(len(ids)):
-        edges = np.flatnonzero(np.diff(segments[row])) + 1
-        starts, stops = [0, *edges], [*edges, len(segments[row])]
-        for start, stop in zip(starts, stops, strict=True):
-            if sources[row, start] >= 0:  # else padding
-                yield ids[row, start:stop], taught[row, start:stop]
 
 
 def target_of(
@@ -101,15 +89,15 @@ def target_of(
         known = [part for part in parts if part is not None]
         if len(known) < len(parts) or not parts:
             return None
-        return torch.from_numpy(np.concatenate(known).astype(np.float32)).to(device)
+        return to_device(torch.from_numpy(np.concatenate(known).astype(np.float32)), device)
 
     masses = column([each.pooled for each in conversations])
     pool = None
     if pool_shape is not None and masses is not None:
-        pool = (torch.from_numpy(pool_shape).to(device), masses)
+        pool = (to_device(torch.from_numpy(pool_shape), device), masses)
     return SparseTarget(
-        torch.from_numpy(ids).to(device),
-        torch.from_numpy(probabilities).to(device),
+        to_device(torch.from_numpy(ids), device),
+        to_device(torch.from_numpy(probabilities), device),
         column([each.tail for each in conversations]),
         column([each.entropy for each in conversations]),
         pool,

@@ -73,9 +73,9 @@ class LocalTeacher:
         """Hidden states [n, D_t] of supervised positions, the head, and captured projections."""
         hidden = decoder(self.model)(**batch.model_inputs()).last_hidden_state
         captured = self._attention.take() if self._attention else {}
-        rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
-        target = DenseTarget(hidden[batch.supervised], output_head(self.model))
-        return Signal((Part(rows, target, captured),))
+        states = hidden.flatten(0, 1)[batch.positions]
+        rows = torch.arange(len(batch.input_ids))
+        return Signal((Part(rows, DenseTarget(states, output_head(self.model)), captured),))
 
     @torch.no_grad()
     def run_for_other_ranks(self, device: torch.device) -> None:
@@ -205,23 +205,26 @@ class RoutedTeacher:
         Raises:
             ValueError: a row holds conversations of two teachers (it was packed without routes).
         """
-        table = torch.tensor(self.routes, device=batch.source_ids.device)
-        token_routes = torch.where(batch.source_ids >= 0, table[batch.source_ids.clamp(min=0)], -2)
-        row_routes = token_routes.amax(dim=1)
-        if bool(((token_routes != row_routes[:, None]) & (token_routes != -2)).any()):
-            raise ValueError("a packed row holds conversations of two teachers")
+        routes: dict[int, int] = {}  # of each row
+        for span in batch.spans:
+            route = self.routes[span.source]
+            if routes.setdefault(span.row, route) != route:
+                raise ValueError("a packed row holds conversations of two teachers")
         parts: list[Part] = []
-        elsewhere = self._needed_by_any_rank(row_routes)
+        device = batch.input_ids.device
+        elsewhere = self._needed_by_any_rank(set(routes.values()), device)
         for index, name in enumerate(self.names):
-            rows, teacher = (row_routes == index).nonzero().squeeze(1), self.teachers[name]
-            if len(rows):
-                signal = teacher.signal(batch.select(rows))
-                parts += [dataclasses.replace(part, rows=rows[part.rows]) for part in signal.parts]
+            rows, teacher = [row for row in routes if routes[row] == index], self.teachers[name]
+            if rows:
+                signal, numbers = teacher.signal(batch.select(rows)), torch.tensor(rows)
+                parts += [
+                    dataclasses.replace(part, rows=numbers[part.rows]) for part in signal.parts
+                ]
             elif isinstance(teacher, LocalTeacher) and name in elsewhere:
-                teacher.run_for_other_ranks(rows.device)
+                teacher.run_for_other_ranks(device)
         return Signal(tuple(parts))
 
-    def _needed_by_any_rank(self, row_routes: torch.Tensor) -> set[str]:
+    def _needed_by_any_rank(self, routes: Collection[int], device: torch.device) -> set[str]:
         """The teachers that need all ranks, if any rank has rows for them."""
         together = [
             (index, name)
@@ -230,7 +233,7 @@ class RoutedTeacher:
         ]
         if not together:
             return set()
-        wanted = torch.stack([(row_routes == index).any() for index, _ in together]).int()
+        wanted = torch.tensor([int(index in routes) for index, _ in together], device=device)
         torch.distributed.all_reduce(wanted, op=torch.distributed.ReduceOp.MAX)
         return {
             name for (_, name), any_rank in zip(together, wanted.tolist(), strict=True) if any_rank
@@ -268,7 +271,7 @@ def signals(teacher: Teacher, batches: Sequence[Batch]) -> list[Signal]:
     if len(batches) == 1:
         return [teacher.signal(batches[0])]
     whole = joined(batches)
-    signal, supervised = teacher.signal(whole), whole.supervised.sum(1)
+    signal, supervised = teacher.signal(whole), whole.supervised_by_row
     found, start = [], 0
     for batch in batches:
         rows, length = batch.input_ids.shape
@@ -279,7 +282,7 @@ def signals(teacher: Teacher, batches: Sequence[Batch]) -> list[Signal]:
 
 
 def _of_rows(
-    part: Part, start: int, stop: int, length: int, supervised: torch.Tensor
+    part: Part, start: int, stop: int, length: int, supervised: Sequence[int]
 ) -> Part | None:
     """A part restricted to rows `start` to `stop`, of `length`; None if it has none of them.
 
@@ -290,11 +293,11 @@ def _of_rows(
         length: of its rows.
         supervised: [rows] positions of each row of the joined batch.
     """
-    first, last = (int((part.rows < row).sum()) for row in (start, stop))
+    rows = part.rows.tolist()
+    first, last = (sum(each < row for each in rows) for row in (start, stop))
     if first == last:
         return None
-    ends = supervised[part.rows].cumsum(0).tolist()
-    tokens = slice(ends[first - 1] if first else 0, ends[last - 1])
+    tokens = slice(*(sum(supervised[each] for each in rows[:end]) for end in (first, last)))
     return Part(
         part.rows[first:last] - start,
         None if part.target is None else part.target[tokens],

@@ -7,17 +7,20 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from transformers import TrainerCallback
 
 from dominie.core.hardware import gpu_of_this_machine
-from dominie.data.batch import IGNORED
+from dominie.data.batch import Batch
 from dominie.models.info import ModelFlops, Workload
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Steps between calls of `malloc_trim`: one costs milliseconds, 100 steps can hold a gigabyte.
 EVERY = 10
@@ -80,23 +83,22 @@ class FlopsMeter:
         models = [student, *(teacher for teacher in teachers if teacher)]
         self.windows = list(dict.fromkeys(window for model in models for window in model.attended))
 
-    def loads(self, batch: Mapping[str, Any]) -> Tensor:
+    def loads(self, batch: Batch) -> NDArray[np.int64]:
         """[sources, 2 + windows] tokens, supervised tokens, and keys seen, by source."""
-        real = batch["source_ids"] >= 0
-        seen = batch["position_ids"][real] + 1
-        columns = [torch.ones_like(seen), (batch["labels"][real] != IGNORED).long()]
-        columns += [seen if w is None else seen.clamp(max=w) for w in self.windows]
-        sums: Tensor = seen.new_zeros(len(self.teachers), len(columns))
-        return sums.index_add_(0, batch["source_ids"][real], torch.stack(columns, dim=1))
+        sums = np.zeros((len(self.teachers), 2 + len(self.windows)), np.int64)
+        for span in batch.spans:
+            keys = [_keys_seen(span.tokens, window) for window in self.windows]
+            sums[span.source] += [span.tokens, span.supervised, *keys]
+        return sums
 
-    def flops(self, loads: Tensor) -> float:
+    def flops(self, loads: NDArray[np.int64]) -> float:
         """Operations that these loads come to."""
         found = self.student.training(self._load(loads.sum(0)))
         for teacher, sums in zip(self.teachers, loads, strict=True):
             found += teacher.forward(self._load(sums)) if teacher else 0.0
         return found
 
-    def _load(self, sums: Tensor) -> Workload:
+    def _load(self, sums: NDArray[np.int64]) -> Workload:
         tokens, supervised, *keys = sums.tolist()
         return Workload(tokens, supervised, dict(zip(self.windows, keys, strict=True)))
 
@@ -107,6 +109,12 @@ class FlopsMeter:
         if self.peak is not None:
             entry["mfu"] = round(rate / (self.peak * processes), 4)
         return entry
+
+
+def _keys_seen(tokens: int, window: int | None) -> int:
+    """Keys that the tokens of a conversation see: 1, 2, 3 and so on, up to the window."""
+    ramp = tokens if window is None else min(tokens, window)
+    return ramp * (ramp + 1) // 2 + (tokens - ramp) * ramp
 
 
 def peak_flops(precision: str) -> float | None:
@@ -151,21 +159,21 @@ class Counters:
         self._earlier = self._logged_at = float(line.get("seconds", 0.0))
         self._started = time.monotonic()
 
-    def add(
-        self, batches: Sequence[Mapping[str, Any]], accelerator: Accelerator, *, step: int
-    ) -> Tensor:
-        """Count the micro-batches of a step; its supervised tokens over all ranks, a scalar."""
-        loads = torch.stack([self.flops_meter.loads(batch) for batch in batches]).sum(0)
-        positions = loads.new_tensor([sum(batch["labels"].numel() for batch in batches)])
-        counts = torch.cat([positions, loads.flatten()]).to(accelerator.device)
-        counts = accelerator.reduce(counts, reduction="sum")
-        loads = counts[1:].view_as(loads)
-        supervised: Tensor = loads[:, 1].sum()
-        self.supervised_tokens += int(supervised)
+    def add(self, batches: Sequence[Batch], accelerator: Accelerator, *, step: int) -> list[int]:
+        """Count the micro-batches of a step; its supervised tokens over all ranks, by source."""
+        loads = sum(self.flops_meter.loads(batch) for batch in batches)
+        positions = sum(batch.labels.numel() for batch in batches)
+        counts = np.concatenate([[positions], np.ravel(loads)])
+        if accelerator.num_processes > 1:  # one rank need not wait for its device
+            total = torch.from_numpy(counts).to(accelerator.device)
+            counts = accelerator.reduce(total, reduction="sum").cpu().numpy()
+        loads = counts[1:].reshape(len(self.flops_meter.teachers), -1)
+        supervised: list[int] = loads[:, 1].tolist()
+        self.supervised_tokens += sum(supervised)
         self._real_tokens += int(loads[:, 0].sum())
         self._positions += int(counts[0])
         self._flops += self.flops_meter.flops(loads)
-        if not supervised:
+        if not any(supervised):
             self.steps_without_tokens += 1
             if self.steps_without_tokens == 1:
                 logger.warning(

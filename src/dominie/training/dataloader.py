@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from dominie.data.batch import Batch, Row, filled, layout
+from dominie.data.batch import Batch, Row, filled
+from dominie.data.layout import layout
 from dominie.training.settings import Mixing
 
 #: A conversation with the index of its source.
@@ -76,7 +77,7 @@ class Collator:
 
     def __call__(self, rows: Sequence[Sequence[IndexedRow]]) -> Batch:
         """A batch of these rows."""
-        return filled(rows, packed=self.pack_to is not None)
+        return filled(rows)
 
 
 def total_conversations(

@@ -16,11 +16,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from dominie.core.errors import InputError
-from dominie.data.batch import Batch
+from dominie.data.batch import Batch, to_device
 from dominie.losses.attention import AttentionLoss
-from dominie.losses.objective import ForwardPass, Objective
+from dominie.losses.forward_pass import ForwardPass
+from dominie.losses.objective import Objective
 from dominie.losses.router_losses import routing_sums
-from dominie.losses.targets import Signal
+from dominie.losses.targets import Part, Signal
 from dominie.losses.tiles import sum_precision
 from dominie.models.attention_capture import AttentionTarget, StudentAttention
 from dominie.models.head import causal_lm, output_head
@@ -114,26 +115,34 @@ def _losses(
             batch.labels, batch.source_ids, batch.weights, sum_precision(model.dtype)
         )
         attention.expect(
-            [AttentionTarget(part.rows, weights[part.rows], dict(part.attention)) for part in maps],
+            [_attention_target(part, weights) for part in maps],
             segment_ids=batch.segment_ids if batch.packed else None,
             value=inputs.measured,
         )
     with routers.recorded() as layers:
         hidden: Tensor = model.get_decoder()(**batch.model_inputs()).last_hidden_state
-    losses = objective(
-        ForwardPass(
-            hidden=hidden,
-            head=output_head(model),
-            labels=batch.labels,
-            source_ids=batch.source_ids,
-            segment_ids=batch.segment_ids,
-            weights=batch.weights,
-            signal=signal,
-            attention=attention.take() if attention is not None and maps else None,
-            routing=layers,
-            metrics=inputs.measured,
-        )
+    forward = ForwardPass(
+        hidden=hidden,
+        head=output_head(model),
+        labels=batch.labels,
+        source_ids=batch.source_ids,
+        segment_ids=batch.segment_ids,
+        weights=batch.weights,
+        signal=signal,
+        attention=attention.take() if attention is not None and maps else None,
+        routing=layers,
+        metrics=inputs.measured,
+        scored=batch.positions,
+        spans=batch.spans,
     )
+    losses = objective(forward)
     outputs = {"loss": losses.total, "terms": losses.terms, "by_source": losses.by_source}
-    real = (batch.source_ids >= 0).flatten()
-    return {**outputs, "routing": routing_sums(layers, real)} if layers else outputs
+    return {**outputs, "routing": routing_sums(layers, forward.real)} if layers else outputs
+
+
+def _attention_target(part: Part, weights: Tensor) -> AttentionTarget:
+    """A teacher's attention beside the rows of the student that it teaches, of weights [B, L]."""
+    if part.rows.tolist() == list(range(len(weights))):
+        return AttentionTarget(None, weights, dict(part.attention))
+    rows = to_device(part.rows, weights.device)
+    return AttentionTarget(rows, weights[rows], dict(part.attention))

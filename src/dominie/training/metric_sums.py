@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.nn.utils import get_total_norm
 
 from dominie.core.io import open_append, write_atomic
 from dominie.core.run_reader import read_lines
-from dominie.data.batch import IGNORED, Batch
+from dominie.data.batch import Batch
 from dominie.losses.objective import Objective
 
 
@@ -143,7 +142,7 @@ def grad_norms_by_source(
             for number, batch in enumerate(batches, start=1):
                 last = number == len(batches)
                 with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                    loss_of(_supervised_by(batch, source)).backward()  # type: ignore[no-untyped-call]
+                    loss_of(batch.supervised_by(source)).backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         norm: Any = get_total_norm(gradients)
         norms[source] = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
@@ -153,18 +152,14 @@ def grad_norms_by_source(
 
 def sources_of(batches: Sequence[Batch], count: int, accelerator: Any) -> list[int]:
     """The sources, of `count`, that any rank has supervised tokens of in these batches."""
-    tokens = torch.zeros(count, dtype=torch.long, device=accelerator.device)
+    tokens = [0] * count
     for batch in batches:
-        present = batch.source_ids[batch.supervised]
-        tokens += torch.bincount(present, minlength=count).to(tokens.device)
-    total: Tensor = accelerator.reduce(tokens, reduction="sum")
-    return total.nonzero().flatten().tolist()
-
-
-def _supervised_by(batch: Batch, source: int) -> Batch:
-    """The batch with the tokens of one source alone to learn from."""
-    labels = batch.labels.masked_fill(batch.source_ids != source, IGNORED)
-    return dataclasses.replace(batch, labels=labels)
+        for span in batch.spans:
+            tokens[span.source] += span.supervised
+    if accelerator.num_processes > 1:
+        total = torch.tensor(tokens, device=accelerator.device)
+        tokens = accelerator.reduce(total, reduction="sum").tolist()
+    return [source for source in range(count) if tokens[source]]
 
 
 class MetricsLog:

@@ -128,16 +128,14 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> tuple[list[Any], Tensor]:
         """The micro-batches of one optimiser step, and its supervised tokens over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        count = self.counters.add(batches, self.accelerator, step=self.state.global_step + 1)
-        self._step_source = int(batches[0]["source_ids"].max())  # used if a step has only one
-        measured = self._source_gradients and self._logs_this_step()
-        if self._prefetch or measured:
-            on_device = [Batch.from_dict(batch).to(device) for batch in batches]
-            if self._prefetch:
-                self._prefetch.start_step(on_device)
-            if measured:
-                self._unmeasured = on_device
-        return batches, count.clamp(min=1)
+        found = [Batch.from_dict(batch).to(device) for batch in batches]
+        counts = self.counters.add(found, self.accelerator, step=self.state.global_step + 1)
+        self._step_source = found[0].spans[0].source  # used if a step has only one
+        if self._prefetch:
+            self._prefetch.start_step(found)
+        if self._source_gradients and self._logs_this_step():
+            self._unmeasured = found
+        return batches, torch.tensor(max(sum(counts), 1))
 
     # The loss --------------------------------------------------------------------------------
 
