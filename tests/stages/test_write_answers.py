@@ -23,6 +23,7 @@ from dominie.generation.generator import Generation, Sampling
 from dominie.generation.local import LocalGenerator
 from dominie.generation.prompt_answers import Asked, fault, prompts_of
 from dominie.planning.plan import machine, plan_recipe
+from dominie.planning.plan_output import as_json, as_lines
 from dominie.recipe import dump_recipe, load_recipe, only_models
 from dominie.workflows.check import check_recipe
 from dominie.workflows.lineage import lineage
@@ -118,6 +119,7 @@ def test_a_stage_trains_on_the_answers_of_another(recipe, writer):
     assert origin["fields"].keys() == {"family"}
     assert (origin["model"], origin["temperature"], origin["seed"]) == ("writer", 0.8, 3)
     assert (origin["sample"], origin["stopped"], origin["tokens"]) == (0, "stop", 2)
+    assert f"written: writer is asked {found['prompts']} prompts of domain, 4 times each" in printed
     told = f"{len(made)} answers of writer to {found['prompts']} prompts of domain"
     assert told in found["description"]
     assert found["description"] in printed
@@ -128,9 +130,6 @@ def test_a_stage_trains_on_the_answers_of_another(recipe, writer):
     card = (folder / "tuned" / "model" / "README.md").read_text()
     assert "| written | toyworld:student | answers: domain |" in card
     assert "learnt from `toyworld:student`" in card
-    again = run(recipe)
-    assert "written already written" in again
-    assert len(writer.prompts) == 4 * found["prompts"]
 
 
 def test_what_any_source_holds_out_is_not_asked(recipe, writer):
@@ -236,11 +235,33 @@ def test_check_plan_and_lineage_know_the_stage(recipe):
     assert ("source written", "stage written makes it, and has not been run") in checked.not_checked
     plan = plan_recipe(loaded, machine(gpu="h100"))
     assert plan.sizes["written"].conversations == 4 * plan.sizes["domain"].conversations
-    assert plan.stages["written"].weights > 0
+    lines = "\n".join(as_lines(plan))
+    assert (
+        "written  data, made by answers, not trained: 0.00 GB of 80 GB, fits; 0.00 hours" in lines
+    )
+    assert as_json(plan)["stages"]["written"]["kind"] == "answers"
     found = lineage(loaded, "tuned")
     assert (found.stages, found.teachers) == (("tuned", "written"), ("writer",))
     assert set(only_models(loaded, ["base"]).stages) == set()
     assert set(only_models(loaded, ["tuned"]).stages) == {"tuned", "written"}
+
+
+def test_a_plan_grows_with_answers_their_length_and_the_batch(recipe):
+    def planned(**changed: int) -> Any:
+        overrides = [f"stages.written.answers.{key}={value}" for key, value in changed.items()]
+        overrides.append("stages.written.answers.model=toyworld:student?width=512")
+        plan = plan_recipe(load_recipe(recipe, overrides), machine(gpu="h100"))
+        return plan.stages["written"]
+
+    usual = planned()
+    assert planned(samples=8).cost.hours == pytest.approx(2 * usual.cost.hours)
+    assert planned(samples=8).weights == usual.weights, "there is no more of it at once"
+    assert planned(max_new_tokens=18).cost.hours > usual.cost.hours
+    traffic = {size: planned(batch=size).cost.seconds["memory"] for size in (32, 64, 128)}
+    saved = traffic[32] - traffic[64], traffic[64] - traffic[128]
+    assert saved[0] == pytest.approx(2 * saved[1]), "weights are read once for each batch"
+    assert saved[1] > 0
+    assert planned(batch=128).weights > usual.weights > planned(batch=32).weights
 
 
 @pytest.mark.parametrize(

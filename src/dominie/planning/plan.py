@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dominie.core.hardware import Machine as Machine
 from dominie.core.hardware import machine as machine
 from dominie.models.adapters import SharedBase, shared_base
-from dominie.models.info import ModelInfo
+from dominie.models.info import ModelInfo, Workload
 from dominie.models.spec import Placement
 from dominie.planning.cost import Cost, Fix, FixSearch, stage_cost
 from dominie.planning.memory import BYTES, Memory, StageSetup, TeacherSetup, stage_memory
@@ -29,7 +29,7 @@ from dominie.recipe.validate import stage_order
 from dominie.training.stage_sources import StageSource, attention_pairs
 
 if TYPE_CHECKING:
-    from dominie.recipe import TrainStage
+    from dominie.recipe import AnswersStage, TrainStage
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class StagePlan:
         machine: it is planned for.
         setup: what the memory was computed for; None if nothing is trained.
         memory: of a rank.
-        weights: bytes of its model.
+        weights: bytes of its model; where answers are written, and of their keys and values.
         activations: with and without gradient checkpointing.
         work: conversations, tokens, steps.
-        cost: FLOPs and time.
+        cost: FLOPs and time; where answers are written, if none is shorter than it may be.
         fix: what would make it fit, if it does not.
         measures: single changes and the peak after each, if it does not fit.
     """
@@ -135,6 +135,36 @@ def plan_untrained(recipe: Recipe, name: str, stage: StageConfig, on: Machine) -
     ]
     shape = shapes[0] if makes_model else None
     return StagePlan(name, stage.kind, shape, {}, on, max(sizes, default=0.0))
+
+
+def plan_answers(
+    recipe: Recipe, name: str, stage: AnswersStage, on: Machine, sizes: Mapping[str, Size]
+) -> StagePlan:
+    """Plan a stage that writes answers, as if each of them had the greatest length.
+
+    A token is written for all answers of a batch at once, by one pass over the weights and over
+    the keys and values so far.
+    """
+    planned, answers = plan_untrained(recipe, name, stage, on), stage.answers
+    info, source = plan_info(recipe, answers.model), sizes[answers.source]
+    shape, dtype = shape_of(_config(info)), info.dtype or "fp32"
+    prompt, longest = (min(n, recipe.train.max_length) for n in (source.mean, source.longest))
+    width = 2 * shape.layers * shape.key_heads * shape.head_width * BYTES[dtype]  # of a token
+    count = source.conversations * answers.samples / on.count
+    length = prompt + answers.max_new_tokens
+    flops = shape.flops.forward(Workload.of_a_token(shape.flops.attended, length))
+    passes = count / answers.batch * answers.max_new_tokens
+    seconds = {
+        "compute": count * length * flops / on.device.flops(dtype),
+        "memory": passes
+        * (planned.weights + answers.batch * width * (prompt + length) / 2)
+        / on.device.bandwidth,
+    }
+    hours = max(seconds.values()) / on.efficiency / 3600
+    rate = on.count * count * answers.max_new_tokens / max(hours * 3600, 1e-9)
+    held = planned.weights + answers.batch * width * (longest + answers.max_new_tokens)
+    cost = Cost(0.0, flops, seconds, hours, rate)
+    return dataclasses.replace(planned, weights=held, cost=cost)
 
 
 def plan_training(

@@ -40,7 +40,8 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
         "fits": stage.fits,
     }
     if stage.memory is None or stage.work is None or stage.cost is None:
-        return {**found, "trainable_parameters": 0, "hours": 0.0}
+        hours = round(stage.cost.hours, 4) if stage.cost else 0.0
+        return {**found, "trainable_parameters": 0, "hours": hours}
     memory, work, cost = stage.memory, stage.work, stage.cost
     return {
         **found,
@@ -106,7 +107,8 @@ def _stage_lines(stage: StagePlan) -> list[str]:
     verdict = "fits" if stage.fits else "DOES NOT FIT"
     needs = f"{stage.peak / _GB:.2f} GB of {limit:.0f} GB"
     if stage.shape is None:
-        return [f"{stage.name}  data, made by {stage.kind}, not trained: {needs}, {verdict}"]
+        hours = f"; {stage.cost.hours:,.2f} hours if no answer is shorter" if stage.cost else ""
+        return [f"{stage.name}  data, made by {stage.kind}, not trained: {needs}, {verdict}{hours}"]
     head = f"{stage.name}  {_counted(stage.shape)}"
     if stage.memory is None or stage.work is None or stage.cost is None:
         return [f"{head}, made by {stage.kind}, not trained: {needs}, {verdict}"]

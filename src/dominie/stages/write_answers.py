@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from dominie.recipe.schema import Recipe
     from dominie.stages.evaluation_models import EvaluationModels
     from dominie.stages.prepare import Preparation
-    from dominie.stages.run_folder import RunFolder
 
 _CHUNK = 64  # batches of answers between two records of the time that the stage has taken
 _SHOWN = 3  # answers that `stage.json` shows
@@ -85,6 +84,12 @@ class AnswersStage(StageKind):
         if self.answers.model.startswith(("http://", "https://")):
             raise InputError(NOT_HERE, where=f"{where}.answers.model", found=self.answers.model)
 
+    def plan(self, recipe: Recipe, name: str, machine: Any, sizes: Mapping[str, Any]) -> Any:
+        """Plan its memory and time on a machine, for answers of the greatest length."""
+        from dominie.planning.plan import plan_answers
+
+        return plan_answers(recipe, name, self, machine, sizes)
+
     def prepare(self, name: str, preparation: Preparation) -> PreparedAnswers:
         """Check that the model can answer; find the fingerprint from the prompts that are asked.
 
@@ -94,17 +99,17 @@ class AnswersStage(StageKind):
         from dominie.models.matching import check_context
         from dominie.stages.fingerprint import digest, making_dependencies, making_parts
 
-        answers, where = self.answers, f"stages.{name}.answers"
+        answers = self.answers
         tokenizer = preparation.tokenizers.of(answers.model)
         check_context(
             preparation.folder.info(answers.model),
             answers.max_new_tokens,
-            where=f"{where}.max_new_tokens",
+            where=f"stages.{name}.answers.max_new_tokens",
             do="lower max_new_tokens",
         )
         known = preparation.exists(answers.source)
         held_out = preparation.held_out(name) if known else frozenset[bytes]()
-        content = self._content(preparation.folder, held_out, tokenizer, where) if known else ""
+        content = self._content(name, preparation, held_out, tokenizer) if known else ""
         fingerprints, rows = preparation.fingerprints, {answers.source: content}
         settings, *parts = making_parts(preparation.recipe, name, fingerprints, rows)
         settings["answers"].pop("batch")
@@ -120,26 +125,32 @@ class AnswersStage(StageKind):
         )
 
     def _content(
-        self, folder: RunFolder, held_out: frozenset[bytes], tokenizer: Any, where: str
+        self, name: str, preparation: Preparation, held_out: frozenset[bytes], tokenizer: Any
     ) -> str:
-        """A hash of the prompts that are asked; the first of them is rendered."""
+        """A hash of the prompts that are asked; they are counted, and the first is rendered."""
         from dominie.data.sources import conversation_digest
         from dominie.data.tokenization import prompt_ids
         from dominie.generation.prompt_answers import counted, prompts_of
 
-        skipped: Counter[str] = Counter()
-        prompts = prompts_of(folder.source(self.answers.source), held_out, skipped)
+        skipped, where = Counter[str](), f"stages.{name}.answers"
+        source = preparation.folder.source(self.answers.source)
+        prompts = prompts_of(source, held_out, skipped)
         if (first := next(prompts, None)) is None:
             raise InputError(
                 "there is no prompt to answer",
-                where=f"{where}.source: {self.answers.source}",
+                where=f"{where}.source: {source.name}",
                 expected="conversations of its training split that no source holds out",
-                found=f"{counted(skipped)}",
+                found=counted(skipped),
             )
         prompt_ids(tokenizer, first.messages, where=where)
-        content = hashlib.sha256()
+        content, count = hashlib.sha256(), 0
         for prompt in chain([first], prompts):
             content.update(conversation_digest(prompt))
+            count += 1
+        preparation.notice(
+            f"{name}: {self.answers.model} is asked {count:,} prompts of {source.name}, "
+            f"{self.answers.samples} times each; left out: {counted(skipped)}"
+        )
         return content.hexdigest()
 
     def run(self, run: StageRun) -> dict[str, Any]:
