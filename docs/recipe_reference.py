@@ -14,7 +14,8 @@ from typing import Any, Literal
 from generated import say_or_write
 
 from dominie.recipe import Recipe, StageConfig, stage_kinds
-from dominie.training.settings import DERIVED, TrainSettings
+from dominie.recipe.train_arguments import DERIVED
+from dominie.training.settings import TrainSettings
 
 PAGE = Path(__file__).parent / "recipe.md"
 
@@ -51,6 +52,7 @@ _TITLES = {
     "Router": "Loss: router",
     "CacheSettings": "The teacher cache",
     "TrainSettings": "Training",
+    "Balance": "Balance of sources",
     "Lora": "Adapters",
     "MergeStage": "A stage that merges",
     "Merge": "What is merged",

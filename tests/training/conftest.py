@@ -24,6 +24,7 @@ from dominie.training.loss_forward import loss_in_forward
 from dominie.training.metric_sums import MetricsLog
 from dominie.training.monitoring import Monitor
 from dominie.training.settings import TrainSettings, training_arguments
+from dominie.training.source_weights import SourceWeights
 from dominie.training.trainer import DistillationTrainer
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode puts no folder on the path
@@ -88,6 +89,7 @@ def step_gradient(tmp_path: Path) -> GradientOf:
         seed: int = 0,
         source_gradients: bool = False,
         micro_batches_ahead: int = 1,
+        balance: SourceWeights | None = None,
     ) -> dict[str, torch.Tensor]:
         batch = sum(len(source) for source in rows)
         settings = TrainSettings(
@@ -121,6 +123,7 @@ def step_gradient(tmp_path: Path) -> GradientOf:
                     log=MetricsLog(tmp_path / "metrics.jsonl"),
                     flops=FlopsMeter(model_flops(model), [None] * len(rows), peak=None),
                 ),
+                balance=balance,
                 callbacks=[kept],
             )
             state = {name: tensor.clone() for name, tensor in model.state_dict().items()}

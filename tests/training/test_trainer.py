@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
-from gradients import WeightedRow, assert_equal_gradients, ragged_rows, weighted
-from torch.nn.functional import log_softmax
+from gradients import (
+    ORACLE,
+    WeightedRow,
+    assert_equal_gradients,
+    naive_gradient,
+    ragged_rows,
+    weighted,
+)
 
-from dominie.data.batch import Batch, Row, collate
+from dominie.data.batch import Batch, collate
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
 from dominie.teachers import LocalTeacher, RoutedTeacher
 
@@ -22,55 +27,6 @@ KD = LossTerms(
     attention=Attention(weight=1.5),
 )
 PAIRS = [(0, 0), (1, 1)]
-
-
-#: transformers' eager attention takes its softmax in fp32, whatever the model's dtype.
-ORACLE = 1e-5
-
-
-def naive_gradient(
-    model: Any, teacher: Any, rows: Sequence[Row], terms: LossTerms
-) -> dict[str, torch.Tensor]:
-    """One conversation at a time, all logits and maps held: the paper's formulas."""
-    model, teacher = fresh_copy(model), fresh_copy(teacher)
-    total, tokens = torch.zeros((), dtype=torch.float64), 0
-    assert terms.next_token
-    assert terms.prediction
-    for row in rows:
-        ids = torch.tensor(row.input_ids)[None]
-        positions = [i for i in range(len(row.input_ids) - 1) if row.supervised[i + 1]]
-        own = torch.as_tensor(getattr(row, "weights", None) or [1.0] * len(row.input_ids)).double()
-        own = own[[i + 1 for i in positions]]
-        tokens += len(positions)
-        mine = model(input_ids=ids, output_attentions=True, use_cache=False)
-        with torch.no_grad():
-            theirs = teacher(input_ids=ids, output_attentions=True, use_cache=False)
-        logits, target = mine.logits[0, positions], theirs.logits[0, positions]
-        labels = ids[0, [i + 1 for i in positions]]
-        total = (
-            total
-            - terms.next_token.weight
-            * (own * log_softmax(logits, -1)[torch.arange(len(positions)), labels]).sum()
-        )
-        heat = terms.prediction.temperature
-        p, q = log_softmax(target / heat, -1), log_softmax(logits / heat, -1)
-        total = total + terms.prediction.weight * heat**2 * (own[:, None] * p.exp() * (p - q)).sum()
-        if terms.attention:
-            for a, b in zip(theirs.attentions, mine.attentions, strict=True):
-                kl = a * (a.clamp(min=1e-300).log() - b.clamp(min=1e-300).log())
-                kl = (own[:, None] * kl[0, :, positions]).sum()
-                kl = kl / (a.shape[1] * len(mine.attentions))
-                total = total + terms.attention.weight * kl
-    (total / tokens).backward()
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def fresh_copy(model: Any) -> Any:
-    """The same weights in a model that gives out its maps."""
-    copy = type(model)(deepcopy(model.config)).double()
-    copy.load_state_dict(model.state_dict())
-    copy.set_attn_implementation("eager")
-    return copy.eval()
 
 
 @pytest.fixture

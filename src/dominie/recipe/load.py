@@ -34,6 +34,8 @@ _SHORTHANDS = (
     (("data", "*"), "path"),
     (("stages", "*", "data", "*"), "share"),
     (("stages", "*", "cache"), "enabled"),
+    (("train", "balance"), "by"),
+    (("stages", "*", "train", "balance"), "by"),
     (("stages", "*", "loss", "*"), "weight"),
     (("stages", "*", "data", "*", "loss", "*"), "weight"),
 )

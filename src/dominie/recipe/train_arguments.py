@@ -12,7 +12,47 @@ import pydantic
 
 from dominie.core.errors import InputError
 from dominie.recipe.messages import unknown_key, wrong_type
-from dominie.training.settings import DERIVED, TrainSettings
+from dominie.training.settings import TrainSettings
+
+#: TrainingArguments that dominie derives itself; setting them in a recipe would have two masters.
+DERIVED = {
+    "output_dir": "the run folder (`--runs DIR`)",
+    "per_device_train_batch_size": "micro_batch",
+    "per_device_eval_batch_size": "micro_batch",
+    "gradient_accumulation_steps": "batch and micro_batch",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "bf16": "precision",
+    "fp16": "precision",
+    "logging_steps": "log_every",
+    "logging_strategy": "log_every",
+    "logging_first_step": "log_every",
+    "logging_nan_inf_filter": "log_every",
+    "eval_on_start": "evaluate_every",
+    "eval_strategy": "evaluate_every",
+    "eval_steps": "evaluate_every",
+    "save_strategy": "checkpoint_every",
+    "save_steps": "checkpoint_every",
+    "save_only_model": "the checkpoints, which hold all that a resumed run needs",
+    "ignore_data_skip": "the checkpoints, which hold all that a resumed run needs",
+    "auto_find_batch_size": "micro_batch",
+    "train_sampling_strategy": "the mix of a stage's sources",
+    "gradient_checkpointing_kwargs": "gradient_checkpointing",
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing",
+    "load_best_model_at_end": "keep",
+    "metric_for_best_model": "keep",
+    "greater_is_better": "keep",
+    "resume_from_checkpoint": "the run folder: `dominie run` resumes by itself",
+    "data_seed": "seed",
+    "label_smoothing_factor": "the loss terms",
+    "hub_token": "the environment variable HF_TOKEN: a key is never written in a recipe",
+    "push_to_hub_token": "the environment variable HF_TOKEN: a key is never written in a recipe",
+    "remove_unused_columns": "the batch's own format",
+    "label_names": "the batch's own format",
+    "disable_tqdm": "the progress display",
+    "average_tokens_across_devices": "the denominator: all supervised tokens of a step",
+}
 
 OUR_TRAIN_KEYS = {f.name for f in dataclasses.fields(TrainSettings)} - {"arguments"}
 

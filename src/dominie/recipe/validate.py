@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dominie.core.errors import InputError, nearest
 from dominie.core.references import references
 from dominie.recipe.schema import Recipe
+from dominie.training.balance import check_gap
 
 if TYPE_CHECKING:
     from dominie.recipe import TrainStage
@@ -106,9 +107,28 @@ def check_training_stage(recipe: Recipe, name: str, stage: TrainStage, *, where:
     _check_mix(name, stage, where=where)
     _check_caches(stage, where=where)
     _check_adapter(recipe, stage, where=where)
+    if stage.train.balance.gap is not None:
+        check_gap(
+            {source: stage.loss_on(source) for source in stage.active},
+            {source: stage.teacher_on(source) for source in stage.active},
+            reference_sources(recipe, stage),
+            one_source_a_step=stage.train.mixing == "steps",
+            where=where,
+        )
     if (spec := recipe.models.get(stage.student)) is not None:
         adapters = stage.train.lora is not None
         spec.check_trainable(adapters=adapters, where=f"{where}.student: {stage.student}")
+
+
+def reference_sources(recipe: Recipe, stage: TrainStage) -> frozenset[str]:
+    """The sources whose teacher is what the student starts as, under this name or another."""
+
+    def weights(name: str | None) -> tuple[str | None, ...]:
+        spec = recipe.models.get(name or "")
+        return (spec.path, spec.adapter, spec.revision) if spec else (name, None, None)
+
+    start = weights(stage.student)
+    return frozenset(s for s in stage.active if weights(stage.teacher_on(s)) == start)
 
 
 def _check_mix(name: str, stage: TrainStage, *, where: str) -> None:

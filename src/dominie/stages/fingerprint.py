@@ -64,6 +64,8 @@ def training_parts(
     train = dataclasses.asdict(stage.train)
     for key in _HARMLESS_KEYS:
         train.pop(key)
+    if not stage.train.balances(len(stage.active)):
+        train.pop("balance")  # as before there was one
     train["arguments"] = {k: v for k, v in train["arguments"].items() if k not in HARMLESS}
     if not stage.train.validation_decides:
         for key in ("evaluate_every", "evaluate_rows"):

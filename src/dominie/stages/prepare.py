@@ -33,6 +33,7 @@ from dominie.stages.stage_kind import Prepared, stage_kind
 from dominie.stages.task_checks import check_task, check_tasks
 from dominie.stages.teacher_caches import self_teaching_notice
 from dominie.training.settings import training_arguments
+from dominie.training.source_weights import planned_shares, share_lines
 from dominie.training.stage_sources import attention_pairs
 
 if TYPE_CHECKING:
@@ -120,12 +121,16 @@ class Preparation:
             self._shown.add(line)
             self.display.line(line)
 
-    def notices(self, name: str, stage: TrainStage) -> None:
+    def notices(self, name: str, prepared: PreparedTraining) -> None:
         """Show what a stage does otherwise than its recipe may lead one to expect.
 
         Raises:
             InputError: the loss has a router term and the student no router.
         """
+        stage = prepared.stage
+        shares = planned_shares(prepared.stage_sources, stage.train)
+        for told in share_lines(name, shares, stage.train):
+            self.notice(told)
         if line := _router_notice(self.folder, name, stage):
             self.notice(line)
         if stage.train.precision == "bf16" and not torch.accelerator.is_available():

@@ -16,12 +16,11 @@ from dominie.teachers.cache_sampling import CacheSettings
 from dominie.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from dominie.models.info import ModelInfo
     from dominie.recipe.schema import Recipe
     from dominie.stages.prepare import Preparation
     from dominie.training.stage_sources import StageSource
+    from dominie.training.train_stage import Trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,12 +181,8 @@ class TrainStage(StageKind):
 
     def prepare(self, name: str, preparation: Preparation) -> PreparedTraining:
         """Check tokens, rows and models of a stage; find its fingerprint."""
-        from dominie.stages.fingerprint import (
-            digest,
-            rows_digest,
-            training_dependencies,
-            training_parts,
-        )
+        from dominie.recipe.validate import reference_sources
+        from dominie.stages import fingerprint
         from dominie.stages.prepare import check_tokens, check_training
 
         check_tokens(preparation.folder, preparation.tokenizers, name, self.models)
@@ -195,22 +190,26 @@ class TrainStage(StageKind):
         order = [*self.active, *(source for source in rows if source not in self.active)]
         sources = {source: rows[source] for source in order if source in rows}
         digests = {
-            s: rows_digest(sources[s], self.train) if s in sources else "" for s in self.active
+            s: fingerprint.rows_digest(sources[s], self.train) if s in sources else ""
+            for s in self.active
         }
         known = preparation.fingerprints
-        parts = training_parts(preparation.recipe, name, rows=digests, models=known)
+        parts = fingerprint.training_parts(preparation.recipe, name, rows=digests, models=known)
         teachers = {self.teacher_on(source) for source in self.active}
         prepared = PreparedTraining(
             name,
             self,
             preparation.tokenizers.of(name),
-            digest(*parts),
+            fingerprint.digest(*parts),
             sources=sources,
             teachers={teacher: known[teacher] for teacher in teachers if teacher},
-            depends=training_dependencies(*parts, preparation.tokenizers.fingerprint(name)),
+            depends=fingerprint.training_dependencies(
+                *parts, preparation.tokenizers.fingerprint(name)
+            ),
+            references=reference_sources(preparation.recipe, self),
         )
         check_training(preparation.folder, prepared)
-        preparation.notices(name, self)
+        preparation.notices(name, prepared)
         return prepared
 
     def run(self, run: StageRun) -> dict[str, Any]:
@@ -255,8 +254,8 @@ class TrainStage(StageKind):
         log = MetricsLog(run.path / "metrics.jsonl").read()
         last: Any = next((each["evaluation"] for each in reversed(log) if "evaluation" in each), {})
         figures = dataclasses.asdict(trained)
-        token_shares = figures.pop("token_shares")
-        data = {source: prepared.counts(source, token_shares) for source in self.active}
+        del figures["token_shares"]  # they stand among the counts of each source
+        data = {source: prepared.counts(source, trained) for source in self.active}
         return {**figures, "data": data, "final": {"evaluation": last}}
 
     def plan(self, recipe: Recipe, name: str, machine: Any, sizes: Mapping[str, Any]) -> Any:
@@ -281,10 +280,12 @@ class PreparedTraining(Prepared):
         stage: its part of the recipe.
         teachers: the fingerprints of its teachers.
         sources: those it is trained on, then those it only validates on.
+        references: sources whose teacher is what the student starts as.
     """
 
     stage: TrainStage
     teachers: Mapping[str, str] = field(kw_only=True)
+    references: frozenset[str] = field(default=frozenset(), kw_only=True)
 
     @property
     def stage_sources(self) -> list[StageSource]:
@@ -302,6 +303,7 @@ class PreparedTraining(Prepared):
                 terms=stage.loss_on(name),
                 teacher=stage.teacher_on(name),
                 cache=stage.cache_name(name),
+                reference=name in self.references,
             )
             for name in stage.active
         ]
@@ -312,7 +314,7 @@ class PreparedTraining(Prepared):
         ]
         return training + validated
 
-    def counts(self, source: str, token_shares: Mapping[str, float]) -> dict[str, Any]:
+    def counts(self, source: str, trained: Trained) -> dict[str, Any]:
         """Count what the stage read, kept and used of a source."""
         rows, shares = self.sources[source], self.stage.data
         return {
@@ -321,10 +323,6 @@ class PreparedTraining(Prepared):
             "validation": len(rows.validation),
             "test": len(rows.test),
             "share": shares[source].share / sum(shares[s].share for s in self.stage.active),
-            "token_share": token_shares.get(source, 0.0),
+            "token_share": trained.token_shares.get(source, 0.0),
+            "loss_share": trained.loss_shares.get(source, 0.0),
         }
-
-
-def cached_stages(prepared: Iterable[Prepared]) -> list[PreparedTraining]:
-    """Select the stages that have cached teachers."""
-    return [p for p in prepared if isinstance(p, PreparedTraining) and p.stage.cached]

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from torch import nn
@@ -123,6 +124,22 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     return None, skipped
 
 
+def verified_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to go on from; warns of those that cannot be used, with the reason.
+
+    Raises:
+        RunError: the best one so far is damaged.
+    """
+    newest, skipped = newest_checkpoint(folder)
+    for path, why in skipped.items():
+        logger.warning("%s is passed over: %s", path, why)
+    if skipped:
+        logger.warning("going on from %s", newest.name if newest else "the start")
+    if newest is not None and (best := best_of(newest)) is not None:
+        check_best(best)
+    return newest
+
+
 def best_of(checkpoint: Path) -> Path | None:
     """The best checkpoint so far when this one was written, None if no validation chooses one."""
     state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
@@ -219,13 +236,26 @@ class CheckpointedTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(Path(self.args.output_dir) / ".writing", ignore_errors=True)
 
-    def warn_of_pickles(self) -> None:
-        """Say so if states are restored by running what is in their files."""
+    def go_on_from(self, checkpoint: Path) -> Any:
+        """Train to the end from a checkpoint; say so if its files are run to restore a state.
+
+        Raises:
+            RunError: it holds more than tensors and plain values.
+        """
         if self.is_deepspeed_enabled:
             logger.warning(
                 "DeepSpeed unpickles its optimiser state, which runs whatever is in it: the files "
                 "are those that the manifest names, but go on from your own alone"
             )
+        try:
+            return self.train(resume_from_checkpoint=str(checkpoint))
+        except UnpicklingError as error:
+            raise RunError(
+                "the checkpoint holds more than tensors and plain values; it was not run",
+                where=str(checkpoint),
+                found=" ".join(str(error).split())[:200],
+                do="delete the checkpoint, and find out who changed it",
+            ) from error
 
     def _name_best(self) -> None:
         """Tell transformers where the best checkpoint is now."""

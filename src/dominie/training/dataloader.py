@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -141,6 +142,11 @@ class Mix:
         for turns in self._steps():
             sources = np.repeat(turns, self.turn)
             yield [(int(source), next(rows[source])) for source in sources]
+
+    def counts(self, most: int) -> Iterator[list[int]]:
+        """Conversations of each source in each of the first steps, at most so many of these."""
+        for turns in islice(self._steps(), most):
+            yield (np.bincount(turns, minlength=len(self.sizes)) * self.turn).tolist()
 
     def _steps(self) -> Iterator[NDArray[np.int64]]:
         """Whose turns the steps consist of, shuffled within each step."""

@@ -209,6 +209,24 @@ class MetricsLog:
         total = max(sum(tokens.values()), 1)
         return {source: round(count / total, 6) for source, count in tokens.items()}
 
+    def loss_shares(self) -> dict[str, float]:
+        """Each source's part of the loss, were all tokens' losses equal: the mean over the steps.
+
+        A line before there were such shares has those of its tokens.
+        """
+        parts: dict[str, float] = {}
+        before = 0
+        for record in self.read():
+            if not (sources := record.get("sources")):
+                continue
+            steps, before = record["step"] - before, record["step"]
+            tokens = max(sum(means.get("tokens", 0) for means in sources.values()), 1)
+            for source, means in sources.items():
+                share = means.get("loss_share", means.get("tokens", 0) / tokens)
+                parts[source] = parts.get(source, 0.0) + steps * share
+        total = sum(parts.values()) or 1.0
+        return {source: round(part / total, 6) for source, part in parts.items()}
+
     def read(self) -> list[dict[str, Any]]:
         """Every line."""
         return list(read_lines(self.path))

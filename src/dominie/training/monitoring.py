@@ -130,10 +130,10 @@ class Monitor:
     validation: Validation | None = None
     epochs: float = 1.0
 
-    def negative_divergence(
-        self, means: Mapping[str, Mapping[str, float]], objective: Objective
-    ) -> str | None:
-        """Name the sources whose mean divergence is further below zero than samples explain.
+    def check_divergence(
+        self, means: Mapping[str, Mapping[str, float]], objective: Objective, *, where: str
+    ) -> None:
+        """Refuse a source's mean divergence that is further below zero than samples explain.
 
         No divergence is negative, but its estimate from a cache's samples can be, times T². The
         deviation of a token's was 0.26 nats with 50 samples and 0.03 with the default
@@ -142,6 +142,10 @@ class Monitor:
         Args:
             means: of each source, with `tokens` and `divergence`.
             objective: the losses of the sources.
+            where: the stage and its step.
+
+        Raises:
+            RunError: names the sources.
         """
         found = []
         for name, terms in zip(self.sources, objective.by_source, strict=True):
@@ -151,7 +155,13 @@ class Monitor:
             noise = 0.05 + 5.0 / math.sqrt(max(mean["tokens"], 1))
             if mean["divergence"] < -noise * prediction.temperature**2:
                 found.append(f"{name}: {mean['divergence']:.4g} nats per token")
-        return "; ".join(found) or None
+        if found:
+            raise RunError(
+                "a divergence from a teacher is negative, beyond noise",
+                where=where,
+                found="; ".join(found),
+                do="remove its cache, which does not hold what the teacher predicts",
+            )
 
 
 FILE = "broken-step.json"

@@ -9,50 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dominie.core.errors import InputError
+from dominie.training.balance import Balance
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-#: TrainingArguments that dominie derives itself; setting them in a recipe would have two masters.
-DERIVED = {
-    "output_dir": "the run folder (`--runs DIR`)",
-    "per_device_train_batch_size": "micro_batch",
-    "per_device_eval_batch_size": "micro_batch",
-    "gradient_accumulation_steps": "batch and micro_batch",
-    "num_train_epochs": "epochs",
-    "max_steps": "steps",
-    "bf16": "precision",
-    "fp16": "precision",
-    "logging_steps": "log_every",
-    "logging_strategy": "log_every",
-    "logging_first_step": "log_every",
-    "logging_nan_inf_filter": "log_every",
-    "eval_on_start": "evaluate_every",
-    "eval_strategy": "evaluate_every",
-    "eval_steps": "evaluate_every",
-    "save_strategy": "checkpoint_every",
-    "save_steps": "checkpoint_every",
-    "save_only_model": "the checkpoints, which hold all that a resumed run needs",
-    "ignore_data_skip": "the checkpoints, which hold all that a resumed run needs",
-    "auto_find_batch_size": "micro_batch",
-    "train_sampling_strategy": "the mix of a stage's sources",
-    "gradient_checkpointing_kwargs": "gradient_checkpointing",
-    "activation_checkpointing": "gradient_checkpointing",
-    "activation_checkpointing_kwargs": "gradient_checkpointing",
-    "load_best_model_at_end": "keep",
-    "metric_for_best_model": "keep",
-    "greater_is_better": "keep",
-    "resume_from_checkpoint": "the run folder: `dominie run` resumes by itself",
-    "data_seed": "seed",
-    "label_smoothing_factor": "the loss terms",
-    "hub_token": "the environment variable HF_TOKEN: a key is never written in a recipe",
-    "push_to_hub_token": "the environment variable HF_TOKEN: a key is never written in a recipe",
-    "remove_unused_columns": "the batch's own format",
-    "label_names": "the batch's own format",
-    "disable_tqdm": "the progress display",
-    "average_tokens_across_devices": "the denominator: all supervised tokens of a step",
-}
-
 
 #: What a source is given at a time: a conversation, a micro-batch of them or an optimiser step.
 Mixing = Literal["conversations", "micro_batches", "steps"]
@@ -124,6 +84,8 @@ class TrainSettings:
         max_length: tokens of the longest conversation, and of a packed row.
         mixing: what sources take turns by: `conversations` mixes them in every optimiser step,
             `micro_batches` gives each forward passes of its own, `steps` each a whole step.
+        balance: what a source's share is a share of: the conversations that are read, or `tokens`,
+            the loss, whatever the lengths of its answers.
         precision: dtype of the forward pass; trainable weights and the optimiser stay fp32.
         packing: several conversations to a row (block-diagonal attention, restarted positions).
         seed: of initialisation, order and dropout.
@@ -152,6 +114,7 @@ class TrainSettings:
     teacher_micro_batch: int | None = None
     max_length: int = 2048
     mixing: Mixing = "conversations"
+    balance: Balance = field(default_factory=Balance)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     packing: bool = True
     seed: int = 0
@@ -199,6 +162,13 @@ class TrainSettings:
                 do="change train.teacher_micro_batch or train.micro_batch",
             )
         return self.teacher_micro_batch // micro_batch
+
+    def balances(self, sources: int) -> bool:
+        """Whether the shares of so many sources are of the loss, and would not be in any case.
+
+        A step of one source has that source's mean as its loss, whatever its tokens weigh.
+        """
+        return self.balance.by == "tokens" and sources > 1 and self.mixing != "steps"
 
     @property
     def validation_decides(self) -> bool:

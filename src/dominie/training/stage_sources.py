@@ -35,6 +35,7 @@ class StageSource:
         terms: the loss on it.
         teacher: name of its teacher, None where the loss needs none.
         cache: name of the cache used in place of its teacher, None without one.
+        reference: whether its teacher is the model that the student starts as.
     """
 
     name: str
@@ -44,6 +45,7 @@ class StageSource:
     terms: LossTerms = field(default_factory=lambda: LossTerms(next_token=NextToken()))
     teacher: str | None = None
     cache: str | None = None
+    reference: bool = False
 
     @property
     def target_provider(self) -> str | None:

@@ -26,15 +26,15 @@ from dominie.models.spec import Model
 from dominie.models.weights import prepare_export
 from dominie.teachers import AdapterTeacher, LocalTeacher, Teacher
 from dominie.teachers.teacher import load_teacher
-from dominie.training import checkpoints
 from dominie.training.callbacks import SaveAndStop
-from dominie.training.checkpoints import newest_checkpoint, publish, writing
+from dominie.training.checkpoints import publish, verified_checkpoint, writing
 from dominie.training.counters import FlopsMeter, peak_flops
 from dominie.training.dataloader import Collator, FixedRows, StepSource
 from dominie.training.loss_forward import loss_in_forward
 from dominie.training.metric_sums import MetricsLog
 from dominie.training.monitoring import Monitor, Validation
 from dominie.training.settings import TrainSettings, training_arguments
+from dominie.training.source_weights import SourceWeights
 from dominie.training.stage_sources import StageTraining, attention_pairs, routed_teacher
 from dominie.training.trainer import DistillationTrainer
 
@@ -87,6 +87,7 @@ class Trained:
     parameters: int
     trainable_parameters: int
     token_shares: Mapping[str, float]
+    loss_shares: Mapping[str, float]
 
 
 def train_stage(
@@ -120,13 +121,14 @@ def train_stage(
         build_trainer(stage, loaded, arguments, callbacks=[stop, *callbacks]) as trainer,
         stop.catching(),
     ):
-        trainer.resume(broadcast_from_main(lambda: _verified_checkpoint(folder / "checkpoints")))
+        trainer.resume(broadcast_from_main(lambda: verified_checkpoint(folder / "checkpoints")))
     stop.check(where=f"stage {folder.name}, step {trainer.state.global_step}")
     trained = Trained(
         steps=trainer.state.global_step,
         supervised_tokens=trainer.counters.supervised_tokens,
         seconds=round(trainer.counters.seconds, 1),
         token_shares=trainer.monitor.log.token_shares(),
+        loss_shares=trainer.monitor.log.loss_shares(),
         **counts,
     )
     save_model(trainer, folder / "model", models, settings, ends)
@@ -256,24 +258,14 @@ def build_trainer(
                 ),
                 validation=validation if validation else None,
             ),
+            balance=SourceWeights(
+                [source.name for source in sources],
+                [source.share for source in sources],
+                settings.balance,
+                experts=[i for i, s in enumerate(sources) if s.share > 0 and not s.reference],
+            ),
             callbacks=[*early, *callbacks],
         )
-
-
-def _verified_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to go on from; warns of those that cannot be used, with the reason.
-
-    Raises:
-        RunError: the best one so far is damaged.
-    """
-    newest, skipped = newest_checkpoint(folder)
-    for path, why in skipped.items():
-        logger.warning("%s is passed over: %s", path, why)
-    if skipped:
-        logger.warning("going on from %s", newest.name if newest else "the start")
-    if newest is not None and (best := checkpoints.best_of(newest)) is not None:
-        checkpoints.check_best(best)
-    return newest
 
 
 def save_model(

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from dominie.core.errors import InputError, RunError
 from dominie.data.batch import Batch
 from dominie.losses.objective import Objective
 from dominie.losses.targets import Signal
+from dominie.losses.tiles import sum_precision
 from dominie.teachers import Teacher, TeacherPrefetch
 from dominie.training.callbacks import (
     LogLastStep,
@@ -34,6 +34,7 @@ from dominie.training.loss_forward import DistillationInputs
 from dominie.training.metric_sums import MetricSums, grad_norms_by_source, sources_of
 from dominie.training.monitoring import ExpertCollapseWarning, Monitor, SpikeGuard, broken_step
 from dominie.training.settings import TrainSettings
+from dominie.training.source_weights import SourceWeights, weighted
 
 
 def _divided_already(*_: Any, **__: Any) -> Tensor:
@@ -55,6 +56,7 @@ class DistillationTrainer(CheckpointedTrainer):
         steps: where micro-batches come from.
         teacher: provides targets for every batch, None when no source has a teacher.
         monitor: what is measured.
+        balance: what the tokens of a source weigh; None is 1 each.
         callbacks: progress displays and the like.
     """
 
@@ -70,9 +72,11 @@ class DistillationTrainer(CheckpointedTrainer):
         steps: StepSource,
         teacher: Teacher | None,
         monitor: Monitor,
+        balance: SourceWeights | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.steps, self.teacher, self.monitor = steps, teacher, monitor
+        self.balance = balance or SourceWeights(monitor.sources)
         self.metrics = MetricSums(monitor.sources, objective, monitor.terms)
         self.counters, self.copied = Counters(monitor.flops), [monitor.log.path]
         ahead = settings.micro_batches_ahead(args.world_size)
@@ -87,7 +91,10 @@ class DistillationTrainer(CheckpointedTrainer):
             train_dataset=dataset,
             eval_dataset=dataset if monitor.validation else None,
             data_collator=unwrap,
-            callbacks=[self._spikes, LogLastStep(), TrimMemory(), OneRunAStage(), *callbacks],
+            callbacks=[
+                *(self._spikes, self.balance, LogLastStep(), TrimMemory(), OneRunAStage()),
+                *callbacks,
+            ],
             compute_loss_func=_divided_already,
         )
         self.remove_callback(PrinterCallback)
@@ -129,13 +136,16 @@ class DistillationTrainer(CheckpointedTrainer):
         """The micro-batches of one optimiser step, and its supervised tokens over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         found = [Batch.from_dict(batch).to(device) for batch in batches]
-        counts = self.counters.add(found, self.accelerator, step=self.state.global_step + 1)
+        step = self.state.global_step + 1
+        counts = self.counters.add(found, self.accelerator, step=step)
+        weights = self.balance.of_step(counts, step=step)
+        found = weighted(found, weights, sum_precision(self.model.dtype))
         self._step_source = found[0].spans[0].source  # used if a step has only one
         if self._prefetch:
             self._prefetch.start_step(found)
         if self._source_gradients and self._logs_this_step():
             self._unmeasured = found
-        return batches, torch.tensor(max(sum(counts), 1))
+        return [batch.as_dict() for batch in found], torch.tensor(max(sum(counts), 1))
 
     # The loss --------------------------------------------------------------------------------
 
@@ -151,6 +161,7 @@ class DistillationTrainer(CheckpointedTrainer):
         next_signal = self._prefetch.next if self._prefetch else None
         outputs = self._outputs(model, batch, next_signal, measured=self._logs_this_step())
         self.metrics.add(outputs["terms"], outputs["by_source"], outputs.get("routing"))
+        self.balance.measure(outputs["by_source"], self.metrics.objective.columns)
         loss = outputs["loss"] * self.accelerator.num_processes / num_items_in_batch
         self._step_loss += loss.detach().float()
         return (loss, outputs) if return_outputs else loss
@@ -227,6 +238,7 @@ class DistillationTrainer(CheckpointedTrainer):
                     f"{self._spikes.factor:g}",
                 )
         self._step_loss.zero_()
+        self.balance.end_step(lambda sums: self.accelerator.reduce(sums, reduction="sum"))
         if self.steps.one_source_per_step and len(self.steps.sources) > 1:
             self._source_norms[self.metrics.sources[self._step_source]] = float(norm)
         return norm
@@ -261,13 +273,10 @@ class DistillationTrainer(CheckpointedTrainer):
             return
         means = self.metrics.means(lambda tensor: self.accelerator.reduce(tensor, reduction="sum"))
         self.metrics.reset()
-        if found := self.monitor.negative_divergence(means["sources"], self.metrics.objective):
-            raise RunError(
-                "a divergence from a teacher is negative, beyond noise",
-                where=f"stage {self.stage_folder.name}, step {self.state.global_step}",
-                found=found,
-                do="remove its cache, which does not hold what the teacher predicts",
-            )
+        where = f"stage {self.stage_folder.name}, step {self.state.global_step}"
+        self.monitor.check_divergence(means["sources"], self.metrics.objective, where=where)
+        for source, entry in self.balance.log_entry().items():
+            means["sources"].setdefault(source, {}).update(entry)
         for source, norm in self._source_norms.items():
             means["sources"].setdefault(source, {})["grad_norm"] = norm
         self._source_norms = {}
@@ -316,13 +325,4 @@ class DistillationTrainer(CheckpointedTrainer):
             rewind_tensorboard(self.callback_handler.callbacks, step)
         if checkpoint is None:
             return self.train()
-        self.warn_of_pickles()
-        try:
-            return self.train(resume_from_checkpoint=str(checkpoint))
-        except UnpicklingError as error:
-            raise RunError(
-                "the checkpoint holds more than tensors and plain values; it was not run",
-                where=str(checkpoint),
-                found=" ".join(str(error).split())[:200],
-                do="delete the checkpoint, and find out who changed it",
-            ) from error
+        return self.go_on_from(checkpoint)

@@ -30,7 +30,7 @@ from dominie.stages.teacher_caches import (
     load_planned_teacher,
     ready_plans,
 )
-from dominie.stages.train import cached_stages
+from dominie.stages.train import PreparedTraining
 from dominie.teachers.cache_sampling import CacheSettings
 from dominie.workflows.model_card import write_cards
 
@@ -140,7 +140,8 @@ def cache_recipe(
     display = display or Display()
     folder = RunFolder(recipe, runs)
     with folder.locked():
-        stages = cached_stages(Preparation(folder, display).all())
+        checked = Preparation(folder, display).all()
+        stages = [p for p in checked if isinstance(p, PreparedTraining) and p.stage.cached]
         if not stages:
             raise InputError(
                 "no stage of the recipe has a cache",

@@ -1,0 +1,240 @@
+"""Weighs the tokens of each optimiser step by their source, and counts what shares result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from dominie.core.distributed import world_size
+from dominie.data.batch import Batch, Row, to_device
+from dominie.training.balance import Balance, following, token_weights
+from dominie.training.settings import TrainSettings
+from dominie.training.stage_sources import StageSource, schedule_of
+
+logger = logging.getLogger(__name__)
+
+#: What of the running mean of a gap is kept at each step that has the source.
+KEPT = 0.9
+#: Turns of a mix that are looked at to foretell its shares.
+_TURNS = 20_000
+#: Rows of a source that are looked at for the length of its answers.
+_ROWS = 1_000
+
+
+class SourceWeights(TrainerCallback, ExportableState):
+    """The weights of a stage's sources, step by step; a checkpoint keeps the gaps that they follow.
+
+    Args:
+        sources: names of all sources by index.
+        shares: of the same, 0 for one that is only watched; None is equal ones.
+        balance: the stage's `train.balance`; None weighs every token 1.
+        experts: indices of the sources whose gaps are followed, where any are.
+
+    Attributes:
+        gaps: running mean divergence from its expert of each source seen so far, in nats per token.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        shares: Sequence[float] | None = None,
+        balance: Balance | None = None,
+        experts: Collection[int] = (),
+    ) -> None:
+        self.sources, self.balance = list(sources), balance or Balance()
+        self.shares = [1.0] * len(self.sources) if shares is None else list(shares)
+        self.experts = set() if self.balance.gap is None else set(experts)
+        self.gaps: dict[str, float] = {}
+        self._measured: Tensor | None = None  # [sources, 2] of the step: divergence, its tokens
+        self._capped = False
+        self._begin_line()
+
+    def _begin_line(self) -> None:
+        self._steps, self._parts = 0, [0.0] * len(self.sources)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as transformers wants it."""
+        return {"args": {}, "attributes": {"gaps": dict(self.gaps)}}
+
+    def of_step(self, tokens: Sequence[float], *, step: int | None = None) -> list[float]:
+        """What a token of each source weighs in a step.
+
+        Args:
+            tokens: supervised ones of each source, over all micro-batches and ranks.
+            step: for the notice of a weight that is capped; None gives none.
+        """
+        weights = [1.0] * len(self.sources)
+        if self.balance.by == "tokens":
+            present = {source for source, count in enumerate(tokens) if count}
+            gaps = {s: self.gaps[n] for s in self.experts if (n := self.sources[s]) in self.gaps}
+            shares = following(self.shares, gaps, self.balance.gap or 0.0, present)
+            weights = token_weights(shares, tokens, self.balance.cap)
+            if step is not None:
+                self._tell_of_cap(weights, tokens, step)
+        if (total := sum(tokens)) > 0:
+            self._steps += 1
+            for source, count in enumerate(tokens):
+                self._parts[source] += weights[source] * count / total
+        return weights
+
+    def _tell_of_cap(self, weights: Sequence[float], tokens: Sequence[float], step: int) -> None:
+        capped = [s for s, weight in enumerate(weights) if weight >= self.balance.cap > 1.0]
+        if capped and not self._capped:
+            self._capped = True
+            logger.warning(
+                "step %d: the %d supervised tokens of %s are so few that their weight is capped at "
+                "%g; the other sources get what is left, and the sum stays (said once; loss_share "
+                "in metrics.jsonl shows what comes of it)",
+                step,
+                tokens[capped[0]],
+                self.sources[capped[0]],
+                self.balance.cap,
+            )
+
+    # The gaps --------------------------------------------------------------------------------
+
+    def measure(self, by_source: Tensor, columns: Sequence[str]) -> None:
+        """Take in the sums of a forward pass, if gaps are followed (`Losses.by_source`)."""
+        if self.experts:
+            sums = by_source[:, [columns.index("divergence"), columns.index("taught")]].double()
+            self._measured = sums if self._measured is None else self._measured + sums
+
+    def end_step(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Move the gaps towards those of the step that ends.
+
+        Args:
+            reduce: sums a tensor over ranks.
+        """
+        if self._measured is None:
+            return
+        sums, self._measured = reduce(self._measured).tolist(), None
+        for source in sorted(self.experts):
+            divergence, tokens = sums[source]
+            if tokens:
+                name, gap = self.sources[source], divergence / tokens
+                self.gaps[name] = KEPT * self.gaps.get(name, gap) + (1 - KEPT) * gap
+
+    def log_entry(self) -> dict[str, dict[str, float]]:
+        """For a line of `metrics.jsonl`, by source; that of the next line begins here.
+
+        `loss_share` is the part of a step's loss that the source would have if all tokens had the
+        same loss, in the mean over steps: Σ weights of its tokens / Σ weights of all. A stage of
+        one source has none. `gap` is the running mean, where it is followed.
+        """
+        entry: dict[str, dict[str, float]] = {}
+        if sum(share > 0 for share in self.shares) > 1 and self._steps:
+            for name, part in zip(self.sources, self._parts, strict=True):
+                if part:
+                    entry[name] = {"loss_share": round(part / self._steps, 6)}
+        for name, gap in self.gaps.items():
+            entry.setdefault(name, {})["gap"] = gap
+        self._begin_line()
+        return entry
+
+
+def weighted(batches: Sequence[Batch], weights: Sequence[float], dtype: torch.dtype) -> list[Batch]:
+    """Micro-batches whose tokens weigh as much more as their sources do; the same if those weigh 1.
+
+    Args:
+        batches: of one optimiser step.
+        weights: by source index.
+        dtype: of the weights that come of it.
+    """
+    if all(weight == 1.0 for weight in weights):
+        return list(batches)
+    found = []
+    for batch in batches:
+        factors = to_device(torch.tensor(weights, dtype=dtype), batch.source_ids.device)
+        of_tokens = factors[batch.source_ids.clamp(min=0)]  # padding has no label to weigh
+        own = batch.weights
+        found.append(replace(batch, weights=of_tokens if own is None else of_tokens * own))
+    return found
+
+
+def planned_shares(
+    sources: Sequence[StageSource], settings: TrainSettings
+) -> dict[str, dict[str, float]]:
+    """Foretell the shares of a stage's sources from the mean lengths of their answers.
+
+    Gaps, which nobody knows before the training, count as equal.
+
+    Args:
+        sources: of a stage, those that are only watched included.
+        settings: its `train`.
+
+    Returns:
+        Of each source its fraction of `conversations`, supervised `tokens` and `loss`; empty for a
+        stage of one source, and where rows are not there yet.
+    """
+    active = [source for source in sources if source.share > 0]
+    if len(active) < 2 or not all(len(source.train) for source in active):
+        return {}
+    micro_batch = settings.conversations_per_forward(world_size())
+    mix = schedule_of(active, settings).mix(settings, micro_batch=micro_batch)
+    means = [_mean_tokens(source.train) for source in active]
+    weights = SourceWeights([s.name for s in active], mix.shares.tolist(), settings.balance)
+    total = [0.0] * len(active)
+    for counts in mix.counts(max(1, _TURNS * mix.turn // mix.batch)):
+        tokens = [count * mean for count, mean in zip(counts, means, strict=True)]
+        weights.of_step(tokens)
+        total = [sum(each) for each in zip(total, tokens, strict=True)]
+    loss = weights.log_entry()
+    return {
+        name: {
+            "conversations": share,
+            "tokens": tokens / (sum(total) or 1.0),
+            "loss": loss.get(name, {}).get("loss_share", 0.0),
+        }
+        for name, share, tokens in zip(weights.sources, weights.shares, total, strict=True)
+    }
+
+
+def _mean_tokens(rows: Sequence[Row]) -> float:
+    """Supervised tokens of a conversation, in the mean over some that are spread over all."""
+    some = range(0, len(rows), -(-len(rows) // _ROWS))
+    return sum(int(np.count_nonzero(rows[i].supervised[1:])) for i in some) / len(some)
+
+
+def share_lines(
+    stage: str, shares: Mapping[str, Mapping[str, float]], settings: TrainSettings
+) -> Iterator[str]:
+    """Tell the three shares of a stage's sources, and warn of a loss that is not as it seems.
+
+    Args:
+        stage: its name.
+        shares: of `planned_shares`.
+        settings: the stage's `train`.
+    """
+    if not shares:
+        return
+    told = [
+        f"{name} {', '.join(f'{100 * share:.3g} %' for share in of.values())}"
+        for name, of in shares.items()
+    ]
+    yield f"{stage}: shares of conversations, tokens and loss: {'; '.join(told)}"
+    balanced = settings.balance.by == "tokens"
+    if balanced and settings.mixing == "steps":
+        yield (
+            f"{stage}: with mixing: steps each step's loss is the mean of one source, so that a "
+            "share is one of the loss in any case; balance: tokens changes nothing"
+        )
+    for name, of in shares.items():
+        if of["loss"] < of["conversations"] / 3:
+            do = (
+                "few steps have it, or its weight is capped: raise train.batch"
+                if balanced
+                else "set train.balance: tokens to make its share one of the loss"
+            )
+            read, counts = 100 * of["conversations"], 100 * of["loss"]
+            yield (
+                f"warning: {stage}: {name} is {read:.3g} % of the conversations and "
+                f"{counts:.2g} % of the loss; {do}"
+            )
