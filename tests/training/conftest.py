@@ -20,7 +20,7 @@ from dominie.models.info import model_flops
 from dominie.teachers import Teacher
 from dominie.training.counters import FlopsMeter
 from dominie.training.dataloader import Collator, FixedRows, Mix
-from dominie.training.loss_forward import loss_in_forward
+from dominie.training.loss_forward import fused_layers, loss_in_forward
 from dominie.training.metric_sums import MetricsLog
 from dominie.training.monitoring import Monitor
 from dominie.training.settings import TrainSettings, training_arguments
@@ -90,6 +90,7 @@ def step_gradient(tmp_path: Path) -> GradientOf:
         source_gradients: bool = False,
         micro_batches_ahead: int = 1,
         balance: SourceWeights | None = None,
+        use_liger_kernel: bool = False,
     ) -> dict[str, torch.Tensor]:
         batch = sum(len(source) for source in rows)
         settings = TrainSettings(
@@ -100,7 +101,11 @@ def step_gradient(tmp_path: Path) -> GradientOf:
             max_length=64,
             gradient_checkpointing=gradient_checkpointing,
             source_gradients=source_gradients,
-            arguments={"max_grad_norm": 1e9, "use_cpu": True},
+            arguments={
+                "max_grad_norm": 1e9,
+                "use_cpu": True,
+                "use_liger_kernel": use_liger_kernel,
+            },
         )
         names = [str(i) for i in range(len(rows))]
         sizes = {name: len(source) for name, source in zip(names, rows, strict=True)}
@@ -110,7 +115,7 @@ def step_gradient(tmp_path: Path) -> GradientOf:
         arguments = training_arguments(settings, tmp_path / "checkpoints", steps=1, ranks=1)
         arguments.save_strategy = "no"
         kept, objective = StepGradient(), Objective(terms)
-        with loss_in_forward(model, objective, pairs):
+        with fused_layers(model, arguments), loss_in_forward(model, objective, pairs):
             trainer = DistillationTrainer(
                 model,
                 arguments,
