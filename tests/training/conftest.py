@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MistralConfig, MixtralConfig, TrainerCallback, set_seed
+from transformers import MistralConfig, MixtralConfig, set_seed
 from transformers.models.mistral import MistralForCausalLM
 from transformers.models.mixtral import MixtralForCausalLM
 
@@ -56,24 +56,13 @@ def teacher_model() -> MixtralForCausalLM:
     return MixtralForCausalLM(config).double().eval().requires_grad_(False)
 
 
-class StepGradient(TrainerCallback):
-    """Keeps the gradient of the first optimiser step."""
-
-    def __init__(self) -> None:
-        self.gradient: dict[str, torch.Tensor] = {}
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.gradient:
-            named = kwargs["model"].named_parameters()
-            self.gradient = {n: p.grad.clone() for n, p in named if p.grad is not None}
-
-
 GradientOf = Callable[..., dict[str, torch.Tensor]]
 
 
 @pytest.fixture
 def step_gradient(tmp_path: Path) -> GradientOf:
     """The gradient of one optimiser step over all given rows, taken by the real trainer."""
+    from gradients import StepGradient
 
     def gradient(
         model: Any,
