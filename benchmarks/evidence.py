@@ -57,18 +57,18 @@ COLUMNS = (
 
 BEGIN, END = "<!-- tables -->", "<!-- /tables -->"  # in docs/evidence.md
 
-#: Groups and settings that are drawn, and the models: of DAE's variants none, which stand on it.
+#: Groups and settings that are drawn, and the models.
 PICTURES = (("base", ""), ("noise", ""))
 DRAWN = (
-    "distill", "expert", "tune_1e-3", "tune_3e-4", "tune_1e-4", "lora", "kl_sft", "mix", "replay",
-    "labels_and_reference", "dae", "self_distill", "merge_25", "merge_50", "merge_75",
-    "merge_gentle_50", "merge_gentle_75",
+    "distill", "expert", "gentle", "asft", "mix", "mix_balanced", "labels_and_reference",
+    "labels_and_reference_balanced", "dae", "dae_balanced", "seqkd", "seqkd_balanced",
+    "tune_then_recover", "arithmetic_30", "arithmetic_50", "arithmetic_70", "arithmetic_85",
 )  # fmt: skip
 
-#: Seconds a step of 32 conversations took, two runs on two cores, by what it computes; and to begin
-#: a run and score a model. For the estimate alone.
-STEP = {"teacher": 0.052, "labels": 0.028, "prediction": 0.038, "attention": 0.012, "two": 0.017}
-START, SCORED = 12.0, 5.0
+#: Seconds a step of 32 conversations took, two runs on two cores, by what it computes; to begin a
+#: run, score a model, and let one write answers. For the estimate alone.
+STEP = {"teacher": 0.09, "labels": 0.05, "prediction": 0.065, "attention": 0.04, "two": 0.017}
+START, SCORED, WRITTEN = 12.0, 8.0, 15.0
 
 
 def trials_of(group: dict[str, Any], chosen: dict[str, Any]) -> list[Trial]:
@@ -114,7 +114,7 @@ def _key(recipe: Recipe, name: str) -> str:
     if name not in recipe.stages:
         return f"{name} {recipe.train.seed}"
     stage = recipe.stages[name]
-    data = [recipe.data[source].path for source in getattr(stage, "data", ())]
+    data = [recipe.data[s].path if s in recipe.data else _key(recipe, s) for s in stage.sources]
     told = asdict(stage.renamed(lambda model: _key(recipe, model)))
     text = json.dumps([told, data], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
@@ -123,7 +123,7 @@ def _key(recipe: Recipe, name: str) -> str:
 def _seconds(recipe: Recipe, name: str) -> float:
     stage = recipe.trained.get(name)
     if stage is None:
-        return 1.0
+        return WRITTEN if recipe.stages[name].kind == "answers" else 1.0
     terms = {t for source in stage.active for t, v in asdict(stage.loss_on(source)).items() if v}
     step = STEP["prediction"] if "prediction" in terms else STEP["labels"]
     step = STEP["teacher"] if stage.student.endswith(":teacher") else step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from dominie.core.task_result import estimate
@@ -16,7 +17,10 @@ Row = dict[str, str]
 Scores = dict[tuple[str, str], dict[str, dict[str, dict[str, float]]]]
 
 BASE = ("base", "")
-REFERENCE = "dae"
+REFERENCE = "dae_balanced"
+#: Scores of the tasks, and those whose score is exp(−KL(base ‖ model)).
+TASKS, MOVED = ("general", "domain"), ("general_moved", "domain_moved")
+NO_RIVALS = ("teacher", "untrained")  # models of another kind; nothing is beaten by them
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -24,7 +28,10 @@ def tables(rows: Sequence[Row]) -> str:
 
     `gain` is a model's domain score above the student's as a share of the expert's, `kept` its
     general score as a share of the student's; both run by run. Intervals are Student's 95 % over
-    seeds; differences are to `dae` of the same run, a star where the interval leaves zero out.
+    seeds; differences are to `REFERENCE` of the same run, a star where the interval leaves zero
+    out. `KL` is KL(student ‖ model) in nats a token. `beaten by` names the first model that is
+    better in one of general and domain beyond the interval of paired differences, and not worse
+    beyond it in the other; who has none is on the Pareto front.
     """
     scores = scores_of(rows)
     return "\n\n".join(
@@ -37,7 +44,7 @@ def scores_of(rows: Sequence[Row]) -> Scores:
     """Scores of the test tasks by group and setting, model, seed and task."""
     found: Scores = {}
     for row in rows:
-        if row["task"] in ("general", "domain"):
+        if row["task"] in (*TASKS, *MOVED):
             cell = found.setdefault((row["group"], row["setting"]), {})
             seeds = cell.setdefault(row["model"], {})
             seeds.setdefault(row["seed"], {})[row["task"]] = float(row["score"])
@@ -49,6 +56,9 @@ def _table(scores: Scores, cell: tuple[str, str], rows: Sequence[Row]) -> str:
     domain = any("domain" in tasks for seeds in models.values() for tasks in seeds.values())
     head = ["model", "seeds", "general %", *(["domain %", "gain %", "kept %"] if domain else [])]
     head += [f"general − {REFERENCE}", f"domain − {REFERENCE}"] if domain else []
+    moved = any(MOVED[0] in tasks for seeds in models.values() for tasks in seeds.values())
+    head += ["KL general", "KL domain"] if moved else []
+    head += ["beaten by"] if domain else []
     head += ["tokens", "s"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for model, seeds in models.items():
@@ -61,7 +71,9 @@ def _table(scores: Scores, cell: tuple[str, str], rows: Sequence[Row]) -> str:
                 _percent(_ratio(seeds, "general", {}, student)),
             ]
             dae = models.get(REFERENCE) or base.get(REFERENCE, {})
-            cells += [_difference(seeds, dae, task) for task in ("general", "domain")]
+            cells += [_difference(seeds, dae, task) for task in TASKS]
+        cells += [_nats(seeds, task) for task in MOVED] if moved else []
+        cells += [_beaten_by(model, models)] if domain else []
         lines.append(f"| {' | '.join([*cells, *_cost(rows, cell, model)])} |")
     return "\n".join(lines)
 
@@ -93,16 +105,44 @@ def _difference(
 ) -> str:
     if mine is theirs:
         return "–"
+    found = _paired(mine, theirs, task)
+    if found is None:
+        return "–"
+    half = "" if found.half is None else f" ±{100 * found.half:.1f}"
+    return f"{100 * found.mean:+.1f}{half}{'*' if found.significant else ''}"
+
+
+def _paired(
+    mine: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Mapping[str, float]], task: str
+) -> Estimate | None:
+    """The mean difference of a task's scores over the seeds that both have."""
     values = [
         tasks[task] - theirs[seed][task]
         for seed, tasks in mine.items()
         if task in tasks and task in theirs.get(seed, {})
     ]
-    if not values:
+    return estimate(values) if values else None
+
+
+def _beaten_by(model: str, models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """The first model that is better beyond the interval, and not worse beyond it."""
+    if model in NO_RIVALS:
         return "–"
-    found = estimate(values)
-    half = "" if found.half is None else f" ±{100 * found.half:.1f}"
-    return f"{100 * found.mean:+.1f}{half}{'*' if found.significant else ''}"
+    for other, seeds in models.items():
+        found = [_paired(seeds, models[model], task) for task in TASKS]
+        if other == model or other in NO_RIVALS or None in found:
+            continue
+        signs = [
+            0 if not each.significant else math.copysign(1, each.mean) for each in found if each
+        ]
+        if max(signs) > 0 and min(signs) >= 0:
+            return other
+    return "nobody"
+
+
+def _nats(seeds: Mapping[str, Mapping[str, float]], task: str) -> str:
+    values = [-math.log(tasks[task]) for tasks in seeds.values() if tasks.get(task)]
+    return f"{sum(values) / len(values):.3f}" if values else "–"
 
 
 def _percent(found: Estimate | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -37,7 +38,12 @@ def test_the_plan_fits_its_budget_and_varies_one_factor_at_a_time():
     assert evidence.estimate(trials + trials) < 1.5 * evidence.estimate(trials), "stages are shared"
     base = [trial for trial in trials if trial.name.startswith("base-seed")]
     assert [trial.seed for trial in base] == [0, 1, 2, 3, 4]
-    assert all(len(list(trial.loaded().evaluate.models)) >= 20 for trial in base[:1])
+    compared = set(base[0].loaded().evaluate.models)
+    balanced = {name for name in compared if name.endswith("_balanced")}
+    assert {"mix_balanced", "labels_and_reference_balanced", "dae_balanced"} <= balanced
+    assert {name.removesuffix("_balanced") for name in balanced} <= compared, "balance on and off"
+    assert {"seqkd", "asft", "tune_then_recover"} <= compared
+    assert any(name.startswith("arithmetic") for name in compared)
 
 
 def test_what_is_chosen_takes_effect_and_no_test_split_trains():
@@ -54,12 +60,12 @@ def test_what_is_chosen_takes_effect_and_no_test_split_trains():
 
 
 def test_the_recipes_have_what_was_chosen():
-    for file in (ROOT / "recipes" / "baselines").glob("*.yaml"):
-        stages = load_recipe(file).stages
+    for file in {group["recipe"] for group in PLAN["groups"]}:
+        stages = load_recipe(ROOT / "benchmarks" / file).stages
         for key, value in PLAN["chosen"].items():
-            _, stage, _, setting = key.split(".")
-            if stage in stages:
-                assert getattr(stages[stage].train, setting) == float(value), f"{file.name} {key}"
+            _, stage, *settings = key.split(".")
+            found = operator.attrgetter(".".join(settings))(stages[stage])
+            assert found == float(value), f"{file} {key}"
 
 
 def test_the_plan_for_a_gpu_can_be_read_and_has_large_models():
@@ -78,9 +84,11 @@ def test_the_plan_for_a_gpu_can_be_read_and_has_large_models():
 def test_the_recipes_share_their_student():
     import evidence
 
-    one, other = (load_recipe(ROOT / "benchmarks" / g["recipe"]) for g in PLAN["groups"][:2])
+    one, other, mixture = (
+        load_recipe(ROOT / "recipes" / "baselines" / f"{name}.yaml")
+        for name in ("alignment", "distillation", "mixture")
+    )
     assert evidence._key(one, "distill") == evidence._key(other, "kd_attention")
-    mixture = load_recipe(ROOT / "recipes" / "baselines" / "mixture.yaml")
     for stage in ("teacher", "distill", "expert", "dae"):
         assert evidence._key(one, stage) == evidence._key(mixture, stage)
 
@@ -94,29 +102,61 @@ def row(model: str, seed: int, task: str, score: float, group: str = "base") -> 
 
 
 def test_gain_and_kept_are_shares_run_by_run():
-    from evidence_tables import tables
+    from evidence_tables import REFERENCE, tables
 
     rows = []
     for seed, luck in ((0, 0.0), (1, 0.1)):
         for model, general, domain in (
-            ("distill", 0.8, 0.1), ("expert", 0.1, 0.7), ("dae", 0.76, 0.64), ("mix", 0.7, 0.5)
+            ("distill", 0.8, 0.1), ("expert", 0.1, 0.7), (REFERENCE, 0.76, 0.64), ("mix", 0.7, 0.5)
         ):  # fmt: skip
             rows += [
                 row(model, seed, "general", general + luck * general),
                 row(model, seed, "domain", domain),
+                row(model, seed, "domain_moved", 0.5),
+                row(model, seed, "general_moved", 1.0),
             ]
-    rows += [row("dae", seed, "domain", 0.4, group="noise") for seed in (0, 1)]
+    rows += [row(REFERENCE, seed, "domain", 0.4, group="noise") for seed in (0, 1)]
     text = tables(rows)
-    dae = next(line for line in text.splitlines() if line.startswith("| dae"))
+    dae = next(line for line in text.splitlines() if line.startswith(f"| {REFERENCE}"))
     cells = [cell.strip() for cell in dae.strip("|").split("|")]
     assert cells[1] == "2"
     assert cells[4] == "90.0", "(0.64 - 0.1) / (0.7 - 0.1); two that agree have no interval"
     assert cells[5] == "95.0", "0.76 / 0.8, whatever the seed's luck"
-    assert cells[6:] == ["–", "–", "1,000", "2"]
+    assert cells[6:8] == ["–", "–"]
+    assert cells[8:10] == ["0.000", "0.693"], "general, domain: nats of exp(−KL)"
+    assert cells[11:] == ["1,000", "2"]
     mix = next(line for line in text.splitlines() if line.startswith("| mix"))
     assert "| -14.0 |" in mix
     noise = text[text.index("### noise") :]
     assert "| 50.0 |" in noise, "student and expert are those of the base where it has none"
+
+
+def test_the_front_is_told_by_paired_intervals():
+    from evidence_tables import tables
+
+    scores = {  # general and domain, and how far seeds differ
+        "best": (0.9, 0.8, 0.05),
+        "worse": (0.83, 0.8, 0.048),
+        "other": (0.95, 0.2, 0.05),
+        "noisy": (0.88, 0.79, 0.03),
+    }
+    rows = [
+        row(model, seed, task, score + luck * seed)
+        for model, (general, domain, luck) in scores.items()
+        for seed in (0, 1, 2)
+        for task, score in (("general", general), ("domain", domain))
+    ]
+    told = {
+        line.split("|")[1].strip(): line.split("|")[-4].strip()
+        for line in tables(rows).splitlines()
+        if "|" in line
+    }
+    assert told["best"] == "nobody"
+    assert told["worse"] == "best", (
+        "worse under every seed by much the same, and as good in the other"
+    )
+    assert told["other"] == "nobody", "better in one"
+    assert told["noisy"] == "nobody", "its seeds differ otherwise, so the interval holds zero"
 
 
 @pytest.mark.full
