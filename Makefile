@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RECIPE ?= recipes/quickstart.yaml
+WHEELS ?= build/wheels
+WHEELS_PYTHON ?= 3.12
 
-.PHONY: demo test test-full lint format bench evidence docs pages clean
+.PHONY: demo test test-full lint format bench wheels evidence docs pages clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +17,7 @@ help:
 	@echo "make lint       format check, lint, types, import contracts"
 	@echo "make docs       the documentation as a site, site/index.html"
 	@echo "make bench      every benchmark, quickly"
+	@echo "make wheels     what benchmarks/gpu.sh needs where no package index can be reached"
 	@echo "make evidence   every method beside every baseline, at most two hours"
 
 # torch first and alone: the pinned build, not the newest one another package would pull in.
@@ -57,6 +60,13 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script --quick || exit 1; done
+
+# Python 3.12 on x86-64 Linux; pip matches each platform exactly.
+wheels:
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+		--python-version $(WHEELS_PYTHON) --implementation cp \
+		$(foreach glibc,1 2014 _2_17 _2_27 _2_28,--platform manylinux$(glibc)_x86_64) \
+		-d $(WHEELS) -r benchmarks/wheels.txt
 
 evidence: $(VENV)/.demo
 	$(BIN)/python benchmarks/evidence.py

@@ -134,10 +134,13 @@ def work(
     )
 
 
-def products(config: Any, *, trained: bool) -> ModelFlops:
-    """The products of a model of a configuration, which is not made."""
+def products(config: Any) -> ModelFlops:
+    """The products of a model of a configuration, which is not made; all its weights trained.
+
+    Of a frozen one's forward pass, which is all that it runs, it tells the same.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
-    return model_flops(model.requires_grad_(trained))
+    return model_flops(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import statistics
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from _memory import peak_above, settled
+from _memory import is_too_large, peak_above, released, settled
 from _results import GPU
 from transformers import TrainerCallback
 
@@ -112,7 +111,7 @@ def steps_taken(
         deadline: after which no further step is begun.
 
     Raises:
-        torch.OutOfMemoryError: it does not fit.
+        Exception: it does not fit, or fails in another way.
     """
     settings = TrainSettings(
         batch=batch, micro_batch=micro_batch, steps=_NEVER, max_length=length, precision="bf16",
@@ -158,16 +157,21 @@ def steps_taken(
 def fitting_steps(
     student: Any, taught: TeacherSetup, *, micro_batch: int, **options: Any
 ) -> tuple[Steps | None, list[int]]:
-    """Steps of the largest micro-batch that fits, halved from one to the next; which did not."""
+    """Steps of the largest micro-batch that fits, halved from one to the next; which did not.
+
+    Raises:
+        Exception: a failure that is not of memory.
+    """
     too_large: list[int] = []
     while micro_batch:
         try:
             return steps_taken(student, taught, micro_batch=micro_batch, **options), too_large
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_too_large(error):
+                raise
             too_large.append(micro_batch)
         student.zero_grad(set_to_none=True)  # outside of the handler, whose traceback holds tensors
-        gc.collect()
-        torch.cuda.empty_cache()
+        released()
         micro_batch //= 2
     return None, too_large
 

@@ -1,25 +1,74 @@
 #!/usr/bin/env bash
-# Every check and timing that needs a GPU, in under 8 minutes: bash benchmarks/gpu.sh
-# Nothing need be installed but torch, triton, transformers, accelerate, peft and pytest (pyarrow for
-# DAE from a cache). Parts stop themselves (--seconds) well before they would be stopped; one that
-# fails does not keep the next from running. Tables are printed, and written to benchmarks/results.
-#
-# Not part of it: `python benchmarks/evidence.py --gpu`, ten minutes by itself, which runs whole
-# recipes and so needs pydantic, ruamel.yaml, datasets, typer and rich as well; `python
-# benchmarks/plan.py`, which needs them too. Where there is no network, bring them as wheels.
+# Every check and figure that needs a GPU, in two calls for a machine that is lent for a time:
+#   bash benchmarks/gpu.sh first [--quick]                 tests, geometry, attention, prediction
+#   bash benchmarks/gpu.sh second [--quick] [ARGUMENT…]    real_run.py ARGUMENT…, then what is left
+# Lines and rows are appended to files in $OUT (benchmarks/results/gpu without it) as they are made:
+# they stay whatever ends a part, and no part keeps the next from running. A summary comes last.
+# benchmarks/README.md has what to bring, the commands and the goals. --quick: tiny sizes, also on a
+# CPU, to see that all of it runs.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-export PYTHONPATH=src PYTHONUNBUFFERED=1 PYTORCH_ALLOC_CONF=expandable_segments:True
+call=${1:?first or second}
+shift
+quick=()
+if [ "${1:-}" = --quick ]; then
+  quick=(--quick)
+  shift
+fi
+out=${OUT:-benchmarks/results/gpu}
+mkdir -p "$out"
+export PYTHONPATH="src:${PYTHONPATH:-}" PYTHONUNBUFFERED=1 PYTORCH_ALLOC_CONF=expandable_segments:True
 unset TRITON_INTERPRET
 status=0
-pytest_options=(-q -p no:cacheprovider -m "not full")
-# Most of their time is the kernels' compilation, which many processes share.
-python -c "import xdist" 2>/dev/null && pytest_options+=(-n 8)
-python -c "import pytest_timeout" 2>/dev/null && pytest_options+=(--session-timeout=110)
 
-timeout 125 python -m pytest "${pytest_options[@]}" \
-  tests/losses/test_attention.py tests/losses/test_vocabulary.py || status=1
-timeout 85 python benchmarks/attention.py --seconds 60 || status=1
-timeout 65 python benchmarks/prediction.py --seconds 45 || status=1
-timeout 200 python benchmarks/geometry.py --seconds 150 || status=1
+# part SECONDS FILE COMMAND…: what a command prints is appended to a file; it is ended after SECONDS.
+part() {
+  local seconds=$1 file=$out/$2 began=$SECONDS ended=0
+  shift 2
+  [ ${#quick[@]} = 0 ] || seconds=600
+  echo "--- $*" >>"$out/log.txt"
+  timeout -k 5 "$seconds" "$@" >>"$file" 2>>"$out/log.txt" || ended=$?
+  echo "$((SECONDS - began)) s, status $ended: $*"
+  if [ "$ended" != 0 ]; then
+    status=1
+    tail -n 4 "$out/log.txt"
+  fi
+}
+
+# figures SECONDS NAME [ARGUMENT…]: rows of a benchmark that begins nothing in its last 20 seconds.
+figures() {
+  local seconds=$1 name=$2
+  shift 2
+  part "$seconds" "$name.jsonl" \
+    python3 "benchmarks/$name.py" --json --seconds "$((seconds - 20))" ${quick[@]+"${quick[@]}"} "$@"
+}
+
+PYTHONPATH=benchmarks:$PYTHONPATH python3 -c "import _results; print(_results.machine())" \
+  >"$out/machine.txt" 2>>"$out/log.txt"
+date --utc +"%F, %H:%M UTC" >>"$out/machine.txt"
+case $call in
+  first)
+    chosen="gpu or triton or kernel" # the rest does not differ on a GPU
+    [ ${#quick[@]} = 0 ] || chosen="KD"
+    options=(-q -p no:cacheprovider -m "not full" -k "$chosen")
+    # Most of their time is the kernels' compilation, which many processes share.
+    python3 -c "import xdist" 2>/dev/null && [ ${#quick[@]} = 0 ] && options+=(-n 8)
+    python3 -c "import pytest_timeout" 2>/dev/null && options+=(--session-timeout=60)
+    part 80 tests.txt python3 -m pytest "${options[@]}" \
+      tests/gpu tests/losses/test_attention.py tests/losses/test_vocabulary.py
+    figures 200 geometry
+    figures 90 attention
+    figures 90 prediction
+    ;;
+  second)
+    figures 180 real_run "$@"
+    figures 40 prediction --rest
+    figures 60 geometry --rest
+    ;;
+  *)
+    echo "first or second, not $call" >&2
+    exit 2
+    ;;
+esac
+python3 benchmarks/parts/gpu_summary.py "$out" | tee "$out/summary.md" || status=1
 exit "$status"

@@ -3,32 +3,35 @@
 Forward and backward of the forward KL between two heads, on the same inputs in the same run. The
 methods take turns, so that a busy machine is busy for all of them; a ratio is the median of the
 ratios of the rounds. Peak memory is above the inputs and their gradients, and is taken by a
-process of its own for each method (on a GPU by the allocator's own count).
+process of its own for each method (on a GPU by the allocator's own count). Seconds on a GPU lie
+between two events on it, ten calls apart. A method that fails has a row that says so, and the
+others go on.
 
-    python benchmarks/prediction.py [--quick] [--json] [--seconds 45]
+    python benchmarks/prediction.py [--quick] [--json] [--seconds 45] [--rest]
 
 ``--quick`` ends within 50 seconds on two cores; a full run also writes a dated table to
 ``benchmarks/results``. After ``--seconds`` no further case is begun. TRL and Liger are measured
-where they are installed.
+where they are installed. On a GPU the first two cases matter most; ``--rest`` is all but these.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import functools
 import importlib.util
 import json
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import _results
 import torch
-from _memory import resident
-from _results import DEVICE, Deadline
+from _memory import peak_above, prepare, settled
+from _results import DEVICE, GPU, Deadline
+from _speed import timed
+from _turns import median, notes, ratio, taken_in_turns
 from torch.nn.functional import kl_div, linear
 
 from dominie.losses import prediction_divergence, vocabulary_losses
@@ -55,7 +58,7 @@ class Case:
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Student hidden and head, teacher hidden and head: logits of about unit variance."""
         torch.manual_seed(0)
-        dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+        dtype = torch.bfloat16 if GPU else torch.float32
         tensors = []
         for rows in (self.tokens, self.vocabulary) * 2:
             deviation = 1 if rows == self.tokens else self.width**-0.5
@@ -92,19 +95,19 @@ def liger(hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Te
     from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDLoss
 
     loss = LigerFusedLinearJSDLoss(
-        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=DEVICE.type == "cuda"
+        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=GPU
     )
     labels = torch.zeros(len(hidden), dtype=torch.int64, device=DEVICE)
     return loss(hidden, head, teacher_hidden, teacher_head, labels) * len(hidden)
 
 
 def methods(case: Case) -> dict[str, Callable[..., Tensor]]:
-    """What can run here; peers where they are installed, and only in a full run."""
+    """What can run here; peers where they are installed."""
     found: dict[str, Callable[..., Tensor]] = {}
     if case.materialised:
         found["materialised"] = materialised
     found["dominie"] = dominie_torch
-    if DEVICE.type == "cuda":
+    if GPU:
         found["dominie-triton"] = dominie_triton
     if case.peers and importlib.util.find_spec("trl"):
         found["trl"] = trl
@@ -113,83 +116,62 @@ def methods(case: Case) -> dict[str, Callable[..., Tensor]]:
     return found
 
 
-def seconds(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[float, float]:
-    """Of forward and backward, and the loss."""
+def differentiated(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+    """The loss after its backward pass."""
     for tensor in inputs:
         tensor.grad = None
-    gc.collect()
-    _wait()
-    start = time.perf_counter()
     value = loss(*inputs)
     value.backward()
-    _wait()
-    return time.perf_counter() - start, value.item()
+    return value.detach()
 
 
-def _wait() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def peak_mebibytes(case: Case, name: str) -> float | None:
-    """Above the inputs and gradients; None where the system does not say."""
-    if DEVICE.type == "cuda":
-        return _peak(case, methods(case)[name])
+def peak_mebibytes(case: Case, name: str) -> int | None:
+    """Above the inputs and gradients; None where the system does not say, or it does not fit."""
+    if GPU:
+        try:
+            return _peak(case, methods(case)[name])
+        except torch.OutOfMemoryError:
+            return None
     command = [sys.executable, __file__, "--peak", name, json.dumps(asdict(case))]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(result.stdout)
 
 
-def _peak(case: Case, loss: Callable[..., Tensor]) -> float | None:
+def _peak(case: Case, loss: Callable[..., Tensor]) -> int | None:
     warm = Case(tokens=2, vocabulary=8, width=4, rounds=1).inputs()
-    seconds(loss, warm)
+    differentiated(loss, warm)
     inputs = case.inputs()
     gradients = sum(x.numel() * x.element_size() for x in inputs if x.requires_grad)
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        seconds(loss, inputs)
-        return (torch.cuda.max_memory_allocated() - before - gradients) / MEBIBYTE
-    before = resident("VmRSS")
-    seconds(loss, inputs)
-    peak = resident("VmHWM")
-    return None if peak is None or before is None else (peak - before - gradients) / MEBIBYTE
+    before = settled()
+    differentiated(loss, inputs)
+    peak = peak_above(before)
+    return None if peak is None else round((peak - gradients) / MEBIBYTE)
 
 
-def measured(case: Case) -> Iterator[dict[str, object]]:
+def measured(case: Case, deadline: Deadline) -> Iterator[dict[str, object]]:
     """One row for each method."""
     inputs, losses = case.inputs(), methods(case)
-    names = list(losses)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    values: dict[str, float] = {}
-    for turn in range(case.rounds + 1):
-        for name in names:
-            elapsed, values[name] = seconds(losses[name], inputs)
-            if turn > 0 or case.rounds == 1:  # the first round warms up
-                times[name].append(elapsed)
-        if case.rounds == 1:
-            break
-    del inputs
-    for name in names:
-        if abs(values[name] - values["dominie"]) > 2e-3 * abs(values["dominie"]):
-            raise SystemExit(f"{name} computes another loss: {values}")
-        rounds = zip(times[name], times["materialised"], strict=True) if case.materialised else ()
-        ratios = [own / reference for own, reference in rounds]
+    calls = {name: functools.partial(differentiated, loss, inputs) for name, loss in losses.items()}
+    turns = taken_in_turns(calls, case.rounds, deadline, calls=10)
+    expected = turns.values.get("dominie")
+    del inputs, calls
+    for name in losses:
+        about, value = notes(turns, name), turns.values.get(name)
+        if None not in (value, expected) and abs(value - expected) > 2e-3 * abs(expected):
+            about["wrong"] = f"its loss is {value:.6g}, dominie's {expected:.6g}"
+        reference = turns.wall["materialised"] if case.materialised else []
         yield {
             "tokens": case.tokens,
             "vocabulary": case.vocabulary,
             "width": case.width,
             "method": name,
-            "seconds": round(statistics.median(times[name]), 4),
-            "ratio": round(statistics.median(ratios), 3) if ratios else None,
-            "peak_mb": _rounded(peak_mebibytes(case, name)),
-            "rounds": len(times[name]),
+            "seconds": median(turns.wall[name], 5),
+            "ratio": ratio(turns.wall[name], reference),
+            "peak_mb": None if name in turns.failures else peak_mebibytes(case, name),
+            "rounds": len(turns.wall[name]),
             "device": DEVICE.type,
+            **about,
         }
-
-
-def _rounded(value: float | None) -> int | None:
-    return None if value is None else round(value)
 
 
 def measured_step(fraction: float, tokens: int, rounds: int) -> dict[str, object]:
@@ -212,20 +194,21 @@ def measured_step(fraction: float, tokens: int, rounds: int) -> dict[str, object
     supervised = torch.zeros(tokens, dtype=torch.bool, device=DEVICE)
     supervised[tokens - round(fraction * tokens) :] = True
 
-    def step(rows: Tensor, weights: Tensor | None) -> float:
+    def step(rows: Tensor, weights: Tensor | None) -> Tensor:
         model.zero_grad()
-        _wait()
-        start = time.perf_counter()
         hidden = model(ids).last_hidden_state[0]
         target = (teacher[0][rows], teacher[1])
         loss = vocabulary_losses(hidden[rows], head, target, divergence_weights=weights)
         loss.total.backward()
-        _wait()
-        return time.perf_counter() - start
+        return loss.total.detach()
 
     everything = torch.ones_like(supervised)
     pairs = [
-        (step(everything, supervised.float()), step(supervised, None)) for _ in range(rounds + 1)
+        (
+            timed(lambda: step(everything, supervised.float()))[0],
+            timed(lambda: step(supervised, None))[0],
+        )
+        for _ in range(rounds + 1)
     ][1:]
     return {
         "supervised": fraction,
@@ -238,15 +221,19 @@ def measured_step(fraction: float, tokens: int, rounds: int) -> dict[str, object
     }
 
 
-def cases(quick: bool) -> list[Case]:
+def cases(quick: bool, *, rest: bool) -> list[Case]:
+    """What is measured, the cases that matter most first."""
     if quick:
-        return [Case(512, 32000, 256, rounds=2, peers=False)]
-    if DEVICE.type == "cuda":
-        return [
-            Case(tokens, vocabulary, 4096, rounds=10, materialised=tokens <= 8192)
-            for tokens in (1024, 4096, 8192, 16384)
-            for vocabulary in (32000, 128256, 151936)
+        return [Case(512, 32000, 256, rounds=2)]
+    if GPU:
+        most = [Case(8192, 128256, 4096, rounds=3), Case(1024, 128256, 4096, rounds=5)]
+        sizes = [(t, v) for v in (32000, 151936, 128256) for t in (1024, 4096, 8192, 16384)]
+        others = [
+            Case(tokens, vocabulary, 4096, rounds=3, materialised=tokens <= 8192, peers=False)
+            for tokens, vocabulary in sizes
         ]
+        known = {(case.tokens, case.vocabulary) for case in most}
+        return [c for c in others if (c.tokens, c.vocabulary) not in known] if rest else most
     # On a CPU the large cases take minutes: once, and dominie alone.
     alone = {"rounds": 1, "materialised": False, "peers": False}
     return [
@@ -262,19 +249,21 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
-def rows(quick: bool, deadline: Deadline) -> Iterator[dict[str, object]]:
-    for fraction in (0.25,) if quick else (0.25, 0.5, 1.0):
-        tokens, rounds = (256, 1) if quick else (1024, 5)
-        yield {"part": "whole step", **measured_step(fraction, tokens, rounds)}
-    for case in cases(quick):
+def rows(options: argparse.Namespace, deadline: Deadline) -> Iterator[dict[str, object]]:
+    quick = options.quick
+    for case in cases(quick, rest=options.rest):
         if deadline.passed:
             print(f"out of time: no rows of {case}", file=sys.stderr)
         else:
-            yield from ({"part": "loss", **row} for row in measured(case))
+            yield from ({"part": "loss", **row} for row in measured(case, deadline))
+    for fraction in (0.25,) if quick else (0.25, 0.5, 1.0):
+        tokens, rounds = (256, 1) if quick else (1024, 5)
+        if not deadline.passed and (options.rest or not GPU):
+            yield {"part": "whole step", **measured_step(fraction, tokens, rounds)}
 
 
 def main() -> None:
-    parser = _results.parser(__doc__, timed=True)
+    parser = _results.parser(__doc__, timed=True, rest=True)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
@@ -282,7 +271,8 @@ def main() -> None:
         case = Case(**json.loads(sizes))
         print(json.dumps(_peak(case, methods(case)[name])))
         return
-    parts = _results.gathered(rows(options.quick, Deadline(options.seconds)), as_json=options.json)
+    prepare()
+    parts = _results.gathered(rows(options, Deadline(options.seconds)), as_json=options.json)
     note = (
         "Forward and backward of the forward KL. `ratio` is to materialised logits, round by\n"
         "round; `peak_mb` is above inputs and gradients. The whole step is of a small Llama that\n"

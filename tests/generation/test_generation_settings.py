@@ -1,6 +1,7 @@
 """A model's generation_config.json is somebody's: what counts of it has to be tokens."""
 
 import pytest
+import torch
 from tiny import tiny_model
 from transformers import GenerationConfig
 
@@ -38,3 +39,14 @@ def test_those_that_are_count():
     assert configured_stops(model) == {2, 3}
     with plain_decoding(model):
         assert model.generation_config.bad_words_ids == [[4], [5, 6]]
+
+
+@pytest.mark.parametrize(("device", "on"), [("cpu", True), ("cuda", False)])
+def test_cudnn_attends_no_answer_on_a_gpu_and_is_back_afterwards(device, on, monkeypatch):
+    model, enabled = tiny_model(), torch.backends.cuda.cudnn_sdp_enabled
+    monkeypatch.setattr(type(model), "device", torch.device(device))
+    assert enabled()
+    with pytest.raises(MemoryError), plain_decoding(model):  # noqa: PT012
+        assert enabled() is on
+        raise MemoryError
+    assert enabled()

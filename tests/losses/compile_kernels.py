@@ -53,6 +53,7 @@ VOCABULARY = {
     "prediction": {"labels": False, "metrics": False},
     "prediction, labels, metrics": {},
     "labels": {"target": False},
+    "labels, dft": {"target": False, "label_kind": "dft"},
     "prediction, vocabulary of 151,936": {"size": 151936, "teacher_size": 151936},
     "prediction, odd vocabulary": {"size": 32001, "teacher_size": 32001},
     "no gradient": {"gradient": False},
@@ -118,21 +119,29 @@ def attention_layer(
 def vocabulary_tile(
     *, kind="forward_kl", size=32000, teacher_size=32000, target=True, labels=True, metrics=True,
     gradient=True, temperature=1.0, student_cap=None, target_cap=None,
+    label_kind="cross_entropy",
 ):  # fmt: skip
     """A tile of logits scored."""
     weights = torch.ones(16)
     tile = Tile(
         student=torch.zeros(16, size),
+        slope=torch.zeros(16, size, dtype=HALF),
         target=Weighted(torch.zeros(16, teacher_size), weights) if target else None,
         labels=Weighted(torch.zeros(16, dtype=torch.int64), weights) if labels else None,
         scores=PerToken(
             *(
                 torch.zeros(16) if wanted else None
-                for wanted in (target, labels, metrics and target, metrics and target)
+                for wanted in (
+                    target,
+                    labels,
+                    metrics and target,
+                    metrics and target,
+                    label_kind == "dft",
+                )
             )
         ),
     )
-    terms = Terms(kind, 0.5, temperature, student_cap, target_cap, gradient, metrics)
+    terms = Terms(kind, 0.5, temperature, student_cap, target_cap, gradient, metrics, label_kind)
     vocabulary.score(tile, terms)
 
 

@@ -47,11 +47,12 @@ def assert_fit(rows):
 
 
 def test_the_papers_geometry_compiles_without_a_spill(tmp_path):
-    rows = compiled(tmp_path, "heads of 128", "prediction")
+    rows = compiled(tmp_path, "heads of 128", "prediction", "labels, dft")
     assert_fit(rows)
     assert not any(row["spilled_bytes"] for row in rows)
     assert [row["kernel"] for row in rows] == [
         "statistics", "statistics", "query_gradient", "key_gradient", "_score_token",
+        "_score_token",
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Conversations of odd lengths, the naive gradient, and gradients compared one by one."""
+"""Conversations of odd lengths; gradients: the naive one, kept ones, compared one by one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import log_softmax
+from transformers import TrainerCallback
 
 from dominie.data.batch import Row
 from dominie.data.tokenization import Encoded
 from dominie.losses.terms import LossTerms
+
+
+class StepGradient(TrainerCallback):
+    """Keeps the gradient of the first optimiser step."""
+
+    def __init__(self) -> None:
+        self.gradient: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.gradient:
+            named = kwargs["model"].named_parameters()
+            self.gradient = {n: p.grad.clone() for n, p in named if p.grad is not None}
 
 
 def ragged_rows(count: int, seed: int = 0) -> list[Row]:

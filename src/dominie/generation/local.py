@@ -200,14 +200,30 @@ def plain_decoding(model: Any) -> Iterator[None]:
     `generate` takes whatever is no argument of a call from `model.generation_config`. All other
     fields have the defaults of transformers within, those unknown here too: penalties, beams,
     n-grams, lengths, time limits, sampling, biases, watermarks and forced tokens would make greedy
-    answers others, caches and kinds of output are nothing to answers.
+    answers others, caches and kinds of output are nothing to answers. cuDNN's attention is off.
     """
     own, kept = model.generation_config, _obeyed(model)
     model.generation_config = GenerationConfig(do_sample=False, **kept)
     try:
-        yield
+        with _without_cudnn_attention(model.device):
+            yield
     finally:
         model.generation_config = own
+
+
+@contextlib.contextmanager
+def _without_cudnn_attention(device: torch.device) -> Iterator[None]:
+    """Within, no attention on a GPU is cuDNN's.
+
+    On Hopper PyTorch prefers it, and it builds a graph for every length that it has not seen, which
+    takes longer than a step of generation: and each step has another length.
+    """
+    was_on = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(was_on and device.type != "cuda")
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was_on)
 
 
 def decoding_arguments(stops: Sequence[int], padding: int, max_new_tokens: int) -> dict[str, Any]:

@@ -187,8 +187,9 @@ class Tile:
     """Some rows of the problem.
 
     Attributes:
-        student: [n, V_s] logits before the soft-cap. Where a gradient is asked for, they are
-            overwritten by the gradient of the weighted sum of both terms with respect to them.
+        student: [n, V_s] logits before the soft-cap (scratch).
+        slope: [n, V_s], written where a gradient is asked for: that of the weighted sum of both
+            terms with respect to the logits. It may be ``student`` itself, or of another precision.
         target: [n, V_t] logits before the soft-cap (scratch), or a sparse target.
         labels: [n] ids of the next tokens.
         scores: [n] each; written. They are parts of the whole batch's, which is there from the
@@ -197,6 +198,7 @@ class Tile:
     """
 
     student: Tensor
+    slope: Tensor
     target: Weighted[Tensor | SparseTarget] | None
     labels: Weighted[Tensor] | None
     scores: PerToken
@@ -238,7 +240,7 @@ def _score_block(tile: Tile, rows: slice, terms: Terms) -> None:
     if slope is not None:
         if terms.student_softcap is not None:
             slope *= 1 - (logits / terms.student_softcap).square_()
-        logits.copy_(slope)
+        tile.slope[rows].copy_(slope)
     for name, values in scores.items():
         getattr(tile.scores, name)[rows].copy_(values)
 

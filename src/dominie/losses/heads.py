@@ -32,18 +32,28 @@ def write_product(a: Tensor, b: Tensor, out: Tensor) -> None:
         out.copy_(a @ b)
 
 
-def add_product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0) -> None:
-    """``out += scale · a @ b``, rounded to the precision of ``out`` and no other."""
-    if not _keeps_accumulator(b, out):
-        a, b = a.to(out.dtype), b.to(out.dtype)
-        if not _suits_onednn(a, b):
-            out.addmm_(a, b, alpha=scale)
-            return
+def add_product(
+    a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0, *, first: bool = False
+) -> None:
+    """``out += scale · a @ b``, rounded to the precision of ``out`` and no other.
+
+    The ``first`` product is written over whatever ``out`` holds: it need not be zeroed.
+    """
+    beta = 0.0 if first else 1.0
+    if _keeps_accumulator(b, out):
+        torch.addmm(out, a, b, out_dtype=out.dtype, beta=beta, alpha=scale, out=out)
+        return
+    a, b = a.to(out.dtype), b.to(out.dtype)
+    if not _suits_onednn(a, b):
+        out.addmm_(a, b, beta=beta, alpha=scale)
+        return
     step = max(1, _CHUNK_ELEMENTS // out.shape[1])
     for chunk, rows in zip(torch.split(out, step), torch.split(a, step), strict=True):
-        wide = out.dtype != b.dtype
-        product = torch.mm(rows, b, out_dtype=out.dtype) if wide else _onednn_product(rows, b)
-        chunk.add_(product, alpha=scale)
+        product = _onednn_product(rows, b)
+        if first:
+            torch.mul(product, scale, out=chunk)
+        else:
+            chunk.add_(product, alpha=scale)
 
 
 def _keeps_accumulator(operand: Tensor, out: Tensor) -> bool:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Scorer: TypeAlias = Callable[[Tile, Terms], None]
-"""A backend: fills ``tile.scores`` and, where asked, turns ``tile.student`` into its gradient."""
+"""A backend: fills ``tile.scores`` and, where asked, ``tile.slope``."""
+
+#: Bytes of a GPU that has room for large tiles: A100 of 80 GB, H100 and what came after.
+_LARGE = 64e9
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,22 +69,32 @@ def scores_and_gradients(
     with torch.autocast(hidden.device.type, enabled=False):
         head = Head(weight, bias, problem.scale).constant(problem.precision)
         sums = sum_precision(problem.precision)
+        # The first tile's product is written over the head's gradient; without tiles it is zero.
+        room = torch.empty_like if len(hidden) else torch.zeros_like
         gradients = Gradients(
             torch.empty_like(hidden) if wanted[0] else None,
-            torch.zeros_like(weight, dtype=sums) if wanted[1] else None,
+            room(weight, dtype=sums) if wanted[1] else None,
             torch.zeros_like(weight[:, 0], dtype=sums) if wanted[2] else None,
         )
         scores = _room_for_scores(hidden.new_empty(len(hidden), dtype=sums), problem)
         for rows, tile in _tiles(hidden, head, problem, scores):
             problem.scorer(tile, problem.terms)
             if problem.terms.gradient:
-                _add_tile(gradients, tile.student, rows, hidden, head)
+                _add_tile(gradients, tile.slope, rows, hidden, head)
     return scores, gradients
 
 
 def sum_precision(products: torch.dtype) -> torch.dtype:
     """That of the logits, the scores and all sums: float32, or float64 for float64 products."""
     return torch.promote_types(products, torch.float32)
+
+
+def slope_precision(products: torch.dtype, device: torch.device) -> torch.dtype:
+    """That of a tile's gradient, as the products that carry it back read it.
+
+    A CPU has no product of narrow operands with a wide sum: there the operands are wide, too.
+    """
+    return sum_precision(products) if device.type == "cpu" else products
 
 
 def _room_for_scores(like: Tensor, problem: Problem) -> PerToken:
@@ -99,16 +112,22 @@ def _tiles(
     target, labels, count = problem.target, problem.labels, len(hidden)
     dense = target.values if target and isinstance(target.values, DenseTarget) else None
     target_size = dense.head.vocabulary_size if dense else 0
-    step = rows_per_tile(count, max(head.vocabulary_size, target_size), hidden.device)
+    vocabulary = max(head.vocabulary_size, target_size)
+    step = rows_per_tile(count, vocabulary, tile_elements(hidden.device))
     precision = sum_precision(problem.precision)
     student = hidden.new_empty((step, head.vocabulary_size), dtype=precision)
     teacher = hidden.new_empty((step, target_size), dtype=precision)
+    narrow = slope_precision(problem.precision, hidden.device)
+    slopes = student
+    if problem.terms.gradient and narrow != precision:
+        slopes = torch.empty_like(student, dtype=narrow)
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
         logits = student[: rows.stop - start]
         head.write_logits(hidden[rows], out=logits)
         tile = Tile(
             student=logits,
+            slope=slopes[: rows.stop - start],
             target=_compared(target, rows, teacher) if target else None,
             labels=Weighted(labels.values[rows], labels.weights[rows]) if labels else None,
             scores=scores[rows],
@@ -130,30 +149,36 @@ def _compared(
 
 def _add_tile(gradients: Gradients, slope: Tensor, rows: slice, hidden: Tensor, head: Head) -> None:
     """Carry the gradient of a tile's logits [n, V] on to what the logits were made of."""
-    precision = head.weight.dtype
-    # A CPU has no product of narrow operands with a wide sum: there the sums use wide operands.
-    operand = slope.to(precision) if slope.is_cuda else slope
     if gradients.hidden is not None:
-        write_product(operand, head.weight, out=gradients.hidden[rows])
+        write_product(slope, head.weight, out=gradients.hidden[rows])
         if head.scale != 1:
             gradients.hidden[rows] *= head.scale
     if gradients.weight is not None:
-        add_product(operand.t(), hidden[rows].to(precision), gradients.weight, head.scale)
+        states = hidden[rows].to(head.weight.dtype)
+        add_product(slope.t(), states, gradients.weight, head.scale, first=rows.start == 0)
     if gradients.bias is not None:
-        gradients.bias.add_(slope.sum(0), alpha=head.scale)
+        gradients.bias.add_(slope.sum(0, dtype=gradients.bias.dtype), alpha=head.scale)
 
 
-def tile_elements(device: torch.device) -> int:
+def tile_elements(device: torch.device, memory: float | None = None) -> int:
     """Elements of one tile of logits.
 
     Large enough that a product over it is as fast as over all tokens, small enough that the tile
-    and the teacher's are little beside the gradient of a head.
+    and the teacher's are little beside the gradient of a head, or a tenth of a large GPU.
+
+    Args:
+        device: where it is.
+        memory: bytes of the device; a GPU is asked unless they are given.
     """
-    return 1 << 23 if device.type == "cpu" else 1 << 27
+    if device.type == "cpu":
+        return 1 << 23
+    if memory is None and device.type == "cuda" and torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(device).total_memory
+    return 1 << 29 if memory is not None and memory >= _LARGE else 1 << 27
 
 
-def rows_per_tile(count: int, vocabulary: int, device: torch.device) -> int:
-    """As many tokens as the tile's memory allows, the last tile no smaller than need be."""
-    most = max(16, tile_elements(device) // vocabulary // 16 * 16)
+def rows_per_tile(count: int, vocabulary: int, elements: int) -> int:
+    """As many tokens as so many elements allow, the last tile no smaller than need be."""
+    most = max(16, elements // vocabulary // 16 * 16)
     tiles = max(1, -(-count // most))
     return max(1, -(-count // tiles))

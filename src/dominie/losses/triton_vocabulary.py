@@ -1,7 +1,8 @@
 """From a tile of logits to its values and its gradient, in Triton: one program for each token.
 
 A program reads the logits of its token twice (three times for kinds whose gradient needs their
-value first) and writes the gradient over them; nothing else of that size is read or written.
+value first) and writes the gradient, over them or in the precision of the products that follow;
+nothing else of that size is read or written.
 The arithmetic is that of :mod:`dominie.losses.divergence`, where it is explained.
 """
 
@@ -48,6 +49,7 @@ def score(tile: Tile, terms: Terms) -> None:
     with torch.cuda.device_of(student):
         _score_token[(count,)](
             student,
+            tile.slope,
             logits,
             student if target is None else target.weights,
             student if labels is None else labels.values,
@@ -85,6 +87,7 @@ def _walks(terms: Terms, *, has_target: bool) -> int:
 @triton.jit
 def _score_token(
     student,
+    slopes,
     target,
     divergence_weights,
     labels,
@@ -116,6 +119,7 @@ def _score_token(
 ):
     token = tl.program_id(0).to(tl.int64)
     student += token * student_size
+    slopes += token * student_size
     target += token * target_size
 
     if LABELS:  # read before a thread that is ahead can write its gradient there
@@ -193,7 +197,7 @@ def _score_token(
                     slope += label_weight * (tl.exp(z - log_total) - hit)
                 if STUDENT_CAPPED:
                     slope *= 1 - (z / student_cap) * (z / student_cap)
-                tl.store(student + columns, slope, mask=columns < student_size)
+                tl.store(slopes + columns, slope, mask=columns < student_size)
         if TARGET and walk == 0:
             divergence = tl.sum(value, 0) / (inverse_temperature * inverse_temperature)
             tl.store(divergences + token, divergence)

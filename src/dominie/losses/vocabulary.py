@@ -259,10 +259,11 @@ def _times(term: Weighted[ValuesT] | None, factor: Tensor | None) -> Weighted[Va
 
 
 def _scaled(gradient: Tensor | None, factor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """``factor · gradient`` in the parameter's precision, made in the gradient's own memory."""
+    """``factor · gradient`` in the parameter's precision, in one pass over the gradient."""
     if gradient is None:
         return None
     # A GPU would have to be waited for to see that the factor is 1; there it is multiplied by it.
-    if factor is not None and not (factor.device.type == "cpu" and factor.item() == 1):
-        gradient.mul_(factor)
-    return gradient.to(dtype)
+    if factor is None or (factor.device.type == "cpu" and factor.item() == 1):
+        return gradient.to(dtype)
+    out = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
+    return torch.mul(gradient, factor, out=out)

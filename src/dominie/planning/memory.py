@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dominie.losses.tiles import rows_per_tile
+from dominie.losses.tiles import rows_per_tile, tile_elements
 from dominie.models.spec import Placement
 from dominie.planning.sizes import Shape, shape_of
 from dominie.planning.trace import Pass, Traced, router_loss_memory, traced
@@ -70,6 +70,7 @@ class StageSetup:
         sharded: whether weights, gradients and optimiser are shared out over the ranks.
         offloaded: whether the optimiser and its fp32 weights are in the host's memory.
         on_cpu: whether the device is a CPU.
+        device_memory: bytes of the device.
     """
 
     student: Any
@@ -85,6 +86,7 @@ class StageSetup:
     sharded: bool = False
     offloaded: bool = False
     on_cpu: bool = False
+    device_memory: float = 80e9
 
     @property
     def ahead(self) -> int:
@@ -292,11 +294,12 @@ def _head(setup: StageSetup, shape: Shape) -> _Head:
         dense = [t.config for t in setup.teachers if t.placement != "cached"]
         sizes.append(max((shape_of(config).vocabulary for config in dense), default=0))
     device = torch.device("cpu" if setup.on_cpu else "cuda")
-    tile = rows_per_tile(tokens, max(sizes), device)
+    tile = rows_per_tile(tokens, max(sizes), tile_elements(device, setup.device_memory))
     table = shape.vocabulary * shape.width
     trained = setup.train.lora is None
+    slopes = 0 if setup.on_cpu or width == 4 else tile * shape.vocabulary * width
     return _Head(
-        tiles=tile * sum(sizes) * 4 + (table * width if width < 4 and trained else 0),
+        tiles=tile * sum(sizes) * 4 + slopes + (table * width if width < 4 and trained else 0),
         gradients=table * 4 if trained else 0,
         states=2 * tokens * shape.width * 4,
     )

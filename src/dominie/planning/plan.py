@@ -273,6 +273,7 @@ def _setup(
         ranks=on.count,
         sharded=on.sharded,
         on_cpu=on.device.is_cpu,
+        device_memory=on.memory,
     )
     return setup, work
 

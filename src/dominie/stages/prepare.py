@@ -32,6 +32,7 @@ from dominie.stages.run_folder import ChatTokenizers, RunFolder, check_whole
 from dominie.stages.stage_kind import Prepared, stage_kind
 from dominie.stages.task_checks import check_task, check_tasks
 from dominie.stages.teacher_caches import self_teaching_notice
+from dominie.training.loss_forward import check_fused_layers
 from dominie.training.settings import training_arguments
 from dominie.training.source_weights import planned_shares, share_lines
 from dominie.training.stage_sources import attention_pairs
@@ -257,6 +258,7 @@ def check_training(folder: RunFolder, prepared: PreparedTraining) -> None:
     training_arguments(stage.train, folder.stage(prepared.name), steps=1, ranks=world_size())
     stage.train.micro_batches_ahead(world_size())
     models = {name: folder.info(name) for name in stage.models}
+    check_fused_layers(stage.train.arguments, models[stage.student], where=f"{where}.train")
     rows = [split for s in prepared.sources.values() for split in (s.train, s.validation)]
     highest = max((split.highest_id for split in rows), default=0)
     for name, model in models.items():

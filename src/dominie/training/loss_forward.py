@@ -1,19 +1,30 @@
-"""Makes the student's own forward pass return its losses.
+"""Makes the student's own forward pass return its losses, with fused layers if they are asked for.
 
 DDP, FSDP2 and ZeRO-3 gather parameters and reduce gradients around a module's forward. A head
 taken from outside is a shard or empty, and a loss computed outside bypasses the reduction. So the
 wrapped model's forward is made to return the loss; called without a batch it is the plain model.
+
+transformers.Trainer puts Liger's layers into the student where `use_liger_kernel` is set. By
+default Liger takes the forward's place as well, for a loss of its own; here it is asked for norms,
+rotary embedding and gated products alone. Norms and gated products are those of the one model.
+Rotary embedding is a function of the family's code: frozen models of the same family that run
+meanwhile use the fused one, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
+import os
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from dominie.core.errors import InputError
 from dominie.data.batch import Batch, to_device
@@ -25,6 +36,7 @@ from dominie.losses.targets import Part, Signal
 from dominie.losses.tiles import sum_precision
 from dominie.models.attention_capture import AttentionTarget, StudentAttention
 from dominie.models.head import causal_lm, output_head
+from dominie.models.info import ModelInfo, info_of
 from dominie.models.moe import Routers
 
 
@@ -146,3 +158,99 @@ def _attention_target(part: Part, weights: Tensor) -> AttentionTarget:
         return AttentionTarget(None, weights, dict(part.attention))
     rows = to_device(part.rows, weights.device)
     return AttentionTarget(rows, weights[rows], dict(part.attention))
+
+
+#: What Liger would compute in place of the stage's loss.
+_LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
+#: Its experts multiply in the dtype of the weights, fp32 in training, whatever autocast says.
+_EXPERTS = "swiglu"
+
+
+def check_fused_layers(arguments: Mapping[str, Any], student: ModelInfo, *, where: str) -> None:
+    """Refuse fused layers that this student cannot have here.
+
+    Args:
+        arguments: of transformers.TrainingArguments, by name.
+        student: that is trained.
+        where: the path of `train`.
+
+    Raises:
+        InputError: Liger is not installed, does not know the family or a key of the configuration,
+            or is asked for a loss or for experts; or there is no GPU.
+    """
+    given = arguments.get("liger_kernel_config")
+    key = f"{where}.use_liger_kernel"
+    if not arguments.get("use_liger_kernel"):
+        if given is not None:
+            raise InputError(
+                "fused layers are configured, but not used",
+                where=f"{where}.liger_kernel_config",
+                do=f"set {key}: true, or remove it",
+            )
+        return
+    families = _families(where=key)
+    if student.family not in families:
+        raise InputError(
+            "Liger has no fused layers for this family",
+            where=key,
+            expected=", ".join(sorted(families)),
+            found=f"{student.family}, of {student.name}",
+            do="remove it",
+        )
+    known = {*inspect.signature(families[student.family]).parameters} - {"model", "kwargs"}
+    refused = {*_LOSSES, *([_EXPERTS] if student.experts else [])}
+    for name, on in (given or {}).items():
+        if name not in known or (on and name in refused):
+            raise InputError(
+                "this layer of Liger's cannot be used here",
+                where=f"{where}.liger_kernel_config.{name}",
+                expected=", ".join(sorted(known - refused)),
+                found=str(on).lower(),
+                do="remove it",
+            )
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        raise InputError("fused layers need a GPU", where=key, do="remove it")
+
+
+def _families(*, where: str) -> dict[str, Callable[..., None]]:
+    """By `model_type`, the functions that put Liger's layers into a model."""
+    try:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    except ImportError as error:
+        raise InputError(
+            "fused layers need liger-kernel",
+            where=where,
+            found=str(error),
+            do="pip install 'dominie[fused]', or remove it",
+        ) from None
+    found: dict[str, Callable[..., None]] = MODEL_TYPE_TO_APPLY_LIGER_FN
+    return found
+
+
+@contextlib.contextmanager
+def fused_layers(model: nn.Module, arguments: TrainingArguments) -> Iterator[None]:
+    """Within, a trainer with these arguments may put fused layers into the model, but no loss.
+
+    Afterwards the code of the model's family is as it was, for models that run elsewhere.
+
+    Args:
+        model: a causal language model of transformers; adapters may be wrapped around it.
+        arguments: whose `liger_kernel_config` is completed.
+
+    Raises:
+        InputError: as `check_fused_layers`.
+    """
+    if not arguments.use_liger_kernel:
+        yield
+        return
+    inner: Any = causal_lm(model)
+    given, student = arguments.liger_kernel_config or {}, info_of(inner.config)
+    check_fused_layers(vars(arguments), student, where="train")
+    off = dict.fromkeys([*_LOSSES, *([_EXPERTS] if student.experts else [])], False)
+    arguments.liger_kernel_config = {**given, **off}
+    code = vars(sys.modules[type(inner).__module__])
+    before = dict(code)
+    try:
+        yield
+    finally:
+        code.update(before)

@@ -30,7 +30,7 @@ from dominie.training.callbacks import SaveAndStop
 from dominie.training.checkpoints import publish, verified_checkpoint, writing
 from dominie.training.counters import FlopsMeter, peak_flops
 from dominie.training.dataloader import Collator, FixedRows, StepSource
-from dominie.training.loss_forward import loss_in_forward
+from dominie.training.loss_forward import fused_layers, loss_in_forward
 from dominie.training.metric_sums import MetricsLog
 from dominie.training.monitoring import Monitor, Validation
 from dominie.training.settings import TrainSettings, training_arguments
@@ -238,7 +238,10 @@ def build_trainer(
     )
     stops_early = settings.patience is not None and bool(validation)
     early = [EarlyStoppingCallback(settings.patience)] if stops_early else []
-    with loss_in_forward(models.student, objective, pairs.pairs):
+    with (
+        fused_layers(models.student, arguments),
+        loss_in_forward(models.student, objective, pairs.pairs),
+    ):
         yield DistillationTrainer(
             models.student,
             arguments,

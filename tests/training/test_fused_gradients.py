@@ -1,0 +1,93 @@
+"""Liger's layers in a student give the gradient of the stock ones, attention distilled and all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gradients import ragged_rows
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dominie.losses.terms import Attention, LossTerms, Prediction
+from dominie.models.attention_capture import StudentAttention
+from dominie.teachers import LocalTeacher
+
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Liger under Triton's interpreter, which knows neither scalars as tensors nor libdevice."""
+    pytest.importorskip("liger_kernel", reason="pip install 'dominie[fused]'")
+    if torch.cuda.is_available():
+        return
+    import triton.language as tl
+    from liger_kernel.ops import rms_norm
+    from triton.runtime import interpreter
+
+    stock = interpreter._implicit_cvt
+
+    def converted(argument):
+        if not isinstance(argument, float):
+            return stock(argument)
+        handle = interpreter.TensorHandle(np.array([argument], np.float32), tl.float32)
+        return tl.tensor(handle, tl.float32)
+
+    monkeypatch.setattr(interpreter, "_implicit_cvt", converted)
+    monkeypatch.setattr(rms_norm, "rsqrt", lambda x: tl.rsqrt(x))
+
+
+def llama(seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gradient_is_that_of_the_stock_layers(
+    interpreted, step_gradient, checkpointing, monkeypatch
+):
+    seen = []
+    stock = StudentAttention.on_attention
+
+    def looked_at(self, layer, projections):
+        seen.append((projections.query.detach().clone(), projections.key.detach().clone()))
+        stock(self, layer, projections)
+
+    monkeypatch.setattr(StudentAttention, "on_attention", looked_at)
+    terms = [LossTerms(prediction=Prediction(), attention=Attention(weight=0.5))]
+
+    def taken(fused: bool):
+        seen.clear()
+        teacher = LocalTeacher(llama(2).eval().requires_grad_(False), attention_layers=[0, 1])
+        gradient = step_gradient(
+            llama(1),
+            [ragged_rows(4)],
+            terms,
+            teacher=teacher,
+            micro_batch=4,
+            pack_to=32,
+            pairs=[(0, 0), (1, 1)],
+            gradient_checkpointing=checkpointing,
+            use_liger_kernel=fused,
+        )
+        return gradient, list(seen)
+
+    (expected, stock_seen), (found, fused_seen) = taken(False), taken(True)
+    assert len(stock_seen) == len(fused_seen) == (4 if checkpointing else 2)
+    for one, other in zip(stock_seen, fused_seen, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+    assert found.keys() == expected.keys()
+    assert any(not torch.equal(found[name], expected[name]) for name in found), "not the same code"
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())
+        )
