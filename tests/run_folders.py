@@ -195,6 +195,7 @@ def write_stage(run: Path, name: str, random_: random.Random) -> None:
             "test": N[source],
             "share": share,
             "token_share": share + (0.5 - share) * 0.06 if len(shares) > 1 else 1.0,
+            "loss_share": share + (0.5 - share) * 0.06 if len(shares) > 1 else 1.0,
         }
         for source, share in shares.items()
     }

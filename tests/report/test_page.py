@@ -377,6 +377,22 @@ def test_a_huge_run_stays_below_a_megabyte(tmp_path):
     assert {"curves", "samples"} <= set(sections)
 
 
+def test_the_shares_of_a_mix_are_shown_and_what_is_short_of_the_loss_is_marked(copy):
+    assert "short of the loss" in page_of(copy).words, "what it means"
+    path = copy / "align" / "stage.json"
+    record = json.loads(path.read_text())
+    words = page_of(copy).words
+    for source, of in record["data"].items():
+        figures = [of[key] for key in ("share", "token_share", "loss_share")]
+        assert source + "".join(f"{100 * each:.1f}" for each in figures) in words
+    record["data"]["domain"] |= {"token_share": 0.004, "loss_share": 0.004}
+    path.write_text(json.dumps(record))
+    assert "domain short of the loss10.00.40.4" in page_of(copy).words
+    del record["data"]["domain"]["loss_share"]  # of a run of the release before
+    path.write_text(json.dumps(record))
+    assert "Shares of the stages" not in page_of(copy).words
+
+
 def test_writing_again_replaces_the_page_and_leaves_nothing_else(copy):
     before = {path.name for path in copy.iterdir()}
     (copy / "report.html").write_text("old")

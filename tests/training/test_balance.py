@@ -264,7 +264,7 @@ def test_three_shares_are_told_and_a_loss_that_is_not_the_share_is_warned_of():
         "general 85 %, 99.7 %, 99.7 %"
     )
     assert warning == (
-        "warning: align: shop is 15 % of the conversations and 0.27 % of the loss; set "
+        "warning: align: shop is 15 % of the conversations and 0.271 % of the loss; set "
         "train.balance: tokens to make its share one of the loss"
     )
     (balanced,) = said(TrainSettings(batch=100, balance=TOKENS), *mix)

@@ -194,6 +194,7 @@ def _contents(run: Run, detail: _Detail) -> Mapping[str, Any]:
         "stages": stages,
         "terms": {stage.name: _terms(stage) for stage in stages},
         "data": data_table(stages),
+        "mixes": [s for s in stages if len(s.data) > 1 and all(map(_has_shares, s.data.values()))],
         "versions": _versions(stages),
         "totals": _totals(stages),
     }
@@ -276,6 +277,10 @@ def _shown_models(samples: Iterable[Selection]) -> dict[str, int]:
         model for task in samples for each in task.shown for model in each.answers
     )
     return {name: number for number, name in enumerate(names)}
+
+
+def _has_shares(counts: Mapping[str, float]) -> bool:
+    return {"share", "token_share", "loss_share"} <= counts.keys()
 
 
 def _terms(stage: Stage) -> tuple[str, ...]:

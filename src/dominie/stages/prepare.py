@@ -34,7 +34,7 @@ from dominie.stages.task_checks import check_task, check_tasks
 from dominie.stages.teacher_caches import self_teaching_notice
 from dominie.training.loss_forward import check_fused_layers
 from dominie.training.settings import training_arguments
-from dominie.training.source_weights import planned_shares, share_lines
+from dominie.training.source_weights import Shares, planned_shares, share_lines
 from dominie.training.stage_sources import attention_pairs
 
 if TYPE_CHECKING:
@@ -47,12 +47,14 @@ class Preparation:
     Attributes:
         tokenizers: by the name of a model or stage.
         fingerprints: of models, and of the results of stages; empty if that is not known yet.
+        shares: of the sources of each stage that mixes some, as they will come out.
     """
 
     def __init__(self, folder: RunFolder, display: Display) -> None:
         self.folder, self.recipe, self.display = folder, folder.recipe, display
         self.tokenizers = ChatTokenizers(folder, display)
         self.fingerprints: dict[str, str] = {}
+        self.shares: dict[str, tuple[Shares, ...]] = {}
         self._waits: dict[str, tuple[str, ...]] = {}
         self._rows: dict[tuple[str, int, tuple[str, ...]], dict[str, PreparedSource]] = {}
         self._shown: set[str] = set()
@@ -129,9 +131,10 @@ class Preparation:
             InputError: the loss has a router term and the student no router.
         """
         stage = prepared.stage
-        shares = planned_shares(prepared.stage_sources, stage.train)
-        for told in share_lines(name, shares, stage.train):
-            self.notice(told)
+        if shares := planned_shares(prepared.stage_sources, stage.train):
+            self.shares[name] = shares
+            for told in share_lines(name, shares, stage.train):
+                self.notice(told)
         if line := _router_notice(self.folder, name, stage):
             self.notice(line)
         if stage.train.precision == "bf16" and not torch.accelerator.is_available():

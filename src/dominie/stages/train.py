@@ -266,9 +266,11 @@ class TrainStage(StageKind):
 
     def describe(self, record: Mapping[str, Any]) -> str:
         """Describe a finished stage in one line."""
+        parts = [f"{name} {100 * of:.3g} %" for name, of in record.get("loss_shares", {}).items()]
+        shares = f", the loss shared {', '.join(parts)}" if len(parts) > 1 else ""
         return (
             f"{record['steps']} steps, {record['supervised_tokens']:,} supervised tokens, "
-            f"{record['seconds']:.0f} s, {record['parameters'] / 1e6:.2f}M parameters"
+            f"{record['seconds']:.0f} s, {record['parameters'] / 1e6:.2f}M parameters{shares}"
         )
 
 

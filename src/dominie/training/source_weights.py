@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -159,9 +159,29 @@ def weighted(batches: Sequence[Batch], weights: Sequence[float], dtype: torch.dt
     return found
 
 
-def planned_shares(
-    sources: Sequence[StageSource], settings: TrainSettings
-) -> dict[str, dict[str, float]]:
+@dataclass(frozen=True)
+class Shares:
+    """Fractions that a source of a mix is of a stage's conversations, supervised tokens and loss.
+
+    Attributes:
+        source: its name.
+        conversations: as the recipe has it, of a sum of 1.
+        tokens: supervised ones.
+        loss: of its weight: what the source would have of the loss if all tokens had the same one.
+    """
+
+    source: str
+    conversations: float
+    tokens: float
+    loss: float
+
+    @property
+    def short(self) -> bool:
+        """Whether its part of the loss is less than a third of its share."""
+        return 3 * self.loss < self.conversations
+
+
+def planned_shares(sources: Sequence[StageSource], settings: TrainSettings) -> tuple[Shares, ...]:
     """Foretell the shares of a stage's sources from the mean lengths of their answers.
 
     Gaps, which nobody knows before the training, count as equal.
@@ -171,12 +191,11 @@ def planned_shares(
         settings: its `train`.
 
     Returns:
-        Of each source its fraction of `conversations`, supervised `tokens` and `loss`; empty for a
-        stage of one source, and where rows are not there yet.
+        Of each source its shares; none for a stage of one source, and where rows are not there yet.
     """
     active = [source for source in sources if source.share > 0]
     if len(active) < 2 or not all(len(source.train) for source in active):
-        return {}
+        return ()
     micro_batch = settings.conversations_per_forward(world_size())
     mix = schedule_of(active, settings).mix(settings, micro_batch=micro_batch)
     means = [_mean_tokens(source.train) for source in active]
@@ -187,14 +206,10 @@ def planned_shares(
         weights.of_step(tokens)
         total = [sum(each) for each in zip(total, tokens, strict=True)]
     loss = weights.log_entry()
-    return {
-        name: {
-            "conversations": share,
-            "tokens": tokens / (sum(total) or 1.0),
-            "loss": loss.get(name, {}).get("loss_share", 0.0),
-        }
+    return tuple(
+        Shares(name, share, tokens / (sum(total) or 1.0), loss.get(name, {}).get("loss_share", 0.0))
         for name, share, tokens in zip(weights.sources, weights.shares, total, strict=True)
-    }
+    )
 
 
 def _mean_tokens(rows: Sequence[Row]) -> float:
@@ -203,9 +218,7 @@ def _mean_tokens(rows: Sequence[Row]) -> float:
     return sum(int(np.count_nonzero(rows[i].supervised[1:])) for i in some) / len(some)
 
 
-def share_lines(
-    stage: str, shares: Mapping[str, Mapping[str, float]], settings: TrainSettings
-) -> Iterator[str]:
+def share_lines(stage: str, shares: Sequence[Shares], settings: TrainSettings) -> Iterator[str]:
     """Tell the three shares of a stage's sources, and warn of a loss that is not as it seems.
 
     Args:
@@ -216,8 +229,9 @@ def share_lines(
     if not shares:
         return
     told = [
-        f"{name} {', '.join(f'{100 * share:.3g} %' for share in of.values())}"
-        for name, of in shares.items()
+        f"{each.source} {_percent(each.conversations)}, {_percent(each.tokens)}, "
+        f"{_percent(each.loss)}"
+        for each in shares
     ]
     yield f"{stage}: shares of conversations, tokens and loss: {'; '.join(told)}"
     balanced = settings.balance.by == "tokens"
@@ -226,15 +240,18 @@ def share_lines(
             f"{stage}: with mixing: steps each step's loss is the mean of one source, so that a "
             "share is one of the loss in any case; balance: tokens changes nothing"
         )
-    for name, of in shares.items():
-        if of["loss"] < of["conversations"] / 3:
+    for each in shares:
+        if each.short:
             do = (
                 "few steps have it, or its weight is capped: raise train.batch"
                 if balanced
                 else "set train.balance: tokens to make its share one of the loss"
             )
-            read, counts = 100 * of["conversations"], 100 * of["loss"]
             yield (
-                f"warning: {stage}: {name} is {read:.3g} % of the conversations and "
-                f"{counts:.2g} % of the loss; {do}"
+                f"warning: {stage}: {each.source} is {_percent(each.conversations)} of the "
+                f"conversations and {_percent(each.loss)} of the loss; {do}"
             )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from dominie.data.conversations import Conversation
+    from dominie.training.source_weights import Shares
 
 _MARKS = "⟦", "⟧"
 
@@ -158,6 +159,7 @@ class Checked:
         stages: those that can run, in the order in which they do.
         sources: what becomes of the conversations of each source.
         samples: conversations of each source, tokenised: the shortest, the longest, a rich one.
+        shares: of the sources of each stage that mixes some, as they will come out.
         plan: memory and time of each stage on this machine; None if it could not be made.
         not_checked: what is on a hub that cannot be reached, or not made yet; and why.
     """
@@ -166,6 +168,7 @@ class Checked:
     stages: tuple[str, ...]
     sources: Mapping[str, Summary]
     samples: Mapping[str, Sequence[Sample]]
+    shares: Mapping[str, Sequence[Shares]]
     plan: Plan | None
     not_checked: tuple[tuple[str, str], ...]
 
@@ -190,6 +193,10 @@ class Checked:
                 ]
                 for name, shown in self.samples.items()
             },
+            "shares": {
+                stage: [dataclasses.asdict(each) for each in shares]
+                for stage, shares in self.shares.items()
+            },
             "plan": planned,
             "not_checked": [{"what": what, "why": why} for what, why in self.not_checked],
         }
@@ -212,7 +219,8 @@ def check_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> 
     with whole.locked():
         hidden = hidden_parts(whole)
         part = visible_part(recipe, hidden)
-        prepared = Preparation(RunFolder(part, runs), display).all()
+        preparation = Preparation(RunFolder(part, runs), display)
+        prepared = preparation.all()
         sources = {
             name: source.summary for stage in prepared for name, source in stage.sources.items()
         }
@@ -226,6 +234,7 @@ def check_recipe(recipe: Recipe, runs: Path, display: Display | None = None) -> 
             stages=tuple(stage.name for stage in prepared),
             sources=sources,
             samples=examples,
+            shares=preparation.shares,
             plan=plan,
             not_checked=(*hidden.as_lines(), *_not_made(whole, part, sources), *unplanned),
         )
