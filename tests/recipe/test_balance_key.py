@@ -7,7 +7,7 @@ import pytest
 from dominie.core.errors import InputError
 from dominie.recipe import dump_recipe, load_recipe
 from dominie.stages.fingerprint import digest, training_parts
-from dominie.training.balance import Balance
+from dominie.training.settings import Balance
 
 RECIPE = """
 data: {shop: {path: shop.jsonl}, law: {path: law.jsonl}, general: {path: general.jsonl}}

@@ -19,9 +19,14 @@ from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
 from dominie.models.spec import Model
 from dominie.teachers import LocalTeacher, RoutedTeacher
 from dominie.toyworld.toy_models import word_tokenizer
-from dominie.training.balance import Balance, following, token_weights
-from dominie.training.settings import TrainSettings
-from dominie.training.source_weights import SourceWeights, planned_shares, share_lines
+from dominie.training.settings import Balance, TrainSettings
+from dominie.training.source_weights import (
+    SourceWeights,
+    following,
+    planned_shares,
+    share_lines,
+    token_weights,
+)
 from dominie.training.stage_sources import StageSource, StageTraining
 from dominie.training.train_stage import StageModels, train_stage
 

@@ -1,18 +1,21 @@
-"""Fields of transformers.TrainingArguments under `train`: which may stand there, in what range."""
+"""What may stand under `train`: fields of TrainingArguments, and a gap that is followed."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 
 from dominie.core.errors import InputError
 from dominie.recipe.messages import unknown_key, wrong_type
 from dominie.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from dominie.losses.terms import LossTerms
 
 #: TrainingArguments that dominie derives itself; setting them in a recipe would have two masters.
 DERIVED = {
@@ -117,4 +120,62 @@ def _check_range(value: Any, key: str, *, where: str) -> None:
             where=where,
             expected=f"{least:g} or more" + ("" if math.isinf(most) else f", at most {most:g}"),
             found=f"{value:g}",
+        )
+
+
+def check_gap(
+    losses: Mapping[str, LossTerms],
+    teachers: Mapping[str, str | None],
+    references: Collection[str],
+    *,
+    one_source_a_step: bool,
+    where: str,
+) -> None:
+    """Refuse to follow a gap where sources have none, or none that can be compared.
+
+    Args:
+        losses: of the sources that a stage learns from.
+        teachers: of the same sources.
+        references: those whose teacher is what the student starts as.
+        one_source_a_step: whether a step's conversations are all of one source.
+        where: the path of the stage.
+
+    Raises:
+        InputError: names the source.
+    """
+    here = f"{where}.train.balance.gap"
+    for source, loss in losses.items():
+        if teachers[source] is None or not loss.weighs("prediction"):
+            raise InputError(
+                f"source {source} has no gap to its teacher",
+                where=here,
+                expected="a teacher and a prediction loss on every source",
+                found=f"{source} without a {'prediction loss' if teachers[source] else 'teacher'}",
+                do="remove gap, or give the source a teacher and a prediction loss",
+            )
+    experts = [source for source in losses if source not in references]
+    if len(experts) < 2:
+        raise InputError(
+            "a gap is followed among sources that have an expert, and there are not two",
+            where=here,
+            expected="two or more sources whose teacher is not what the student starts as",
+            found=", ".join(experts) or "none",
+            do="remove gap",
+        )
+    compared = {(p.kind, p.temperature, p.beta) for s in experts if (p := losses[s].prediction)}
+    if len(compared) > 1:
+        raise InputError(
+            "the gaps of these sources are different quantities",
+            where=here,
+            expected="one kind, temperature and beta of the prediction loss on experts' sources",
+            found=f"different ones on {', '.join(experts)}",
+            do="remove gap, or make them equal",
+        )
+    if one_source_a_step:
+        raise InputError(
+            "a gap moves weight within a step, and each step has one source",
+            where=here,
+            expected="mixing: conversations or micro_batches",
+            found="mixing: steps",
+            do="remove gap, or change train.mixing",
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dominie.core.errors import InputError, nearest
 from dominie.core.references import references
 from dominie.recipe.schema import Recipe
-from dominie.training.balance import check_gap
+from dominie.recipe.train_arguments import check_gap
 
 if TYPE_CHECKING:
     from dominie.recipe import TrainStage

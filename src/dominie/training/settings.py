@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dominie.core.errors import InputError
-from dominie.training.balance import Balance
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 #: What a source is given at a time: a conversation, a micro-batch of them or an optimiser step.
 Mixing = Literal["conversations", "micro_batches", "steps"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """What the shares of a stage's sources are shares of.
+
+    Attributes:
+        by: `conversations`: every supervised token weighs 1, so that a source of short answers has
+            less of the loss than its share of conversations. `tokens`: the tokens of a source
+            weigh together as much as its share says, in every optimiser step that has any.
+        gap: α, 1 to begin with: an expert's source weighs (m / mean of m)^α times as much, from
+            0.05 to 20, where m is its running mean divergence per token; their sum stays, and so
+            does the weight of a source whose teacher is what the student starts as. None follows
+            no gap.
+        cap: the largest weight of a token; what a source does not get for it, the others get.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    by: Literal["conversations", "tokens"] = "conversations"
+    gap: float | None = None
+    cap: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.gap is not None and not 0.0 < self.gap <= 10.0:
+            raise ValueError(f"gap must be above 0 and at most 10, got {self.gap}")
+        if not 1.0 <= self.cap < math.inf:
+            raise ValueError(f"cap must be finite and at least 1, got {self.cap}")
+        if self.by != "tokens" and (self.gap is not None or self.cap != Balance.cap):
+            raise ValueError("gap and cap are of balance by tokens: add by: tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

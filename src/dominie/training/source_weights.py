@@ -1,9 +1,19 @@
-"""Weighs the tokens of each optimiser step by their source, and counts what shares result."""
+"""Weighs the tokens of each optimiser step by their source, and counts what shares result.
+
+Of source d let g_d be its share among the sources present in an optimiser step, N_d its supervised
+tokens over all micro-batches and ranks, N = Σ N_d. Under `balance: tokens` each of its tokens
+weighs w_d = g_d · N / N_d, and the loss, divided by N as always, is Σ_d g_d · mean_d. Weights are
+known before the first backward pass, so that the loss stays a sum over tokens; Σ w_d · N_d = N
+whatever is absent, short or capped, so that learning rate and clipping keep their meaning.
+
+A gap that is followed (Open-MOPD, arXiv 2608.19098) moves shares among the sources that have an
+expert, towards those that are further from theirs.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,18 +25,69 @@ from transformers.trainer_callback import ExportableState
 
 from dominie.core.distributed import world_size
 from dominie.data.batch import Batch, Row, to_device
-from dominie.training.balance import Balance, following, token_weights
-from dominie.training.settings import TrainSettings
+from dominie.training.settings import Balance, TrainSettings
 from dominie.training.stage_sources import StageSource, schedule_of
 
 logger = logging.getLogger(__name__)
 
+#: What following the gap multiplies a share by, at least and at most.
+LEAST, MOST = 0.05, 20.0
 #: What of the running mean of a gap is kept at each step that has the source.
 KEPT = 0.9
 #: Turns of a mix that are looked at to foretell its shares.
 _TURNS = 20_000
 #: Rows of a source that are looked at for the length of its answers.
 _ROWS = 1_000
+
+
+def token_weights(shares: Sequence[float], tokens: Sequence[float], cap: float) -> list[float]:
+    """w_d of each source: what its tokens weigh in a step, so that Σ w_d · N_d = N.
+
+    A source that would be above the cap gets the cap; what it lacks, the others share, in
+    proportion to their shares.
+
+    Args:
+        shares: of the sources, of any sum; those present are normalised.
+        tokens: N_d, the supervised tokens of each over the whole step.
+        cap: at least 1.
+
+    Returns:
+        Weights, 1 for a source without tokens.
+    """
+    weights, left = [1.0] * len(tokens), float(sum(tokens))
+    free = {source: shares[source] for source, count in enumerate(tokens) if count}
+    while free:
+        whole = sum(free.values())
+        found = {s: share / whole * left / tokens[s] for s, share in free.items()}
+        over = [source for source, weight in found.items() if weight > cap]
+        for source, weight in found.items():
+            weights[source] = min(weight, cap)
+        left -= sum(cap * tokens[source] for source in over)
+        free = {source: share for source, share in free.items() if over and source not in over}
+    return weights
+
+
+def following(
+    shares: Sequence[float], gaps: Mapping[int, float], power: float, present: Collection[int]
+) -> list[float]:
+    """The shares with those of experts' sources moved towards the largest gaps; their sum stays.
+
+    Args:
+        shares: of all sources.
+        gaps: m of the sources that have an expert and have been seen, in nats per token.
+        power: α.
+        present: the sources of the step: m̄ is their mean.
+    """
+    seen = {source: max(gap, 0.0) for source, gap in gaps.items() if source in present}
+    mean = sum(seen.values()) / max(len(seen), 1)
+    if mean <= 0.0:
+        return list(shares)
+    moved = {
+        source: shares[source] * min(max((gap / mean) ** power, LEAST), MOST)
+        for source, gap in seen.items()
+    }
+    scale = sum(shares[source] for source in seen) / sum(moved.values())
+    return [moved[s] * scale if s in moved else share for s, share in enumerate(shares)]
 
 
 class SourceWeights(TrainerCallback, ExportableState):
