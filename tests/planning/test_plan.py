@@ -48,6 +48,20 @@ def test_what_nothing_makes_fit_has_no_fix(planned):
     assert min(peak for _, peak in stage.measures) > 1e4
 
 
+def test_predictions_of_the_start_are_kept_in_the_host_s_memory(planned):
+    held_out = "data.all={path: nowhere.jsonl, validation_fraction: 0.1}"
+    options = {"tokens": 32, "gpus": 2}
+    off, on = (
+        planned(held_out, f"train.forgetting={on}", **options).stages["s"].memory
+        for on in ("false", "true")
+    )
+    assert on.peak == off.peak
+    states, head = 100 * 32, 1000  # a tenth of the conversations
+    assert on.host - off.host == (states + head) * 64 * 4 / 2
+    on_cpu = planned(held_out, "train.forgetting=true", tokens=32, gpu=None).stages["s"].memory
+    assert on_cpu.items["base predictions"] == (states + head) * 64 * 4
+
+
 def test_hours_shrink_with_devices_and_grow_with_tokens(planned):
     hours = {
         (gpus, tokens): planned(gpus=gpus, tokens=tokens).stages["s"].cost.seconds["compute"]

@@ -7,10 +7,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dominie.core.errors import printable
 
@@ -43,6 +43,16 @@ def world_size() -> int:
 def is_main_process() -> bool:
     """Return whether this is rank 0, which alone prints and writes what is written once."""
     return rank() == 0
+
+
+def is_sharded(arguments: Mapping[str, Any]) -> bool:
+    """Return whether FSDP or DeepSpeed cuts up what is trained.
+
+    Args:
+        arguments: of transformers.TrainingArguments, which may ask for either as a launcher may.
+    """
+    launched = any(os.environ.get(f"ACCELERATE_USE_{kind}") for kind in ("FSDP", "DEEPSPEED"))
+    return launched or bool(arguments.get("fsdp") or arguments.get("deepspeed"))
 
 
 def init_distributed(*, cpu: bool = False) -> PartialState:

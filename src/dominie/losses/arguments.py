@@ -95,7 +95,7 @@ def checked_problem(
     labels = _checked_labels(labels, hidden)
     if check_finite:
         _check_values(hidden, head, compared, labels)
-    precision = _product_precision(hidden, head)
+    precision = product_precision(hidden, head)
     sums = sum_precision(precision)
     trainable = (hidden, head.weight, head.bias)
     return Problem(
@@ -217,7 +217,7 @@ def _weighted(
     return Weighted(values, weights.detach().to(hidden.device, dtype).contiguous())
 
 
-def _product_precision(hidden: Tensor, head: Head) -> torch.dtype:
+def product_precision(hidden: Tensor, head: Head) -> torch.dtype:
     """Autocast's where it is on, as for any linear layer; else the weight's own."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and head.weight.dtype != torch.float64:

@@ -71,6 +71,7 @@ class StageSetup:
         offloaded: whether the optimiser and its fp32 weights are in the host's memory.
         on_cpu: whether the device is a CPU.
         device_memory: bytes of the device.
+        base: bytes of the host's memory that keep what the student predicted as the stage began.
     """
 
     student: Any
@@ -87,6 +88,7 @@ class StageSetup:
     offloaded: bool = False
     on_cpu: bool = False
     device_memory: float = 80e9
+    base: float = 0.0
 
     @property
     def ahead(self) -> int:
@@ -170,7 +172,7 @@ def stage_memory(setup: StageSetup) -> Memory:
     if shards > 1:  # two layers at a time are whole, in the precision of the run
         gathered = 2 * shape.largest_layer * BYTES[setup.train.precision]
         casts = kept_casts = 0.0
-    host = sum(teacher.host for teacher in teachers)
+    host = sum(teacher.host for teacher in teachers) + setup.base
     if setup.offloaded:
         host += optimiser + weights
         optimiser, weights = 0.0, weights * BYTES[setup.train.precision] / 4
@@ -178,7 +180,7 @@ def stage_memory(setup: StageSetup) -> Memory:
         "student weights": weights,
         "optimiser": optimiser,
         "teacher weights": sum(teacher.weights for teacher in teachers),
-        **(_process(setup) if setup.on_cpu else {}),
+        **(_process(setup) | {"base predictions": setup.base} if setup.on_cpu else {}),
     }
     before = {**standing, "gradients": gradients if setup.accumulates else 0.0}
     signal = max((teacher.signal for teacher in teachers), default=0.0)

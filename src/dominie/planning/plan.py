@@ -30,6 +30,7 @@ from dominie.training.stage_sources import StageSource, attention_pairs
 
 if TYPE_CHECKING:
     from dominie.recipe import AnswersStage, TrainStage
+    from dominie.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -274,8 +275,27 @@ def _setup(
         sharded=on.sharded,
         on_cpu=on.device.is_cpu,
         device_memory=on.memory,
+        base=_base_bytes(recipe, train, shape_of(_config(student)), sizes) / on.count,
     )
     return setup, work
+
+
+def _base_bytes(
+    recipe: Recipe, train: TrainSettings, shape: Shape, sizes: Mapping[str, Size]
+) -> float:
+    """Bytes of what a student predicted on the held-out rows: states, and a head that is trained.
+
+    Every token is counted as supervised, which is the most that there can be.
+    """
+    if not train.forgetting:
+        return 0.0
+    tokens = 0.0
+    for name, source in recipe.sources.items():
+        left = 1.0 - source.validation_fraction - source.test_fraction
+        held_out = sizes[name].conversations * source.validation_fraction / max(left, 1e-6)
+        tokens += min(train.evaluate_rows, held_out) * min(sizes[name].mean, train.max_length)
+    head = shape.vocabulary if train.lora is None else 0
+    return (tokens + head) * shape.width * BYTES[train.precision]
 
 
 def _config(info: ModelInfo) -> Any:

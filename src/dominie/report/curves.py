@@ -90,14 +90,21 @@ def run_curves(
     ordered = sorted(sources, key=lambda source: source not in seen)
     style = {source: f"c{index % _COLOURS}" for index, source in enumerate(ordered)}
     measured = [_measured(stage, style) for stage in stages]
+    forgotten = [
+        _by_source(stage, lambda found: found.get("forgetting"), style) for stage in stages
+    ]
+    distances = _values(forgotten)
     losses = _values(held_out for held_out, _, _ in measured)
     divergences = _values(divergence for _, divergence, _ in measured)
     curves = []
-    for stage, (held_out, divergence, title) in zip(stages, measured, strict=True):
+    for stage, (held_out, divergence, title), moved in zip(
+        stages, measured, forgotten, strict=True
+    ):
         figures = (
             _figure("Training loss", _training_losses(stage), points),
             _figure("Held-out loss by source", held_out, points, losses),
             _figure(title, divergence, points, divergences),
+            _figure("Held-out KL from the start", moved, points, distances),
         )
         curves.append(StageCurves(stage, tuple(figure for figure in figures if figure)))
     return tuple(each for each in curves if each.figures)

@@ -38,6 +38,7 @@ _HARMLESS_KEYS = (
     "source_gradients",
     "max_spike",
     "teacher_micro_batch",
+    "forgetting",
 )
 
 #: Settings that finished stages were made without, and the defaults that leave those as they are:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dominie.core.display import Display
-from dominie.core.distributed import world_size
+from dominie.core.distributed import is_sharded, world_size
 from dominie.core.errors import InputError
 from dominie.core.run_reader import read_stage
 from dominie.data.assistant_spans import unended
@@ -256,6 +256,12 @@ def check_training(folder: RunFolder, prepared: PreparedTraining) -> None:
             where=f"{where}.train",
             expected="a validation split of a source that is trained on, for keep and patience",
             do=f"set data.{stage.active[0]}.validation_fraction",
+        )
+    if stage.train.forgetting and is_sharded(stage.train.arguments):
+        raise InputError(
+            "forgetting cannot be measured while FSDP or DeepSpeed cuts up the student's weights",
+            where=f"{where}.train.forgetting",
+            do="leave it out, and measure the models with a task: metric: forgetting",
         )
     # Transformers looks through them now, rather than when the stages before have been trained.
     training_arguments(stage.train, folder.stage(prepared.name), steps=1, ranks=world_size())

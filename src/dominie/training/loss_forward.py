@@ -32,8 +32,9 @@ from dominie.losses.attention import AttentionLoss
 from dominie.losses.forward_pass import ForwardPass
 from dominie.losses.objective import Objective
 from dominie.losses.router_losses import routing_sums
-from dominie.losses.targets import Part, Signal
+from dominie.losses.targets import DenseTarget, Part, Signal
 from dominie.losses.tiles import sum_precision
+from dominie.losses.vocabulary import vocabulary_losses
 from dominie.models.attention_capture import AttentionTarget, StudentAttention
 from dominie.models.head import causal_lm, output_head
 from dominie.models.info import ModelInfo, info_of
@@ -49,11 +50,14 @@ class DistillationInputs:
         signal: the teachers' targets, None where no source has a teacher.
         measured: whether to compute what does not move the student, too: the attention term's value
             beside its gradient, the teacher's entropy, the agreement.
+        base: what the student predicted at the supervised positions before it was trained; None
+            measures no forgetting.
     """
 
     batch: Batch
     signal: Signal | None = None
     measured: bool = True
+    base: DenseTarget | None = None
 
 
 @contextlib.contextmanager
@@ -63,7 +67,8 @@ def loss_in_forward(
     """Within, `model(inputs=DistillationInputs(…))` returns its losses.
 
     They are `{"loss": summed loss, "terms": …, "by_source": …}`, see `Losses`. A mixture of experts
-    adds `"routing"`, the `routing_sums` of its layers.
+    adds `"routing"`, the `routing_sums` of its layers; a base adds `"forgetting"`, the summed
+    KL(base ‖ student).
 
     Args:
         model: a transformers causal language model, or one under peft adapters.
@@ -149,6 +154,11 @@ def _losses(
     )
     losses = objective(forward)
     outputs = {"loss": losses.total, "terms": losses.terms, "by_source": losses.by_source}
+    if inputs.base is not None:
+        moved = vocabulary_losses(
+            forward.supervised_hidden, forward.head, inputs.base, metrics=False
+        )
+        outputs["forgetting"] = moved.divergence.detach()
     return {**outputs, "routing": routing_sums(layers, forward.real)} if layers else outputs
 
 

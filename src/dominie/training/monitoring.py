@@ -1,4 +1,4 @@
-"""Watches a stage while it trains: validation, losses that jump, experts that are not used."""
+"""Watches a stage while it trains: what is measured, losses that jump, experts not used."""
 
 from __future__ import annotations
 
@@ -10,104 +10,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from dominie.core.errors import RunError
 from dominie.core.io import write_json
-from dominie.data.batch import Batch
 from dominie.losses.objective import Objective
-from dominie.teachers import Teacher
 from dominie.training.counters import FlopsMeter
-from dominie.training.dataloader import Collator
-from dominie.training.loss_forward import DistillationInputs
-from dominie.training.metric_sums import MetricsLog, MetricSums
-from dominie.training.stage_sources import StageSource
+from dominie.training.metric_sums import MetricsLog
+from dominie.training.validation import Validation
 
 logger = logging.getLogger(__name__)
-
-
-class Validation:
-    """Held-out rows of every source: those the stage learns from, and those it might forget.
-
-    Args:
-        sources: of the stage; their validation rows are used, their shares weigh its loss.
-        objective: the loss that the student's forward pass returns.
-        collator: lays rows out in batches.
-        teacher: provides targets for the taught sources.
-        batch: conversations per forward pass, on average.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[StageSource],
-        objective: Objective,
-        *,
-        collator: Collator,
-        teacher: Teacher | None,
-        batch: int,
-    ) -> None:
-        self.sources, self.objective = list(sources), objective
-        self.collator, self.teacher, self.batch = collator, teacher, batch
-
-    def __bool__(self) -> bool:
-        return any(len(source.validation) for source in self.sources)
-
-    @torch.no_grad()
-    def measure(
-        self, model: nn.Module, accelerator: Any
-    ) -> tuple[dict[str, dict[str, float]], float | None]:
-        """Means per supervised token by source, and the stage's loss: their mean weighted by share.
-
-        If no source that is trained on holds anything out, there is no such loss. What is drawn
-        (rows and layers of the attention term) is the same each time, and training draws as if
-        nothing had been measured.
-
-        Each rank takes every n-th batch; if their number is not a multiple of the ranks, some rank
-        measures a batch that is not counted, so that all run the same number of forward passes.
-        """
-        devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.default_generator.manual_seed(0)
-            if devices:
-                torch.cuda.manual_seed(0)
-            return self._measure(model, accelerator)
-
-    def _measure(
-        self, model: nn.Module, accelerator: Any
-    ) -> tuple[dict[str, dict[str, float]], float | None]:
-        training = model.training
-        model.eval()
-        measured, weighted, weight = {}, 0.0, 0.0
-        for index, source in enumerate(self.sources):
-            if not len(source.validation):
-                continue
-            metrics = MetricSums([each.name for each in self.sources], self.objective)
-            for batch, counts in self._batches(index, accelerator):
-                signal = self.teacher.signal(batch) if self.teacher else None
-                outputs = model(inputs=DistillationInputs(batch, signal))
-                terms = {name: value * counts for name, value in outputs["terms"].items()}
-                metrics.add(terms, outputs["by_source"] * counts)
-            means = metrics.means(lambda tensor: accelerator.reduce(tensor, reduction="sum"))
-            loss = sum(means["terms"].values())
-            measured[source.name] = {"loss": loss, **means["sources"].get(source.name, {})}
-            weighted += source.share * loss
-            weight += source.share
-        model.train(training)
-        return measured, weighted / weight if weight else None
-
-    def _batches(self, source: int, accelerator: Any) -> list[tuple[Batch, bool]]:
-        conversations = [(source, row) for row in self.sources[source].validation]
-        packed = self.collator.pack(conversations, -(-len(conversations) // self.batch))
-        ranks, rank = accelerator.num_processes, accelerator.process_index
-        rounds = -(-len(packed) // ranks)
-        batches = []
-        for number in (turn * ranks + rank for turn in range(rounds)):
-            batch = self.collator(packed[number % len(packed)]).to(accelerator.device)
-            batches.append((batch, number < len(packed)))
-        return batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +43,11 @@ class Monitor:
     terms: Collection[str] | None = None
     validation: Validation | None = None
     epochs: float = 1.0
+
+    def begin(self, model: nn.Module, accelerator: Any) -> None:
+        """Look at the student as its stage begins, see `Validation.begin`."""
+        if self.validation is not None:
+            self.validation.begin(model, accelerator)
 
     def check_divergence(
         self, means: Mapping[str, Mapping[str, float]], objective: Objective, *, where: str

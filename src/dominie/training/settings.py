@@ -128,6 +128,8 @@ class TrainSettings:
         evaluate_every: optimiser steps between evaluations on the validation splits; None
             evaluates ten times a run.
         evaluate_rows: conversations of each source's validation split that are used.
+        forgetting: measure with each evaluation how far the student has moved from what it began
+            as, by KL on each source's validation split.
         checkpoint_every: optimiser steps between checkpoints; None writes ten a run.
         keep: the model of the `last` step, or the `best` on validation.
         patience: evaluations without a better validation loss before the stage stops early.
@@ -154,6 +156,7 @@ class TrainSettings:
     log_every: int | None = None
     evaluate_every: int | None = None
     evaluate_rows: int = 256
+    forgetting: bool = False
     checkpoint_every: int | None = None
     keep: Literal["last", "best"] = "last"
     patience: int | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
-from dominie.core.distributed import broadcast_from_main, init_distributed, world_mesh
+from dominie.core.distributed import broadcast_from_main, init_distributed, is_sharded, world_mesh
 from dominie.core.errors import RunError
 from dominie.core.io import empty_folder
 from dominie.losses.objective import Objective
@@ -32,11 +31,12 @@ from dominie.training.counters import FlopsMeter, peak_flops
 from dominie.training.dataloader import Collator, FixedRows, StepSource
 from dominie.training.loss_forward import fused_layers, loss_in_forward
 from dominie.training.metric_sums import MetricsLog
-from dominie.training.monitoring import Monitor, Validation
+from dominie.training.monitoring import Monitor
 from dominie.training.settings import TrainSettings, training_arguments
 from dominie.training.source_weights import SourceWeights
 from dominie.training.stage_sources import StageTraining, attention_pairs, routed_teacher
 from dominie.training.trainer import DistillationTrainer
+from dominie.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,7 @@ def train_stage(
         build_trainer(stage, loaded, arguments, callbacks=[stop, *callbacks]) as trainer,
         stop.catching(),
     ):
+        trainer.monitor.begin(trainer.model, trainer.accelerator)
         trainer.resume(broadcast_from_main(lambda: verified_checkpoint(folder / "checkpoints")))
     stop.check(where=f"stage {folder.name}, step {trainer.state.global_step}")
     trained = Trained(
@@ -183,8 +184,6 @@ def shared_base_of(
     student: Model, teachers: Mapping[str, Model], settings: TrainSettings
 ) -> SharedBase:
     """Find the teachers that share the student's base; none if its weights are sharded."""
-    sharded = any(os.environ.get(f"ACCELERATE_USE_{kind}") for kind in ("FSDP", "DEEPSPEED"))
-    sharded |= bool(settings.arguments.get("fsdp") or settings.arguments.get("deepspeed"))
     if settings.lora is None or not teachers:
         return SharedBase({}, {})
     return shared_base(
@@ -192,7 +191,7 @@ def shared_base_of(
         {name: describe(spec) for name, spec in teachers.items()},
         lora=settings.lora,
         precision=settings.precision,
-        sharded=sharded,
+        sharded=is_sharded(settings.arguments),
     )
 
 
@@ -235,6 +234,7 @@ def build_trainer(
         collator=collator,
         teacher=teacher,
         batch=max(arguments.per_device_train_batch_size, 8),
+        forgetting=settings.forgetting,
     )
     stops_early = settings.patience is not None and bool(validation)
     early = [EarlyStoppingCallback(settings.patience)] if stops_early else []
