@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from dominie.evaluation.likeness import agreement, forgetting
 from dominie.evaluation.score_items import compare_models
+from dominie.evaluation.scoring import agreement, forgetting
 from dominie.evaluation.task import Question
 
 

@@ -13,12 +13,11 @@ from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
 from dominie.data.tokenization import encode
 from dominie.evaluation.scoring import (
-    candidates,
     choice,
     generate_outputs,
     score_outputs,
 )
-from dominie.evaluation.task import MetricSettings, questions
+from dominie.evaluation.task import MetricSettings, candidates, questions
 from dominie.generation.generator import Generation, GenerationRequest, Sampling, generate_all
 from dominie.generation.local import LocalGenerator
 

@@ -1,18 +1,15 @@
-"""Scores the questions of a task: generated answers, options by likelihood."""
+"""Scores the questions of a task: generated answers, options by likelihood, likeness."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 
-from dominie.core.errors import InputError
-from dominie.data.batch import collate
-from dominie.data.conversations import Conversation
-from dominie.data.ecommerce_formats import listed
+from dominie.core.task_result import FORGETTING
+from dominie.data.batch import Batch, collate
 from dominie.data.tokenization import Encoded, encode_all
 from dominie.evaluation.answer_text import extract
 from dominie.evaluation.metrics import METRICS, may_be_invalid, score_answer
@@ -21,14 +18,15 @@ from dominie.evaluation.task import (
     MetricSettings,
     Question,
     Track,
+    candidates,
     compute_over_ranks,
     untracked,
 )
-from dominie.evaluation.text_forms import normalise
 from dominie.generation.generator import Generation, GenerationRequest, Sampling, generate_all
 from dominie.generation.local import LocalGenerator
 from dominie.losses.vocabulary import vocabulary_losses
 from dominie.models.head import decoder, output_head
+from dominie.teachers import LocalTeacher
 
 #: New tokens allowed beyond the longest target of a split.
 _SPARE_TOKENS = 8
@@ -98,7 +96,7 @@ def score_outputs(
         for name in ("invalid", "cut", "empty")
     }
     always = {"invalid"} if may_be_invalid(task) else set()
-    return scored(
+    return _scored(
         questions,
         [each.sums for each in found],
         METRICS[task.metric].statistic,
@@ -118,13 +116,12 @@ def _sample(question: Question, target: str, output: str, score: float) -> dict[
     }
 
 
-def scored(
+def _scored(
     questions: Sequence[Question],
     sums: Sequence[Sequence[float]],
     statistic: str = "ratio",
     **more: Any,
 ) -> ScoredTask:
-    """Compute a task's result from the sums of its questions, one row of sums for each."""
     return score_items(
         sums,
         statistic,
@@ -132,9 +129,6 @@ def scored(
         groups=[question.group for question in questions],
         **more,
     )
-
-
-_LABEL = re.compile(r"\s*[(（]?([^\W\d_]|\d+)[).:）．：、](?:\s|(?=[^\x00-\x7f]))")
 
 
 def choice(
@@ -180,43 +174,7 @@ def choice(
         chosen = max(range(len(values)), key=values.__getitem__)
         sample = _sample(question, texts[right], texts[chosen], float(chosen == right))
         samples.append(sample | {"log_likelihoods": [round(value, 4) for value in values]})
-    return scored(questions, [(sample["score"], 1.0) for sample in samples], samples=samples)
-
-
-def candidates(conversation: Conversation, field: str) -> tuple[list[str], int]:
-    """Return the answers a row offers and which of them is right.
-
-    Options are answers as they stand, or labels if the target is the label of one (`B` of
-    `B: wool`).
-
-    Raises:
-        InputError: no options, one alone, or a target that is none of them.
-    """
-    given = listed(conversation.fields.get(field))
-    if given is None or len(given) < 2:
-        raise InputError(
-            f"the row has no options to choose from in the field {field!r}",
-            where=conversation.where,
-            expected="a list of two or more, or the JSON of one",
-            found=repr(conversation.fields.get(field))[:80],
-            do=f"fields of this row: {', '.join(conversation.fields) or 'none'}",
-        )
-    texts = [str(option) for option in given]
-    target = normalise(conversation.answer)
-    plain = [normalise(text) for text in texts]
-    if target in plain:
-        return texts, plain.index(target)
-    matches = [_LABEL.match(text) for text in texts]
-    labels = [match.group(1) for match in matches if match]
-    plain = [normalise(label) for label in labels]
-    if len(labels) == len(texts) and target in plain:
-        return labels, plain.index(target)
-    raise InputError(
-        "the target is none of the options",
-        where=conversation.where,
-        expected=" | ".join(texts)[:200],
-        found=repr(target)[:80],
-    )
+    return _scored(questions, [(sample["score"], 1.0) for sample in samples], samples=samples)
 
 
 def _encoded(
@@ -246,10 +204,105 @@ def _log_likelihoods(model: Any, rows: Sequence[Encoded]) -> list[list[float]]:
     assert losses.per_token.next_token is not None, "labels were given"
     log_likelihood = -losses.per_token.next_token.double()
     per_token = torch.stack([log_likelihood, torch.ones_like(log_likelihood)], dim=1)
-    return summed_by_row(per_token, supervised)
+    return _summed(per_token, supervised)
 
 
-def summed_by_row(per_token: torch.Tensor, supervised: torch.Tensor) -> list[list[float]]:
+#: Columns of the sums of a question.
+_TOKENS, _AGREED, _KL, _LOSS = range(4)
+
+
+def agreement(
+    model: Any,
+    teacher: Any,
+    questions: Sequence[Question],
+    *,
+    batch: int = 64,
+    track: Track = untracked,
+) -> ScoredTask:
+    """Score by how often model and teacher find the same next token most probable.
+
+    Only supervised tokens count. `kl` is KL(teacher ‖ model) and `loss` the model's next-token
+    loss, in nats per token. Tokens of one question are not independent: errors are clustered by
+    question. Ranks share the questions.
+
+    Args:
+        model: in evaluation mode.
+        teacher: a frozen model of the same tokens.
+        batch: conversations per forward pass.
+    """
+    sums = _compared(model, teacher, questions, batch, track)
+    means = _means(sums)
+    means.pop("agreement", None)  # which is the score
+    return _scored(questions, sums[:, [_AGREED, _TOKENS]].tolist(), extras=means)
+
+
+def forgetting(
+    model: Any,
+    base: Any,
+    questions: Sequence[Question],
+    *,
+    batch: int = 64,
+    track: Track = untracked,
+) -> ScoredTask:
+    """Measure how far a model has moved from its base: KL(base ‖ model) on these conversations.
+
+    It is the mean over the supervised tokens, each after the tokens of the data before it, over
+    the whole vocabulary, `kl` in nats. RL's Razor (arXiv 2509.04259) finds that on the prompts
+    of a new task it predicts what is forgotten of others. The score is exp(−KL), of which 1 is the
+    base itself; `agreement` is how often both find the same token most probable, and `loss` the
+    model's next-token loss. Tokens of one question are resampled together. Ranks share the
+    questions.
+
+    Args:
+        model: in evaluation mode.
+        base: a frozen model of the same tokens.
+        batch: conversations per forward pass.
+    """
+    sums = _compared(model, base, questions, batch, track)
+    kept = METRICS[FORGETTING].statistic
+    return _scored(questions, sums[:, [_KL, _TOKENS]].tolist(), kept, extras=_means(sums))
+
+
+#: By the names of their metrics.
+LIKENESSES = {"agreement": agreement, FORGETTING: forgetting}
+
+
+def _means(sums: torch.Tensor) -> dict[str, float]:
+    """Return the means over all tokens of [N, 4] sums, in nats but for the agreement."""
+    tokens, agreed, kl, loss = sums.sum(dim=0).tolist()
+    if not tokens:
+        return {}
+    return {"kl": kl / tokens, "agreement": agreed / tokens, "loss": loss / tokens}
+
+
+def _compared(
+    model: Any, teacher: Any, questions: Sequence[Question], batch: int, track: Track
+) -> torch.Tensor:
+    """Return [N, 4] sums over the supervised tokens of each question, in float64."""
+    frozen_teacher = LocalTeacher(teacher)
+
+    def compare(members: list[int]) -> list[list[float]]:
+        rows = collate([(0, questions[i].encoded) for i in members]).to(model.device)
+        return _compare_batch(model, frozen_teacher, rows)
+
+    lengths = [len(question.encoded.input_ids) for question in questions]
+    return torch.tensor(compute_over_ranks(lengths, batch, compare, track), dtype=torch.float64)
+
+
+@torch.no_grad()
+def _compare_batch(model: Any, teacher: LocalTeacher, batch: Batch) -> list[list[float]]:
+    """Return [B, 4], supervised sums of each row: count, agreement, KL, next-token loss."""
+    supervised = batch.supervised
+    hidden = decoder(model)(**batch.model_inputs()).last_hidden_state[supervised]
+    target = teacher.signal(batch).parts[0].target
+    losses = vocabulary_losses(hidden, output_head(model), target, labels=batch.labels[supervised])
+    found = losses.per_token
+    columns = [hidden.new_ones(len(hidden)), found.agreement, found.divergence, found.next_token]
+    per_token = torch.stack([column.double() for column in columns if column is not None], dim=1)
+    return _summed(per_token, supervised)
+
+
+def _summed(per_token: torch.Tensor, supervised: torch.Tensor) -> list[list[float]]:
     """Sum [N, K] values of the N supervised tokens of [B, L] by row."""
     sums = per_token.new_zeros((len(supervised), per_token.shape[1]))
     sums.index_add_(0, supervised.nonzero()[:, 0], per_token)

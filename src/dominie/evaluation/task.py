@@ -11,9 +11,11 @@ from dominie.core.distributed import all_gather, rank, world_size
 from dominie.core.errors import InputError
 from dominie.core.references import PathName
 from dominie.data.conversations import Conversation
+from dominie.data.ecommerce_formats import listed
 from dominie.data.left_out import LeftOut, summed
 from dominie.data.tokenization import Encoded, encode_all, encode_and_tell, prompt_ids
 from dominie.evaluation.metrics import METRICS, known_metric
+from dominie.evaluation.text_forms import normalise
 
 T = TypeVar("T")
 _OF_ANSWERS = ("thoughts", "words beside")  # what no question has
@@ -221,6 +223,45 @@ def check_group(conversations: Sequence[Conversation], by: str | None) -> None:
         f"no row has the field {by!r} that scores are to be broken down by",
         where=conversations[0].where,
         expected=f"one of {', '.join(known)}" if known else "rows with further fields",
+    )
+
+
+_LABEL = re.compile(r"\s*[(（]?([^\W\d_]|\d+)[).:）．：、](?:\s|(?=[^\x00-\x7f]))")
+
+
+def candidates(conversation: Conversation, field: str) -> tuple[list[str], int]:
+    """Return the answers a row offers and which of them is right.
+
+    Options are answers as they stand, or labels if the target is the label of one (`B` of
+    `B: wool`).
+
+    Raises:
+        InputError: no options, one alone, or a target that is none of them.
+    """
+    given = listed(conversation.fields.get(field))
+    if given is None or len(given) < 2:
+        raise InputError(
+            f"the row has no options to choose from in the field {field!r}",
+            where=conversation.where,
+            expected="a list of two or more, or the JSON of one",
+            found=repr(conversation.fields.get(field))[:80],
+            do=f"fields of this row: {', '.join(conversation.fields) or 'none'}",
+        )
+    texts = [str(option) for option in given]
+    target = normalise(conversation.answer)
+    plain = [normalise(text) for text in texts]
+    if target in plain:
+        return texts, plain.index(target)
+    matches = [_LABEL.match(text) for text in texts]
+    labels = [match.group(1) for match in matches if match]
+    plain = [normalise(label) for label in labels]
+    if len(labels) == len(texts) and target in plain:
+        return labels, plain.index(target)
+    raise InputError(
+        "the target is none of the options",
+        where=conversation.where,
+        expected=" | ".join(texts)[:200],
+        found=repr(target)[:80],
     )
 
 

@@ -8,8 +8,7 @@ from dominie.data.sources import read_split
 from dominie.data.tokenization import prompt_ids
 from dominie.evaluation.lm_eval import check_harness
 from dominie.evaluation.metrics import METRICS, check_rows
-from dominie.evaluation.scoring import candidates
-from dominie.evaluation.task import check_group, check_rendering
+from dominie.evaluation.task import candidates, check_group, check_rendering
 from dominie.models.matching import check_same_tokens
 from dominie.recipe import Task
 from dominie.stages.run_folder import ChatTokenizers, RunFolder
