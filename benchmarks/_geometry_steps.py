@@ -97,7 +97,7 @@ class TeacherSetup:
 
 def steps_taken(
     student: Any, taught: TeacherSetup, *, length: int, batch: int, micro_batch: int, steps: int,
-    deadline: Deadline,
+    deadline: Deadline, fused: bool = False,
 ) -> Steps:  # fmt: skip
     """Train for a few steps as a stage does, optimiser and all.
 
@@ -109,6 +109,7 @@ def steps_taken(
         micro_batch: of a forward pass.
         steps: to be timed, beside the first.
         deadline: after which no further step is begun.
+        fused: whether the student is given Liger's layers, which it keeps.
 
     Raises:
         Exception: it does not fit, or fails in another way.
@@ -116,6 +117,7 @@ def steps_taken(
     settings = TrainSettings(
         batch=batch, micro_batch=micro_batch, steps=_NEVER, max_length=length, precision="bf16",
         log_every=_NEVER - 1, checkpoint_every=_NEVER - 1, evaluate_every=_NEVER - 1,
+        arguments={"use_liger_kernel": True} if fused else {},
     )  # fmt: skip
     clock = _Clock(steps, deadline)
     before = settled()

@@ -105,8 +105,7 @@ def test_so_is_one_of_several_vocabulary_tiles(kind, device, tmp_path, monkeypat
         rows.append(count(*args))
         return rows[-1]
 
-    for name in ("_CPU_TILE_ELEMENTS", "_DEVICE_TILE_ELEMENTS"):
-        monkeypatch.setattr(tiles, name, 16 * 61)
+    monkeypatch.setattr(tiles, "tile_elements", lambda device: 16 * 61)
     monkeypatch.setattr(tiles, "rows_per_tile", counted)
     assert_same_step(KINDS[kind], device, tmp_path)
     assert rows
