@@ -24,14 +24,14 @@ class Turns(NamedTuple):
         cpu: likewise of CPU time.
         peaks: bytes above what was there before the last call.
         values: what the last call returned.
-        failures: what ended a method.
+        failures: what ended a method, as two columns of its row.
     """
 
     wall: dict[str, list[float]]
     cpu: dict[str, list[float]]
     peaks: dict[str, float | None]
     values: dict[str, float]
-    failures: dict[str, BaseException]
+    failures: dict[str, Row]
 
 
 def taken_in_turns(
@@ -63,7 +63,7 @@ def taken_in_turns(
             try:
                 wall, cpu, value = timed(method, calls if GPU and turn >= warming else 1)
             except Exception as error:
-                turns.failures[name] = error.with_traceback(None)  # it holds tensors
+                turns.failures[name] = _told(error)  # the error itself holds tensors
             else:
                 turns.values[name], turns.peaks[name] = value.item(), peak_above(before)
                 if turn >= warming or name in once:
@@ -75,13 +75,13 @@ def taken_in_turns(
 
 
 def notes(turns: Turns, name: str) -> Row:
-    """The columns that tell of a method's failure; what does not fit into memory is none."""
-    failure = turns.failures.get(name)
-    if failure is None:
-        return {"note": None, "wrong": None}
-    if is_too_large(failure):
-        return {"note": "does not fit", "wrong": None}
-    return {"note": None, "wrong": told(failure)}
+    """The columns that tell of a method's failure."""
+    return {"note": None, "wrong": None, **turns.failures.get(name, {})}
+
+
+def _told(error: BaseException) -> Row:
+    """What does not fit into memory is nothing wrong."""
+    return {"note": "does not fit"} if is_too_large(error) else {"wrong": told(error)}
 
 
 def median(seconds: list[float], digits: int) -> float | None:
