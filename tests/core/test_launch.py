@@ -92,6 +92,23 @@ def test_two_processes_learn_what_one_does(of_one, of_two, stage):
         assert untimed(two) == pytest.approx(untimed(one), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.full
+def test_two_processes_stop_where_one_does(of_one, of_two, tmp_path):
+    measured = [line["evaluation"] for line in lines(of_one, "align") if "evaluation" in line]
+    moved = [each["domain"]["forgetting"] for each in measured]
+    bound = sum(moved) / 2
+    assert moved[0] < bound < moved[1]
+    stop = f"stages.align.train.stop_at={{forgetting: {{domain: {bound}}}}}"
+    one = run_recipe(load_recipe(RECIPE, [stop]), tmp_path / "one", Display(Console(quiet=True)))
+    done = dominie("--nproc", 2, stop, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    two = tmp_path / "runs" / "ranks"
+    ours, theirs = (json.loads((r / "align/stage.json").read_text())["stopped"] for r in (two, one))
+    assert (ours["step"], ours["kept_step"]) == (theirs["step"], theirs["kept_step"]) == (4, 2)
+    assert done.stderr.count(f"stopped: {ours['why']}") == 1
+    check_same_weights(two, one, "align", atol=2e-5)
+
+
 def test_what_is_written_once_is_written_once(of_two):
     run, done = of_two
     assert json.loads(done.stdout) == {"run": "runs/ranks", "results": {}}

@@ -367,3 +367,32 @@ def test_a_key_that_belongs_into_train_is_told_so(tmp_path, above):
     )
     with pytest.raises(InputError, match=f"did you mean {above}train.steps"):
         load_recipe(tmp_path / "r.yaml", [f"{above}steps=5"])
+
+
+@pytest.mark.parametrize("bound", ["0.1", "{general: 0.1, ecommerce: 1.5}"])
+def test_a_stage_stops_at_a_bound_of_all_or_of_named_sources(write, bound):
+    override = f"stages.align.train.stop_at={{forgetting: {bound}}}"
+    recipe = load_recipe(write(), [override])
+    train = recipe.stages["align"].train
+    assert train.stop_at.forgetting in (0.1, {"general": 0.1, "ecommerce": 1.5})
+    assert train.measures_forgetting
+    assert train.validation_decides
+    assert not train.loss_decides
+    assert not recipe.stages["distill"].train.measures_forgetting
+    again = write(dump_recipe(recipe))
+    assert load_recipe(again).stages["align"].train.stop_at == train.stop_at
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "said"),
+    [
+        ("{forgetting: {generl: 0.1}}", ["stop_at.forgetting", "'generl'", "did you mean general"]),
+        ("{forgetting: 0}", ["forgetting must be positive and finite, got 0"]),
+        ("{forgetting: {general: -1}}", ["forgetting of general must be positive"]),
+        ("{forgeting: 0.1}", ["did you mean forgetting?"]),
+    ],
+)
+def test_bounds_that_mean_nothing_are_refused(write, stop_at, said):
+    with pytest.raises(InputError) as refused:
+        load_recipe(write(), [f"stages.align.train.stop_at={stop_at}"])
+    assert all(text in str(refused.value) for text in said), str(refused.value)

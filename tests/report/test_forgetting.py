@@ -5,7 +5,7 @@ import math
 from xml.etree import ElementTree
 
 import pytest
-from run_folders import quickstart, write_json
+from run_folders import quickstart, write_json, write_lines
 
 from dominie.core.run_records import read_run
 from dominie.report import write_report
@@ -53,6 +53,21 @@ def test_a_plane_is_drawn_for_each_source_against_an_ability_of_another(folder):
     assert {"KL on there, nats →", "general, % →", "0", "1", "2"} <= set(texts)
     crosses = [line for line in chart.iter("line") if "whisker" in line.attrib["class"]]
     assert len(crosses) == 2 * 3
+
+
+def test_a_curve_and_a_sentence_tell_what_validation_found(folder):
+    stage = folder / "align"
+    lines = [
+        {"step": step, "evaluation": {"domain": {"loss": 1.0, "forgetting": 0.01 * step}}}
+        for step in (0, 10, 20)
+    ]
+    write_lines(stage / "metrics.jsonl", lines)
+    record = json.loads((stage / "stage.json").read_text())
+    write_json(stage / "stage.json", record | {"stopped": {"why": "it went <too> far", "step": 30}})
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert page.count("Held-out KL from the start ") == 1
+    assert "Held-out KL from the start. domain from 0 to 0.200" in page
+    assert "stopped: it went &lt;too&gt; far" in page
 
 
 def test_the_table_shows_nats_and_no_best(folder):

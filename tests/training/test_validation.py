@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tiny import tiny_folder, tiny_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from dominie.core.errors import InputError, RunError
 from dominie.data.batch import collate
 from dominie.data.tokenization import Encoded
 from dominie.losses.terms import LossTerms, NextToken, Prediction
@@ -24,6 +25,7 @@ from dominie.models.spec import Model
 from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training.settings import Lora, TrainSettings
 from dominie.training.stage_sources import StageSource, StageTraining
+from dominie.training.stop_at import StopAt, check_bounds, forgetting_bounds
 from dominie.training.train_stage import StageModels, Trained, train_stage
 from dominie.training.validation import BasePredictions
 
@@ -99,7 +101,7 @@ def align(models, tmp_path) -> Train:
             ),
             StageSource(
                 name="general", train=rows_of(12, 6), validation=HELD_OUT["general"], share=0.5,
-                terms=KD, teacher="start",
+                terms=KD, teacher="start", reference=True,
             ),
             StageSource(name="watched", train=(), validation=HELD_OUT["watched"], share=0.0),
         ]  # fmt: skip
@@ -118,6 +120,10 @@ def align(models, tmp_path) -> Train:
         )
 
     return trained
+
+
+def stops(forgetting: Any, **more: Any) -> dict[str, Any]:
+    return {"stop_at": StopAt(forgetting=forgetting), "steps": 8, "forgetting": False, **more}
 
 
 def measured(folder: Path) -> list[dict[str, float]]:
@@ -241,3 +247,103 @@ def test_no_more_is_kept_than_the_states_of_supervised_positions():
             model.lm_head.weight += 1.0 if trained else 0.0
         assert torch.equal(base.target(1, head).head.weight, before)
     assert dataclasses.is_dataclass(base.target(0, head))
+
+
+def weights_at(align: Train, tmp_path: Path, steps: int) -> dict[str, torch.Tensor]:
+    """Of the same stage, ended after so many steps of the eight."""
+    with pytest.raises(Killed):
+        align(f"to {steps}", steps=8, callbacks=[KillBefore(steps + 1)])
+    return load_file(tmp_path / f"to {steps}" / f"checkpoints/checkpoint-{steps}/model.safetensors")
+
+
+def test_a_stage_ends_where_it_has_moved_too_far_and_keeps_the_model_before(align, tmp_path):
+    align("free", steps=8)
+    moved = [each["general"] for each in measured(tmp_path / "free")]
+    bound = (moved[4] + moved[5]) / 2
+    assert max(moved[:5]) < bound < moved[5], "it crosses the bound at the sixth step"
+    done = align(**stops({"general": bound}))
+    assert done.steps == 6
+    assert done.stopped is not None
+    assert {**done.stopped, "why": ""} == {
+        "step": 6, "source": "general", "forgetting": moved[5], "bound": bound,
+        "kept_step": 5, "why": "",
+    }  # fmt: skip
+    assert "at step 6 of 8; the model of step 5 is kept" in done.stopped["why"]
+    assert done.final["evaluation"]["general"]["forgetting"] == moved[4], "of what is kept"
+    assert measured(tmp_path / "stage") == measured(tmp_path / "free")[:6]
+    kept = load_file(tmp_path / "stage" / "model" / "model.safetensors")
+    expected = weights_at(align, tmp_path, 5)
+    assert all(torch.equal(kept[key], expected[key]) for key in kept)
+
+    with pytest.raises(Killed):
+        align("cut", **stops({"general": bound}), callbacks=[KillBefore(5)])
+    again = align("cut", **stops({"general": bound}))
+    assert dataclasses.replace(again, seconds=0) == dataclasses.replace(done, seconds=0)
+    ours = load_file(tmp_path / "cut" / "model" / "model.safetensors")
+    assert all(torch.equal(ours[key], kept[key]) for key in kept)
+
+
+@pytest.mark.full
+def test_a_stage_within_its_bounds_ends_as_without_them(align, tmp_path):
+    free, bounded = align("free", steps=3), align(**stops(1e3, steps=3))
+    assert bounded.stopped is None
+    assert bounded.steps == free.steps == 3
+    one, two = (load_file(tmp_path / n / "model/model.safetensors") for n in ("free", "stage"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.full
+def test_of_the_models_before_the_bound_the_best_is_kept_if_that_is_asked_for(align, tmp_path):
+    align("free", steps=8, keep="best")
+    lines = map(json.loads, (tmp_path / "free" / "metrics.jsonl").read_text().splitlines())
+    losses = [line["loss"] for line in lines if "evaluation" in line]
+    moved = [each["shop"] for each in measured(tmp_path / "free")]
+    bound = (moved[4] + moved[5]) / 2
+    done = align(**stops({"shop": bound}, keep="best"))
+    assert done.stopped is not None
+    assert done.stopped["kept_step"] == 1 + min(range(5), key=losses.__getitem__)
+
+
+def test_if_no_evaluation_is_within_the_bound_there_is_nothing_to_keep(align, tmp_path):
+    for _ in range(2):  # as a requeued job does
+        with pytest.raises(RunError, match=r"(?s)step 1: the first.*general 0.*evaluate earlier"):
+            align(**stops(1e-9))
+    assert not (tmp_path / "stage" / "model").exists()
+
+
+def source(name: str, *, share: float = 0.0, held_out: int = 1, reference: bool = False) -> Any:
+    rows = rows_of(held_out, 0)
+    return StageSource(name=name, train=(), validation=rows, share=share, reference=reference)
+
+
+def test_a_number_bounds_what_is_not_to_be_learnt():
+    sources = [
+        source("shop", share=0.1),
+        source("general", share=0.9, reference=True),
+        source("watched"),
+        source("whole", held_out=0),
+    ]
+    assert forgetting_bounds(StopAt(forgetting=0.1), sources) == {"general": 0.1, "watched": 0.1}
+    assert forgetting_bounds(StopAt(forgetting={"shop": 2.0}), sources) == {"shop": 2.0}
+    assert forgetting_bounds(None, sources) == {}
+
+
+@pytest.mark.parametrize(
+    ("forgetting", "names", "message"),
+    [
+        (0.1, ["shop"], r"a number bounds.*found: held out and learnt: shop.*name the source, as"),
+        (0.1, [], r"a number bounds.*nothing held out"),
+        ({"general": 0.1}, ["shop"], r"nothing is held out of general.*set data.general.valid"),
+    ],
+)
+def test_bounds_on_nothing_are_refused(forgetting, names, message):
+    sources = [source(name, share=0.5) for name in names]
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        check_bounds(StopAt(forgetting=forgetting), sources, unknown=(), where="r.yaml: train")
+    check_bounds(StopAt(forgetting=forgetting), sources, unknown={"general"}, where="")
+
+
+@pytest.mark.parametrize("forgetting", [0.0, -1.0, float("inf"), {}, {"general": 0.0}])
+def test_a_bound_is_positive(forgetting):
+    with pytest.raises(ValueError, match=r"forgetting.*(positive and finite|names no source)"):
+        StopAt(forgetting=forgetting)

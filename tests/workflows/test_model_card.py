@@ -96,6 +96,23 @@ def test_a_card_has_lineage_data_losses_and_figures(folder):
     assert "The licence of the teacher org/big-teacher could not be read" in text
 
 
+def test_a_card_tells_how_far_a_stage_moved_and_why_it_stopped(folder):
+    found = {"loss": 0.5, "tokens": 77, "forgetting": 0.0421}
+    record = {**RECORD, "final": {"evaluation": {"domain": found}}, "stopped": {"why": "too far"}}
+    write_stage(folder.stage("align"), {"name": "align", **record})
+    moved = {"score": 0.5, "interval": [0.25, 0.8], "kl": 0.693, "metric": "forgetting", "n": 20}
+    (folder.path / "results.json").write_text(json.dumps({"after": {"t": moved}}))
+    write_cards(folder, scored=True)
+    loaded = ModelCard.load(card(folder, "align"))
+    assert "in 9 s. Stopped by `train.stop_at`: too far." in loaded.text
+    assert "agreement with it | KL from the start | tokens |" in loaded.text
+    assert "| domain | 0.500 |  |  |  | 0.042 | 77 |" in loaded.text
+    assert "| t | forgetting | KL 0.693 nats (0.223 to 1.39) | 20 |" in loaded.text
+    (result,) = loaded.data.eval_results
+    assert (result.metric_type, result.metric_value) == ("kl", 0.693)
+    assert "KL from the start" not in card(folder, "expert").read_text()
+
+
 def test_nothing_of_this_machine_gets_out_and_the_recipe_is_one(folder, tmp_path):
     write_cards(folder, scored=True)
     for name in folder.recipe.stages:

@@ -48,6 +48,7 @@ class Stage:
     Attributes:
         kind: as `stage.json` has it: `train`, `merge`, or any other.
         description: one line that describes what the stage does, empty if there is none.
+        stopped: why it ended before its last step, empty if it did not.
         models: that it was made from, if it has no student.
         teachers: by source.
         data: counts by source.
@@ -58,6 +59,7 @@ class Stage:
     status: str = "unfinished"
     kind: str = "train"
     description: str = ""
+    stopped: str = ""
     student: str | None = None
     models: tuple[str, ...] = ()
     teachers: Mapping[str, str | None] = field(default_factory=dict)
@@ -245,6 +247,7 @@ def _stage(folder: Path, notes: list[str]) -> Stage:
         status=text(record.get("status")) or "unfinished",
         kind=kind,
         description=text(record.get("description")) or of_models,
+        stopped=text(mapping(record.get("stopped")).get("why")) or "",
         student=text(record.get("student")),
         models=models,
         teachers={

@@ -287,7 +287,7 @@ def _base_bytes(
 
     Every token is counted as supervised, which is the most that there can be.
     """
-    if not train.forgetting:
+    if not train.measures_forgetting:
         return 0.0
     tokens = 0.0
     for name, source in recipe.sources.items():

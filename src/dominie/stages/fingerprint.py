@@ -6,16 +6,28 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dominie.data.rows import PreparedSource
 from dominie.models.spec import Model, bits_of
 from dominie.models.weights import model_identity
 from dominie.recipe import Recipe
-from dominie.training.settings import SHOWN, TrainSettings
+
+if TYPE_CHECKING:
+    from dominie.recipe import TrainStage
 
 #: Part of every fingerprint: raised when the same recipe would come to something else.
 FORMAT = 1
+
+#: Fields of TrainingArguments that choose where metrics are shown, and change no weight.
+SHOWN = (
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_space_id",
+    "trackio_bucket_id",
+    "trackio_static_space_id",
+)
 
 #: Fields of TrainingArguments that change how a stage runs and not what comes of it.
 HARMLESS = frozenset(
@@ -58,7 +70,8 @@ def training_parts(
     """List what a stage that trains depends on: settings, student, sources.
 
     Args:
-        rows: digest of the training rows of each source the stage learns from.
+        rows: digest of the training rows of each source the stage learns from, and of the held-out
+            rows of others that decide when it ends.
         models: fingerprint of each model the stage needs, by the recipe's name for it.
     """
     stage = recipe.trained[name]
@@ -67,6 +80,10 @@ def training_parts(
         train.pop(key)
     if not stage.train.balances(len(stage.active)):
         train.pop("balance")  # as before there was one
+    if stage.train.stop_at is None:
+        train.pop("stop_at")
+    elif watched := {source: rows[source] for source in rows if source not in stage.active}:
+        train["stop_at"]["rows"] = watched
     train["arguments"] = {k: v for k, v in train["arguments"].items() if k not in HARMLESS}
     if not stage.train.validation_decides:
         for key in ("evaluate_every", "evaluate_rows"):
@@ -99,11 +116,24 @@ def _without_younger(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def rows_digest(source: PreparedSource, train: TrainSettings) -> str:
-    """Hash the rows that a model depends on: those that it learns, and those that choose it."""
+def rows_digests(stage: TrainStage, sources: Mapping[str, PreparedSource]) -> dict[str, str]:
+    """Hash the rows that a model depends on: those that it learns, and those that choose it.
+
+    Args:
+        stage: that trains.
+        sources: its rows by source, as far as they are known; of others the hash is empty.
+    """
+    train = stage.train
+    held_out = {n: each.validation.first(train.evaluate_rows).digest for n, each in sources.items()}
+    found = {name: sources[name].train.digest if name in sources else "" for name in stage.active}
     if not train.validation_decides:
-        return source.train.digest
-    return f"{source.train.digest}, {source.validation.first(train.evaluate_rows).digest}"
+        return found
+    for name in held_out:
+        if name in found:
+            found[name] += f", {held_out[name]}"
+        elif train.stop_at is not None and train.stop_at.bounds_watched(name):
+            found[name] = held_out[name]
+    return found
 
 
 def making_parts(

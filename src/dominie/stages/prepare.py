@@ -36,6 +36,7 @@ from dominie.training.loss_forward import check_fused_layers
 from dominie.training.settings import training_arguments
 from dominie.training.source_weights import Shares, planned_shares, share_lines
 from dominie.training.stage_sources import attention_pairs
+from dominie.training.stop_at import check_bounds
 
 if TYPE_CHECKING:
     from dominie.stages.train import PreparedTraining, TrainStage
@@ -250,18 +251,25 @@ def check_training(folder: RunFolder, prepared: PreparedTraining) -> None:
             )
     trained = [source for source in prepared.stage_sources if source.share]
     validated = len(known) < len(stage.active) or any(len(x.validation) for x in trained)
-    if stage.train.validation_decides and not validated:
+    if stage.train.loss_decides and not validated:
         raise InputError(
             "there is nothing to choose the best model by",
             where=f"{where}.train",
             expected="a validation split of a source that is trained on, for keep and patience",
             do=f"set data.{stage.active[0]}.validation_fraction",
         )
-    if stage.train.forgetting and is_sharded(stage.train.arguments):
+    if stage.train.measures_forgetting and is_sharded(stage.train.arguments):
         raise InputError(
             "forgetting cannot be measured while FSDP or DeepSpeed cuts up the student's weights",
-            where=f"{where}.train.forgetting",
+            where=f"{where}.train.{'stop_at' if stage.train.stop_at else 'forgetting'}",
             do="leave it out, and measure the models with a task: metric: forgetting",
+        )
+    if stage.train.stop_at is not None:
+        check_bounds(
+            stage.train.stop_at,
+            prepared.stage_sources,
+            unknown={*stage.active} - {*known},
+            where=f"{where}.train.stop_at.forgetting",
         )
     # Transformers looks through them now, rather than when the stages before have been trained.
     training_arguments(stage.train, folder.stage(prepared.name), steps=1, ranks=world_size())

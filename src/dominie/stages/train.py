@@ -189,11 +189,7 @@ class TrainStage(StageKind):
         rows = preparation.rows(name, self.train.max_length)
         order = [*self.active, *(source for source in rows if source not in self.active)]
         sources = {source: rows[source] for source in order if source in rows}
-        digests = {
-            s: fingerprint.rows_digest(sources[s], self.train) if s in sources else ""
-            for s in self.active
-        }
-        known = preparation.fingerprints
+        known, digests = preparation.fingerprints, fingerprint.rows_digests(self, sources)
         parts = fingerprint.training_parts(preparation.recipe, name, rows=digests, models=known)
         teachers = {self.teacher_on(source) for source in self.active}
         prepared = PreparedTraining(
@@ -218,7 +214,6 @@ class TrainStage(StageKind):
         from dominie.stages.teacher_caches import fill_caches
         from dominie.teachers.cached import CachedTeacher
         from dominie.training.callbacks import StepProgress
-        from dominie.training.metric_sums import MetricsLog
         from dominie.training.stage_sources import StageTraining
         from dominie.training.train_stage import StageModels, shared_base_of, train_stage
 
@@ -251,12 +246,10 @@ class TrainStage(StageKind):
                 ),
                 callbacks=[StepProgress(advance)],
             )
-        log = MetricsLog(run.path / "metrics.jsonl").read()
-        last: Any = next((each["evaluation"] for each in reversed(log) if "evaluation" in each), {})
-        figures = dataclasses.asdict(trained)
+        figures = {key: value for key, value in vars(trained).items() if value is not None}
         del figures["token_shares"]  # they stand among the counts of each source
         data = {source: prepared.counts(source, trained) for source in self.active}
-        return {**figures, "data": data, "final": {"evaluation": last}}
+        return {**figures, "data": data}
 
     def plan(self, recipe: Recipe, name: str, machine: Any, sizes: Mapping[str, Any]) -> Any:
         """Plan its memory and time on a machine."""
@@ -268,9 +261,11 @@ class TrainStage(StageKind):
         """Describe a finished stage in one line."""
         parts = [f"{name} {100 * of:.3g} %" for name, of in record.get("loss_shares", {}).items()]
         shares = f", the loss shared {', '.join(parts)}" if len(parts) > 1 else ""
+        stopped = f"; stopped: {record['stopped']['why']}" if "stopped" in record else ""
         return (
             f"{record['steps']} steps, {record['supervised_tokens']:,} supervised tokens, "
             f"{record['seconds']:.0f} s, {record['parameters'] / 1e6:.2f}M parameters{shares}"
+            f"{stopped}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from dominie.core.distributed import all_reduce_max
-from dominie.core.errors import DominieError
+from dominie.core.errors import DominieError, RunError
 from dominie.training.counters import held_memory
 
 #: Seconds within which a signal is the one before: SLURM sends it to a launcher and to its ranks,
@@ -73,6 +74,59 @@ class SaveAndStop(TrainerCallback):
         self.signum = all_reduce_max(self.signum or 0) or None
         if self.signum is not None:
             control.should_save = control.should_training_stop = True
+
+
+class StopAtForgetting(TrainerCallback):
+    """Ends a stage at the evaluation where the student has moved too far from what it began as.
+
+    transformers keeps the checkpoint of the least `eval_choice`, which this adds to what was
+    measured: the loss if that is to decide, else the latest step; infinite beyond a bound. Of that
+    step no checkpoint is written, so that a stage that was cut off comes to it again.
+
+    Args:
+        bounds: the most forgetting by source, in nats per token.
+        by_loss: whether the lowest loss is kept, else the latest model.
+        where: the stage, for a message.
+
+    Attributes:
+        stopped: of a stage that was ended: the step, the source and its forgetting, the bound, the
+            step whose model is kept, and `why` in words.
+    """
+
+    def __init__(self, bounds: Mapping[str, float], *, by_loss: bool, where: str) -> None:
+        self.bounds, self.by_loss, self.where = bounds, by_loss, where
+        self.stopped: dict[str, Any] | None = None
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Look at the forgetting of each source, the same on all processes."""
+        metrics: dict[str, float] = given["metrics"]
+        found = {source: metrics[f"eval_{source}_forgetting"] for source in self.bounds}
+        beyond = [source for source, bound in self.bounds.items() if not found[source] <= bound]
+        latest = metrics["eval_loss"] if self.by_loss else -float(state.global_step)
+        metrics["eval_choice"] = math.inf if beyond else latest
+        if not beyond:
+            return
+        source = max(beyond, key=lambda each: found[each] / self.bounds[each])
+        what = f"forgetting on {source} {found[source]:.3g} nats, above {self.bounds[source]:g}"
+        if not state.best_global_step:
+            raise RunError(
+                "the first evaluation finds the student further from its start than train.stop_at "
+                "allows: there is no model to keep",
+                where=f"{self.where}, step {state.global_step}",
+                found=what,
+                do="evaluate earlier (train.evaluate_every), lower train.learning_rate or raise "
+                "the bound",
+            )
+        control.should_save, control.should_training_stop = False, True
+        self.stopped = {
+            "step": state.global_step,
+            "source": source,
+            "forgetting": found[source],
+            "bound": self.bounds[source],
+            "kept_step": state.best_global_step,
+            "why": f"{what}, at step {state.global_step} of {state.max_steps}; the model of step "
+            f"{state.best_global_step} is kept",
+        }
 
 
 class StepProgress(TrainerCallback):

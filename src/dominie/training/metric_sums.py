@@ -227,6 +227,12 @@ class MetricsLog:
         total = sum(parts.values()) or 1.0
         return {source: round(part / total, 6) for source, part in parts.items()}
 
+    def evaluation(self, step: int | None = None) -> dict[str, Any]:
+        """What was measured at a step by source, None is the last one; empty without any."""
+        found = [each for each in self.read() if "evaluation" in each]
+        at = [each["evaluation"] for each in found if step is None or each["step"] == step]
+        return dict(at[-1]) if at else {}
+
     def read(self) -> list[dict[str, Any]]:
         """Every line."""
         return list(read_lines(self.path))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dominie.core.errors import InputError
+from dominie.training.stop_at import StopAt
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -133,6 +134,7 @@ class TrainSettings:
         checkpoint_every: optimiser steps between checkpoints; None writes ten a run.
         keep: the model of the `last` step, or the `best` on validation.
         patience: evaluations without a better validation loss before the stage stops early.
+        stop_at: what else ends the stage early, and keeps the last model before it.
         arguments: every other field of transformers.TrainingArguments, as given.
     """
 
@@ -160,6 +162,7 @@ class TrainSettings:
     checkpoint_every: int | None = None
     keep: Literal["last", "best"] = "last"
     patience: int | None = None
+    stop_at: StopAt | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -203,9 +206,19 @@ class TrainSettings:
         return self.balance.by == "tokens" and sources > 1 and self.mixing != "steps"
 
     @property
+    def loss_decides(self) -> bool:
+        """Whether a stage ends with the weights of the lowest validation loss."""
+        return self.keep == "best" or self.patience is not None
+
+    @property
     def validation_decides(self) -> bool:
         """Whether validation decides which weights a stage ends with."""
-        return self.keep == "best" or self.patience is not None
+        return self.loss_decides or self.stop_at is not None
+
+    @property
+    def measures_forgetting(self) -> bool:
+        """Whether validation measures how far the student has moved from what it began as."""
+        return self.forgetting or self.stop_at is not None
 
     def conversations_per_forward(self, ranks: int) -> int:
         """Conversations in a forward pass of one rank: `micro_batch`, else a divisor up to 8.
@@ -233,17 +246,6 @@ class TrainSettings:
                 do="change train.batch or train.micro_batch",
             )
         return self.micro_batch
-
-
-#: Fields of TrainingArguments that choose where metrics are shown, and change no weight.
-SHOWN = (
-    "report_to",
-    "run_name",
-    "project",
-    "trackio_space_id",
-    "trackio_bucket_id",
-    "trackio_static_space_id",
-)
 
 
 def shown_as(folder: Path) -> dict[str, Any]:
@@ -312,7 +314,7 @@ def training_arguments(
         "save_strategy": "steps",
         "save_steps": every if best else max(1, settings.checkpoint_every or steps // 10),
         "load_best_model_at_end": best,
-        "metric_for_best_model": "loss" if best else None,
+        "metric_for_best_model": ("choice" if settings.stop_at else "loss") if best else None,
         "greater_is_better": False if best else None,
         "remove_unused_columns": False,
         "disable_tqdm": True,

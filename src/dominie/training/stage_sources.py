@@ -18,6 +18,7 @@ from dominie.models.matching import check_heads, map_layers
 from dominie.teachers import LocalTeacher, RoutedTeacher, Teacher
 from dominie.training.dataloader import Mix, total_conversations
 from dominie.training.settings import TrainSettings
+from dominie.training.stop_at import forgetting_bounds
 
 _ROWS_FOR_ENDS = 256
 """So many rows of each source are looked at for the ends of their answers."""
@@ -107,6 +108,11 @@ class StageTraining:
     def schedule(self) -> Schedule:
         """How much it learns."""
         return schedule_of(self.active, self.settings)
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The most forgetting by source, at which it ends."""
+        return forgetting_bounds(self.settings.stop_at, self.sources)
 
     def ends_of_turn(self, tokenizer: Any) -> list[int]:
         """The tokens that end an answer, as the rows have them, and as the template ends examples.

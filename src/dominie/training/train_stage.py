@@ -25,7 +25,7 @@ from dominie.models.spec import Model
 from dominie.models.weights import prepare_export
 from dominie.teachers import AdapterTeacher, LocalTeacher, Teacher
 from dominie.teachers.teacher import load_teacher
-from dominie.training.callbacks import SaveAndStop
+from dominie.training.callbacks import SaveAndStop, StopAtForgetting
 from dominie.training.checkpoints import publish, verified_checkpoint, writing
 from dominie.training.counters import FlopsMeter, peak_flops
 from dominie.training.dataloader import Collator, FixedRows, StepSource
@@ -88,6 +88,8 @@ class Trained:
     trainable_parameters: int
     token_shares: Mapping[str, float]
     loss_shares: Mapping[str, float]
+    final: Mapping[str, Any]
+    stopped: Mapping[str, Any] | None = None
 
 
 def train_stage(
@@ -116,20 +118,26 @@ def train_stage(
     load_whole_models()
     ends = stage.ends_of_turn(models.tokenizer)  # what may fail, fails before the training
     loaded, counts = load_models(models, settings, arguments.device)
-    stop = SaveAndStop()
+    stop, limit = SaveAndStop(), []
+    if bounds := stage.bounds:
+        where = f"stage {folder.name}"
+        limit = [StopAtForgetting(bounds, by_loss=settings.loss_decides, where=where)]
     with (
-        build_trainer(stage, loaded, arguments, callbacks=[stop, *callbacks]) as trainer,
+        build_trainer(stage, loaded, arguments, callbacks=[stop, *limit, *callbacks]) as trainer,
         stop.catching(),
     ):
         trainer.monitor.begin(trainer.model, trainer.accelerator)
         trainer.resume(broadcast_from_main(lambda: verified_checkpoint(folder / "checkpoints")))
     stop.check(where=f"stage {folder.name}, step {trainer.state.global_step}")
+    stopped = limit[0].stopped if limit else None
     trained = Trained(
         steps=trainer.state.global_step,
         supervised_tokens=trainer.counters.supervised_tokens,
         seconds=round(trainer.counters.seconds, 1),
         token_shares=trainer.monitor.log.token_shares(),
         loss_shares=trainer.monitor.log.loss_shares(),
+        final={"evaluation": trainer.monitor.log.evaluation((stopped or {}).get("kept_step"))},
+        stopped=stopped,
         **counts,
     )
     save_model(trainer, folder / "model", models, settings, ends)
@@ -234,7 +242,7 @@ def build_trainer(
         collator=collator,
         teacher=teacher,
         batch=max(arguments.per_device_train_batch_size, 8),
-        forgetting=settings.forgetting,
+        forgetting=settings.measures_forgetting,
     )
     stops_early = settings.patience is not None and bool(validation)
     early = [EarlyStoppingCallback(settings.patience)] if stops_early else []
@@ -267,7 +275,7 @@ def build_trainer(
                 settings.balance,
                 experts=[i for i, s in enumerate(sources) if s.share > 0 and not s.reference],
             ),
-            callbacks=[*early, *callbacks],
+            callbacks=[*callbacks, *early],
         )
 
 

@@ -32,6 +32,9 @@ class Validation:
         teacher: provides targets for the taught sources.
         batch: conversations per forward pass, on average.
         forgetting: whether to measure how far the student has moved from what it began as.
+
+    Attributes:
+        base: what it predicted then; None until `begin`, and without `forgetting`.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Validation:
         self.sources, self.objective = list(sources), objective
         self.collator, self.teacher, self.batch = collator, teacher, batch
         self.forgetting = forgetting
-        self._base: BasePredictions | None = None
+        self.base: BasePredictions | None = None
 
     def begin(self, model: nn.Module, accelerator: Any) -> None:
         """Keep what the student predicts now, if forgetting is to be measured.
@@ -59,7 +62,7 @@ class Validation:
         if self.forgetting and self:
             numbers = range(len(self.sources))
             batches = (batch for n in numbers for batch, _ in self._batches(n, accelerator))
-            self._base = BasePredictions(model, batches, accelerator)
+            self.base = BasePredictions(model, batches, accelerator)
 
     def __bool__(self) -> bool:
         return any(len(source.validation) for source in self.sources)
@@ -92,7 +95,7 @@ class Validation:
         training = model.training
         model.eval()
         measured, weighted, weight, number = {}, 0.0, 0.0, 0
-        head = self._base and self._base.head(accelerator.device)
+        head = self.base and self.base.head(accelerator.device)
         for index, source in enumerate(self.sources):
             if not len(source.validation):
                 continue
@@ -100,7 +103,7 @@ class Validation:
             moved = torch.zeros((), device=accelerator.device)
             for batch, counts in self._batches(index, accelerator):
                 signal = self.teacher.signal(batch) if self.teacher else None
-                base = self._base.target(number, head) if self._base and head else None
+                base = self.base.target(number, head) if self.base and head else None
                 number += 1
                 outputs = model(inputs=DistillationInputs(batch, signal, base=base))
                 if base is not None:
@@ -111,7 +114,7 @@ class Validation:
             loss = sum(means["terms"].values())
             found = means["sources"].get(source.name, {})
             measured[source.name] = {"loss": loss, **found}
-            if self._base and found:
+            if self.base and found:
                 total = float(accelerator.reduce(moved, reduction="sum"))
                 measured[source.name]["forgetting"] = total / found["tokens"]
             weighted += source.share * loss
