@@ -48,12 +48,15 @@ PYTHONPATH=benchmarks:$PYTHONPATH python3 -c "import _results; print(_results.ma
 date --utc +"%F, %H:%M UTC" >>"$out/machine.txt"
 case $call in
   first)
-    chosen="gpu or triton or kernel" # the rest does not differ on a GPU
-    [ ${#quick[@]} = 0 ] || chosen="KD"
-    options=(-q -p no:cacheprovider -m "not full" -k "$chosen")
-    # Most of their time is the kernels' compilation, which many processes share.
-    python3 -c "import xdist" 2>/dev/null && [ ${#quick[@]} = 0 ] && options+=(-n 8)
-    python3 -c "import pytest_timeout" 2>/dev/null && options+=(--session-timeout=60)
+    options=(-q -p no:cacheprovider -m "not full")
+    if [ ${#quick[@]} = 0 ]; then
+      options+=(-k "gpu or triton or kernel") # the rest does not differ on a GPU
+      # Most of their time is the kernels' compilation, which many processes share.
+      python3 -c "import xdist" 2>/dev/null && options+=(-n 8)
+      python3 -c "import pytest_timeout" 2>/dev/null && options+=(--session-timeout=60)
+    else
+      options+=(-k KD)
+    fi
     part 80 tests.txt python3 -m pytest "${options[@]}" \
       tests/gpu tests/losses/test_attention.py tests/losses/test_vocabulary.py
     figures 200 geometry

@@ -48,6 +48,7 @@ class Kind:
         student: family of the student; the teachers are Mixtrals but where they are its base.
         options: further settings of the stage.
         cached: whether the teacher speaks from a cache.
+        fused: whether the student has Liger's layers on a GPU, and on the CPU its own.
         tolerance: of the whole gradient and of each parameter's.
     """
 
@@ -55,11 +56,13 @@ class Kind:
     student: str = "mistral"
     options: dict[str, Any] = field(default_factory=dict)
     cached: bool = False
+    fused: bool = False
     tolerance: float = FLOAT32
 
 
 KINDS = {
     "next token": Kind(((LABELS, None),)),
+    "next token, DFT": Kind(((LossTerms(next_token=NextToken(kind="dft")), None),)),
     "KD": Kind(((KD, "first"),)),
     "KD + attention": Kind(((WITH_ATTENTION, "first"),)),
     "KD + attention, recomputed": Kind(
@@ -75,6 +78,7 @@ KINDS = {
     "LoRA over the teacher": Kind(
         ((KD, "base"),), options={"lora": Lora(r=4, target_modules=["q_proj", "down_proj"])}
     ),
+    "fused layers": Kind(((WITH_ATTENTION, "first"),), fused=True),
     "KD in bf16": Kind(((KD, "first"),), options={"precision": "bf16"}, tolerance=BFLOAT16),
     "KD + attention in bf16": Kind(
         ((WITH_ATTENTION, "first"),), options={"precision": "bf16"}, tolerance=BFLOAT16
@@ -87,6 +91,8 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if not KINDS[k].cached])
 def test_a_step_is_that_of_the_cpu(kind, device, tmp_path):
+    if KINDS[kind].fused and device.type == "cuda":
+        pytest.importorskip("liger_kernel", reason="the fused layers are Liger's")
     assert_same_step(KINDS[kind], device, tmp_path)
 
 
@@ -130,9 +136,11 @@ def step(kind: Kind, device: torch.device, folder: Path) -> tuple[float, dict[st
     folder.mkdir()
     names = [f"source {i}" for i in range(len(kind.sources))]
     rows = [ragged_rows(8, seed) for seed in range(len(names))]
+    on_cpu = device.type == "cpu"
+    fused = {"use_liger_kernel": True} if kind.fused and not on_cpu else {}
     settings = TrainSettings(
         batch=8 * len(names), micro_batch=4, steps=1, max_length=64, packing=False,
-        arguments={"max_grad_norm": 1e9, "use_cpu": device.type == "cpu"}, **kind.options,
+        arguments={"max_grad_norm": 1e9, "use_cpu": on_cpu, **fused}, **kind.options,
     )  # fmt: skip
     student = load_student(
         Model(path=str(tiny_folder(folder / "student", kind.student, seed=1, **SIZES))),

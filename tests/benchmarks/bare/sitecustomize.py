@@ -15,7 +15,7 @@ from pathlib import Path
 #: httpx2 is not: transformers' own hub library may need it.
 ABSENT = {
     "bitsandbytes": "bitsandbytes", "datasets": "datasets", "deepspeed": "deepspeed",
-    "dill": "dill", "gguf": "gguf", "hypothesis": "hypothesis",
+    "dill": "dill", "gguf": "gguf",
     "liger-kernel": "liger_kernel", "lm_eval": "lm_eval",
     "mistral_common": "mistral_common", "multiprocess": "multiprocess", "openai": "openai",
     "pcodec": "pcodec", "pydantic": "pydantic", "pydantic-core": "pydantic_core",
