@@ -72,6 +72,24 @@ def test_a_gap_moves_shares_among_experts_and_their_sum_stays():
     assert most / least == pytest.approx(20.0 / 0.05)
 
 
+def test_a_gap_is_the_mean_over_the_tokens_of_all_ranks_and_micro_batches():
+    columns = ["tokens", "taught", "divergence"]
+    sums = torch.tensor([[9.0, 9.0, 99.0], [4.0, 3.0, 0.9], [2.0, 1.0, 0.7], [0.0, 0.0, 0.0]])
+    ranks = [
+        SourceWeights(list("rabc"), [0.25] * 4, Balance(by="tokens", gap=1.0), experts=[1, 2, 3])
+        for _ in range(2)
+    ]
+    for micro_batch in range(3):
+        for number, rank in enumerate(ranks):
+            rank.measure(sums * (1 + number) * (1 + micro_batch), columns)
+    for rank in ranks:  # one has a third of the sums, the other two
+        rank.end_step(lambda part: part * 3 if part[1, 0] == pytest.approx(5.4) else part * 1.5)
+        assert rank.gaps == pytest.approx({"a": 0.3, "b": 0.7}), "c was not there, r has no expert"
+        rank.measure(sums.flip(0), columns)  # c has tokens now, and a and b are other ones
+        rank.end_step(lambda part: part)
+        assert rank.gaps == pytest.approx({"a": 0.27 + 0.07, "b": 0.63 + 0.03, "c": 11.0})
+
+
 def test_a_capped_weight_is_said_once(caplog):
     weights = SourceWeights(["short", "long"], [0.5, 0.5], Balance(by="tokens"))
     with caplog.at_level(logging.WARNING):
