@@ -39,6 +39,7 @@ part() {
 figures() {
   local seconds=$1 name=$2
   shift 2
+  [ ${#quick[@]} = 0 ] || seconds=600
   part "$seconds" "$name.jsonl" \
     python3 "benchmarks/$name.py" --json --seconds "$((seconds - 20))" ${quick[@]+"${quick[@]}"} "$@"
 }
