@@ -112,6 +112,7 @@ def divergence_of_terms(
     *,
     value: bool = True,
     backend: Backend = "auto",
+    check_finite: bool = True,
 ) -> Tensor:
     """Sum of the divergences of one student layer from several teachers, as one autograd node.
 
@@ -125,13 +126,16 @@ def divergence_of_terms(
         terms: what to match; none gives zero.
         value: False leaves the value uncomputed.
         backend: see `attention_divergence`.
+        check_finite: whether to look for what is not finite on other devices than the CPU, too, if
+            the value is computed: each is waited for, layer by layer.
 
     Returns:
         A scalar.
     """
     with torch.no_grad():  # a check that leaves a node behind would break recomputation
         for term in terms:
-            _check(query, key, scale, term, look_for_nan=value or query.device.type == "cpu")
+            look = (value and check_finite) or query.device.type == "cpu"
+            _check(query, key, scale, term, look_for_nan=look)
     implementation = implementation_named(backend, query)
     node = cast("Any", _Divergence)
     return cast("Tensor", node.apply(query, key, scale, tuple(terms), implementation, value))
@@ -258,6 +262,10 @@ class AttentionLoss:
         self._weights = BySource(each.weight if each else 0.0 for each in terms["attention"])
         #: How maps are compared: the same for all sources but for the weight.
         self.options = next(each for each in terms["attention"] if each and each.weighs)
+
+    def weighs(self, source: int) -> bool:
+        """Whether the term adds anything to the loss of a source."""
+        return self._weights.values[source] > 0
 
     def row_weights(
         self, labels: Tensor, source_ids: Tensor, weights: Tensor | None, dtype: torch.dtype

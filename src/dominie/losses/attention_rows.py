@@ -68,6 +68,8 @@ class Visibility:
         row_weights: [B, L]; a row of weight zero is not computed where that can be avoided.
         segment_ids: [B, L] integers, or ``None`` where a row of the batch is one segment.
         sliding_window: keys a row sees, itself included; ``None`` for all before it.
+        unbroken: whether every segment is known to be one run; ``None`` finds it out, for which a
+            GPU is waited for.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class Visibility:
         row_weights: Tensor,
         segment_ids: Tensor | None = None,
         sliding_window: int | None = None,
+        *,
+        unbroken: bool | None = None,
     ) -> None:
         length = row_weights.shape[1]
         self.row_weights = row_weights.detach()
@@ -82,6 +86,7 @@ class Visibility:
         self.sliding_window = (
             sliding_window if sliding_window is not None and sliding_window < length else None
         )
+        self._unbroken = True if segment_ids is None else unbroken
         self.plans: dict[Any, Any] = {}  # what backends derive, under keys of their own
 
     @cached_property
@@ -114,8 +119,8 @@ class Visibility:
     @cached_property
     def unbroken(self) -> bool:
         """Whether every segment is one run, so that ``first ≤ j ≤ i`` says all of visibility."""
-        if self.segment_ids is None:
-            return True
+        if self._unbroken is not None or self.segment_ids is None:
+            return self._unbroken is not False
         ids = self.segment_ids
         changes = (ids[:, 1:] != ids[:, :-1]).sum(1) + 1
         return bool((changes == self._segment_rank.amax(1) + 1).all())
@@ -196,12 +201,11 @@ def runs_of(visible: Visibility) -> list[Runs]:
 def _plan(visible: Visibility) -> list[Runs]:
     weights = visible.row_weights
     by_length: dict[int, list[tuple[int, list[int], list[float]]]] = {}
-    ids = visible.segment_ids
-    for row, row_weights in enumerate(weights.tolist()):
+    ids = torch.zeros(weights.shape) if visible.segment_ids is None else visible.segment_ids
+    rows = zip(weights.tolist(), ids.tolist(), strict=True)
+    for row, (row_weights, row_segments) in enumerate(rows):
         segments: dict[int, list[int]] = {}
-        for position, segment in enumerate(
-            [0] * len(row_weights) if ids is None else ids[row].tolist()
-        ):
+        for position, segment in enumerate(row_segments):
             segments.setdefault(segment, []).append(position)
         for positions in segments.values():
             end = max((n + 1 for n, p in enumerate(positions) if row_weights[p]), default=0)

@@ -44,11 +44,13 @@ class AttentionTarget:
         rows: [R] rows of the student's batch; None for all of them, in order.
         row_weights: [R, L] weight of each position; zero leaves it out.
         layers: projections of the teacher's layers, batch dimension R.
+        counts: whether any position has a weight.
     """
 
     rows: Tensor | None
     row_weights: Tensor
     layers: dict[int, Projections]
+    counts: bool = True
 
 
 class TeacherAttention:
@@ -138,7 +140,9 @@ class _Expectation:
             target, segments = self.targets[number], self.segment_ids
             if segments is not None and target.rows is not None:
                 segments = segments.index_select(0, target.rows)
-            self._visible[number, window] = Visibility(target.row_weights, segments, window)
+            self._visible[number, window] = Visibility(
+                target.row_weights, segments, window, unbroken=True
+            )
         return self._visible[number, window]
 
 
@@ -185,10 +189,11 @@ class StudentAttention:
 
         Args:
             targets: one for each teacher; rows of the batch in none of them are not scored.
-            segment_ids: [B, L] of the student's batch; None if a row is one conversation.
+            segment_ids: [B, L] of the student's batch, each one run; None if a row is one
+                conversation.
             value: False leaves the value uncomputed; gradients are exact either way.
         """
-        if value and not any(bool((target.row_weights != 0).any()) for target in targets):
+        if value and not any(target.counts for target in targets):
             self.batches_without_rows += 1
             if self.batches_without_rows == 1:
                 logger.warning("a batch has no row to match attention on; it adds nothing")
@@ -225,6 +230,7 @@ class StudentAttention:
                 terms,
                 value=expected is not None and expected.value,
                 backend=self._backend,
+                check_finite=False,  # whoever steps looks once a step
             )
         except ValueError as fault:
             raise RunError(
@@ -275,7 +281,7 @@ class StudentAttention:
             return target
         kept = torch.rand(target.row_weights.shape, device=target.row_weights.device)
         weights = target.row_weights * (kept < self._row_fraction) / self._row_fraction
-        return AttentionTarget(target.rows, weights, target.layers)
+        return AttentionTarget(target.rows, weights, target.layers, target.counts)
 
 
 def _fraction(name: str, share: float) -> float:

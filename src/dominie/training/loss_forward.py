@@ -132,7 +132,7 @@ def _losses(
             batch.labels, batch.source_ids, batch.weights, sum_precision(model.dtype)
         )
         attention.expect(
-            [_attention_target(part, weights) for part in maps],
+            [_attention_target(part, weights, batch, term) for part in maps],
             segment_ids=batch.segment_ids if batch.packed else None,
             value=inputs.measured,
         )
@@ -162,12 +162,18 @@ def _losses(
     return {**outputs, "routing": routing_sums(layers, forward.real)} if layers else outputs
 
 
-def _attention_target(part: Part, weights: Tensor) -> AttentionTarget:
+def _attention_target(
+    part: Part, weights: Tensor, batch: Batch, term: AttentionLoss
+) -> AttentionTarget:
     """A teacher's attention beside the rows of the student that it teaches, of weights [B, L]."""
-    if part.rows.tolist() == list(range(len(weights))):
-        return AttentionTarget(None, weights, dict(part.attention))
-    rows = to_device(part.rows, weights.device)
-    return AttentionTarget(rows, weights[rows], dict(part.attention))
+    taught, rows = part.rows.tolist(), None
+    if taught != list(range(len(weights))):
+        rows = to_device(part.rows, weights.device)
+        weights = weights[rows]
+    counts = any(
+        span.supervised and term.weighs(span.source) for span in batch.spans if span.row in taught
+    )
+    return AttentionTarget(rows, weights, dict(part.attention), counts)
 
 
 #: What Liger would compute in place of the stage's loss.

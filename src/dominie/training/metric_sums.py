@@ -162,6 +162,14 @@ def sources_of(batches: Sequence[Batch], count: int, accelerator: Any) -> list[i
     return [source for source in range(count) if tokens[source]]
 
 
+def read_both(loss: Tensor, norm: Any) -> tuple[float, float]:
+    """A loss and a gradient's norm as numbers; a device that has both is waited for once."""
+    if not isinstance(norm, Tensor) or hasattr(norm, "full_tensor") or norm.device != loss.device:
+        return float(loss), float(norm)
+    one, other = torch.stack([loss.double(), norm.detach().double()]).tolist()
+    return one, other
+
+
 class MetricsLog:
     """A JSON-lines file of metrics.
 

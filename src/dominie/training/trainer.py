@@ -31,7 +31,7 @@ from dominie.training.checkpoints import CheckpointedTrainer
 from dominie.training.counters import Counters, TrimMemory
 from dominie.training.dataloader import MicroBatches, MicroBatchSampler, StepSource, unwrap
 from dominie.training.loss_forward import DistillationInputs
-from dominie.training.metric_sums import MetricSums, grad_norms_by_source, sources_of
+from dominie.training.metric_sums import MetricSums, grad_norms_by_source, read_both, sources_of
 from dominie.training.monitoring import ExpertCollapseWarning, Monitor, SpikeGuard, broken_step
 from dominie.training.settings import TrainSettings
 from dominie.training.source_weights import SourceWeights, weighted
@@ -218,13 +218,12 @@ class DistillationTrainer(CheckpointedTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm, once a step before the optimiser: where a broken step is stopped."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        loss = float(self._step_loss)
+        loss, size = read_both(self._step_loss, norm)
         # fp16's loss scaler skips steps whose gradient is not finite, and goes on.
-        if not math.isfinite(loss) or not (self.args.fp16 or math.isfinite(float(norm))):
+        if not math.isfinite(loss) or not (self.args.fp16 or math.isfinite(size)):
             raise self._broken_step(
                 "the loss or its gradient is not finite; stopped before the optimiser step",
-                f"loss {loss:.6g}, gradient norm {float(norm):.6g}, "
-                f"terms {self.metrics.means()['terms']}",
+                f"loss {loss:.6g}, gradient norm {size:.6g}, terms {self.metrics.means()['terms']}",
                 model,
             )
         if self._spikes.factor is not None:
@@ -240,7 +239,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._step_loss.zero_()
         self.balance.end_step(lambda sums: self.accelerator.reduce(sums, reduction="sum"))
         if self.steps.one_source_per_step and len(self.steps.sources) > 1:
-            self._source_norms[self.metrics.sources[self._step_source]] = float(norm)
+            self._source_norms[self.metrics.sources[self._step_source]] = size
         return norm
 
     def _broken_step(
