@@ -198,13 +198,12 @@ def _encoded(
 def _log_likelihoods(model: Any, rows: Sequence[Encoded]) -> list[list[float]]:
     """Return [B, 2]: the log-likelihood of each row's answer in nats, and its tokens."""
     batch = collate([(0, row) for row in rows]).to(model.device)
-    supervised = batch.supervised
-    hidden = decoder(model)(**batch.model_inputs()).last_hidden_state[supervised]
-    losses = vocabulary_losses(hidden, output_head(model), labels=batch.labels[supervised])
+    hidden, labels = _states_and_labels(model, batch)
+    losses = vocabulary_losses(hidden, output_head(model), labels=labels)
     assert losses.per_token.next_token is not None, "labels were given"
     log_likelihood = -losses.per_token.next_token.double()
     per_token = torch.stack([log_likelihood, torch.ones_like(log_likelihood)], dim=1)
-    return _summed(per_token, supervised)
+    return _summed(per_token, batch)
 
 
 #: Columns of the sums of a question.
@@ -292,19 +291,25 @@ def _compared(
 @torch.no_grad()
 def _compare_batch(model: Any, teacher: LocalTeacher, batch: Batch) -> list[list[float]]:
     """Return [B, 4], supervised sums of each row: count, agreement, KL, next-token loss."""
-    supervised = batch.supervised
-    hidden = decoder(model)(**batch.model_inputs()).last_hidden_state[supervised]
+    hidden, labels = _states_and_labels(model, batch)
     target = teacher.signal(batch).parts[0].target
-    losses = vocabulary_losses(hidden, output_head(model), target, labels=batch.labels[supervised])
+    losses = vocabulary_losses(hidden, output_head(model), target, labels=labels)
     found = losses.per_token
     columns = [hidden.new_ones(len(hidden)), found.agreement, found.divergence, found.next_token]
     per_token = torch.stack([column.double() for column in columns if column is not None], dim=1)
-    return _summed(per_token, supervised)
+    return _summed(per_token, batch)
 
 
-def _summed(per_token: torch.Tensor, supervised: torch.Tensor) -> list[list[float]]:
-    """Sum [N, K] values of the N supervised tokens of [B, L] by row."""
-    sums = per_token.new_zeros((len(supervised), per_token.shape[1]))
-    sums.index_add_(0, supervised.nonzero()[:, 0], per_token)
+def _states_and_labels(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the hidden states [N, D] of the supervised positions of a batch, and their labels."""
+    states = decoder(model)(**batch.model_inputs()).last_hidden_state
+    return states.flatten(0, 1)[batch.positions], batch.labels.flatten()[batch.positions]
+
+
+def _summed(per_token: torch.Tensor, batch: Batch) -> list[list[float]]:
+    """Sum [N, K] values of the N supervised tokens of a batch by row."""
+    rows, length = batch.input_ids.shape
+    sums = per_token.new_zeros((rows, per_token.shape[1]))
+    sums.index_add_(0, batch.positions // length, per_token)
     found: list[list[float]] = sums.tolist()
     return found

@@ -282,16 +282,21 @@ class _Sampler:
         self._draws = torch.stack([_uniform(prompt) for prompt in prompts])
         self._temperature = torch.tensor([s.temperature for s in sampling], dtype=torch.float64)
         self._top_p = torch.tensor([s.top_p for s in sampling], dtype=torch.float64)
+        self._cut = any(s.top_p < 1 for s in sampling)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return [B, V] logits of which only the drawn token's is finite."""
-        draw = self._draws[:, input_ids.shape[1] - self._length, None].to(scores.device)
-        temperature = self._temperature[:, None].to(scores.device)
+        if self._draws.device != scores.device:  # once: each copy is waited for
+            self._draws, self._temperature, self._top_p = (
+                each.to(scores.device) for each in (self._draws, self._temperature, self._top_p)
+            )
+        draw = self._draws[:, input_ids.shape[1] - self._length, None]
+        temperature = self._temperature[:, None]
         greedy = temperature < _GREEDY
         weights = torch.softmax(scores.double() / temperature.masked_fill(greedy, 1.0), -1)
-        if (self._top_p < 1).any():
+        if self._cut:
             ordered, order = weights.sort(descending=True)
-            outside = ordered.cumsum(-1) - ordered >= self._top_p[:, None].to(scores.device)
+            outside = ordered.cumsum(-1) - ordered >= self._top_p[:, None]
             weights = torch.zeros_like(weights).scatter(-1, order, ordered.masked_fill(outside, 0))
         cumulative = weights.cumsum(-1)
         token = (cumulative <= draw * cumulative[:, -1:]).sum(-1, keepdim=True)

@@ -120,12 +120,13 @@ class DistillationTrainer(CheckpointedTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The micro-batches of all steps, split over the ranks."""
+        device = self.args.device
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
             batch_sampler=MicroBatchSampler(self.steps),
             collate_fn=unwrap,
             num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            pin_memory=self.args.dataloader_pin_memory and device.type == "cuda",
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared

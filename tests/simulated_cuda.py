@@ -8,7 +8,6 @@ fast a GPU is.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,13 +19,17 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
+
+from dominie.losses import divergence, triton_attention, triton_vocabulary
+from dominie.losses.attention_backends import Eager
+from dominie.losses.attention_rows import Projections, Visibility
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda:0")
 CPU = torch.device("cpu")
-PACKAGE = str(Path(__file__).parents[2] / "src" / "dominie")
+PACKAGE = str(Path(__file__).parents[1] / "src" / "dominie")
 TORCH = str(Path(torch.__file__).parent)
 
 #: CUDA takes tensors of the CPU beside its own here: copies, and indices, which it then copies.
@@ -51,12 +54,16 @@ _WAIT = {
 }
 
 
+_launch_score = triton_vocabulary.score
+_launch_value, _launch_gradients = triton_attention.value, triton_attention.gradients
+_EAGER = Eager()
+
+
 @dataclass
 class Waits:
     """Waits for the device since it was there, by what waited and the line that asked for it."""
 
     found: Counter[str] = field(default_factory=Counter)
-    taken: int = 0
 
     def note(self, what: str) -> None:
         """Count a wait that an operation causes."""
@@ -273,19 +280,42 @@ def _written(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 class _Kernel:
-    """A Triton kernel whose interpreter is given the values."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
+    """In place of a Triton kernel: is launched, and does nothing."""
 
     def __getitem__(self, grid: Any) -> Any:
-        launch = self.kernel[grid]
+        return lambda *_, **__: None
 
-        def run(*args: Any, **kwargs: Any) -> None:
-            with torch.utils._python_dispatch._disable_current_modes():
-                launch(*map(_values, args), **kwargs)
 
-        return run
+def _score(tile: Any, terms: Any) -> None:
+    """Launches the kernel of the vocabulary losses, and computes what it would with torch."""
+    _launch_score(tile, terms)
+    divergence.score(tile, terms)
+
+
+def _attention_value(student: Any, teacher: Any, visible: Any) -> Tensor:
+    """Launches the kernels of the attention divergence, and computes their value with torch."""
+    _launch_value(student, teacher, visible)
+    with _disable_current_modes():
+        return CudaTensor(_EAGER.value(*_on_cpu(student, teacher, visible)))
+
+
+def _attention_gradients(student: Any, teacher: Any, visible: Any, factor: Tensor) -> Any:
+    """Launches the kernels of its gradients, and computes them with torch."""
+    _launch_gradients(student, teacher, visible, factor)
+    with _disable_current_modes():
+        parts = _EAGER.gradients(*_on_cpu(student, teacher, visible), _values(factor))
+        return tuple(CudaTensor(part) for part in parts)
+
+
+def _on_cpu(student: Any, teacher: Any, visible: Any) -> list[Any]:
+    """The arguments of an attention backend with their values."""
+    found: list[Any] = [
+        Projections(_values(each.query), _values(each.key), each.scale, each.sliding_window)
+        for each in (student, teacher)
+    ]
+    segments = None if visible.segment_ids is None else _values(visible.segment_ids)
+    weights = _values(visible.row_weights)
+    return [*found, Visibility(weights, segments, visible.sliding_window)]
 
 
 class _Autocast(contextlib.ContextDecorator):
@@ -314,24 +344,20 @@ def _pin(tensor: Tensor, *_: Any) -> Tensor:
     return pinned
 
 
-#: Kernels by the module that launches them.
-KERNELS = {
-    "dominie.losses.triton_attention": ("statistics", "query_gradient", "key_gradient"),
-    "dominie.losses.triton_vocabulary": ("_score_token",),
-}
-
-
 @contextlib.contextmanager
 def simulated_cuda() -> Iterator[Waits]:
-    """Within, `cuda` is a device, and Triton runs on it where it is interpreted."""
+    """Within, `cuda:0` is a device. Triton's kernels are launched there and computed by torch."""
     waits = Waits()
     properties = SimpleNamespace(
-        name="NVIDIA H100", major=9, minor=0, shared_memory_per_block_optin=227 * 1024
+        name="NVIDIA H100",
+        major=9,
+        minor=0,
+        shared_memory_per_block_optin=227 * 1024,
+        total_memory=80 * 10**9,
     )
     with contextlib.ExitStack() as stack:
         for place, name, new in (
             (torch.cuda, "_lazy_init", lambda: None),
-            (torch.cuda, "is_available", lambda: True),
             (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
             (torch.cuda, "device_count", lambda: 1),
             (torch.cuda, "current_device", lambda: 0),
@@ -346,15 +372,16 @@ def simulated_cuda() -> Iterator[Waits]:
             (torch._C, "_group_tensors_by_device_and_dtype", _grouped),
             (torch, "tensor", _tensor),
             (nn.Module, "to", _module_to),
+            (triton_vocabulary, "_score_token", _Kernel()),
+            (triton_vocabulary, "score", _score),
+            (triton_attention, "statistics", _Kernel()),
+            (triton_attention, "query_gradient", _Kernel()),
+            (triton_attention, "key_gradient", _Kernel()),
+            (triton_attention, "value", _attention_value),
+            (triton_attention, "gradients", _attention_gradients),
             (Tensor, "pin_memory", _pin),
         ):
             stack.enter_context(mock.patch.object(place, name, new))
-        for module, kernels in KERNELS.items():
-            with contextlib.suppress(ImportError):
-                home = importlib.import_module(module)
-                for kernel in kernels:
-                    wrapped = _Kernel(getattr(home, kernel))
-                    stack.enter_context(mock.patch.object(home, kernel, wrapped))
         stack.enter_context(_Device(waits))
         yield waits
 
