@@ -122,6 +122,9 @@ class CudaTensor(Tensor):
     device = property(lambda self: CUDA)
     is_cuda = property(lambda self: True)
     is_cpu = property(lambda self: False)
+    data = property(
+        lambda self: self.detach(), lambda self, new: setattr(self, "values", new.values)
+    )
 
     def get_device(self) -> int:
         """The number of the device."""
@@ -131,10 +134,10 @@ class CudaTensor(Tensor):
         """As `Tensor.to`: a copy to the CPU, or another dtype."""
         if args and isinstance(args[0], Tensor):
             return self.to(args[0].device, args[0].dtype)
-        device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
+        options: dict[str, Any] = {"copy": kwargs.pop("copy", False)}
+        device, dtype, _, options["memory_format"] = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None and torch.device(device).type == "cpu":
             return _to_cpu(self, dtype or self.dtype)
-        options = {"copy": kwargs.get("copy", False), "memory_format": layout}
         return super().to(dtype or self.dtype, **options)
 
     def cpu(self, *_: Any, **__: Any) -> Tensor:
@@ -178,7 +181,7 @@ class _Device(TorchDispatchMode):
         if on_device and target == CPU and not _leaving:
             target = CUDA
         if on_device and func not in _COPIES:
-            self._refuse_mixture(func, tensors)
+            self._refuse_mixture(func, args, kwargs)
         self._note_waits(func, args, {**kwargs, "device": target}, on_device)
         if target is not None:
             kwargs["device"] = CPU
@@ -192,15 +195,16 @@ class _Device(TorchDispatchMode):
         to_device = bool(on_device) if target is None else target.type == "cuda"
         return tree_map(_on_device, found) if to_device else found
 
-    def _refuse_mixture(self, func: Any, tensors: Sequence[Tensor]) -> None:
-        other = [t for t in tensors if not isinstance(t, CudaTensor) and t.dim() > 0]
-        if other and func not in _INDEXING:
+    def _refuse_mixture(self, func: Any, args: Any, kwargs: Any) -> None:
+        indices = args[1] if func in _INDEXING else ()
+        used = [args[0], *args[2:]] if func in _INDEXING else [args, kwargs]
+        if other := _of_the_cpu(used):
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, "
                 f"cuda:0 and cpu! {func} was given {[list(t.shape) for t in other]} on the CPU, "
                 f"at {_asker()}"
             )
-        for _ in other:
+        for _ in _of_the_cpu(indices):
             self.waits.note("copy of an index")
 
     def _note_waits(self, func: Any, args: Any, kwargs: Any, on_device: Sequence[Tensor]) -> None:
@@ -235,6 +239,12 @@ class _Device(TorchDispatchMode):
             if not (queued and pinned):
                 why = "pageable memory" if queued else "the CPU"
                 self.waits.note(f"copy from {why}")
+
+
+def _of_the_cpu(arguments: Any) -> list[Tensor]:
+    """The tensors among arguments that are on the CPU; a number is on no device."""
+    leaves = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves if leaf.dim() and not isinstance(leaf, CudaTensor)]
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
@@ -371,6 +381,7 @@ def simulated_cuda() -> Iterator[Waits]:
             (torch, "autocast", _Autocast),
             (torch._C, "_group_tensors_by_device_and_dtype", _grouped),
             (torch, "tensor", _tensor),
+            (nn.functional, "one_hot", _one_hot),
             (nn.Module, "to", _module_to),
             (triton_vocabulary, "_score_token", _Kernel()),
             (triton_vocabulary, "score", _score),
@@ -410,6 +421,12 @@ def _tensor(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
     """`torch.tensor`, whose copy to a device no mode sees."""
     made = _real_tensor(data, **kwargs)
     return made if device is None else made.to(device)
+
+
+def _one_hot(index: Tensor, classes: int) -> Tensor:
+    """As CUDA has it, which does not look at the values first."""
+    found = index.new_zeros((*index.shape, classes))
+    return found.scatter_(-1, index[..., None], 1)
 
 
 _real_grouped = torch._C._group_tensors_by_device_and_dtype

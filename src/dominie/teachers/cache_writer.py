@@ -56,7 +56,7 @@ def entries(
     pooled = vocabulary.is_pooled if settings.scheme == "threshold" else None
     pool = None if pooled is None else torch.from_numpy(pooled).to(model.device)
     batch = collate([(0, row) for row in rows]).to(model.device)
-    sizes = batch.supervised.sum(-1).cpu().numpy()
+    sizes = np.array(batch.supervised_by_row)
     # Draws come from the conversation alone: written again, it is the same.
     draws = torch.from_numpy(
         np.concatenate(
@@ -90,7 +90,8 @@ def tiles_of_logits(
     Every tile is written into the same memory. Ids from `vocabulary` on are padding of the head
     and are left out.
     """
-    hidden = decoder(model)(**batch.model_inputs()).last_hidden_state[batch.supervised]
+    states = decoder(model)(**batch.model_inputs()).last_hidden_state
+    hidden = states.flatten(0, 1)[batch.positions]
     head = output_head(model).constant()
     precision = sum_precision(head.weight.dtype)
     elements = _CPU_TILE_ELEMENTS if hidden.device.type == "cpu" else _DEVICE_TILE_ELEMENTS

@@ -1,15 +1,16 @@
-"""A teacher that reads its targets from a cache."""
+"""A teacher that reads its targets from a cache, and decodes them while something else runs."""
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from dominie.data.batch import Batch, Row, to_device
+from dominie.data.batch import Batch, Row, Span, to_device
 from dominie.losses.targets import Part, Signal
 from dominie.losses.vocabulary import SparseTarget
 from dominie.teachers.cache import Cache
@@ -28,6 +29,14 @@ class CachedTeacher:
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
+        self._ahead: _Decoding | None = None
+
+    def expect(self, spans: Sequence[Span]) -> None:
+        """Decode these conversations in a thread, for the next `signal`; none ends the last one."""
+        if self._ahead is not None:
+            self._ahead.stop()
+        taught = [span for span in spans if span.supervised]
+        self._ahead = _Decoding(self.cache, taught) if taught else None
 
     def signal(self, batch: Batch) -> Signal:
         """Sparse probabilities of all supervised positions.
@@ -35,14 +44,55 @@ class CachedTeacher:
         Raises:
             RunError: a conversation was not cached, or its bytes are damaged.
         """
+        ahead, self._ahead = self._ahead, None
+        found = {} if ahead is None else ahead.result()
         stored = [
-            self.cache.decoded(key_of(span.input_ids, span.taught), span.supervised)
+            found[key] if (key := _key(span)) in found else self.cache.decoded(key, span.supervised)
             for span in batch.spans
             if span.supervised
         ]
         rows = torch.arange(len(batch.input_ids))
         target = target_of(stored, batch.input_ids.device, self.cache.vocabulary.pool_shape)
         return Signal((Part(rows, target),))
+
+
+class _Decoding:
+    """A thread that decodes conversations.
+
+    What it cannot decode it leaves to whoever asks for it, who then gets the error: it ends the
+    micro-batch that needs the conversation, and no other.
+    """
+
+    def __init__(self, cache: Cache, spans: Sequence[Span]) -> None:
+        self._cache, self._spans = cache, spans
+        self._found: dict[bytes, Decoded] = {}
+        self._stopped = False
+        self._thread = threading.Thread(target=self._decode, name="dominie-cache", daemon=True)
+        self._thread.start()
+
+    def _decode(self) -> None:
+        for span in self._spans:
+            if self._stopped:
+                return
+            key = _key(span)
+            try:
+                self._found[key] = self._cache.decoded(key, span.supervised)
+            except Exception:
+                return
+
+    def result(self) -> dict[bytes, Decoded]:
+        """What could be decoded, by key, once the thread has ended."""
+        self._thread.join()
+        return self._found
+
+    def stop(self) -> None:
+        """End the thread after the conversation that it is at."""
+        self._stopped = True
+        self._thread.join()
+
+
+def _key(span: Span) -> bytes:
+    return key_of(span.input_ids, span.taught)
 
 
 def key_of(input_ids: NDArray[np.integer[Any]], taught: NDArray[np.bool_]) -> bytes:

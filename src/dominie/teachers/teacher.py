@@ -6,15 +6,14 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import nn
 
 from dominie.core.distributed import one_process_at_a_time
 from dominie.core.errors import InputError
-from dominie.data.batch import Batch, joined
-from dominie.losses.attention_rows import Projections
+from dominie.data.batch import Batch, Span
 from dominie.losses.targets import DenseTarget, Part, Signal
 from dominie.models.attention_capture import TeacherAttention
 from dominie.models.head import check_head, decoder, output_head, text_config
@@ -186,6 +185,13 @@ def load_teacher(
     return model
 
 
+class ExpectingTeacher(Teacher, Protocol):
+    """A teacher that can begin its work on conversations before their batch is asked for."""
+
+    def expect(self, spans: Sequence[Span]) -> None:
+        """Begin with the conversations of the next `signal`; without any, end what was begun."""
+
+
 class RoutedTeacher:
     """Sends each row to its teacher *before* any forward pass, so that no row is computed twice.
 
@@ -224,6 +230,11 @@ class RoutedTeacher:
                 teacher.run_for_other_ranks(device)
         return Signal(tuple(parts))
 
+    def expect(self, spans: Sequence[Span]) -> None:
+        """Tell each teacher that can begin before which conversations it is asked for next."""
+        for index, name in enumerate(self.names):
+            expect_next(self.teachers[name], [s for s in spans if self.routes[s.source] == index])
+
     def _needed_by_any_rank(self, routes: Collection[int], device: torch.device) -> set[str]:
         """The teachers that need all ranks, if any rank has rows for them."""
         together = [
@@ -240,74 +251,7 @@ class RoutedTeacher:
         }
 
 
-class TeacherPrefetch:
-    """The targets of the micro-batches of an optimiser step, a few of them in one forward pass.
-
-    Args:
-        teacher: whose targets.
-        micro_batches: of the student, in a forward pass of the teacher.
-    """
-
-    def __init__(self, teacher: Teacher, micro_batches: int) -> None:
-        self.teacher, self.micro_batches = teacher, micro_batches
-        self._waiting: list[Batch] = []
-        self._ready: list[Signal] = []
-
-    def start_step(self, batches: Sequence[Batch]) -> None:
-        """Expect the micro-batches of a step; those left of an earlier one are dropped."""
-        self._waiting, self._ready = list(batches), []
-
-    def next(self) -> Signal:
-        """The signal of the next micro-batch of the step."""
-        if not self._ready:
-            together = self._waiting[: self.micro_batches]
-            self._waiting = self._waiting[self.micro_batches :]
-            self._ready = signals(self.teacher, together)
-        return self._ready.pop(0)
-
-
-def signals(teacher: Teacher, batches: Sequence[Batch]) -> list[Signal]:
-    """The signal of each batch, from one forward pass over the rows of all of them."""
-    if len(batches) == 1:
-        return [teacher.signal(batches[0])]
-    whole = joined(batches)
-    signal, supervised = teacher.signal(whole), whole.supervised_by_row
-    found, start = [], 0
-    for batch in batches:
-        rows, length = batch.input_ids.shape
-        parts = [_of_rows(part, start, start + rows, length, supervised) for part in signal.parts]
-        found.append(Signal(tuple(part for part in parts if part is not None)))
-        start += rows
-    return found
-
-
-def _of_rows(
-    part: Part, start: int, stop: int, length: int, supervised: Sequence[int]
-) -> Part | None:
-    """A part restricted to rows `start` to `stop`, of `length`; None if it has none of them.
-
-    Args:
-        part: its rows ascend.
-        start: row of the joined batch that is the first of a batch.
-        stop: the first behind it.
-        length: of its rows.
-        supervised: [rows] positions of each row of the joined batch.
-    """
-    rows = part.rows.tolist()
-    first, last = (sum(each < row for each in rows) for row in (start, stop))
-    if first == last:
-        return None
-    tokens = slice(*(sum(supervised[each] for each in rows[:end]) for end in (first, last)))
-    return Part(
-        part.rows[first:last] - start,
-        None if part.target is None else part.target[tokens],
-        {
-            layer: Projections(
-                each.query[first:last, :, :length],
-                each.key[first:last, :, :length],
-                each.scale,
-                each.sliding_window,
-            )
-            for layer, each in part.attention.items()
-        },
-    )
+def expect_next(teacher: Teacher, spans: Sequence[Span]) -> None:
+    """Have a teacher begin with these conversations, if it can."""
+    if hasattr(teacher, "expect"):
+        cast("ExpectingTeacher", teacher).expect(spans)

@@ -323,6 +323,8 @@ class DistillationTrainer(CheckpointedTrainer):
         self.counters.go_on(last)
         if self.is_world_process_zero():
             rewind_tensorboard(self.callback_handler.callbacks, step)
-        if checkpoint is None:
-            return self.train()
-        return self.go_on_from(checkpoint)
+        try:
+            return self.train() if checkpoint is None else self.go_on_from(checkpoint)
+        finally:
+            if self._prefetch:
+                self._prefetch.close()
