@@ -144,6 +144,10 @@ class CudaTensor(Tensor):
         """A copy on the CPU."""
         return self.to(CPU)
 
+    def new_tensor(self, data: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
+        """A tensor that is made on the CPU and copied."""
+        return torch.tensor(data, dtype=dtype or self.dtype, device=device or CUDA)
+
     def tolist(self) -> Any:
         """A copy to the CPU."""
         return self.cpu().tolist()

@@ -86,6 +86,28 @@ def test_select_keeps_rows_and_length():
     assert torch.equal(chosen.labels, batch.labels[[2, 0]])
 
 
+@pytest.mark.parametrize("pack_to", [None, 7, 100])
+def test_spans_say_without_the_tensors_what_the_tensors_say(pack_to):
+    one, two = (collate(ROWS[i : i + 3], routes=[0, 1], pack_to=pack_to) for i in (0, 1))
+    rows = list(range(len(one.input_ids)))
+    batches = [one, one.select(rows[::-1]), one.supervised_by(1), joined([one, two])]
+    for batch in [*batches, Batch.from_dict(joined([two, one]).as_dict()).to("cpu")]:
+        found = []
+        for span in batch.spans:
+            place = span.row, slice(span.start, span.start + span.tokens)
+            assert batch.input_ids[place].tolist() == span.input_ids.tolist()
+            assert set(batch.source_ids[place].tolist()) == {span.source}
+            assert (batch.labels[place] != IGNORED).tolist() == span.taught.tolist()
+            assert span.supervised == span.taught.sum()
+            found.append(span.tokens)
+        assert sum(found) == (batch.source_ids >= 0).sum()
+        assert batch.positions.tolist() == batch.supervised.flatten().nonzero()[:, 0].tolist()
+        assert batch.supervised_by_row == batch.supervised.sum(1).tolist()
+        segments = batch.segment_ids.masked_fill(batch.source_ids < 0, 0).amax(1)
+        assert batch.packed == bool(segments.any()), "where a row holds several, not where it may"
+    assert one.select(rows) is one
+
+
 @dataclass(frozen=True)
 class Weighted:
     input_ids: list[int]

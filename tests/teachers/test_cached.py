@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from dominie.losses.objective import Objective
 from dominie.losses.targets import Signal
 from dominie.losses.terms import LossTerms, Prediction
 from dominie.models.head import decoder, output_head
-from dominie.teachers import LocalTeacher, RoutedTeacher
+from dominie.teachers import LocalTeacher, RoutedTeacher, TeacherPrefetch
 from dominie.teachers.cache import MANIFEST, Cache, Identity, create
 from dominie.teachers.cache_codec import Damaged
 from dominie.teachers.cache_sampling import CacheSettings, TokenStats
@@ -418,3 +419,79 @@ def named(folder: Path, content: bytes) -> Path:
     path = folder / manifest["vocabulary_file"]
     path.write_bytes(content)
     return path
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "dominie-cache"]
+
+
+def assert_same_targets(one: Signal, other: Signal) -> None:
+    for mine, its in zip(one.parts, other.parts, strict=True):
+        assert mine.rows.tolist() == its.rows.tolist()
+        assert torch.equal(mine.target.ids, its.target.ids)
+        assert torch.equal(mine.target.probabilities, its.target.probabilities)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_what_is_decoded_ahead_is_what_is_decoded_when_it_is_asked_for(
+    tmp_path, rows, together, monkeypatch
+):
+    teacher = RoutedTeacher({"t": cached(tmp_path, model_of(1), rows)}, ["t", None])
+    parts = (rows[:3], rows[3:5], rows[5:7], rows[7:])
+    batches = [collate([(0, row) for row in part] + [(1, rows[0])]) for part in parts]
+    expected = [teacher.signal(batch) for batch in batches]
+    by_thread: list[str] = []
+    decoded = Cache.decoded
+
+    def noted(*arguments: Any) -> Any:
+        by_thread.append(threading.current_thread().name)
+        return decoded(*arguments)
+
+    monkeypatch.setattr(Cache, "decoded", noted)
+    prefetch = TeacherPrefetch(teacher, together)
+    for _ in range(2):
+        prefetch.start_step(batches)
+        for signal in expected:
+            assert_same_targets(prefetch.next(), signal)
+    assert by_thread == ["dominie-cache"] * 2 * len(rows), "each conversation of the cache once"
+    prefetch.start_step(batches)
+    prefetch.start_step(batches[1:])  # the first step was left
+    assert_same_targets(prefetch.next(), expected[1])
+    assert_same_targets(teacher.signal(batches[0]), expected[0])  # asked for in between
+    assert_same_targets(prefetch.next(), expected[2])
+    prefetch.close()
+    assert not threads()
+
+
+def test_an_error_of_decoding_ends_the_micro_batch_that_needs_it(tmp_path, rows):
+    teacher = cached(tmp_path, model_of(1), rows[:5])
+    prefetch = TeacherPrefetch(teacher, 1)
+    first, second = (collate([(0, row) for row in part]) for part in (rows[:3], rows[4:6]))
+    prefetch.start_step([first, second])
+    assert len(prefetch.next().parts[0].target) == sum(first.supervised_by_row)
+    with pytest.raises(RunError) as ahead:
+        prefetch.next()
+    with pytest.raises(RunError) as asked:
+        teacher.signal(second)
+    assert str(ahead.value) == str(asked.value)
+    prefetch.close()
+    assert not threads()
+
+
+def test_a_thread_that_nobody_waits_for_ends(tmp_path, rows, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    seen: list[bytes] = []
+
+    def slow(_: Cache, key: bytes, tokens: int) -> None:
+        seen.append(key)
+        begun.set()
+        go_on.wait(10)
+
+    prefetch = TeacherPrefetch(cached(tmp_path, model_of(1), rows), 1)
+    monkeypatch.setattr(Cache, "decoded", slow)
+    prefetch.start_step([collate([(0, row) for row in rows])])
+    assert begun.wait(10)
+    threading.Timer(0.05, go_on.set).start()
+    prefetch.close()
+    assert len(seen) == 1, "the rest was not decoded"
+    assert not threads()
