@@ -261,6 +261,9 @@ def test_a_step_waits_little_and_is_that_of_the_cpu(name, tmp_path):
         lines, counted = trained(stage, tmp_path / "device", device)
     assert figures(lines) == pytest.approx(figures(on_cpu), rel=1e-4, abs=1e-5)
     check_waits(counted, stage.waits)
+    parts = ("before", "first micro-batch", "last micro-batch and end", "line of metrics")
+    for part, found in zip(parts, counted.found, strict=True):
+        print(f"{part}: {found.total()}", *(f"  {n} {what}" for what, n in found.items()), sep="\n")
 
 
 def check_waits(counted: CountedSteps, most: int) -> None:

@@ -44,13 +44,18 @@ class AttentionTarget:
         rows: [R] rows of the student's batch; None for all of them, in order.
         row_weights: [R, L] weight of each position; zero leaves it out.
         layers: projections of the teacher's layers, batch dimension R.
-        counts: whether any position has a weight.
+        counts: whether any position has a weight; None looks, for which a GPU is waited for.
     """
 
     rows: Tensor | None
     row_weights: Tensor
     layers: dict[int, Projections]
-    counts: bool = True
+    counts: bool | None = None
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether any position has a weight."""
+        return bool((self.row_weights != 0).any()) if self.counts is None else self.counts
 
 
 class TeacherAttention:
@@ -193,7 +198,7 @@ class StudentAttention:
                 conversation.
             value: False leaves the value uncomputed; gradients are exact either way.
         """
-        if value and not any(target.counts for target in targets):
+        if value and not any(target.has_rows for target in targets):
             self.batches_without_rows += 1
             if self.batches_without_rows == 1:
                 logger.warning("a batch has no row to match attention on; it adds nothing")
