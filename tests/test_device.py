@@ -253,7 +253,9 @@ def figures(lines: Sequence[Mapping[str, Any]]) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.full] if "padded" in n else []) for n in STAGES]
+)
 def test_a_step_waits_little_and_is_that_of_the_cpu(name, tmp_path):
     stage = STAGES[name]
     on_cpu, _ = trained(stage, tmp_path / "cpu")
