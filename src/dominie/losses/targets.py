@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -188,6 +188,31 @@ class Part:
     rows: Tensor
     target: Target | None
     attention: Mapping[int, Projections] = field(default_factory=dict)
+
+    def of(self, start: int, stop: int, length: int, supervised: Sequence[int]) -> Part | None:
+        """The part for the batch whose rows are those from `start` to `stop`; None without any.
+
+        Args:
+            start: row of this batch that is the first of the other; the rows of the part ascend.
+            stop: the first behind it.
+            length: of the other's rows, which may be shorter.
+            supervised: [B] positions of each row of this batch.
+        """
+        rows = self.rows.tolist()
+        first, last = (sum(each < row for each in rows) for row in (start, stop))
+        if first == last:
+            return None
+        tokens = slice(*(sum(supervised[each] for each in rows[:end]) for end in (first, last)))
+        attention = {
+            layer: replace(
+                each,
+                query=each.query[first:last, :, :length],
+                key=each.key[first:last, :, :length],
+            )
+            for layer, each in self.attention.items()
+        }
+        target = None if self.target is None else self.target[tokens]
+        return Part(self.rows[first:last] - start, target, attention)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from dominie.deprecated import renamed
 from dominie.losses.targets import Part, Signal
-from dominie.teachers.prefetch import TeacherPrefetch
 from dominie.teachers.teacher import (
     AdapterTeacher,
     LocalTeacher,
     RoutedTeacher,
     Teacher,
+    TeacherPrefetch,
 )
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch import nn
 
 from dominie.core.distributed import one_process_at_a_time
 from dominie.core.errors import InputError
-from dominie.data.batch import Batch, Span
+from dominie.data.batch import Batch, Span, joined
 from dominie.losses.targets import DenseTarget, Part, Signal
 from dominie.models.attention_capture import TeacherAttention
 from dominie.models.head import check_head, decoder, output_head, text_config
@@ -255,3 +255,57 @@ def expect_next(teacher: Teacher, spans: Sequence[Span]) -> None:
     """Have a teacher begin with these conversations, if it can."""
     if hasattr(teacher, "expect"):
         cast("ExpectingTeacher", teacher).expect(spans)
+
+
+class TeacherPrefetch:
+    """The targets of the micro-batches of an optimiser step, a few of them in one forward pass.
+
+    Teachers that can begin before they are asked do so while the student is at the micro-batches
+    before.
+
+    Args:
+        teacher: whose targets.
+        micro_batches: of the student, in a forward pass of the teacher.
+    """
+
+    def __init__(self, teacher: Teacher, micro_batches: int) -> None:
+        self.teacher, self.micro_batches = teacher, micro_batches
+        self._waiting: list[Batch] = []
+        self._ready: list[Signal] = []
+
+    def start_step(self, batches: Sequence[Batch]) -> None:
+        """Expect the micro-batches of a step; those left of an earlier one are dropped."""
+        self._waiting, self._ready = list(batches), []
+        self._begin_next()
+
+    def next(self) -> Signal:
+        """The signal of the next micro-batch of the step."""
+        if not self._ready:
+            together = self._waiting[: self.micro_batches]
+            self._waiting = self._waiting[self.micro_batches :]
+            self._ready = signals(self.teacher, together)
+            self._begin_next()
+        return self._ready.pop(0)
+
+    def _begin_next(self) -> None:
+        following = self._waiting[: self.micro_batches]
+        expect_next(self.teacher, [span for batch in following for span in batch.spans])
+
+    def close(self) -> None:
+        """End what teachers have begun."""
+        self.start_step([])
+
+
+def signals(teacher: Teacher, batches: Sequence[Batch]) -> list[Signal]:
+    """The signal of each batch, from one forward pass over the rows of all of them."""
+    if len(batches) == 1:
+        return [teacher.signal(batches[0])]
+    whole = joined(batches)
+    signal, supervised = teacher.signal(whole), whole.supervised_by_row
+    found, start = [], 0
+    for batch in batches:
+        rows, length = batch.input_ids.shape
+        parts = [part.of(start, start + rows, length, supervised) for part in signal.parts]
+        found.append(Signal(tuple(part for part in parts if part is not None)))
+        start += rows
+    return found
