@@ -293,10 +293,8 @@ def training_arguments(
         "warmup_steps": 0.1,
         "report_to": "none",
         "use_cpu": not torch.accelerator.is_available(),  # bf16 on a CPU has to be asked for
-        # Batches are copied to a GPU in their turn, from pinned memory: it is not waited for.
-        "accelerator_config": {
-            "non_blocking": settings.arguments.get("dataloader_pin_memory", True)
-        },
+        # From pinned memory batches are copied to a GPU in their turn: it is not waited for.
+        "accelerator_config": {"non_blocking": given.get("dataloader_pin_memory", True)},
         **shown_as(folder),
         **given,
         "output_dir": str(folder),
