@@ -47,6 +47,8 @@ OF_MODELS = {
     "_parameters": "weights are replaced one by one",
     "_buffers": "the planner counts them",
     "_can_record_outputs": "routers are found by it",
+    "_supports_flash_attn": "packed rows are attended by conversation where windows come along",
+    "_is_stateful": "and no recurrence reads the mask",
 }
 OF_CONFIGS = {
     "_attn_implementation": "attention goes through our hook",

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dominie.data.batch import IGNORED, Batch, collate, joined
+from dominie.data.batch import IGNORED, Batch, Padding, collate, joined
 from dominie.data.layout import Layout, layout
 from dominie.data.tokenization import Encoded
 
@@ -61,6 +61,43 @@ def test_packing_keeps_every_conversation_as_padding_does(pack_to: int):
     assert conversations(packed) == conversations(collate(ROWS))
     assert packed.input_ids.shape[1] <= pack_to
     assert "position_ids" in packed.model_inputs()
+
+
+@pytest.mark.parametrize(
+    ("device", "longest", "at_most", "length"),
+    [
+        ("cpu", 130, 2048, 130),
+        ("cuda", 130, 2048, 256),
+        ("cuda", 256, None, 256),
+        ("cuda", 1990, 2000, 2000),  # no position that a model has not
+        ("cuda", 12, 8, 12),  # what is there is not cut
+    ],
+)
+def test_rows_are_as_long_as_the_longest_and_rounded_up_on_a_gpu(device, longest, at_most, length):
+    assert Padding.on(torch.device(device), at_most).length(longest) == length
+
+
+@pytest.mark.parametrize("pack_to", [None, 7])
+def test_longer_rows_hold_the_same_and_padding(pack_to: int | None):
+    short = collate(ROWS, pack_to=pack_to)
+    longer = collate(ROWS, pack_to=pack_to, padding=Padding(8, 100))
+    assert longer.input_ids.shape == (len(short.input_ids), 8)
+    assert conversations(longer) == conversations(short)
+    assert int((longer.source_ids >= 0).sum()) == int((short.source_ids >= 0).sum())
+    assert torch.equal(longer.positions % 8, short.positions % short.input_ids.shape[1])
+
+
+@pytest.mark.parametrize("pack_to", [None, 5, 7, 100])
+@pytest.mark.parametrize("rows", [None, [1], [1, 0]])
+def test_lengths_of_segments_are_those_of_the_ids(pack_to: int | None, rows: list[int] | None):
+    batch = collate(ROWS, pack_to=pack_to)
+    if rows is not None and max(rows) < len(batch.input_ids):
+        batch = batch.select(rows)
+    for each in (batch, joined([batch, collate(ROWS, pack_to=9)])):
+        lengths = []
+        for ids in each.segment_ids.masked_fill(each.source_ids < 0, -1):  # all padding is one
+            lengths += torch.unique_consecutive(ids, return_counts=True)[1].tolist()
+        assert each.segment_lengths == lengths
 
 
 def test_conversations_of_two_routes_never_share_a_row():

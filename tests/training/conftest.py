@@ -16,6 +16,7 @@ from transformers.models.mixtral import MixtralForCausalLM
 from dominie.data.batch import Row
 from dominie.losses.objective import Objective
 from dominie.losses.terms import LossTerms
+from dominie.models import packed_attention
 from dominie.models.info import model_flops
 from dominie.teachers import Teacher
 from dominie.training.counters import FlopsMeter
@@ -60,8 +61,12 @@ GradientOf = Callable[..., dict[str, torch.Tensor]]
 
 
 @pytest.fixture
-def step_gradient(tmp_path: Path) -> GradientOf:
-    """The gradient of one optimiser step over all given rows, taken by the real trainer."""
+def step_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GradientOf:
+    """The gradient of one optimiser step over all given rows, taken by the real trainer.
+
+    Packed rows are attended by conversation, short as they are.
+    """
+    monkeypatch.setattr(packed_attention, "_LEAST", 0)
     from gradients import StepGradient
 
     def gradient(

@@ -109,6 +109,17 @@ class Batch:
             counts[span.row] += span.supervised
         return counts
 
+    @cached_property
+    def segment_lengths(self) -> list[int]:
+        """Positions of the segments of all rows in turn: of its conversations and its padding."""
+        by_row: list[list[int]] = [[] for _ in range(len(self.input_ids))]
+        for span in self.spans:
+            by_row[span.row].append(span.tokens)
+        for lengths in by_row:
+            if padding := self.input_ids.shape[1] - sum(lengths):
+                lengths.append(padding)
+        return [length for lengths in by_row for length in lengths]
+
     @property
     def packed(self) -> bool:
         """Whether any row holds several conversations."""
@@ -167,6 +178,32 @@ class Batch:
         return cls(**{f.name: mapping[f.name] for f in fields(cls) if f.name in mapping})
 
 
+@dataclass(frozen=True)
+class Padding:
+    """How long the rows of a batch are made.
+
+    Attributes:
+        multiple: as the longest of them, rounded up to a multiple of this,
+        at_most: but not beyond this, which is as many positions as a model has; None is no bound.
+    """
+
+    multiple: int = 1
+    at_most: int | None = None
+
+    @classmethod
+    def on(cls, device: torch.device, at_most: int | None) -> Padding:
+        """On a GPU multiples of 128: kernels are chosen for each shape that has not been seen.
+
+        cuDNN, whose attention PyTorch prefers on Hopper, builds a graph for it in some 30 ms.
+        """
+        return cls(128 if device.type == "cuda" else 1, at_most)
+
+    def length(self, longest: int) -> int:
+        """Positions of each row, given the tokens of the longest."""
+        rounded = -(-longest // self.multiple) * self.multiple
+        return rounded if self.at_most is None else max(longest, min(rounded, self.at_most))
+
+
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """A tensor on a device; copied from the CPU to a GPU in its turn, and nobody waits for that."""
     if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
@@ -179,6 +216,7 @@ def collate(
     *,
     routes: Sequence[int] | None = None,
     pack_to: int | None = None,
+    padding: Padding | None = None,
 ) -> Batch:
     """Lay (source index, tokenised conversation) pairs out as one batch.
 
@@ -187,22 +225,25 @@ def collate(
         routes: route of each source. Conversations of different routes never share a row, so that
             a row has one teacher.
         pack_to: longest packed row in tokens; None pads one conversation to a row, in order.
+        padding: how long rows are made; None is as long as the longest.
     """
     if pack_to is None:
-        return filled([[row] for row in rows])
+        return filled([[row] for row in rows], padding)
     lengths = [len(row.input_ids) for _, row in rows]
     by_row = [routes[source] for source, _ in rows] if routes else None
     (laid,) = layout(lengths, by_row, capacity=pack_to)
-    return filled([[rows[i] for i in members] for members in laid])
+    return filled([[rows[i] for i in members] for members in laid], padding)
 
 
-def filled(rows: Sequence[Sequence[tuple[int, Row]]]) -> Batch:
-    """A batch whose rows hold these conversations, padded to the longest of them.
+def filled(rows: Sequence[Sequence[tuple[int, Row]]], padding: Padding | None = None) -> Batch:
+    """A batch whose rows hold these conversations, padded to one length.
 
     Args:
         rows: of each row its (source index, tokenised conversation) pairs.
+        padding: how long rows are made; None is as long as the longest.
     """
-    length = max(sum(len(row.input_ids) for _, row in members) for members in rows)
+    longest = max(sum(len(row.input_ids) for _, row in members) for members in rows)
+    length = longest if padding is None else padding.length(longest)
     shape = (len(rows), length)
     weighted = any(_weights(row) is not None for members in rows for _, row in members)
     spans: list[Span] = []

@@ -25,7 +25,7 @@ from dominie.evaluation.task import (
 from dominie.generation.generator import Generation, GenerationRequest, Sampling, generate_all
 from dominie.generation.local import LocalGenerator
 from dominie.losses.vocabulary import vocabulary_losses
-from dominie.models.head import decoder, output_head
+from dominie.models.head import decoder, output_head, padding_for
 from dominie.teachers import LocalTeacher
 
 #: New tokens allowed beyond the longest target of a split.
@@ -197,7 +197,7 @@ def _encoded(
 @torch.no_grad()
 def _log_likelihoods(model: Any, rows: Sequence[Encoded]) -> list[list[float]]:
     """Return [B, 2]: the log-likelihood of each row's answer in nats, and its tokens."""
-    batch = collate([(0, row) for row in rows]).to(model.device)
+    batch = collate([(0, row) for row in rows], padding=padding_for(model)).to(model.device)
     hidden, labels = _states_and_labels(model, batch)
     losses = vocabulary_losses(hidden, output_head(model), labels=labels)
     assert losses.per_token.next_token is not None, "labels were given"
@@ -278,11 +278,11 @@ def _compared(
     model: Any, teacher: Any, questions: Sequence[Question], batch: int, track: Track
 ) -> torch.Tensor:
     """Return [N, 4] sums over the supervised tokens of each question, in float64."""
-    frozen_teacher = LocalTeacher(teacher)
+    frozen_teacher, padding = LocalTeacher(teacher), padding_for(model, teacher)
 
     def compare(members: list[int]) -> list[list[float]]:
-        rows = collate([(0, questions[i].encoded) for i in members]).to(model.device)
-        return _compare_batch(model, frozen_teacher, rows)
+        rows = collate([(0, questions[i].encoded) for i in members], padding=padding)
+        return _compare_batch(model, frozen_teacher, rows.to(model.device))
 
     lengths = [len(question.encoded.input_ids) for question in questions]
     return torch.tensor(compute_over_ranks(lengths, batch, compare, track), dtype=torch.float64)

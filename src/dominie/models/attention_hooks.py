@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from dominie.core.errors import InputError
 from dominie.losses.attention_rows import Projections
 from dominie.models.info import ModelInfo
+from dominie.models.packed_attention import PACKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "eager": "dominie_over_eager",
     "sdpa": "dominie_over_sdpa",
+    PACKED: "dominie_over_packed",
     "flex_attention": "dominie_over_flex",
     "flash_attention_2": "dominie_over_fa2",
     "flash_attention_3": "dominie_over_fa3",
@@ -72,7 +74,7 @@ def attach_hook(model: nn.Module, layers: Collection[int], hook: AttentionHook) 
             raise InputError(
                 f"attention implementation {stock!r} takes no hooks",
                 where=_name(model),
-                expected=", ".join(_NAMES),
+                expected=", ".join(name for name in _NAMES if name != PACKED),
                 do="load the model with attn_implementation: sdpa",
             )
         config._attn_implementation = _NAMES.get(stock, stock)

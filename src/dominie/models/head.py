@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dominie.core.errors import InputError
+from dominie.data.batch import Padding
 from dominie.losses.vocabulary import Head
 
 
@@ -31,6 +32,13 @@ def text_config(model: nn.Module) -> Any:
 def decoder(model: nn.Module) -> Any:
     """The transformer without its head: token ids in, last hidden states out."""
     return causal_lm(model).get_decoder()
+
+
+def padding_for(*models: nn.Module) -> Padding:
+    """How long rows are made that all of these models read, on the device of the first."""
+    contexts = [getattr(text_config(m), "max_position_embeddings", None) for m in models]
+    bound = min((each for each in contexts if each), default=None)
+    return Padding.on(causal_lm(models[0]).device, bound)
 
 
 def output_head(model: nn.Module) -> Head:

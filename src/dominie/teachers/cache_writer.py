@@ -16,7 +16,7 @@ from dominie.data.batch import Batch, Row, collate
 from dominie.data.shards import Entry
 from dominie.losses.targets import SparseTarget
 from dominie.losses.tiles import sum_precision
-from dominie.models.head import decoder, output_head
+from dominie.models.head import decoder, output_head, padding_for
 from dominie.teachers.cache_codec import Coder
 from dominie.teachers.cache_sampling import CacheSettings, TokenStats, choose, joined
 from dominie.teachers.cached import key_of_row
@@ -55,7 +55,7 @@ def entries(
     coder, keys = Coder.of(vocabulary, settings, owner), [key_of_row(row) for row in rows]
     pooled = vocabulary.is_pooled if settings.scheme == "threshold" else None
     pool = None if pooled is None else torch.from_numpy(pooled).to(model.device)
-    batch = collate([(0, row) for row in rows]).to(model.device)
+    batch = collate([(0, row) for row in rows], padding=padding_for(model)).to(model.device)
     sizes = np.array(batch.supervised_by_row)
     # Draws come from the conversation alone: written again, it is the same.
     draws = torch.from_numpy(
@@ -137,9 +137,8 @@ def measure_token_stats(
     total, tails = (torch.zeros(size, dtype=torch.float64) for _ in range(2))
     seen = 0
     for batch in in_batches(rows, range(min(len(rows), 64)), batch_tokens(model)):
-        for logits in tiles_of_logits(
-            model, collate([(0, row) for row in batch]).to(model.device), size, temperature
-        ):
+        padded = collate([(0, row) for row in batch], padding=padding_for(model))
+        for logits in tiles_of_logits(model, padded.to(model.device), size, temperature):
             p = logits.softmax(-1)
             total += p.sum(0).double().cpu()
             tails += p.masked_fill_(p >= settings.threshold, 0.0).sum(0).double().cpu()

@@ -20,6 +20,7 @@ from dominie.models.head import check_head, decoder, output_head, text_config
 from dominie.models.info import ModelFlops, model_flops
 from dominie.models.loading import load_frozen, load_tokenizer
 from dominie.models.matching import reorder_vocabulary, token_map
+from dominie.models.packed_attention import decoder_inputs
 from dominie.models.placement import is_sharded
 from dominie.models.spec import Model
 
@@ -70,7 +71,7 @@ class LocalTeacher:
     @torch.no_grad()
     def signal(self, batch: Batch) -> Signal:
         """Hidden states [n, D_t] of supervised positions, the head, and captured projections."""
-        hidden = decoder(self.model)(**batch.model_inputs()).last_hidden_state
+        hidden = decoder(self.model)(**decoder_inputs(self.model, batch)).last_hidden_state
         captured = self._attention.take() if self._attention else {}
         states = hidden.flatten(0, 1)[batch.positions]
         rows = torch.arange(len(batch.input_ids))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from dominie.data.batch import Batch, Row, filled
+from dominie.data.batch import Batch, Padding, Row, filled
 from dominie.data.layout import layout
 from dominie.training.settings import Mixing
 
@@ -59,10 +59,13 @@ class Collator:
     Args:
         routes: route of each source; a row has one.
         pack_to: longest row in tokens that several conversations may share; None is one to a row.
+        padding: how long rows are made; None is as long as the longest.
     """
 
-    def __init__(self, routes: Sequence[int], pack_to: int | None) -> None:
-        self.routes, self.pack_to = list(routes), pack_to
+    def __init__(
+        self, routes: Sequence[int], pack_to: int | None, padding: Padding | None = None
+    ) -> None:
+        self.routes, self.pack_to, self.padding = list(routes), pack_to, padding
 
     def pack(
         self, conversations: Sequence[IndexedRow], micro_batches: int
@@ -78,7 +81,7 @@ class Collator:
 
     def __call__(self, rows: Sequence[Sequence[IndexedRow]]) -> Batch:
         """A batch of these rows."""
-        return filled(rows)
+        return filled(rows, self.padding)
 
 
 def total_conversations(

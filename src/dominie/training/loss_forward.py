@@ -39,6 +39,7 @@ from dominie.models.attention_capture import AttentionTarget, StudentAttention
 from dominie.models.head import causal_lm, output_head
 from dominie.models.info import ModelInfo, info_of
 from dominie.models.moe import Routers
+from dominie.models.packed_attention import decoder_inputs, use_stock_attention
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def loss_in_forward(
         routers.detach()
         if attention is not None:
             attention.detach()
+        use_stock_attention(inner)
 
 
 def _losses(
@@ -137,7 +139,7 @@ def _losses(
             value=inputs.measured,
         )
     with routers.recorded() as layers:
-        hidden: Tensor = model.get_decoder()(**batch.model_inputs()).last_hidden_state
+        hidden: Tensor = model.get_decoder()(**decoder_inputs(model, batch)).last_hidden_state
     forward = ForwardPass(
         hidden=hidden,
         head=output_head(model),

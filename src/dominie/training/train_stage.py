@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from dominie.core.distributed import broadcast_from_main, init_distributed, is_sharded, world_mesh
 from dominie.core.errors import RunError
 from dominie.core.io import empty_folder
+from dominie.data.batch import Padding
 from dominie.losses.objective import Objective
 from dominie.models.adapters import SharedBase, merged, shared_base
 from dominie.models.head import check_head, text_config
@@ -232,8 +233,8 @@ def build_trainer(
     collator = Collator(
         [routes.index(source.target_provider) for source in sources],
         settings.max_length if settings.packing else None,
+        Padding.on(arguments.device, settings.max_length),
     )
-    rows = {source.name: source.train for source in stage.active}
     mix = stage.schedule.mix(settings, micro_batch=arguments.per_device_train_batch_size)
     flops = {name: each.flops() for name, each in models.teachers.items()}
     validation = Validation(
@@ -255,7 +256,7 @@ def build_trainer(
             arguments,
             settings,
             objective=objective,
-            steps=steps or FixedRows(rows, mix, collator),
+            steps=steps or FixedRows({s.name: s.train for s in stage.active}, mix, collator),
             teacher=teacher,
             monitor=Monitor(
                 sources=[source.name for source in sources],
