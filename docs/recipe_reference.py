@@ -53,6 +53,7 @@ _TITLES = {
     "CacheSettings": "The teacher cache",
     "TrainSettings": "Training",
     "Balance": "Balance of sources",
+    "StopAt": "What ends a stage early",
     "Lora": "Adapters",
     "MergeStage": "A stage that merges",
     "Merge": "What is merged",

@@ -18,9 +18,10 @@ class StopAt:
     """What ends a stage before its last step; the last model before that is kept.
 
     Attributes:
-        forgetting: KL of what the student began as to the student, in nats per token, that no
-            evaluation may exceed: by source; or one number for all that is held out and not to be
-            learnt: of sources that are only watched, and those that the student's start teaches.
+        forgetting: the most that an evaluation may measure, in nats per token, of the KL of what
+            the student began as to the student. By source, or one number for all that is held out
+            and not to be learnt: sources that are only watched, and those that the student's start
+            teaches.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
