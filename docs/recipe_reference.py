@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Iterable
@@ -167,7 +168,7 @@ def _meanings(kind: type) -> dict[str, str]:
         for part in re.split(r"\n\n", doc):
             if not re.match(r"(Attributes|Args):\n", part):
                 continue
-            body = inspect.cleandoc(part.split("\n", 1)[1])
+            body = textwrap.dedent(part.split("\n", 1)[1])
             for entry in re.split(r"\n(?=\S)", body):
                 name, _, meaning = entry.partition(":")
                 found[name.strip()] = " ".join(meaning.split())
