@@ -10,10 +10,12 @@ or a table.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import astuple
 from pathlib import Path
 
 import torch
@@ -26,6 +28,7 @@ from dominie.losses import triton_attention as attention
 from dominie.losses import triton_vocabulary as vocabulary
 from dominie.losses.attention_rows import Projections, Visibility
 from dominie.losses.divergence import KINDS, PerToken, Terms, Tile, Weighted
+from dominie.losses.triton_attention_blocks import VARIABLE, Shape, candidates
 
 HALF, SINGLE = torch.bfloat16, torch.float32
 #: Arguments of `attention_layer` and `vocabulary_tile` by case; the first of each is the paper's.
@@ -48,6 +51,13 @@ ATTENTION = {
     "heads of 128, fp32": {"dtype": SINGLE, "teacher_dtype": SINGLE},
     "heads of 128, fp32, teacher in bf16": {"dtype": SINGLE},
 }  # fmt: skip
+#: Every other tile size that a sweep tries.
+for width in (64, 128, 256):
+    for tiles in candidates(Shape(width, width, HALF, HALF), torch.device("cpu"))[1:]:
+        named = ",".join(str(part) for part in astuple(tiles))
+        ATTENTION[f"heads of {width}, tiles {named}"] = {
+            "width": width, "teacher_width": width, "tiles": named,
+        }  # fmt: skip
 EVERYTHING = {"teacher_size": 32064, "temperature": 2.0, "student_cap": 30.0, "target_cap": 30.0}
 VOCABULARY = {
     "prediction": {"labels": False, "metrics": False},
@@ -93,9 +103,10 @@ def launches():
 
 def attention_layer(
     *, length=2048, width=128, teacher_width=128, teacher_heads=32, dtype=HALF, teacher_dtype=HALF,
-    segments=None, window=None,
+    segments=None, window=None, tiles="default",
 ):  # fmt: skip
     """Value and gradients of a layer of 32 heads over 8 key heads."""
+    os.environ[VARIABLE] = tiles
 
     def drawn(heads, size, kind):
         return torch.empty(1, length, heads, size, dtype=kind).transpose(1, 2)

@@ -331,10 +331,7 @@ def test_only_query_and_key_of_the_student_are_saved(backend, value) -> None:
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks for a few positions."""
-    from dominie.losses import triton_attention as attention
-
-    blocks = attention._Blocks(32, 16, 4, 1)
-    monkeypatch.setattr(attention, "_blocks", lambda *_, **__: blocks)
+    monkeypatch.setenv("DOMINIE_ATTENTION_BLOCKS", "32,16,4,1")
 
 
 @needs_triton

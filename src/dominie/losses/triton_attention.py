@@ -17,18 +17,21 @@ units of log 2.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import triton
 
+from dominie.losses.attention_rows import Projections, Visibility
+from dominie.losses.triton_attention_blocks import KERNELS, Blocks, Shape, blocks_of
 from dominie.losses.triton_attention_keys import key_gradient
 from dominie.losses.triton_attention_rows import query_gradient, statistics
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Callable, Mapping, Sequence
 
-    from dominie.losses.attention_rows import Projections, Visibility
+    from torch import Tensor
 
 # mypy: allow-untyped-calls
 
@@ -54,52 +57,8 @@ def gradients(
     # Weights enter a product in the dtype of the inputs: brought near 1, lest float16 overflow.
     weights = (visible.row_weights * factor).float()
     size = weights.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-    return walk.gradients(student_lse, teacher_lse, (weights / size).contiguous(), size)
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """Sizes of the tiles: ``outer`` positions stay, ``inner`` positions are walked over."""
-
-    outer: int
-    inner: int
-    warps: int
-    stages: int
-
-
-#: Bytes of shared memory that a block of threads may have: H100 and H200 227 KiB, A100 163, others
-#: 99.
-_LARGE, _MEDIUM = 200 * 1024, 160 * 1024
-
-
-def _blocks(width: int, element_size: int, device: torch.device, *, group: int = 1) -> _Blocks:
-    """Tiles whose operands fit registers and shared memory at a head size and dtype.
-
-    `tests/losses/compile_kernels.py` compiles them for Hopper, and tells what each takes: in 16
-    bits none spills a register. GPUs with less shared memory get smaller tiles.
-
-    Args:
-        width: the larger head size of both models.
-        element_size: bytes of the wider dtype of both models.
-        device: where the kernels run.
-        group: teacher heads to a head of the student; several are read again and again.
-    """
-    row = width * element_size  # bytes
-    shared = _LARGE
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        shared = getattr(properties, "shared_memory_per_block_optin", 0)
-    if shared < (_MEDIUM if group == 1 else _LARGE):
-        row *= 2
-    if row <= 128:  # heads of 64 in bfloat16
-        return _Blocks(128, 64, 8, 3)
-    if row <= 256:  # heads of 128 in bfloat16
-        return _Blocks(128, 64 if group == 1 else 32, 8, 2)
-    if row <= 512:
-        if element_size == 4:  # three products of tf32 for one want more registers
-            return _Blocks(64, 16, 4, 2)
-        return _Blocks(128, 32, 8, 2) if shared >= _LARGE and group == 1 else _Blocks(64, 32, 4, 2)
-    return _Blocks(32, 16, 4, 1)
+    common = (size, student_lse, teacher_lse, (weights / size).contiguous())
+    return walk.query_gradient(common), walk.key_gradient(common)
 
 
 @dataclass(frozen=True)
@@ -109,15 +68,13 @@ class _Walk:
     student: Projections
     teacher: Projections
     visible: Visibility
-    blocks: _Blocks
+    blocks: Mapping[str, Blocks]
 
     @staticmethod
     def of(student: Projections, teacher: Projections, visible: Visibility) -> _Walk:
-        query = student.query
-        width = max(16, query.shape[3], teacher.query.shape[3])
-        size = max(query.element_size(), teacher.query.element_size())
-        group = teacher.heads // student.heads
-        blocks = _blocks(width, size, query.device, group=group)
+        shape, query = Shape.of(student, teacher), student.query
+        measure = partial(_milliseconds, shape, query.device)
+        blocks = blocks_of(shape, query.device, query.shape[2], measure)
         return _Walk(student, teacher, visible, blocks)
 
     @property
@@ -136,46 +93,57 @@ class _Walk:
         student_lse = torch.full((batch, heads, length), _UNSEEN, device=device)
         teacher_lse = torch.full((batch, teacher_heads, length), _UNSEEN, device=device)
         divergence = torch.zeros((batch, teacher_heads, length), device=device)
-        grid = (triton.cdiv(length, self.blocks.outer), batch * teacher_heads)
+        count = triton.cdiv(length, self.blocks["statistics"].outer)
         with torch.cuda.device_of(self.student.query):
-            statistics[grid](
+            statistics[(count, batch * teacher_heads)](
                 student_lse,
                 teacher_lse,
                 divergence,
                 self.visible.row_weights.float().contiguous(),
                 *self._tensors(),
-                **self._constants(),
+                **self._constants("statistics"),
                 DIVERGENCE=with_divergence,
             )
         return student_lse, teacher_lse, divergence
 
-    def gradients(
-        self, student_lse: Tensor, teacher_lse: Tensor, weights: Tensor, size: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of query [B, H, L, d] and key [B, KV, L, d]; weights are times ``size``."""
+    def query_gradient(self, common: Sequence[Tensor]) -> Tensor:
+        """Gradient of the query [B, H, L, d].
+
+        Args:
+            common: scalar by which weights are divided, log-sum-exps of both models, weights.
+        """
         batch, heads, length, _ = self.student.query.shape
-        layout = torch.contiguous_format
-        by_query = torch.empty_like(self.student.query, memory_format=layout)
+        count = triton.cdiv(length, self.blocks["query_gradient"].outer)
+        out = torch.empty_like(self.student.query, memory_format=torch.contiguous_format)
+        with torch.cuda.device_of(out):
+            query_gradient[(count, batch * heads)](
+                out, *common, *self._tensors(), **self._constants("query_gradient")
+            )
+        return out
+
+    def key_gradient(self, common: Sequence[Tensor]) -> Tensor:
+        """Gradient of the key [B, KV, L, d]; arguments as for the query's."""
+        batch, heads, length, _ = self.student.query.shape
         # Query heads that share a key head write apart and are added after: a program for each of
         # them keeps the chip busy where one for each key head would not.
         key_heads = self.student.key.shape[1]
-        by_key = torch.empty_like(
+        out = torch.empty_like(
             self.student.query,
-            memory_format=layout,
+            memory_format=torch.contiguous_format,
             dtype=self.student.key.dtype if heads == key_heads else torch.float32,
         )
-        count = triton.cdiv(length, self.blocks.outer)
-        common = (size, student_lse, teacher_lse, weights)
-        with torch.cuda.device_of(self.student.query):
-            query_gradient[(count, batch * heads)](
-                by_query, *common, *self._tensors(), **self._constants()
-            )
+        count = triton.cdiv(length, self.blocks["key_gradient"].outer)
+        with torch.cuda.device_of(out):
             key_gradient[(count, batch * heads)](
-                by_key, *common, *self._active_rows(), *self._tensors(), **self._constants()
+                out,
+                *common,
+                *self._active_rows(),
+                *self._tensors(),
+                **self._constants("key_gradient"),
             )
-        if heads != key_heads:
-            by_key = by_key.view(batch, key_heads, -1, *by_key.shape[2:]).sum(2)
-        return by_query, by_key
+        if heads == key_heads:
+            return out
+        return out.view(batch, key_heads, -1, *out.shape[2:]).sum(2)
 
     def _active_rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """Last row that sees each key [B, L]; blocks of rows with a weight, and their ranks.
@@ -183,10 +151,10 @@ class _Walk:
         The second is [B, n], the blocks with a weight first, ascending; the third [B, n + 1], at
         ``m`` the number of such blocks before block ``m``.
         """
-        key = ("triton", self.blocks.inner)
+        size = self.blocks["key_gradient"].inner
+        key = ("triton", size)
         if key not in self.visible.plans:
             weights = self.visible.row_weights
-            size = self.blocks.inner
             padded = torch.nn.functional.pad(weights != 0, (0, -weights.shape[1] % size))
             active = padded.unflatten(1, (-1, size)).any(2)
             order = torch.argsort(active, dim=1, descending=True, stable=True)
@@ -214,8 +182,9 @@ class _Walk:
         scales = [projections.scale * _LOG2_E for projections in (self.student, self.teacher)]
         return *arguments, self.student.query.shape[2], *scales
 
-    def _constants(self) -> dict[str, int | bool | str]:
+    def _constants(self, kernel: str) -> dict[str, int | bool | str]:
         visible, precision = self.visible, self.student.query.dtype
+        blocks = self.blocks[kernel]
         widths = [each.query.shape[3] for each in (self.student, self.teacher)]
         return {
             "HEADS": self.student.heads,
@@ -226,11 +195,60 @@ class _Walk:
             "PADDED": max(16, triton.next_power_of_2(widths[0])),
             "TEACHER_WIDTH": widths[1],
             "TEACHER_PADDED": max(16, triton.next_power_of_2(widths[1])),
-            "OUTER": self.blocks.outer,
-            "INNER": self.blocks.inner,
+            "OUTER": blocks.outer,
+            "INNER": blocks.inner,
             "RAGGED": visible.segment_ids is not None or visible.sliding_window is not None,
             "BROKEN": not visible.unbroken,
             "PRECISION": "tf32x3" if precision == torch.float32 else "tf32",
-            "num_warps": self.blocks.warps,
-            "num_stages": self.blocks.stages,
+            "num_warps": blocks.warps,
+            "num_stages": blocks.stages,
         }
+
+
+def trials(
+    shape: Shape, device: torch.device, blocks: Blocks, *, heads: int = 128, length: int = 2048
+) -> dict[str, Callable[[], object]]:
+    """Launches of each kernel on one causal row of so many teacher heads, to time some tiles by."""
+    generator = torch.Generator(device).manual_seed(0)  # no draw of the training's
+
+    def drawn(count: int, width: int, dtype: torch.dtype) -> Projections:
+        query, key = (
+            torch.randn(
+                1, length, count, width, generator=generator, device=device, dtype=dtype
+            ).transpose(1, 2)
+            for _ in range(2)
+        )
+        return Projections(query, key, width**-0.5)
+
+    visible = Visibility(torch.ones(1, length, device=device))
+    learners = heads // shape.group
+    walk = _Walk(
+        drawn(learners, shape.width, shape.dtype),
+        drawn(learners * shape.group, shape.teacher_width, shape.teacher_dtype),
+        visible,
+        dict.fromkeys(KERNELS, blocks),
+    )
+    sums = walk.statistics(with_divergence=False)[:2]
+    common = (torch.ones((), device=device), *sums, visible.row_weights)
+    return {
+        "statistics": partial(walk.statistics, with_divergence=False),
+        "query_gradient": partial(walk.query_gradient, common),
+        "key_gradient": partial(walk.key_gradient, common),
+    }
+
+
+def _milliseconds(shape: Shape, device: torch.device, kernel: str, blocks: Blocks) -> float:
+    """The least of three means over ten launches, by the GPU's own clock."""
+    with torch.cuda.device(device), torch.no_grad():
+        launch = trials(shape, device, blocks)[kernel]
+        launch()  # compiles
+        means: list[float] = []
+        for _ in range(3):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(10):
+                launch()
+            end.record()
+            end.synchronize()
+            means.append(start.elapsed_time(end) / 10)
+    return min(means)
