@@ -144,7 +144,8 @@ def test_a_job_that_fails_ends_no_other_and_unequal_losses_are_told(benchmark, m
     monkeypatch.setattr(geometry.Laboratory, "taught", lambda self, job, *_, **__: job.name)
     monkeypatch.setattr(geometry, "matrix_speed", lambda: 1e9)
     monkeypatch.setattr(geometry, "released", lambda: None)
-    monkeypatch.setattr(geometry.Laboratory, "work", lambda *_, **__: geometry.Work(2.0, 1.0, 1.0))
+    needed = benchmark("_geometry_models").Work(2.0, 1.0, 1.0)
+    monkeypatch.setattr(geometry.Laboratory, "work", lambda *_, **__: needed)
     rows = list(geometry.measured(quick=True, rest=False, deadline=results.Deadline()))
     ours = [row for row in rows if row["method"] == "dominie"]
     assert [row["job"] for row in ours] == [job.name for job in geometry.JOBS]
