@@ -30,8 +30,8 @@ def tables(rows: Sequence[Row]) -> str:
     general score as a share of the student's; both run by run. Intervals are Student's 95 % over
     seeds; differences are to `REFERENCE` of the same run, a star where the interval leaves zero
     out. `KL` is KL(student ‖ model) in nats a token. `beaten by` names the first model that is
-    better in one of general and domain beyond the interval of paired differences, and not worse
-    beyond it in the other; who has none is on the Pareto front.
+    better in one of general and domain beyond the interval of paired differences, and not worse in
+    the other in the mean; who has none is on the Pareto front.
     """
     scores = scores_of(rows)
     return "\n\n".join(
@@ -125,17 +125,14 @@ def _paired(
 
 
 def _beaten_by(model: str, models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """The first model that is better beyond the interval, and not worse beyond it."""
+    """The first model that is better beyond the interval in one, and not worse in the other."""
     if model in NO_RIVALS:
         return "–"
     for other, seeds in models.items():
-        found = [_paired(seeds, models[model], task) for task in TASKS]
-        if other == model or other in NO_RIVALS or None in found:
+        found = [each for task in TASKS if (each := _paired(seeds, models[model], task))]
+        if other == model or other in NO_RIVALS or len(found) < len(TASKS):
             continue
-        signs = [
-            0 if not each.significant else math.copysign(1, each.mean) for each in found if each
-        ]
-        if max(signs) > 0 and min(signs) >= 0:
+        if any(each.significant for each in found) and min(each.mean for each in found) >= 0:
             return other
     return "nobody"
 
