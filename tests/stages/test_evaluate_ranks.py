@@ -128,13 +128,13 @@ def test_two_processes_score_what_one_does_and_pay_the_judge_once(tmp_path, judg
 FAILING = """\
 import os, sys
 from dominie.core.errors import InputError
-from dominie.stages import evaluate
-original = evaluate.agreement
+from dominie.evaluation.scoring import LIKENESSES
+original = LIKENESSES["agreement"]
 def agreement(*given, **options):
     if os.environ["RANK"] == "1":
         raise InputError("no memory is left", where="rank 1")
     return original(*given, **options)
-evaluate.agreement = agreement
+LIKENESSES["agreement"] = agreement
 sys.argv = ["dominie", "run", {recipe!r}]
 from dominie.cli import main
 main()
