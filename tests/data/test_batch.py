@@ -100,6 +100,10 @@ def test_lengths_of_segments_are_those_of_the_ids(pack_to: int | None, rows: lis
         assert each.segment_lengths == lengths
 
 
+def test_a_conversation_of_no_tokens_is_no_segment():
+    assert collate([ROWS[0], (0, row(answer=0)), ROWS[2]], pack_to=9).segment_lengths == [3, 2]
+
+
 def test_conversations_of_two_routes_never_share_a_row():
     packed = collate(ROWS, routes=[0, 1], pack_to=100)
     assert len(packed.input_ids) < len(ROWS), "some do"

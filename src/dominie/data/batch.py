@@ -118,7 +118,7 @@ class Batch:
         for lengths in by_row:
             if padding := self.input_ids.shape[1] - sum(lengths):
                 lengths.append(padding)
-        return [length for lengths in by_row for length in lengths]
+        return [length for lengths in by_row for length in lengths if length]
 
     @property
     def packed(self) -> bool:

@@ -219,13 +219,12 @@ def _in_one_call(
 
     batch, heads, positions, width = query.shape
     value_width = value.shape[-1]
-    query, key, value = (
-        each.transpose(1, 2).flatten(0, 1)
-        for each in (query, key, pad(value, (0, width - value_width)))
+    if value_width < width:
+        value = pad(value, (0, width - value_width))
+    query, key, value = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
+    more: dict[str, Any] = (
+        {"enable_gqa": heads != key.shape[1]} if _asks_for_groups(varlen_attn) else {}
     )
-    more: dict[str, Any] = {}
-    if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch 2.11 serves it unasked
-        more["enable_gqa"] = heads != key.shape[1]
     bounds, longest = _bounds(tuple(lengths), query.device), max(lengths)
     output: Any = varlen_attn(
         query,
@@ -241,6 +240,12 @@ def _in_one_call(
     )
     attended: Tensor = output[..., :value_width].view(batch, positions, heads, value_width)
     return attended
+
+
+@functools.cache
+def _asks_for_groups(function: Any) -> bool:
+    """Whether grouped keys have to be asked for; torch 2.11 takes them unasked."""
+    return "enable_gqa" in inspect.signature(function).parameters
 
 
 @functools.lru_cache(maxsize=16)
