@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from gradients import ragged_rows
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny import tiny_model
 
 from dominie.losses.terms import Attention, LossTerms, Prediction
 from dominie.models.attention_capture import StudentAttention
@@ -37,18 +39,9 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(rms_norm, "rsqrt", lambda x: tl.rsqrt(x))
 
 
-def llama(seed: int) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=61,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-    )
-    return LlamaForCausalLM(config)
+def llama(seed: int) -> Any:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return tiny_model("llama", seed=seed, initializer_range=0.2, **heads)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

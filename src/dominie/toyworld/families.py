@@ -38,6 +38,11 @@ class Exchange(NamedTuple):
 Family: TypeAlias = "Callable[[Random], Exchange]"
 
 
+def by_name(*families: Family) -> Mapping[str, Family]:
+    """Families of a source, by their names and in this order."""
+    return {family.__name__: family for family in families}
+
+
 def spelled(number: int) -> str:
     """The number as the world writes it, digit by digit: 42 is `4 2`."""
     return " ".join(str(number))
@@ -136,10 +141,7 @@ def write(rng: Random) -> Exchange:
     )
 
 
-GENERAL: Mapping[str, Family] = {
-    family.__name__: family
-    for family in (repeat, reverse, sort, pick, opposite, extract, fact, convert, add, write)
-}
+GENERAL = by_name(repeat, reverse, sort, pick, opposite, extract, fact, convert, add, write)
 
 
 def drawn_article(rng: Random) -> dict[str, str]:
@@ -202,6 +204,4 @@ def returns(rng: Random) -> Exchange:
     return Exchange(prompt, RETURN_POLICY_OF_CATEGORY[CATEGORY_OF_PRODUCT[product]])
 
 
-DOMAIN: Mapping[str, Family] = {
-    family.__name__: family for family in (attribute, category, title, stock, price, returns)
-}
+DOMAIN = by_name(attribute, category, title, stock, price, returns)

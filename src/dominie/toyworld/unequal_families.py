@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dominie.toyworld.families import Exchange, drawn_article, spelled
+from dominie.toyworld.families import Exchange, by_name, drawn_article, spelled
 from dominie.toyworld.toy_models import (
     CATEGORY_OF_PRODUCT,
     CITIES,
@@ -26,10 +26,7 @@ from dominie.toyworld.toy_models import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from random import Random
-
-    from dominie.toyworld.families import Family
 
 
 def _count(rng: Random, least: int, most: int) -> int:
@@ -159,22 +156,19 @@ def letter(rng: Random) -> Exchange:
     )
 
 
-LONG_GENERAL: Mapping[str, Family] = {
-    family.__name__: family
-    for family in (
-        long_repeat,
-        long_reverse,
-        long_sort,
-        long_opposite,
-        pairs,
-        copies,
-        countries,
-        sums,
-        quantities,
-        purchases,
-        letter,
-    )
-}
+LONG_GENERAL = by_name(
+    long_repeat,
+    long_reverse,
+    long_sort,
+    long_opposite,
+    pairs,
+    copies,
+    countries,
+    sums,
+    quantities,
+    purchases,
+    letter,
+)
 
 
 def short_attribute(rng: Random) -> Exchange:
@@ -223,17 +217,9 @@ def short_returns(rng: Random) -> Exchange:
     return Exchange(prompt, " ".join(policy.split()[-3:]))
 
 
-SHORT_DOMAIN: Mapping[str, Family] = {
-    family.__name__: family
-    for family in (
-        short_attribute,
-        short_category,
-        short_title,
-        short_stock,
-        short_price,
-        short_returns,
-    )
-}
+SHORT_DOMAIN = by_name(
+    short_attribute, short_category, short_title, short_stock, short_price, short_returns
+)
 
 
 def _trip(rng: Random) -> tuple[str, str, str, str, str]:
@@ -265,4 +251,4 @@ def harbour(rng: Random) -> Exchange:
     return Exchange(f"harbour : {told} . {things[asked]} ?", f"in {cities[asked]}")
 
 
-TRAVEL: Mapping[str, Family] = {family.__name__: family for family in (trip, border, harbour)}
+TRAVEL = by_name(trip, border, harbour)

@@ -205,15 +205,15 @@ def weighted(batches: Sequence[Batch], weights: Sequence[float], dtype: torch.dt
     """Micro-batches whose tokens weigh as much more as their sources do; the same if those weigh 1.
 
     Args:
-        batches: of one optimiser step.
+        batches: of one optimiser step, on one device.
         weights: by source index.
         dtype: of the weights that come of it.
     """
     if all(weight == 1.0 for weight in weights):
         return list(batches)
+    factors = to_device(torch.tensor(weights, dtype=dtype), batches[0].source_ids.device)
     found = []
     for batch in batches:
-        factors = to_device(torch.tensor(weights, dtype=dtype), batch.source_ids.device)
         of_tokens = factors[batch.source_ids.clamp(min=0)]  # padding has no label to weigh
         own = batch.weights
         found.append(replace(batch, weights=of_tokens if own is None else of_tokens * own))
