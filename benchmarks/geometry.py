@@ -24,9 +24,10 @@ of the device's data sheet, over the time taken; `of_matrix_speed` the same at t
 matrix product here; `mfu` counts the student's forward and backward alone. A CPU has no data sheet
 here: its rate is that of the product.
 
-    python benchmarks/geometry.py [--quick] [--json] [--seconds 170] [--rest]
+    python benchmarks/geometry.py [--quick] [--json] [--seconds 170] [--rest] [--only METHOD]
 
-On a GPU rows of 2,048 tokens, first by dominie and then plainly; with ``--rest`` those of 1,024.
+On a GPU rows of 2,048 tokens, first by dominie and then plainly; with ``--rest`` those of 1,024;
+with ``--only dominie`` or ``--only plain`` one of the two.
 ``--quick`` runs tiny models of the same families through the same code within 50 seconds on two
 cores; after ``--seconds`` no further job is begun, and what is left out is said. A job that fails
 says so, and the others go on. A full run also writes a dated table to ``benchmarks/results``.
@@ -48,11 +49,11 @@ from _speed import matrix_speed
 from dominie.core.hardware import gpu_of_this_machine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 #: Tokens of a forward pass, and forward passes of an optimiser step (the paper takes 64).
 TOKENS, ACCUMULATED = (8192, 4) if GPU else (512, 1)
-PLAIN = "plain"
+OURS, PLAIN = "dominie", "plain"
 
 
 def job_row(
@@ -92,7 +93,7 @@ def job_row(
     row: Row = {
         "part": f"L = {length}",
         "job": job.name,
-        "method": PLAIN if plain else "dominie",
+        "method": PLAIN if plain else OURS,
         "layers": LAYERS,
         "a_pass": found.micro_batch if found else None,
         "tokens_per_second": _rounded(rate),
@@ -130,7 +131,9 @@ def _gigabytes(count: float | None) -> float | None:
     return None if count is None else round(count / 1e9, 2)
 
 
-def measured(*, quick: bool, rest: bool, deadline: Deadline) -> Iterator[Row]:
+def measured(
+    *, quick: bool, rest: bool, deadline: Deadline, methods: Sequence[str]
+) -> Iterator[Row]:
     """All jobs of one length after the other, those by dominie first."""
     speed = matrix_speed()
     laboratory = Laboratory(LAYERS, tiny=not GPU)
@@ -138,16 +141,17 @@ def measured(*, quick: bool, rest: bool, deadline: Deadline) -> Iterator[Row]:
     for length in lengths:
         ours: dict[str, tuple[float | None, Any]] = {}
         with tempfile.TemporaryDirectory() as scratch:
-            for plain, job in [(p, j) for p in (False, True) for j in JOBS if j.plain or not p]:
+            for method, job in [(m, j) for m in methods for j in JOBS if j.plain or m == OURS]:
+                plain = method == PLAIN
                 row, rate = job_row(
                     laboratory, job, length, Path(scratch), plain=plain, deadline=deadline,
                     steps=1 if quick else 3, speed=speed,
                 )  # fmt: skip
                 if not plain:
                     ours[job.name] = rate, row["loss"]
-                elif rate and ours[job.name][0]:
-                    row["to_plain"] = round(ours[job.name][0] / rate, 2)
-                    row["wrong"] = row["wrong"] or _differs(job, ours[job.name][1], row["loss"])
+                elif rate and (beside := ours.get(job.name, (None, None)))[0]:
+                    row["to_plain"] = round(beside[0] / rate, 2)
+                    row["wrong"] = row["wrong"] or _differs(job, beside[1], row["loss"])
                 yield row
 
 
@@ -158,9 +162,14 @@ def _differs(job: Job, ours: float, plains: float) -> str | None:
 
 
 def main() -> None:
-    options = _results.parser(__doc__, timed=True, rest=True).parse_args()
+    parser = _results.parser(__doc__, timed=True, rest=True)
+    parser.add_argument("--only", choices=(OURS, PLAIN), help="one of the two methods")
+    options = parser.parse_args()
     prepare()
-    rows = measured(quick=options.quick, rest=options.rest, deadline=Deadline(options.seconds))
+    rows = measured(
+        quick=options.quick, rest=options.rest, deadline=Deadline(options.seconds),
+        methods=(options.only,) if options.only else (OURS, PLAIN),
+    )  # fmt: skip
     parts = _results.gathered(rows, as_json=options.json)
     note = (
         f"{LAYERS} of {FULL_DEPTH} layers of each model"

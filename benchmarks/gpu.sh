@@ -60,14 +60,14 @@ case $call in
     fi
     part 80 tests.txt python3 -m pytest "${options[@]}" \
       tests/gpu tests/losses/test_attention.py tests/losses/test_vocabulary.py
-    figures 200 geometry
-    figures 90 attention
-    figures 90 prediction
+    figures 150 geometry --only dominie
+    figures 80 attention
+    figures 70 prediction
     ;;
   second)
-    figures 180 real_run "$@"
+    figures 150 real_run "$@"
+    figures 90 geometry --only plain
     figures 40 prediction --rest
-    figures 60 geometry --rest
     ;;
   *)
     echo "first or second, not $call" >&2

@@ -1,15 +1,21 @@
-"""Accelerators by their data sheets, which one a plan is for, and the CPU threads to use."""
+"""Accelerators by their data sheets, the one a plan is for, CPU threads to use, and versions."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
+from dominie import __version__
 from dominie.core.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True)
@@ -203,3 +209,11 @@ def machine(
     count = gpus or 1
     gigabytes = device.memory if memory is None else memory
     return Machine(device, count, gigabytes * 1e9, sharded and count > 1, price, efficiency)
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of installed packages; dominie's also where it runs from its source folder."""
+    return {
+        package: __version__ if package == "dominie" else importlib.metadata.version(package)
+        for package in packages
+    }

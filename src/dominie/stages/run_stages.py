@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from dominie.core.distributed import (
     world_size,
 )
 from dominie.core.errors import InputError
+from dominie.core.hardware import versions
 from dominie.core.io import empty_folder, file_manifest, manifest_error, write_atomic
 from dominie.core.run_reader import read_stage
 from dominie.models.model_folder import is_model
@@ -208,8 +208,7 @@ def _changed(record: Mapping[str, Any], prepared: Prepared) -> list[str]:
 def _surroundings() -> dict[str, Any]:
     """Ranks and versions, which a stage does not depend on."""
     packages = ("dominie", "torch", "transformers", "accelerate", "peft", "datasets")
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    return {"ranks": world_size(), "versions": versions}
+    return {"ranks": world_size(), "versions": versions(packages)}
 
 
 def _written(path: Path) -> dict[str, dict[str, Any]]:

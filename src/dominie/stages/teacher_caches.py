@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dominie.core.display import Advance, Display
 from dominie.core.distributed import init_distributed
 from dominie.core.errors import RunError
+from dominie.core.hardware import versions
 from dominie.data.shards import ShardWriter, recover_unfinished
 from dominie.data.tokenization import tokenizer_fingerprint
 from dominie.models.model_folder import base_and_adapter
@@ -231,8 +231,7 @@ def _begin(path: Path, identity: Identity, model: Any, plan: CachePlan) -> None:
         plan.settings,
         temperature=plan.temperature,
     )
-    versions = {package: importlib.metadata.version(package) for package in _VERSIONS}
-    create(path, identity, vocabulary, versions)
+    create(path, identity, vocabulary, versions(_VERSIONS))
 
 
 def load_planned_teacher(folder: RunFolder, plan: CachePlan, device: Any) -> Any:
