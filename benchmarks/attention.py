@@ -96,8 +96,7 @@ class Step:
         try:  # the listeners stay until backward is through: it may run the layers once more
             with torch.no_grad():
                 taught = self._hidden(self.teacher)
-            rows = torch.arange(len(self.ids))
-            target = AttentionTarget(rows, self.weights, kept.take())
+            target = AttentionTarget(None, self.weights, kept.take())
             scored.expect([target], segment_ids=None, value=value)
             hidden = self._hidden(self.student)
             return self._learned(self._prediction(hidden, taught) + scored.take())

@@ -86,8 +86,8 @@ def job_row(
             note = f"needs {missing.name}"
         except Exception as error:
             wrong = _results.told(error)
-    if job.fused:  # its layers stay as they are
-        laboratory.models.pop("student", None)
+    if job.fused:  # layers stay as they are
+        laboratory.models.clear()
     released()
     rate = batch * (length // job.packed) / found.seconds if found else None
     row: Row = {

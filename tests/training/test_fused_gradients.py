@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 from gradients import ragged_rows
 from tiny import tiny_model
+from transformers.models.mixtral import modeling_mixtral
 
 from dominie.losses.terms import Attention, LossTerms, Prediction
 from dominie.models.attention_capture import StudentAttention
 from dominie.teachers import LocalTeacher
+from dominie.training.loss_forward import fused_layers
 
 pytestmark = pytest.mark.full
 
@@ -84,3 +87,25 @@ def test_the_gradient_is_that_of_the_stock_layers(
         torch.testing.assert_close(
             found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())
         )
+
+
+def test_frozen_models_get_the_same_layers_and_say_the_same(interpreted):
+    """But adapters over the student's base, and models whose layers something else has replaced."""
+    student, hooked = llama(1), llama(3)
+    plain = hooked.model.norm.forward
+    hooked.model.norm.forward = plain
+    teacher = tiny_model("mixtral", seed=2, initializer_range=0.2).eval().requires_grad_(False)
+    ids = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        expected = teacher(ids).logits
+        arguments = SimpleNamespace(use_liger_kernel=True, liger_kernel_config=None)
+        before = modeling_mixtral.apply_rotary_pos_emb
+        with fused_layers(student, arguments, [teacher, student, hooked]):
+            found = teacher(ids).logits
+            assert modeling_mixtral.apply_rotary_pos_emb is not before
+            assert all("forward" in vars(layer.input_layernorm) for layer in teacher.model.layers)
+            assert "forward" not in vars(student.model.norm), "its trainer's to give"
+            assert hooked.model.norm.forward is plain
+    assert modeling_mixtral.apply_rotary_pos_emb is before
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

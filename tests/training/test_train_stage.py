@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny import tiny_folder
+from tiny import tiny_folder, tiny_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,12 +23,19 @@ from transformers import (
 from dominie.core.errors import RunError
 from dominie.data.tokenization import Encoded
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
+from dominie.models.info import model_flops
 from dominie.models.spec import Model
 from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training.checkpoints import by_step, seal
-from dominie.training.settings import Lora, TrainSettings
+from dominie.training.settings import Lora, TrainSettings, training_arguments
 from dominie.training.stage_sources import StageSource, StageTraining
-from dominie.training.train_stage import StageModels, Trained, train_stage
+from dominie.training.train_stage import (
+    LoadedModels,
+    StageModels,
+    Trained,
+    build_trainer,
+    train_stage,
+)
 
 STEPS = 6
 KD = LossTerms(prediction=Prediction(), attention=Attention(weight=0.5))
@@ -197,6 +204,31 @@ def test_bf16_is_written_in_bf16_and_trained_in_fp32(train, tmp_path):
     assert model.dtype == torch.bfloat16
     lines = [line for line in metrics(tmp_path / "stage") if "terms" in line]
     assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_a_model_that_is_trained_again_is_trained_in_the_precision_asked_for(tmp_path):
+    """accelerate puts autocast around a model once, which the first trainer takes away again."""
+    student, dtypes = tiny_model(), []
+    (tmp_path / "stage").mkdir()
+    student.model.layers[0].mlp.gate_proj.register_forward_hook(
+        lambda module, inputs, output: dtypes.append(output.dtype)
+    )
+    for precision in ("bf16", "fp32", "bf16"):
+        settings = TrainSettings(precision=precision, batch=2, micro_batch=2, steps=1)
+        source = StageSource(
+            name="a",
+            train=noise(2, seed=1),
+            validation=[],
+            share=1.0,
+            terms=LossTerms(next_token=NextToken()),
+        )
+        stage = StageTraining(folder=tmp_path / "stage", sources=[source], settings=settings)
+        arguments = training_arguments(settings, tmp_path / "checkpoints", steps=1, ranks=1)
+        models = LoadedModels(student=student, flops=model_flops(student))
+        with build_trainer(stage, models, arguments) as trainer:
+            trainer.resume(None)
+        assert not {"forward", "_original_forward"} & vars(student).keys()
+    assert dtypes == [torch.bfloat16, torch.float32, torch.bfloat16]
 
 
 def test_the_best_model_is_kept_and_patience_ends_the_stage(train, tmp_path):

@@ -6,9 +6,8 @@ wrapped model's forward is made to return the loss; called without a batch it is
 
 transformers.Trainer puts Liger's layers into the student where `use_liger_kernel` is set. By
 default Liger takes the forward's place as well, for a loss of its own; here it is asked for norms,
-rotary embedding and gated products alone. Norms and gated products are those of the one model.
-Rotary embedding is a function of the family's code: frozen models of the same family that run
-meanwhile use the fused one, too.
+rotary embedding and gated products alone. Its local teachers get them with it. Rotary embedding is
+a function of the family's code, so every model of the family uses the fused one meanwhile.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from dominie.models.head import causal_lm, output_head
 from dominie.models.info import ModelInfo, info_of
 from dominie.models.moe import Routers
 from dominie.models.packed_attention import decoder_inputs, use_stock_attention
+from dominie.models.placement import is_sharded
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,21 @@ def loss_in_forward(
     try:
         yield
     finally:
-        vars(inner).pop("forward", None)
+        for module in (model, inner):
+            _unprepare(module)
         routers.detach()
         if attention is not None:
             attention.detach()
         use_stock_attention(inner)
+
+
+def _unprepare(module: nn.Module) -> None:
+    """Give a model its class's forward back, and let the next trainer set its precision.
+
+    accelerate puts autocast around the forward of a model that it has not prepared before.
+    """
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        vars(module).pop(name, None)
 
 
 def _losses(
@@ -246,14 +256,20 @@ def _families(*, where: str) -> dict[str, Callable[..., None]]:
 
 
 @contextlib.contextmanager
-def fused_layers(model: nn.Module, arguments: TrainingArguments) -> Iterator[None]:
+def fused_layers(
+    model: nn.Module, arguments: TrainingArguments, frozen: Sequence[Any] = ()
+) -> Iterator[None]:
     """Within, a trainer with these arguments may put fused layers into the model, but no loss.
 
-    Afterwards the code of the model's family is as it was, for models that run elsewhere.
+    Frozen models of families that Liger knows get the same layers, unless their layers run in
+    another way already (offloaded, sharded, adapters over the student's base). The gated products
+    of their experts are compiled, as Liger's would not leave their weights' precision. Afterwards
+    the code of the families is as it was, for models that run elsewhere.
 
     Args:
         model: a causal language model of transformers; adapters may be wrapped around it.
         arguments: whose `liger_kernel_config` is completed.
+        frozen: models that run beside it.
 
     Raises:
         InputError: as `check_fused_layers`.
@@ -266,9 +282,32 @@ def fused_layers(model: nn.Module, arguments: TrainingArguments) -> Iterator[Non
     check_fused_layers(vars(arguments), student, where="train")
     off = dict.fromkeys([*_LOSSES, *([_EXPERTS] if student.experts else [])], False)
     arguments.liger_kernel_config = {**given, **off}
-    code = vars(sys.modules[type(inner).__module__])
-    before = dict(code)
+    families = _families(where="train")
+    beside = [each for each in frozen if causal_lm(each) is not inner]
+    others = [each for each in beside if _can_be_fused(each, families)]
+    codes = [vars(sys.modules[type(each).__module__]) for each in (inner, *others)]
+    before = [dict(code) for code in codes]
     try:
+        for other in others:
+            _fuse(other, families[other.config.model_type], given)
         yield
     finally:
-        code.update(before)
+        for code, plain in zip(codes, before, strict=True):
+            code.update(plain)
+
+
+def _can_be_fused(model: Any, families: Mapping[str, Any]) -> bool:
+    """Whether Liger knows a frozen model's family, and nothing else has replaced its layers."""
+    family = getattr(getattr(model, "config", None), "model_type", None)
+    replaced = any("forward" in vars(module) for module in model.modules())
+    return family in families and not replaced and not is_sharded(model)
+
+
+def _fuse(model: Any, put: Callable[..., None], given: Mapping[str, Any]) -> None:
+    """Put Liger's layers into a frozen model, without a loss."""
+    experts = [each for each in model.modules() if hasattr(each, "_apply_gate")]
+    chosen = {**given, **dict.fromkeys(_LOSSES, False), **({_EXPERTS: False} if experts else {})}
+    known = inspect.signature(put).parameters
+    put(model=model, **{name: on for name, on in chosen.items() if name in known})
+    for each in experts:  # silu and product of strided halves: two slow passes, one if compiled
+        each._apply_gate = torch.compile(each._apply_gate, dynamic=True)

@@ -248,7 +248,7 @@ def build_trainer(
     stops_early = settings.patience is not None and bool(validation)
     early = [EarlyStoppingCallback(settings.patience)] if stops_early else []
     with (
-        fused_layers(models.student, arguments),
+        fused_layers(models.student, arguments, [each.model for each in models.teachers.values()]),
         loss_in_forward(models.student, objective, pairs.pairs),
     ):
         yield DistillationTrainer(
