@@ -174,7 +174,7 @@ def tile_elements(device: torch.device, memory: float | None = None) -> int:
         return 1 << 23
     if memory is None and device.type == "cuda" and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(device).total_memory
-    return 1 << 29 if memory is not None and memory >= _LARGE else 1 << 27
+    return 1 << 28 if memory is not None and memory >= _LARGE else 1 << 27
 
 
 def rows_per_tile(count: int, vocabulary: int, elements: int) -> int:
