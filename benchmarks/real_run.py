@@ -64,6 +64,7 @@ def recipe_of(options: Namespace, *, model: str, domain: str, general: str) -> d
             "batch": 4 if options.quick else 32,
             "micro_batch": 4 if options.quick else 32,
             "log_every": 10,
+            "checkpoint_every": 1000,  # of a step of a tenth of a second, one costs twenty
         },
         "stages": {
             "expert": {
