@@ -107,7 +107,7 @@ def rows(options: Namespace, deadline: Deadline) -> Iterator[Row]:
         folder.mkdir(parents=True, exist_ok=True)
         recipe = recipe_of(
             options,
-            model=from_gguf(options.gguf, folder / "model") if options.gguf else options.model,
+            model=joined(options.gguf, folder) if options.gguf else options.model,
             domain=options.domain,
             general=readable(options.general, folder),
         )
@@ -132,28 +132,16 @@ def rows(options: Namespace, deadline: Deadline) -> Iterator[Row]:
             }
 
 
-def from_gguf(parts: Sequence[Path], folder: Path) -> str:
-    """The model of a GGUF file, dequantised to a folder as transformers writes it."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder.mkdir(parents=True)
+def joined(parts: Sequence[Path], folder: Path) -> str:
+    """The path of a GGUF file; of several parts in their order, that of one which has them all."""
+    if len(parts) == 1:
+        return str(parts[0].absolute())
     file = folder / "joined.gguf"
-    with file.open("wb") as joined:
+    with file.open("wb") as whole:
         for part in parts:
             with part.open("rb") as source:
-                shutil.copyfileobj(source, joined)
-    with file.open("rb") as joined:
-        if joined.read(4) != b"GGUF":
-            raise SystemExit(f"{parts[0]} is not the beginning of a GGUF file")
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
-    model.config.__dict__.pop("quantization_config", None)  # it is no longer quantised
-    model.hf_quantizer, model.is_quantized = None, False
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    file.unlink()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+                shutil.copyfileobj(source, whole)
+    return str(file.absolute())
 
 
 def readable(path: str, folder: Path) -> str:

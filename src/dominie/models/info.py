@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from dominie.core.errors import InputError
+from dominie.models.gguf_header import is_gguf, read_header
 from dominie.models.head import causal_lm, text_config
 from dominie.models.model_folder import base_and_adapter
 from dominie.models.spec import Model
@@ -44,6 +45,7 @@ class ModelInfo:
         experts: routed experts of a layer; None for a dense model.
         experts_per_token: how many of them a token is sent to.
         dtype: `fp32`, `bf16` or `fp16`, that its frozen weights are loaded in.
+        rounded: what the weights of a GGUF file are rounded to, as ggml calls it.
     """
 
     name: str
@@ -64,6 +66,7 @@ class ModelInfo:
     experts: int | None = None
     experts_per_token: int | None = None
     dtype: str | None = None
+    rounded: str | None = None
 
     def need(self, fact: str, *, use: str) -> Any:
         """A fact by its name.
@@ -161,6 +164,7 @@ def info_of(config: Any, *, spec: Model | None = None, name: str | None = None) 
         experts=experts_of(config),
         experts_per_token=getattr(config, "num_experts_per_tok", None),
         dtype=spec.dtype if spec and spec.dtype != "auto" else _DTYPES.get(stored),
+        rounded=read_header(base).rounded if base and is_gguf(base) else None,
     )
 
 

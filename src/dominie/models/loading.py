@@ -14,6 +14,7 @@ import torch
 from dominie.core.errors import InputError
 from dominie.data.trial_process import check_tokenizer, trial
 from dominie.models.adapters import TIED, with_lora
+from dominie.models.gguf_header import is_gguf
 from dominie.models.head import untie
 from dominie.models.model_folder import base_and_adapter, check_model, tokenizer_place
 from dominie.models.moe import follow_autocast
@@ -42,10 +43,14 @@ def load_tokenizer(spec: Model) -> Any:
         InputError: no tokenizer there, a slow one, or one that takes too much time or memory.
     """
     trial.start()  # while transformers is imported
+    place = tokenizer_place(spec)
+    if is_gguf(place):
+        from dominie.models.gguf_model import gguf_tokenizer
+
+        return gguf_tokenizer(dataclasses.replace(spec, path=place))
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import cached_file
 
-    place = tokenizer_place(spec)
     with naming(place, "tokenizer"):
         file = cached_file(
             place,
@@ -145,6 +150,10 @@ def load_config(spec: Model) -> Any:
     from transformers import AutoConfig
 
     base, _ = base_and_adapter(spec)
+    if is_gguf(base):
+        from dominie.models.gguf_model import gguf_config
+
+        return gguf_config(dataclasses.replace(spec, path=base))
     check_model(base, spec.revision)
     with naming(base, "configuration"):
         check_sizes(base, spec.revision)
@@ -240,7 +249,7 @@ def _load(spec: Model, *, dtype: torch.dtype | None, quantization: Any = None) -
             ignore_mismatched_sizes=True,  # refused below with a clearer message
             **options,
         )
-    _check_complete(found, where=base)
+    check_complete(found, where=base)
     if quantization is not None:
         warn_of_whole_experts(model, spec)
     return model if adapter is None else _with_adapter(model, adapter)
@@ -259,12 +268,20 @@ def restore_weights(model: Any, folder: str) -> None:
         saved, found = type(model).from_pretrained(
             folder, dtype=model.dtype, use_safetensors=True, output_loading_info=True
         )
-    _check_complete(found, where=folder)
+    check_complete(found, where=folder)
     model.load_state_dict(saved.state_dict())
 
 
-def _check_complete(found: Mapping[str, Any], *, where: str) -> None:
-    """Refuse weights that are not the configuration's: transformers would draw them at random."""
+def check_complete(found: Mapping[str, Any], *, where: str) -> None:
+    """Refuse weights that are not the configuration's: transformers would draw them at random.
+
+    Args:
+        found: what `from_pretrained` says of its loading.
+        where: the folder or file.
+
+    Raises:
+        InputError: names the weights.
+    """
     for kind, meaning in (
         ("missing_keys", "the model needs weights that its files lack"),
         ("mismatched_keys", "weights have another shape than the configuration says"),

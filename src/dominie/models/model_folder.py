@@ -12,6 +12,7 @@ from dominie.core.content_hash import content_hashes
 from dominie.core.errors import InputError, hub_error
 from dominie.core.io import mapping, write_json
 from dominie.core.network import through_proxy
+from dominie.models.gguf_header import is_gguf
 from dominie.models.spec import Model
 
 _NAMES_BASE = "base_model_name_or_path"
@@ -79,6 +80,8 @@ def write_base(adapter: Path, base: str) -> None:
 
 def _known_base(named: str, adapter: Path, *, given: bool) -> str:
     """The base: where it was, seen from the adapter, or where it is named; there alone if given."""
+    if is_gguf(named):  # compared when it is dequantised
+        return named
     try:
         known = mapping(json.loads((adapter / _BASE_FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -178,7 +181,7 @@ def tokenizer_place(spec: Model) -> str:
     """
     base, _ = base_and_adapter(spec)
     for path in (spec.path, base):
-        if not _is_folder(path, spec.revision):
+        if is_gguf(path) or not _is_folder(path, spec.revision):
             return path
         names = {entry.name for entry in Path(path).iterdir()}
         if names.intersection(_TOKENIZER_FILES):
@@ -194,7 +197,7 @@ def _is_folder(path: str, revision: str | None) -> bool:
         raise InputError(
             "this is not a model's folder",
             where=path,
-            expected="a folder with config.json, *.safetensors and tokenizer.json",
+            expected="a folder with config.json, *.safetensors and tokenizer.json, or a .gguf file",
             found="a file" if Path(path).exists() else "nothing",
         )
     _check_hub(path, revision)

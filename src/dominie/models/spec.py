@@ -25,7 +25,7 @@ class Model:
     """A model to load.
 
     Attributes:
-        path: a folder, a hub id, or a name of the toy world.
+        path: a folder, a hub id, a GGUF file, or a name of the toy world.
         adapter: folder or hub id of a peft adapter on top of it.
         chat_template: file of a Jinja chat template, for a model that has none or another one.
         revision: branch, tag or commit on the hub.

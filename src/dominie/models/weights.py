@@ -18,6 +18,7 @@ from torch import Tensor
 from dominie.core.content_hash import content_hashes
 from dominie.core.errors import InputError
 from dominie.data.assistant_spans import ends_of_turn
+from dominie.models.gguf_header import is_gguf
 from dominie.models.model_folder import base_and_adapter, check_model
 from dominie.models.spec import Model
 
@@ -162,6 +163,8 @@ def model_identity(spec: Model) -> dict[str, Any]:
             )
             hashes = content_hashes(files)
             identity[key] = [(file.name, each) for file, each in zip(files, hashes, strict=True)]
+        elif path and is_gguf(path):
+            identity[key] = content_hashes([Path(path)])
     base, _ = base_and_adapter(spec)
     if base != spec.path and Path(base).is_dir():  # that an adapter of another program names
         identity["base"] = _contents(base, None)

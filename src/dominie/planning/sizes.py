@@ -16,8 +16,9 @@ from dominie.core.errors import InputError, hub_error
 from dominie.data.conversations import read_conversations
 from dominie.data.data_files import exists, expanded
 from dominie.data.sources import Source
+from dominie.models.gguf_header import is_gguf
 from dominie.models.info import ModelFlops, ModelInfo, active_experts, info_of, model_flops
-from dominie.models.loading import check_sizes
+from dominie.models.loading import check_sizes, load_config
 from dominie.models.model_folder import base_and_adapter
 from dominie.models.spec import Model, allowed
 from dominie.planning.trace import Pass, bare_model
@@ -59,6 +60,8 @@ def load_plan_config(spec: Model) -> Any:
     if is_toyworld(spec.path):
         return _toy_config(spec.path)
     base, _ = base_and_adapter(spec)
+    if is_gguf(base):
+        return load_config(spec)
     options: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": allowed()}
     places = [(base, {"local_files_only": True})]
     if (shipped := shipped_config(base)) is not None and not Path(base).is_dir():
@@ -305,8 +308,7 @@ def _shape(config: Any) -> Shape:
     info = info_of(config)
     active = parameters - round(experts * (1 - active_experts(info)))
     head = model.get_output_embeddings().weight
-    table = model.get_input_embeddings().weight
-    tied = head is table
+    tied = head is model.get_input_embeddings().weight
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
     layers = model.get_decoder().layers
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]

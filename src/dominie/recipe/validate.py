@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from dominie.recipe import TrainStage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_RESERVED = {"evaluation", "toyworld", "rows", "cache"}  # folders a run keeps beside its stages
+_RESERVED = {
+    "evaluation",
+    "toyworld",
+    "gguf",
+    "rows",
+    "cache",
+}  # folders a run keeps beside its stages
 
 
 def check_names(recipe: Recipe, *, where: str) -> None:

@@ -98,10 +98,10 @@ def evaluate(
 def _check_trained(folder: RunFolder, evaluation: Evaluation) -> None:
     teachers = [task.teacher for task in evaluation.tasks.values() if task.teacher]
     for name in (*evaluation.models.values(), *teachers):
-        if name in folder.recipe.stages and not Path(folder.model(name).path).is_dir():
+        if name in folder.recipe.stages and not Path(folder.spec(name).path).is_dir():
             raise InputError(
                 f"stage {name} has not been trained",
-                where=folder.model(name).path,
+                where=folder.spec(name).path,
                 do="run `dominie run` first",
             )
 

@@ -87,7 +87,7 @@ class EvaluationModels:
         self.folder, self._trained = folder, fingerprints
         self.tokenizers = ChatTokenizers(folder, display)
         self._loaded: dict[str, Any] = {}
-        self._weights = functools.cache(lambda name: model_fingerprint(folder.model(name)))
+        self._weights = functools.cache(lambda name: model_fingerprint(folder.spec(name)))
 
     def load(self, name: str, *, beside: str | None = None) -> Any:
         """Return a model in evaluation mode. All others are freed first, except one.

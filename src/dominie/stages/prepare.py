@@ -152,6 +152,13 @@ class Preparation:
                 f"answers end; use a chat template whose end-of-turn token the tokenizer has (its "
                 f"own is {tokenizer.eos_token!r}), or a tokenizer that has the template's tokens"
             )
+        rounded = self.folder.info(stage.student).rounded
+        if rounded and stage.student not in self.recipe.stages:
+            self.notice(
+                f"warning: {name}: {stage.student} is a GGUF file whose weights are rounded to "
+                f"{rounded}; it is trained from these, and what rounding has cost is not won back "
+                "by itself. From the model before it was quantised it would start better"
+            )
         if self.folder.info(name).config is not self.folder.info(stage.student).config:
             self.notice(
                 f"{name}: {stage.student} has one weight for its head and its embedding; adapters "
@@ -209,7 +216,7 @@ def check_tokens(
     tokenizer = tokenizers.of(name)
     for other in models[1:]:
         where, theirs = f"stages.{name}, model {other}", tokenizers.of(other)
-        if folder.model(other).map_tokens:
+        if folder.spec(other).map_tokens:
             size = folder.info(other).need("vocabulary", use="mapping tokens")
             token_map(tokenizer, theirs, size=size, where=where)
         else:

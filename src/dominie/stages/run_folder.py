@@ -15,6 +15,8 @@ from dominie.core.io import exclusive_lock, manifest_error, remove, write_checks
 from dominie.core.run_reader import read_stage
 from dominie.data.sources import Source
 from dominie.data.tokenization import tokenizer_fingerprint
+from dominie.models.gguf_header import is_gguf
+from dominie.models.gguf_model import dequantised
 from dominie.models.info import ModelInfo, describe
 from dominie.models.matching import differing_ids
 from dominie.models.spec import Model
@@ -25,6 +27,7 @@ from dominie.toyworld import is_toyworld, materialise
 _HALF_MADE = (
     "rows/.making-*",
     "toyworld/.toyworld-*",
+    "gguf/.making-*",
     ".report-*",
     ".taking-*",
     "*/.writing-model",
@@ -109,7 +112,17 @@ class RunFolder:
         return dataclasses.replace(source, path=path)
 
     def model(self, name: str) -> Model:
-        """Locate the model that a name refers to."""
+        """Locate the model that a name refers to, as a folder or hub id to load weights from.
+
+        A GGUF file is dequantised into the run's folder when it is first asked for.
+        """
+        spec = self.spec(name)
+        if not is_gguf(spec.path):
+            return spec
+        return dataclasses.replace(spec, path=str(dequantised(spec, self.path / "gguf")))
+
+    def spec(self, name: str) -> Model:
+        """Locate the model that a name refers to; what is known without its weights follows."""
         if name in self.recipe.stages:
             return Model(path=str(self.stage(name) / "model"))
         spec = self.recipe.model(name)
@@ -124,7 +137,7 @@ class RunFolder:
         if name not in self._info:
             stage = self.recipe.stages.get(name)
             self._info[name] = (
-                describe(self.model(name), name=name)
+                describe(self.spec(name), name=name)
                 if stage is None
                 else stage.model_info(name, self.info)
             )
@@ -211,7 +224,7 @@ class ChatTokenizers:
         """
         root = self.folder.root(name)
         if root not in self._complete:
-            tokenizer, given = self._own(root), self.folder.model(root).chat_template
+            tokenizer, given = self._own(root), self.folder.spec(root).chat_template
             if given is not None:
                 tokenizer.chat_template = _template_text(given)
             elif tokenizer.chat_template is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dominie.core.errors import InputError
+from dominie.models.gguf_header import is_gguf, read_header
 from dominie.models.model_folder import base_and_adapter
 from dominie.models.spec import Model
 from dominie.recipe import Recipe
@@ -28,6 +31,8 @@ def licence_of(spec: Model) -> str | None:
 
     path, revision = base_and_adapter(spec)[0], spec.revision
     try:
+        if is_gguf(path):
+            return str(read_header(path).metadata.get("general.license") or "") or None
         if Path(path).is_dir():
             data = ModelCard.load(Path(path) / "README.md").data
         elif isinstance(
@@ -117,6 +122,14 @@ def public_name(recipe: Recipe, name: str) -> str:
         return name
     path = recipe.model(name).path
     return Path(path).name if is_private(path) else path
+
+
+def rounding(recipe: Recipe, name: str) -> str | None:
+    """What the weights of a model that is a GGUF file are rounded to; None of any other."""
+    path = recipe.model(name).path
+    with contextlib.suppress(InputError):  # the file has gone
+        return read_header(path).rounded if is_gguf(path) else None
+    return None
 
 
 def is_private(path: str) -> bool:

@@ -24,6 +24,7 @@ from dominie.workflows.lineage import (
     licence_of,
     lineage,
     public_name,
+    rounding,
     warnings,
 )
 
@@ -87,6 +88,11 @@ def _card(folder: RunFolder, name: str, *, scored: bool) -> str:
         stage=name,
         adapter=adapter,
         students=students,
+        rounded={
+            public_name(recipe, model): found
+            for model in (*ancestry.students, *ancestry.teachers)
+            if (found := rounding(recipe, model))
+        },
         teachers=[public_name(recipe, teacher) for teacher in ancestry.teachers],
         results=results,
         baseline=baseline,

@@ -49,7 +49,7 @@ def hidden_parts(folder: RunFolder) -> Hidden:
     templates: dict[str, bool] = {}
     for name in named_models(recipe):
         try:
-            spec = folder.model(name)
+            spec = folder.spec(name)
             folder.info(name)
             if spec.chat_template is None:
                 templates[name] = folder.info(name).tokenizer().chat_template is not None
