@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import dominie
 
 MINI = Path(__file__).parent / "recipes" / "mini.yaml"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 ADAPTERS = [
     f"stages.{stage}.train.lora={{r: 4, alpha: 8, merge: false}}"
     for stage in ("distill", "expert", "align")
 ]
 TASKS = "evaluate.tasks={general: {source: general, split: test}}"
-
-
-def dominie(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dominie", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
-    )
 
 
 @pytest.mark.full

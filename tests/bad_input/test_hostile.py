@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
+import forks
 import pytest
 
 from dominie.generation.endpoint import Endpoint
@@ -60,8 +59,7 @@ def test_code_beside_a_model_is_not_run(refused, work, dominie):
     (work / "m" / "config.json").write_text(json.dumps(config))
     refused(dominie("run", "r.yaml"), "m: ", "--trust-remote-code")
     assert not marker.exists()
-    trusting = [sys.executable, "-m", "dominie", "--trust-remote-code", "run", "r.yaml"]
-    subprocess.run(trusting, cwd=work, capture_output=True, check=False)  # it leaves classes behind
+    forks.dominie("--trust-remote-code", "run", "r.yaml", cwd=work)  # it leaves classes behind
     assert marker.exists(), "who says so on the command line has it run"
 
 

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="session")
 def finished(template, tmp_path_factory) -> Path:
     """The template after its run."""
     folder = shutil.copytree(template, tmp_path_factory.mktemp("finished") / "work")
-    command = [sys.executable, "-m", "dominie", "run", "r.yaml"]
-    done = subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+    done = forks.dominie("run", "r.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -135,35 +128,29 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(refused, work, dominie)
 
 def test_a_full_disk_keeps_the_checkpoints_before(refused, work):
     """The size of any file is limited, so that weights can be written and optimiser state not."""
-    code = (
-        "import resource, runpy, sys; size = 1_500_000\n"
+    program = (
+        "import resource; size = 1_500_000\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
-        "sys.argv = ['dominie', 'run', 'r.yaml', 'train.checkpoint_every=1']\n"
-        "runpy.run_module('dominie', run_name='__main__')"
+        "from dominie.cli import main\n"
+        "main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False
-    )
+    done = forks.dominie("run", "r.yaml", "train.checkpoint_every=1", cwd=work, program=program)
     refused((done.returncode, done.stdout, done.stderr), "cannot be written", status=1)
     assert not list((work / "runs" / "small" / "s").glob("checkpoints/.writing/*"))
 
 
 @pytest.mark.parametrize(
-    ("signum", "status", "appears"),
+    ("signum", "status", "appears", "rows"),
     [
-        (signal.SIGINT, 130, "runs/small/rows"),
-        (signal.SIGTERM, 143, "runs/small/rows"),
-        (signal.SIGTERM, 143, "runs/small/s/model"),
+        (signal.SIGINT, 130, "runs/small/rows", 2400),
+        (signal.SIGTERM, 143, "runs/small/rows", 2400),
+        (signal.SIGTERM, 143, "runs/small/s/model", 400),
     ],
 )
-def test_a_signal_outside_training(refused, work, signum, status, appears):
-    overrides = ["data.d.path=toyworld:general?rows=2400", "evaluate.tasks.t.max_new_tokens=200"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dominie", "run", "r.yaml", *overrides],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
+def test_a_signal_outside_training(refused, work, signum, status, appears, rows):
+    """While many rows are prepared, and while long answers are written."""
+    overrides = [f"data.d.path=toyworld:general?rows={rows}", "evaluate.tasks.t.max_new_tokens=200"]
+    process = forks.Fork("run", "r.yaml", *overrides, cwd=work)
     while not (work / appears).exists() and process.poll() is None:
         time.sleep(0.01)
     assert process.poll() is None, "it ended before the signal"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fault_server import Answer, reply, shown_answers
+from forks import Fork
 
 from dominie import cli
 from dominie.core.errors import InputError
@@ -21,7 +20,6 @@ from dominie.generation.reply_log import read_reply
 from dominie.recipe import load_recipe
 from dominie.toyworld.toy_models import save_model
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 CATEGORIES = [
     "writing",
     "roleplay",
@@ -63,16 +61,8 @@ def mt_bench_files(folder: Path, count: int) -> dict[str, str]:
     return {"questions": "question.jsonl", "references": "reference.jsonl"}
 
 
-def start(recipe: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "dominie", "evaluate", str(recipe), *more]
-    return subprocess.Popen(
-        command,
-        cwd=recipe.parent,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(recipe: Path, *more: str) -> Fork:
+    return Fork("evaluate", recipe, *more, cwd=recipe.parent)
 
 
 @pytest.fixture

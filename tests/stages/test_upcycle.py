@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forks import Fork, dominie
 from safetensors.torch import load_file
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -48,14 +47,6 @@ evaluate:
   tasks:
     agreement: {source: general, metric: agreement, teacher: "toyworld:teacher", split: test}
 """
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def dominie(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dominie", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +85,7 @@ def test_a_run_makes_and_teaches_mixtures(finished):
 def test_one_that_was_cut_off_ends_in_the_same_weights(finished, tmp_path):
     (tmp_path / "mixture.yaml").write_text(RECIPE)
     run, whole = tmp_path / "runs" / "mixture", finished[0] / "runs" / "mixture"
-    command = [sys.executable, "-m", "dominie", "run", "mixture.yaml"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=-3, stderr=-3)
+    process = Fork("run", "mixture.yaml", cwd=tmp_path)
     cut = run / "distill" / "checkpoints" / "checkpoint-2"
     deadline = time.monotonic() + 200
     while not cut.exists() and process.poll() is None and time.monotonic() < deadline:

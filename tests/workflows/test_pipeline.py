@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forks import ENVIRONMENT, Fork, dominie
 from safetensors.torch import load_file
 
 from dominie.core.display import Display
@@ -18,10 +18,10 @@ from dominie.core.errors import InputError
 from dominie.workflows.chat import chat_models
 
 MINI = Path(__file__).parents[1] / "recipes" / "mini.yaml"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def dominie(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def interpreted(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """What `dominie` does in an interpreter of its own."""
     command = [sys.executable, "-m", "dominie", *map(str, arguments)]
     return subprocess.run(
         command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
@@ -32,7 +32,7 @@ def dominie(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A finished run of the mini recipe, and what it printed."""
     cwd = tmp_path_factory.mktemp("finished")
-    return cwd, dominie("run", MINI, cwd=cwd)
+    return cwd, interpreted("run", MINI, cwd=cwd)
 
 
 def weights(run: Path, stage: str) -> bytes:
@@ -101,7 +101,7 @@ def test_a_second_run_does_nothing(finished):
     cwd, _ = finished
     before = weights(cwd / "runs" / "mini", "align")
     started = time.monotonic()
-    again = dominie("run", MINI, "--json", cwd=cwd)
+    again = interpreted("run", MINI, "--json", cwd=cwd)
     assert again.returncode == 0, again.stderr
     assert time.monotonic() - started < 60  # 15 s on an idle machine
     assert again.stderr.count("already trained") == 5
@@ -150,8 +150,7 @@ def test_a_part_of_a_run_leaves_the_others_scores(finished, tmp_path):
 
 
 def killed_when(appears: Path, *arguments: object, cwd: Path, signum: int) -> int:
-    command = [sys.executable, "-m", "dominie", *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=-3, stderr=-3)
+    process = Fork(*arguments, cwd=cwd)
     deadline = time.monotonic() + 200
     while not appears.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+from forks import ENVIRONMENT, dominie
 
 RECIPE = """
 name: mini
@@ -29,13 +27,6 @@ stages:
     loss: {prediction: 1.0}
     cache: {threshold: 0.05}
 """
-
-
-def dominie(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dominie", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
-    )
 
 
 def cached(*arguments: object, cwd: Path) -> dict:
@@ -66,12 +57,13 @@ def begun(tmp_path_factory) -> Path:
 
 WITHOUT_TEACHERS = """
 import sys
-import dominie.teachers.teacher as loading
+from dominie.teachers.teacher import load_teacher
 def refuse(*_, **__):
     raise AssertionError("a teacher was loaded")
-loading.load_teacher = refuse
+for module in list(sys.modules.values()):
+    if vars(module).get("load_teacher") is load_teacher:
+        module.load_teacher = refuse
 from dominie.cli import main
-sys.argv = ["dominie", *sys.argv[1:]]
 main()
 """
 
@@ -81,15 +73,13 @@ def test_training_from_caches_needs_no_teacher(begun, tmp_path):
 
     cwd = Path(shutil.copytree(begun, tmp_path / "copy"))
     shutil.rmtree(cwd / "runs/mini/align")
-    command = [sys.executable, "-c", WITHOUT_TEACHERS, "run", "r.yaml"]
-    options = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 280}
-    done = subprocess.run(command, cwd=cwd, check=False, **options)
+    done = dominie("run", "r.yaml", cwd=cwd, program=WITHOUT_TEACHERS)
     assert done.returncode == 0, done.stderr
     assert "done align" in done.stdout
     assert set(last_evaluation(cwd)) == {"general", "domain"}
     for curves in last_evaluation(cwd).values():
         assert curves["divergence"] > 0
-    live = subprocess.run([*command, "stages.align.cache=false"], cwd=cwd, check=False, **options)
+    live = dominie("run", "r.yaml", "stages.align.cache=false", cwd=cwd, program=WITHOUT_TEACHERS)
     assert "a teacher was loaded" in live.stderr, "or this test proves nothing"
 
 

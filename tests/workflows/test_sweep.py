@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from forks import dominie
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -22,7 +22,6 @@ from dominie.workflows.sweep import run_trials, sweep_recipe
 from dominie.workflows.sweep_trials import Trial, grid, rows_of
 
 MINI = Path(__file__).parents[1] / "recipes" / "mini.yaml"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 RATE = "stages.sft.train.learning_rate"
 SMALL = [
     "evaluate.tasks={agreement: {source: general, metric: agreement, teacher: teacher, "
@@ -30,13 +29,6 @@ SMALL = [
     "--only",
     "sft",
 ]
-
-
-def dominie(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dominie", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
-    )
 
 
 @pytest.mark.parametrize(
