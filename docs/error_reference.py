@@ -34,6 +34,7 @@ _AREAS = {
         "teachers/",
         "stages/merge",
         "stages/upcycle",
+        "stages/prune",
         "stages/write_answers",
         "stages/teacher_caches",
         "workflows/pipeline",

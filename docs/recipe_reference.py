@@ -60,6 +60,8 @@ _TITLES = {
     "Merge": "What is merged",
     "UpcycleStage": "A stage that upcycles",
     "Upcycle": "What is upcycled",
+    "PruneStage": "A stage that prunes",
+    "Prune": "What is pruned",
     "AnswersStage": "A stage that writes answers",
     "Answers": "What is answered",
     "Evaluation": "Evaluation",

@@ -225,15 +225,15 @@ def test_a_kind_has_a_name_and_a_key_of_its_own():
     other = type("Other", (ToyStage,), {"__doc__": "x"})
     with pytest.raises(ValueError, match="ToyStage is the kind"):
         register_stage_kind(dataclasses.dataclass(frozen=True, kw_only=True)(other))
-    assert list(stage_kinds()) == ["train", "merge", "upcycle", "answers", "toy_rows"]
+    assert list(stage_kinds()) == ["train", "merge", "upcycle", "prune", "answers", "toy_rows"]
 
 
 def test_nobody_else_asks_which_kind_a_stage_is():
     """What depends on the kind is a question to the stage, so that a new kind needs one file."""
     package = Path(kind.__file__).parents[1]
-    own = {f"{name}.py" for name in ("train", "merge", "upcycle", "write_answers")}
+    own = {f"{name}.py" for name in ("train", "merge", "upcycle", "prune", "write_answers")}
     asked = re.compile(
-        r"isinstance\([^()]*\b(TrainStage|MergeStage|UpcycleStage|AnswersStage|StageKind)\b"
+        r"isinstance\([^()]*\b(TrainStage|MergeStage|UpcycleStage|PruneStage|AnswersStage|StageKind)\b"
     )
     found = [
         str(file.relative_to(package))

@@ -287,7 +287,8 @@ class Attention(Term):
 
     Attributes:
         weight: factor of the term.
-        layers: which layers are compared; see `dominie.models.matching.map_layers`.
+        layers: which layers are compared; see `dominie.models.matching.map_layers`. `kept` pairs
+            each layer of a student that was pruned with the teacher's layer that it was.
         backend: how it is computed; see `dominie.losses.attention_divergence`.
         row_fraction: share of the supervised rows compared at each step, drawn at random; the
             expected loss is that of all.

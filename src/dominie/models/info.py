@@ -38,6 +38,8 @@ class ModelInfo:
         vocabulary: rows of its embedding table.
         context: longest conversation that it can place, in tokens.
         layers: of the decoder.
+        kept_layers: of a pruned model, the layer of the whole one that each of its layers was.
+        original_layers: of a pruned model, how many layers the whole one has.
         heads: of an attention layer.
         key_heads: of its keys and values.
         head_size: of a query.
@@ -59,6 +61,8 @@ class ModelInfo:
     vocabulary: int | None = None
     context: int | None = None
     layers: int | None = None
+    kept_layers: tuple[int, ...] | None = None
+    original_layers: int | None = None
     heads: int | None = None
     key_heads: int | None = None
     head_size: int | None = None
@@ -145,6 +149,7 @@ def info_of(config: Any, *, spec: Model | None = None, name: str | None = None) 
     hidden = getattr(config, "hidden_size", None)
     stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
     base, adapter = (None, None) if spec is None else base_and_adapter(spec)
+    kept, original = _kept_of(config)
     return ModelInfo(
         name=name or (spec.path if spec else getattr(config, "_name_or_path", "") or "a model"),
         origin="local" if base is None or Path(base).exists() else "hub",
@@ -157,6 +162,8 @@ def info_of(config: Any, *, spec: Model | None = None, name: str | None = None) 
         vocabulary=getattr(config, "vocab_size", None),
         context=getattr(config, "max_position_embeddings", None),
         layers=getattr(config, "num_hidden_layers", None),
+        kept_layers=kept,
+        original_layers=original,
         heads=heads,
         key_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_size=getattr(config, "head_dim", None) or (hidden and heads and hidden // heads),
@@ -166,6 +173,19 @@ def info_of(config: Any, *, spec: Model | None = None, name: str | None = None) 
         dtype=spec.dtype if spec and spec.dtype != "auto" else _DTYPES.get(stored),
         rounded=read_header(base).rounded if base and is_gguf(base) else None,
     )
+
+
+def _kept_of(config: Any) -> tuple[tuple[int, ...] | None, int | None]:
+    """Read which layers of how many a pruned model has kept; None if it was not pruned."""
+    kept = getattr(config, "kept_layers", None)
+    original = getattr(config, "original_num_hidden_layers", None)
+    if not (isinstance(kept, list) and isinstance(original, int)):
+        return None, None
+    known = len(kept) == getattr(config, "num_hidden_layers", None)
+    ascending = all(isinstance(n, int) for n in kept) and sorted(set(kept)) == kept
+    if not (known and ascending and kept and kept[0] >= 0 and kept[-1] < original):
+        return None, None  # somebody else's keys
+    return tuple(kept), original
 
 
 def experts_of(config: Any) -> int | None:

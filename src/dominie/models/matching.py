@@ -180,7 +180,7 @@ def reorder_vocabulary(model: torch.nn.Module, ids: Tensor) -> None:
 
 
 _WHERE = "loss.attention.layers"
-_EXPECTED = "all, uniform, last, {every: k}, {last: n} or pairs [[student, teacher], …]"
+_EXPECTED = "all, uniform, kept, last, {every: k}, {last: n} or pairs [[student, teacher], …]"
 
 
 def map_layers(spec: Any, student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:

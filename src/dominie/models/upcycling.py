@@ -22,10 +22,9 @@ from dominie.models.moe import PROJECTIONS, mixture_of
 from dominie.models.router_init import NORM, drawn_gates
 from dominie.models.spec import Model
 from dominie.models.weight_writer import write_weights
-from dominie.models.weights import Weights, copy_configuration, open_weights
+from dominie.models.weights import UNUSED, Weights, copy_configuration, open_weights
 
 _FEED_FORWARD = re.compile(r"(?P<layer>.*layers\.(?P<number>\d+)\.)mlp\.(?P<kind>\w+)\.weight")
-_UNUSED = "rotary_emb.inv_freq"  # in old Llama checkpoints; computed since
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +168,7 @@ def planned_tensors(
     plan: dict[str, Planned] = {}
     for name, shape in dense.shapes.items():
         found = _FEED_FORWARD.fullmatch(name)
-        if name.endswith(_UNUSED):
+        if name.endswith(UNUSED):
             continue
         if found is None:
             plan[name] = Planned(shape, partial(dense.__getitem__, name))

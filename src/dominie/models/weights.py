@@ -36,6 +36,9 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 
+#: How a tensor's name ends that old Llama checkpoints hold and no model reads.
+UNUSED = "rotary_emb.inv_freq"
+
 
 @dataclass(frozen=True)
 class Weights:

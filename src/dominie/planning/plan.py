@@ -125,10 +125,11 @@ def plan_recipe(
 def plan_untrained(recipe: Recipe, name: str, stage: StageConfig, on: Machine) -> StagePlan:
     """Plan a stage that makes a model of others, or data: it costs the weights that it holds.
 
-    A model is written a tensor at a time. Data are written by one of the models that are read.
+    A model is written a tensor at a time. Models that run are loaded one at a time.
     """
     makes_model = stage.makes == "model"
-    models = [plan_info(recipe, model) for model in ([name] if makes_model else stage.models)]
+    made = [name] if makes_model else []
+    models = [plan_info(recipe, model) for model in (*made, *stage.loaded)]
     shapes = [shape_of(_config(info)) for info in models]
     sizes = [
         shape.parameters * float(BYTES[info.dtype or "fp32"])

@@ -25,17 +25,16 @@ from dominie.models.head import causal_lm
 from dominie.models.info import info_of
 from dominie.models.loading import DTYPES
 from dominie.models.moe import follow_autocast
+from dominie.models.pruning import layer_changes
 from dominie.training.settings import Lora
 
 
 def with_layers(config: Any, layers: int) -> Any:
     """The configuration of the same model with fewer layers."""
     cut = copy.deepcopy(config)
-    whole = config.num_hidden_layers
-    for key, value in vars(config).items():
-        if isinstance(value, list) and len(value) == whole:
-            setattr(cut, key, value[:layers])
-    cut.num_hidden_layers = layers
+    changed = layer_changes(vars(config), config.num_hidden_layers, range(layers))
+    for key, value in changed.items():
+        setattr(cut, key, value)
     return cut
 
 

@@ -9,6 +9,7 @@ from dominie.recipe.stage_config import AnyStage, StageConfig, register_stage_ki
 
 if TYPE_CHECKING:
     from dominie.stages.merge import MergeStage
+    from dominie.stages.prune import PruneStage
     from dominie.stages.train import MixedSource, TrainStage
     from dominie.stages.upcycle import UpcycleStage
     from dominie.stages.write_answers import AnswersStage
@@ -20,6 +21,7 @@ __all__ = [
     "Evaluation",
     "MergeStage",
     "MixedSource",
+    "PruneStage",
     "Recipe",
     "StageConfig",
     "Task",
@@ -38,6 +40,7 @@ _OF_KINDS = {
     "AnswersStage": "write_answers",
     "MergeStage": "merge",
     "MixedSource": "train",
+    "PruneStage": "prune",
     "TrainStage": "train",
     "UpcycleStage": "upcycle",
 }

@@ -27,7 +27,7 @@ STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 #: Modules that register the kinds that come with dominie; imported when a kind is first asked for,
 #: since they lie in a layer above this one.
 _BUILT_IN = tuple(
-    f"dominie.stages.{name}" for name in ("train", "merge", "upcycle", "write_answers")
+    f"dominie.stages.{name}" for name in ("train", "merge", "upcycle", "prune", "write_answers")
 )
 
 _kinds: dict[str, type[StageConfig]] = {}
@@ -71,6 +71,11 @@ class StageConfig:
     def sources(self) -> list[str]:
         """Every source that is read."""
         return list(dict.fromkeys(self.named_sources.values()))
+
+    @property
+    def loaded(self) -> list[str]:
+        """Models that are whole in memory while it runs; a stage that trains plans by itself."""
+        return [] if self.makes == "model" else self.models
 
     @property
     def begins_from(self) -> list[str]:
@@ -167,7 +172,7 @@ def stage_kinds() -> Mapping[str, type[StageConfig]]:
     """List every kind of stage by name, the kind that trains first."""
     for module in _BUILT_IN:
         importlib.import_module(module)
-    order = {"train": 0, "merge": 1, "upcycle": 2, "answers": 3}
+    order = {"train": 0, "merge": 1, "upcycle": 2, "prune": 3, "answers": 4}
     return dict(sorted(_kinds.items(), key=lambda item: order.get(item[0], len(order))))
 
 

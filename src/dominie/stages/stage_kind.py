@@ -191,23 +191,54 @@ class WeightsKind(StageKind):
         """Refuse models that this kind cannot read."""
 
     def rows(self, name: str, preparation: Preparation) -> dict[str, PreparedSource]:
-        """Tokenise the sources that it reads."""
-        del name, preparation
-        return {}
+        """Tokenise the sources that it reads, but for those that a stage makes and has not yet."""
+        from dominie.models.matching import check_context, check_vocabulary
+
+        if not self.named_sources:
+            return {}
+        model, length = preparation.folder.info(name), preparation.recipe.train.max_length
+        rows = preparation.rows(name, length)
+        found = {}
+        for key, source in self.named_sources.items():
+            where = f"stages.{name}.{key}"
+            check_context(model, length, where=where)
+            if source in rows:
+                check_vocabulary(model, rows[source].train.highest_id, where=where)
+                found[source] = rows[source]
+        return found
 
     def make(self, run: StageRun) -> dict[str, Any]:
         """Write weights, configuration and tokenizer of the model."""
         from dominie.models.weights import prepare_export
 
         models = {name: run.folder.model(name) for name in self.models}
+        found = self.measure(models, run)
         with run.result() as folder:
-            parameters = self.write(models, folder, run.prepared)
+            parameters = self.write(models, folder, run.prepared, found)
             run.prepared.tokenizer.save_pretrained(folder)
             prepare_export(folder, run.prepared.tokenizer)
-        return {"parameters": parameters}
+        return {"parameters": parameters, **found}
 
-    def write(self, models: Mapping[str, Model], folder: Path, prepared: Prepared) -> int:
-        """Write the weights and the configuration; return the number of parameters."""
+    def measure(self, models: Mapping[str, Model], run: StageRun) -> dict[str, Any]:
+        """Find what the weights follow from beside the recipe, for `stage.json`; models may run."""
+        del models, run
+        return {}
+
+    def write(
+        self,
+        models: Mapping[str, Model],
+        folder: Path,
+        prepared: Prepared,
+        measured: Mapping[str, Any],
+    ) -> int:
+        """Write the weights and the configuration; return the number of parameters.
+
+        Args:
+            models: those that are read, by name.
+            folder: to write to.
+            prepared: the stage.
+            measured: by `measure`.
+        """
         raise NotImplementedError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dominie.core.errors import InputError
 from dominie.models.spec import Model, Placement
@@ -14,7 +14,6 @@ from dominie.recipe.stage_config import info_of_stage, register_stage_kind
 from dominie.stages.stage_kind import Prepared, WeightsKind
 
 if TYPE_CHECKING:
-    from dominie.data.rows import PreparedSource
     from dominie.models.info import ModelInfo
     from dominie.stages.prepare import Preparation
 
@@ -81,25 +80,16 @@ class UpcycleStage(WeightsKind):
                 "the router's own trains its gate"
             )
 
-    def rows(self, name: str, preparation: Preparation) -> dict[str, PreparedSource]:
-        """Tokenise the source that the gates are initialised from, if there is one."""
-        from dominie.models.matching import check_context, check_vocabulary
-
-        if (source := self.upcycle.source) is None:
-            return {}
-        folder, where = preparation.folder, f"stages.{name}.upcycle.source"
-        model = folder.info(name)
-        length = preparation.recipe.train.max_length
-        check_context(model, length, where=where)
-        rows = preparation.rows(name, length)
-        if source not in rows:  # a stage makes it, and has not been run
-            return {}
-        check_vocabulary(model, rows[source].train.highest_id, where=where)
-        return {source: rows[source]}
-
-    def write(self, models: Mapping[str, Model], folder: Path, prepared: Prepared) -> int:
+    def write(
+        self,
+        models: Mapping[str, Model],
+        folder: Path,
+        prepared: Prepared,
+        measured: Mapping[str, Any],
+    ) -> int:
         """Write the mixture's weights."""
         from dominie.models.upcycling import upcycle_model
 
+        del measured
         rows = [source.train for source in prepared.sources.values()]
         return upcycle_model(self.upcycle, models, folder, rows=rows[0] if rows else ())

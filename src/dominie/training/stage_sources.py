@@ -15,6 +15,7 @@ from dominie.data.tokenization import ends_of_rows
 from dominie.losses.terms import Attention, LossTerms, NextToken
 from dominie.models.info import ModelInfo
 from dominie.models.matching import check_heads, map_layers
+from dominie.models.pruning import kept_pairs
 from dominie.teachers import LocalTeacher, RoutedTeacher, Teacher
 from dominie.training.dataloader import Mix, total_conversations
 from dominie.training.settings import TrainSettings
@@ -172,8 +173,11 @@ def attention_pairs(
             continue
         models = student, teachers[source.teacher]
         check_heads(*(model.need("heads", use="comparing attention") for model in models))
-        depths = [model.need("layers", use="comparing attention") for model in models]
-        mapped = map_layers(term.layers, *depths)
+        if term.layers == "kept":
+            mapped = kept_pairs(*models)
+        else:
+            depths = [model.need("layers", use="comparing attention") for model in models]
+            mapped = map_layers(term.layers, *depths)
         # Weights may differ by source, and layers are mapped.
         found.setdefault((tuple(mapped), replace(term, weight=1.0, layers="all")), source.name)
         compared.add(source.teacher)

@@ -1,0 +1,193 @@
+"""The kind of stage that cuts a smaller model out of a larger one."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from dominie.core.errors import InputError
+from dominie.models.info import describe, info_of
+from dominie.models.pruning import Prune, pruned_config
+from dominie.models.spec import Model, Placement
+from dominie.recipe.stage_config import info_of_stage, register_stage_kind
+from dominie.stages.stage_kind import Prepared, StageRun, WeightsKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dominie.data.batch import Batch
+    from dominie.data.rows import PreparedSource, Rows
+    from dominie.models.info import ModelInfo
+    from dominie.stages.prepare import Preparation
+
+
+@register_stage_kind
+@dataclass(frozen=True, kw_only=True)
+class PruneStage(WeightsKind):
+    """A model with parts of a larger one left out; nothing is trained.
+
+    Attributes:
+        prune: which model, and what is kept of it.
+        placement: where the weights of its model are held when it teaches another stage.
+    """
+
+    kind: ClassVar[str] = "prune"
+    key: ClassVar[str | None] = "prune"
+    prune: Prune
+    placement: Placement | None = None
+
+    @property
+    def hub_tags(self) -> list[str]:
+        """Tags for the model card."""
+        return ["pruned"]
+
+    @property
+    def loaded(self) -> list[str]:
+        """The larger model, if it reads conversations."""
+        return self.models if self.prune.source else []
+
+    def model_info(self, name: str, of: Callable[[str], ModelInfo]) -> ModelInfo:
+        """Describe the smaller model; which layers `influence` keeps is not known before."""
+        larger = of(self.prune.model)
+        config = pruned_config(self.prune, larger, where=f"stages.{name}.prune")
+        return info_of_stage(name, info_of(config), dtype=larger.dtype)
+
+    def check_models(self, name: str, preparation: Preparation) -> None:
+        """Refuse a model that cannot be pruned, or has no more than is to be kept."""
+        preparation.folder.info(name)
+
+    def rows(self, name: str, preparation: Preparation) -> dict[str, PreparedSource]:
+        """Tokenise the source; refuse one that has nothing to read."""
+        found = super().rows(name, preparation)
+        for source, rows in found.items():
+            if self.prune.keep == "influence" and not len(rows.train):
+                raise InputError(
+                    "the source holds all conversations out, so that none can be read",
+                    where=f"stages.{name}.prune.source",
+                    found=source,
+                    do=f"lower data.{source}.test_fraction or validation_fraction",
+                )
+            if not len(rows.validation):
+                preparation.notice(
+                    f"{name}: {source} holds nothing out for validation, so that the loss before "
+                    f"recovery is not measured; set data.{source}.validation_fraction"
+                )
+        return found
+
+    def make(self, run: StageRun) -> dict[str, Any]:
+        """Write the smaller model, and measure what the cut costs before any recovery."""
+        found = super().make(run)
+        rows = next(iter(run.prepared.sources.values()), None)
+        if rows and len(rows.validation):
+            larger = run.folder.model(self.prune.model)
+            smaller = Model(path=str(run.path / self.makes), attention=larger.attention)
+            found["loss_after"] = self._loss(_loaded(smaller), rows, run)
+            gc.collect()
+        return found
+
+    def measure(self, models: Mapping[str, Model], run: StageRun) -> dict[str, Any]:
+        """Find the layers that are kept, and the loss of the larger model."""
+        depth = describe(models[self.prune.model]).need("layers", use="pruning")
+        layers, found = self.prune.chosen_layers(depth), dict[str, Any]()
+        rows = next(iter(run.prepared.sources.values()), None)
+        if rows and (layers is None or len(rows.validation)):
+            layers, found = self._read_larger(models[self.prune.model], rows, layers, depth, run)
+        return {"layers": depth, "kept_layers": layers, **found}
+
+    def write(
+        self,
+        models: Mapping[str, Model],
+        folder: Path,
+        prepared: Prepared,
+        measured: Mapping[str, Any],
+    ) -> int:
+        """Write the weights that are kept."""
+        from dominie.models.pruning import prune_model
+
+        del prepared
+        return prune_model(self.prune, models[self.prune.model], folder, measured["kept_layers"])
+
+    def _read_larger(
+        self,
+        spec: Model,
+        rows: PreparedSource,
+        layers: list[int] | None,
+        depth: int,
+        run: StageRun,
+    ) -> tuple[list[int], dict[str, Any]]:
+        """Run the larger model: find the layers that are kept, if need be, and its own loss."""
+        from dominie.models.importance import block_angles
+        from dominie.models.pruning import without_block
+
+        prune, found = self.prune, dict[str, Any]()
+        model = _loaded(spec)
+        if layers is None:
+            assert isinstance(prune.layers, int), "checked when the recipe was loaded"
+            order = torch.randperm(len(rows.train), generator=torch.Generator().manual_seed(0))
+            batches = _batches(model, rows.train, order[: prune.rows].tolist(), run)
+            starts = prune.block_starts(depth)
+            angles = block_angles(model, batches, starts, depth - prune.layers)
+            start = min(angles, key=lambda first: (angles[first], first))
+            layers = without_block(depth, prune.layers, start)
+            found["angles"] = {str(first): round(angles[first], 6) for first in angles}
+        if len(rows.validation):
+            found["loss_before"] = self._loss(model, rows, run)
+        del model
+        gc.collect()
+        return layers, found
+
+    def _loss(self, model: Any, rows: PreparedSource, run: StageRun) -> float:
+        """The mean next-token loss of a model on the held-out conversations."""
+        from dominie.models.importance import next_token_loss
+
+        order = range(min(self.prune.rows, len(rows.validation)))
+        return round(next_token_loss(model, _batches(model, rows.validation, order, run)), 6)
+
+    def describe(self, record: Mapping[str, Any]) -> str:
+        """Describe a finished stage in one line."""
+        (model,), kept = record["models"], record["kept_layers"]
+        parts = [f"{model} with {len(kept)} of its {record['layers']} layers ({_ranges(kept)})"]
+        if "loss_after" in record:
+            parts.append(
+                f"next-token loss {record['loss_after']:.3f} nats before recovery, "
+                f"{record['loss_before']:.3f} before the cut"
+            )
+        parts += [f"{record['seconds']:.0f} s", f"{record['parameters'] / 1e6:.2f}M parameters"]
+        return ", ".join(parts)
+
+
+def _loaded(spec: Model) -> Any:
+    """Load a model to run it on this process's device."""
+    from dominie.models.loading import load_frozen
+
+    return load_frozen(spec, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _batches(model: Any, rows: Rows, order: Sequence[int], run: StageRun) -> Iterator[Batch]:
+    """Conversations of a source in batches, one to a row; progress is shown."""
+    from dominie.data.batch import collate
+    from dominie.models.head import padding_for
+    from dominie.teachers.cache_writer import batch_tokens, in_batches
+
+    padding, done = padding_for(model), 0
+    with run.display.progress(f"{run.name}: conversations") as advance:
+        for members in in_batches(rows, order, batch_tokens(model)):
+            yield collate([(0, row) for row in members], padding=padding)
+            done += len(members)
+            advance(done, len(order), "")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write ascending numbers briefly: 0-3, 8, 10-11."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
