@@ -54,14 +54,15 @@ def test_the_shares_of_a_mix_are_told_and_a_short_one_is_warned_of(work, dominie
     messages = [{"role": role, "content": text} for role, text in turns]
     (work / "long.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     mix = ["data.long={path: long.jsonl}", "stages.s.data={d: 0.2, long: 0.8}"]
-    said = dominie("check", "r.yaml", *mix, "train.batch=10", "--json")
+    plain = "train.balance=conversations"
+    said = dominie("check", "r.yaml", *mix, "train.batch=10", plain, "--json")
     words = " ".join(said.err.split())
     assert "s: shares of conversations, tokens and loss: d 20 %, 2.33 %, 2.33 %; long 80 %" in words
     assert "warning: s: d is 20 % of the conversations and 2.33 % of the loss; set train." in words
     (shares,) = json.loads(said.out)["shares"].values()
     assert [each["conversations"] for each in shares] == [0.2, 0.8]
     assert shares[0]["loss"] == pytest.approx(2 * 2 / (2 * 2 + 8 * 21), abs=1e-6)
-    said = dominie("check", "r.yaml", *mix, "train.batch=10", "train.balance=tokens")
+    said = dominie("check", "r.yaml", *mix, "train.batch=10")
     assert "d 20 %, 2.33 %, 20 %" in " ".join(said.out.split())
     assert "warning" not in said.out
 

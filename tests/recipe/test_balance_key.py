@@ -35,8 +35,8 @@ def recipe(tmp_path):
 
 def test_a_bare_value_is_what_shares_are_shares_of(recipe, tmp_path):
     assert recipe().trained["align"].train.balance == Balance()
-    found = recipe("train.balance=tokens", "stages.b.train.balance=conversations")
-    assert found.trained["align"].train.balance == Balance(by="tokens")
+    found = recipe("train.balance=conversations", "stages.b.train.balance=tokens")
+    assert found.trained["align"].train.balance == Balance(by="conversations")
     assert found.trained["b"].train.balance == Balance()
     found = recipe(GAP, "stages.align.train.balance.cap=30.0")
     assert found.trained["align"].train.balance == Balance(by="tokens", gap=1.0, cap=30.0)
@@ -49,8 +49,8 @@ def test_a_bare_value_is_what_shares_are_shares_of(recipe, tmp_path):
     ("overrides", "expected"),
     [
         (["train.balance=token"], ["train.balance.by", "conversations", "tokens"]),
-        (["train.balance={gap: 1.0}"], ["add by: tokens"]),
-        (["train.balance={cap: 30.0}"], ["add by: tokens"]),
+        (["train.balance={by: conversations, gap: 1.0}"], ["add by: tokens"]),
+        (["train.balance={by: conversations, cap: 30.0}"], ["add by: tokens"]),
         (["train.balance={by: tokens, cap: 0.5}"], ["cap must be finite and at least 1"]),
         (["train.balance={by: tokens, gap: 0.0}"], ["gap must be above 0"]),
         (["train.balance={by: tokens, gap: 1.0}"], ["stages.base.train.balance.gap", "no gap"]),
@@ -82,8 +82,8 @@ def test_a_balance_that_changes_no_weight_makes_no_other_stage(recipe):
         rows = dict.fromkeys(found.data, "rows")
         return digest(*training_parts(found, stage, rows=rows, models=models))
 
-    tokens, steps = "train.balance=tokens", "train.mixing=steps"
-    assert fingerprint("a", tokens) == fingerprint("a"), "of one source"
-    assert fingerprint("align", tokens, steps) == fingerprint("align", steps)
-    of_one = {fingerprint("align"), fingerprint("align", tokens), fingerprint("align", GAP)}
+    plain, steps = "train.balance=conversations", "train.mixing=steps"
+    assert fingerprint("a", plain) == fingerprint("a"), "of one source"
+    assert fingerprint("align", plain, steps) == fingerprint("align", steps)
+    of_one = {fingerprint("align"), fingerprint("align", plain), fingerprint("align", GAP)}
     assert len(of_one) == 3

@@ -31,6 +31,7 @@ from dominie.training.stage_sources import StageSource, StageTraining
 from dominie.training.train_stage import StageModels, train_stage
 
 TOKENS = Balance(by="tokens", cap=1e6)
+PLAIN = Balance(by="conversations")
 
 
 # The weights ---------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ def test_layouts_agree_to_the_last_digits_and_conversations_weigh_nothing(
     whole = gradient(TOKENS, micro_batch=12)
     assert_equal_gradients(gradient(TOKENS, micro_batch=1), whole)
     assert_equal_gradients(gradient(TOKENS, micro_batch=6, pack_to=64), whole)
-    plain = gradient(Balance(), micro_batch=12)
+    plain = gradient(PLAIN, micro_batch=12)
     name = "lm_head.weight"
     assert (plain[name] - whole[name]).norm() > 0.1 * whole[name].norm()
 
@@ -232,7 +233,7 @@ def lines_of(folder: Any) -> list[dict[str, Any]]:
 
 
 def test_shares_of_tokens_and_of_the_loss_are_recorded(stage):
-    plain = stage("plain", Balance())
+    plain = stage("plain", PLAIN)
     assert plain.loss_shares == pytest.approx(plain.token_shares, abs=1e-3)
     assert plain.loss_shares["shop"] < 0.25 / 3
     balanced = stage("balanced", TOKENS)
@@ -281,7 +282,7 @@ def said(settings: TrainSettings, *given: tuple[str, float, int]) -> list[str]:
 
 def test_three_shares_are_told_and_a_loss_that_is_not_the_share_is_warned_of():
     mix = [("shop", 0.15, 2), ("general", 0.85, 130)]
-    plain, warning = said(TrainSettings(batch=100), *mix)
+    plain, warning = said(TrainSettings(batch=100, balance=PLAIN), *mix)
     assert plain == (
         "align: shares of conversations, tokens and loss: shop 15 %, 0.271 %, 0.271 %; "
         "general 85 %, 99.7 %, 99.7 %"
@@ -299,7 +300,7 @@ def test_three_shares_are_told_and_a_loss_that_is_not_the_share_is_warned_of():
 
 def test_a_step_of_one_source_is_balanced_as_it_is():
     mix = [("shop", 0.15, 2), ("general", 0.85, 130)]
-    (plain,) = said(TrainSettings(batch=10, steps=200, mixing="steps"), *mix)
-    assert "shop 15 %, 0.271 %, 15 %" in plain
-    _, notice = said(TrainSettings(batch=10, steps=200, mixing="steps", balance=TOKENS), *mix)
-    assert "balance: tokens changes nothing" in notice
+    for balance in (PLAIN, TOKENS):
+        settings = TrainSettings(batch=10, steps=200, mixing="steps", balance=balance)
+        (line,) = said(settings, *mix)
+        assert "shop 15 %, 0.271 %, 15 %" in line

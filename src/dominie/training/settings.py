@@ -24,9 +24,9 @@ class Balance:
     """What the shares of a stage's sources are shares of.
 
     Attributes:
-        by: `conversations`: every supervised token weighs 1, so that a source of short answers has
-            less of the loss than its share of conversations. `tokens`: the tokens of a source
-            weigh together as much as its share says, in every optimiser step that has any.
+        by: `tokens`: the tokens of a source weigh together as much as its share says, in every
+            optimiser step that has any. `conversations`: every supervised token weighs 1, so that
+            a source of short answers has less of the loss than its share of conversations.
         gap: α, 1 to begin with: an expert's source weighs (m / mean of m)^α times as much, from
             0.05 to 20, where m is its running mean divergence per token; their sum stays, and so
             does the weight of a source whose teacher is what the student starts as. None follows
@@ -35,7 +35,7 @@ class Balance:
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
-    by: Literal["conversations", "tokens"] = "conversations"
+    by: Literal["conversations", "tokens"] = "tokens"
     gap: float | None = None
     cap: float = 20.0
 
@@ -114,8 +114,8 @@ class TrainSettings:
         max_length: tokens of the longest conversation, and of a packed row.
         mixing: what sources take turns by: `conversations` mixes them in every optimiser step,
             `micro_batches` gives each forward passes of its own, `steps` each a whole step.
-        balance: what a source's share is a share of: the conversations that are read, or `tokens`,
-            the loss, whatever the lengths of its answers.
+        balance: what a source's share is a share of: `tokens`, the loss, whatever the lengths of
+            its answers; or the `conversations` that are read.
         precision: dtype of the forward pass; trainable weights and the optimiser stay fp32.
         packing: several conversations to a row (block-diagonal attention, restarted positions).
         seed: of initialisation, order and dropout.

@@ -110,7 +110,7 @@ class SourceWeights(TrainerCallback, ExportableState):
         balance: Balance | None = None,
         experts: Collection[int] = (),
     ) -> None:
-        self.sources, self.balance = list(sources), balance or Balance()
+        self.sources, self.balance = list(sources), balance or Balance(by="conversations")
         self.shares = [1.0] * len(self.sources) if shares is None else list(shares)
         self.experts = set() if self.balance.gap is None else set(experts)
         self.gaps: dict[str, float] = {}
@@ -296,11 +296,6 @@ def share_lines(stage: str, shares: Sequence[Shares], settings: TrainSettings) -
     ]
     yield f"{stage}: shares of conversations, tokens and loss: {'; '.join(told)}"
     balanced = settings.balance.by == "tokens"
-    if balanced and settings.mixing == "steps":
-        yield (
-            f"{stage}: with mixing: steps each step's loss is the mean of one source, so that a "
-            "share is one of the loss in any case; balance: tokens changes nothing"
-        )
     for each in shares:
         if each.short:
             do = (
