@@ -212,12 +212,14 @@ def test_the_summary_is_short_whatever_was_measured(benchmark, tmp_path):
     assert summary.summary(tmp_path / "nothing").count("–") >= 20
 
 
-def test_parts_of_a_file_that_is_no_gguf_are_refused(benchmark, tmp_path):
+def test_parts_of_a_gguf_file_are_joined_in_their_order(benchmark, tmp_path):
     real_run = benchmark("real_run")
-    (tmp_path / "a").write_bytes(b"its second half")
-    (tmp_path / "b").write_bytes(b"GGUF")
-    with pytest.raises(SystemExit, match="not the beginning of a GGUF file"):
-        real_run.from_gguf([tmp_path / "a", tmp_path / "b"], tmp_path / "model")
+    (tmp_path / "a").write_bytes(b"GGUF, its first half")
+    (tmp_path / "b").write_bytes(b" and its second")
+    whole = Path(real_run.joined([tmp_path / "a", tmp_path / "b"], tmp_path))
+    assert whole.read_bytes() == b"GGUF, its first half and its second"
+    assert whole.suffix == ".gguf"
+    assert real_run.joined([whole], tmp_path) == str(whole)
 
 
 @LONG

@@ -550,3 +550,35 @@ def test_a_step_without_supervised_tokens_changes_nothing_and_is_counted(train, 
     assert lines[-1]["steps_without_tokens"] == STEPS
     assert lines[-1]["loss"] == lines[-1]["grad_norm"] == 0.0
     assert caplog.text.count("no supervised token") == 1
+
+
+class AskAtThree(TrainerCallback):
+    """Wants a checkpoint after the third step, as a signal does; and notes all there are."""
+
+    def __init__(self) -> None:
+        self.saved: list[int] = []
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_save |= state.global_step == 3
+
+    def on_save(self, args, state, control, **_):
+        self.saved.append(state.global_step)
+
+
+def test_limits_of_time_change_what_is_measured_and_saved_and_no_weight(
+    train, tmp_path, monkeypatch
+):
+    found = {}
+    for name, seconds in (("all", 1e9), ("limited", 0.0)):
+        monkeypatch.setattr("dominie.training.time_limits.FREE", seconds)
+        monkeypatch.setattr("dominie.training.time_limits.FRACTION", 0.0)
+        asks = AskAtThree()
+        train(name, validation=rows_of(8, seed=7), checkpoint_every=None, callbacks=[asks])
+        lines = (tmp_path / name / "metrics.jsonl").read_text("utf-8").splitlines()
+        measured = [line["step"] for line in map(json.loads, lines) if "evaluation" in line]
+        weights = load_file(tmp_path / name / "model" / "model.safetensors")
+        found[name] = (measured, asks.saved, weights)
+    assert found["all"][:2] == ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
+    assert found["limited"][:2] == ([6], [1, 3, 6])
+    for name, tensor in found["all"][2].items():
+        assert torch.equal(tensor, found["limited"][2][name])

@@ -127,11 +127,11 @@ class TrainSettings:
             median of the last hundred; None takes every finite one.
         log_every: optimiser steps between lines of metrics.
         evaluate_every: optimiser steps between evaluations on the validation splits; None
-            evaluates ten times a run.
+            evaluates ten times a run, or as often as a tenth of its time allows.
         evaluate_rows: conversations of each source's validation split that are used.
         forgetting: measure with each evaluation how far the student has moved from what it began
             as, by KL on each source's validation split.
-        checkpoint_every: optimiser steps between checkpoints; None writes ten a run.
+        checkpoint_every: optimiser steps between checkpoints; None writes at most ten, likewise.
         keep: the model of the `last` step, or the `best` on validation.
         patience: evaluations without a better validation loss before the stage stops early.
         stop_at: what else ends the stage early, and keeps the last model before it.

@@ -36,6 +36,7 @@ from dominie.training.monitoring import Monitor
 from dominie.training.settings import TrainSettings, training_arguments
 from dominie.training.source_weights import SourceWeights
 from dominie.training.stage_sources import StageTraining, attention_pairs, routed_teacher
+from dominie.training.time_limits import LimitTime
 from dominie.training.trainer import DistillationTrainer
 from dominie.training.validation import Validation
 
@@ -245,8 +246,7 @@ def build_trainer(
         batch=max(arguments.per_device_train_batch_size, 8),
         forgetting=settings.measures_forgetting,
     )
-    stops_early = settings.patience is not None and bool(validation)
-    early = [EarlyStoppingCallback(settings.patience)] if stops_early else []
+    early = [EarlyStoppingCallback(n)] if (n := settings.patience) and validation else []
     with (
         fused_layers(models.student, arguments, [each.model for each in models.teachers.values()]),
         loss_in_forward(models.student, objective, pairs.pairs),
@@ -276,7 +276,7 @@ def build_trainer(
                 settings.balance,
                 experts=[i for i, s in enumerate(sources) if s.share > 0 and not s.reference],
             ),
-            callbacks=[*callbacks, *early],
+            callbacks=[LimitTime(stage), *callbacks, *early],
         )
 
 
