@@ -67,6 +67,7 @@ _TITLES = {
     "Evaluation": "Evaluation",
     "Task": "A task",
     "Harness": "Tasks of lm-evaluation-harness",
+    "RolloutSettings": "Rollouts",
     "MtBench": "MT-Bench",
     "AlpacaEval": "AlpacaEval",
     "Judge": "A judge",

@@ -12,6 +12,7 @@ from dominie.data.columns import refuse_rejected
 from dominie.data.ecommerce_formats import with_meta_file
 from dominie.data.formats import Conversation, parsed_row
 from dominie.data.json_files import MAX_ROW_BYTES, json_rows, jsonl_rows, without_nulls
+from dominie.data.prompt_rows import parsed_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,11 +42,12 @@ def read_conversations(source: Source) -> Iterator[Conversation]:
 
 
 def _results(source: Source) -> Iterator[Conversation | InputError]:
+    parse = parsed_prompt if source.prompts else parsed_row
     for where, row in raw_rows(source):
         try:
             if isinstance(row, InputError):
                 raise row
-            conversation = parsed_row(row, where)
+            conversation = parse(row, where)
             if any(conversation.fields.get(k) != v for k, v in (source.where or {}).items()):
                 continue
             refuse_rejected(conversation.fields, where)

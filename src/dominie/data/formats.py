@@ -28,10 +28,9 @@ from dominie.data.json_files import DECODER, check_encodable, drop_inner_nulls
 Message = dict[str, Any]
 Scalar = str | int | float | bool
 Field = Scalar | list[Scalar]
-
 ROLES = ("system", "user", "assistant", "tool")
 _ROLES = {**{role: role for role in ROLES}, "function": "tool"}  # as OpenAI had it first
-_SHAREGPT_ROLES = {
+SHAREGPT_ROLES = {
     **{role: role for role in ROLES},
     **dict.fromkeys(("human",), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
@@ -46,7 +45,7 @@ _KNOWN_FORMATS = (
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation with at least one assistant turn.
+    """A conversation with at least one assistant turn, or up to where one is asked for.
 
     Args:
         messages: in order, each with `role` (system, user, assistant or tool), `content` (text) and
@@ -56,6 +55,7 @@ class Conversation:
         fields: the remaining columns that hold one value, such as `family`, or a list of them.
         weights: how much each message counts where it is trained on; empty if all count alike.
         unread: columns and keys that are part of neither.
+        prompt: whether the last answer is asked for, and not there.
     """
 
     messages: list[Message]
@@ -64,11 +64,13 @@ class Conversation:
     fields: dict[str, Field] = field(default_factory=dict)
     weights: tuple[float, ...] = ()
     unread: tuple[str, ...] = ()
+    prompt: bool = False
 
     @property
     def last_answer(self) -> int:
-        """Where the last assistant turn stands among the messages."""
-        return max(i for i, m in enumerate(self.messages) if m["role"] == "assistant")
+        """Where the last assistant turn stands among the messages, or would."""
+        turns = [i for i, m in enumerate(self.messages) if m["role"] == "assistant"]
+        return len(self.messages) if self.prompt else turns[-1]
 
     @property
     def answer(self) -> str:
@@ -207,7 +209,7 @@ def _message(value: Any, label: str, column: str, where: str) -> Message:
         raise wrong_type(label, value, "an object with role and content", where)
     role_key, content_key = ("role", "content") if "role" in value else ("from", "value")
     given = value.get(role_key)
-    roles = _SHAREGPT_ROLES if column == "conversations" else _ROLES
+    roles = SHAREGPT_ROLES if column == "conversations" else _ROLES
     role = roles.get(given) if isinstance(given, str) else None
     if role is None:
         meant = str(given).lower().replace("developer", "system")
@@ -216,7 +218,7 @@ def _message(value: Any, label: str, column: str, where: str) -> Message:
             where=where,
             expected=", ".join(roles),
             found=shown(given) if given is not None else column_names(value),
-            do=f"write it as {_SHAREGPT_ROLES[meant]}" if meant in _SHAREGPT_ROLES else None,
+            do=f"write it as {SHAREGPT_ROLES[meant]}" if meant in SHAREGPT_ROLES else None,
         )
     passed = (role_key, content_key, "role", "content")
     rest = {k: item for k, item in value.items() if k not in passed and item is not None}

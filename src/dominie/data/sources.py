@@ -51,6 +51,8 @@ class Source:
             beginning, `drop` removes it. Both are counted.
         where: fields and the values they must have; other rows are passed over, as if the file did
             not hold them.
+        prompts: whether its conversations end where an answer is asked for, for stages whose
+            student or model writes it. Last answers that are there are left out.
 
     Raises:
         InputError: for a fraction outside 0 to 1, fractions that sum to more than 1, or another
@@ -66,6 +68,7 @@ class Source:
     split: str = "train"
     too_long: Literal["truncate", "drop"] = "truncate"
     where: dict[str, str | int | float | bool] | None = None
+    prompts: bool = False
 
     def __post_init__(self) -> None:
         for key in ("validation_fraction", "test_fraction"):
@@ -82,6 +85,13 @@ class Source:
                 where=f"source {self.name}",
                 expected="validation_fraction + test_fraction of at most 1",
                 found=f"{self.validation_fraction} + {self.test_fraction}",
+            )
+        if self.prompts and self.held_out_fraction:
+            raise InputError(
+                "prompts have no answers to validate or test with",
+                where=f"source {self.name}",
+                expected="no validation_fraction and no test_fraction beside prompts: true",
+                do="remove them, or hold out conversations of a source with answers",
             )
         if self.too_long not in ("truncate", "drop"):
             raise InputError(
@@ -130,6 +140,8 @@ def content_fingerprint(source: Source) -> str:
         content = _files_hash(source.local_files())
     else:
         content = f"{source.path}@{_hub_revision(source)}/{source.subset}/{source.split}"
+    if source.prompts:
+        content += " prompts"
     if source.where is None:
         return content
     return f"{content} where {json.dumps(source.where, sort_keys=True)}"

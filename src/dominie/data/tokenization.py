@@ -94,9 +94,14 @@ def encode_and_tell(
     for conversation in conversations:
         _check_length(conversation)
     with memory_limit(chat_template.BYTES) if chat_template.in_worker else nullcontext():
-        turns = [assistant_turns(template, conversation) for conversation in conversations]
+        turns = [
+            _prompt(template, conversation)
+            if conversation.prompt
+            else assistant_turns(template, conversation)
+            for conversation in conversations
+        ]
         lost = [
-            [*left_out(template, conversation, text), *_unread_keys(template, conversation)]
+            [*_left_out(template, conversation, text), *_unread_keys(template, conversation)]
             for conversation, (text, _) in zip(conversations, turns, strict=True)
         ]
     encodings = tokenizer(
@@ -118,6 +123,17 @@ def encode_and_tell(
             strict=True,
         )
     ]
+
+
+def _prompt(template: ChatTemplate, conversation: Conversation) -> tuple[str, list[Span]]:
+    """The rendering of a prompt up to where its answer begins; nothing in it is supervised."""
+    messages, tools, where = conversation.messages, conversation.tools, conversation.where
+    return template.text(messages, tools, where=where, generation_prompt=True), []
+
+
+def _left_out(template: ChatTemplate, conversation: Conversation, text: str) -> list[LeftOut]:
+    """What the template leaves out of a conversation, which a prompt does not tell."""
+    return [] if conversation.prompt else left_out(template, conversation, text)
 
 
 def _check_length(conversation: Conversation) -> None:

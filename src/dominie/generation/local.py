@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, TextStreamer
+from transformers import GenerationConfig, SuppressTokensLogitsProcessor, TextStreamer
 
 from dominie.core.display import Advance
 from dominie.core.errors import InputError
@@ -24,13 +23,13 @@ from dominie.generation.generator import (
     OnText,
     Sampling,
 )
+from dominie.generation.sampler import GREEDY, RowSampler
 from dominie.generation.thoughts import begins_thoughts, is_mark, without_thoughts
-from dominie.models.head import text_config
+from dominie.models.head import output_head, text_config
 from dominie.models.info import info_of
 
 _DECODING = 2  # raised when a model would give other answers to the same request
 _TAIL = 48  # tokens of a prompt in which its thoughts may begin
-_GREEDY = 1e-4  # temperatures below are zero
 
 #: Returns a model in evaluation mode and its tokenizer.
 Load = Callable[[], tuple[Any, Any]]
@@ -57,10 +56,19 @@ class LocalGenerator:
         load: called once, when there is something to answer.
         fingerprint: of the model, its tokens and its chat template.
         batch: requests of one forward pass.
+        only_known: whether ids that the tokenizer does not have are never generated.
     """
 
-    def __init__(self, load: Load, fingerprint: Sequence[str] = (), *, batch: int = 1) -> None:
+    def __init__(
+        self,
+        load: Load,
+        fingerprint: Sequence[str] = (),
+        *,
+        batch: int = 1,
+        only_known: bool = False,
+    ) -> None:
         self._load, self._fingerprint, self._batch = functools.cache(load), fingerprint, batch
+        self._only_known = only_known
         self._ends: tuple[int, ...] = ()
 
     def identity(self, sampling: Sampling) -> Mapping[str, Any]:
@@ -134,6 +142,13 @@ class LocalGenerator:
             min(request.sampling.max_new_tokens, context - len(ids)),
         )
 
+    @functools.cached_property
+    def _unknown(self) -> list[int]:
+        """Rows of the head that no token of the tokenizer has."""
+        model, tokenizer = self._load()
+        known = set(tokenizer.get_vocab().values())
+        return [i for i in range(len(output_head(model).weight)) if i not in known]
+
     def _results(
         self, prompts: Sequence[_Prompt], on_text: OnText | None = None
     ) -> Iterator[tuple[int, Generation]]:
@@ -152,8 +167,13 @@ class LocalGenerator:
             ids[row, length - len(prompt.ids) :] = torch.tensor(prompt.ids)
             mask[row, length - len(prompt.ids) :] = 1
         more: dict[str, Any] = {}
-        if any(prompt.request.sampling.temperature >= _GREEDY for prompt in prompts):
-            more["logits_processor"] = [_Sampler(prompts, length)]
+        processors: list[Any] = []
+        if self._only_known and (unknown := self._unknown):
+            processors.append(SuppressTokensLogitsProcessor(unknown, device=model.device))
+        if any(prompt.request.sampling.temperature >= GREEDY for prompt in prompts):
+            processors.append(RowSampler(prompts, length))
+        if processors:
+            more["logits_processor"] = processors
         if on_text is not None:
             more["streamer"] = _Streamer(tokenizer, prompts[0].index, on_text)
         with torch.no_grad(), plain_decoding(model):
@@ -267,51 +287,6 @@ def _obeyed(model: Any) -> dict[str, Any]:
 
 def _is_token(value: Any, below: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -1 <= value < below
-
-
-class _Sampler:
-    """Draws each row's token with random numbers of that row's own; a logits processor.
-
-    The cumulative distribution is inverted at a uniform number, in float64, so that the draw does
-    not depend on the other rows. Rows of temperature 0 keep their logits.
-    """
-
-    def __init__(self, prompts: Sequence[_Prompt], length: int) -> None:
-        sampling = [prompt.request.sampling for prompt in prompts]
-        self._length = length
-        self._draws = torch.stack([_uniform(prompt) for prompt in prompts])
-        self._temperature = torch.tensor([s.temperature for s in sampling], dtype=torch.float64)
-        self._top_p = torch.tensor([s.top_p for s in sampling], dtype=torch.float64)
-        self._cut = any(s.top_p < 1 for s in sampling)
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return [B, V] logits of which only the drawn token's is finite."""
-        if self._draws.device != scores.device:  # once: each copy is waited for
-            self._draws, self._temperature, self._top_p = (
-                each.to(scores.device) for each in (self._draws, self._temperature, self._top_p)
-            )
-        draw = self._draws[:, input_ids.shape[1] - self._length, None]
-        temperature = self._temperature[:, None]
-        greedy = temperature < _GREEDY
-        weights = torch.softmax(scores.double() / temperature.masked_fill(greedy, 1.0), -1)
-        if self._cut:
-            ordered, order = weights.sort(descending=True)
-            outside = ordered.cumsum(-1) - ordered >= self._top_p[:, None]
-            weights = torch.zeros_like(weights).scatter(-1, order, ordered.masked_fill(outside, 0))
-        cumulative = weights.cumsum(-1)
-        token = (cumulative <= draw * cumulative[:, -1:]).sum(-1, keepdim=True)
-        drawn = torch.full_like(scores, -torch.inf).scatter(
-            -1, token.clamp(max=scores.shape[-1] - 1), 0.0
-        )
-        return torch.where(greedy, scores, drawn)
-
-
-def _uniform(prompt: _Prompt) -> torch.Tensor:
-    """[room] numbers from 0 to 1 of a prompt's own; the global random state is untouched."""
-    text = repr((prompt.request.sampling.seed, list(prompt.ids))).encode()
-    seed = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(prompt.room, dtype=torch.float64, generator=generator)
 
 
 class _Streamer(TextStreamer):

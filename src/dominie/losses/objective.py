@@ -120,11 +120,13 @@ class Losses:
         total: the weighted sum of all terms, to differentiate.
         terms: detached weighted sums of each term that was measured.
         by_source: [sources, columns] detached unweighted sums, see `Objective.columns`.
+        per_token: [N, columns] what these are sums of, in the order of the supervised positions.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     by_source: Tensor
+    per_token: Tensor
 
 
 class Objective:
@@ -189,7 +191,7 @@ class Objective:
         rows = torch.stack([values[name].float() for name in self.columns], dim=1)
         by_source = rows.new_zeros((len(self.by_source), len(self.columns)))
         by_source.index_add_(0, forward.supervised_sources, rows)
-        return Losses(total, terms, by_source)
+        return Losses(total, terms, by_source, rows)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,9 +8,10 @@ from dominie.recipe.schema import AnyBenchmark, Evaluation, Recipe, Task, only_m
 from dominie.recipe.stage_config import AnyStage, StageConfig, register_stage_kind, stage_kinds
 
 if TYPE_CHECKING:
+    from dominie.recipe.mixed_source import MixedSource
     from dominie.stages.merge import MergeStage
     from dominie.stages.prune import PruneStage
-    from dominie.stages.train import MixedSource, TrainStage
+    from dominie.stages.train import TrainStage
     from dominie.stages.upcycle import UpcycleStage
     from dominie.stages.write_answers import AnswersStage
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError, nearest
 from dominie.core.references import references
+from dominie.recipe.on_policy_checks import check_on_policy
 from dominie.recipe.schema import Recipe
 from dominie.recipe.train_arguments import check_gap
 
@@ -113,6 +114,7 @@ def check_training_stage(recipe: Recipe, name: str, stage: TrainStage, *, where:
     _check_mix(name, stage, where=where)
     _check_caches(stage, where=where)
     _check_adapter(recipe, stage, where=where)
+    check_on_policy(recipe, stage, where=where)
     if stage.train.balance.gap is not None:
         check_gap(
             {source: stage.loss_on(source) for source in stage.active},

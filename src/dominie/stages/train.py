@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dominie.core.references import ModelName, SourceName
 from dominie.losses.terms import LossTerms
 from dominie.models.spec import Placement
-from dominie.recipe.stage_config import STRICT, info_of_stage, register_stage_kind
+from dominie.recipe.mixed_source import MixedSource
+from dominie.recipe.stage_config import info_of_stage, register_stage_kind
 from dominie.stages.stage_kind import Prepared, StageKind, StageRun
 from dominie.teachers.cache_sampling import CacheSettings
+from dominie.training.rollouts import RolloutSettings
 from dominie.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -21,28 +23,6 @@ if TYPE_CHECKING:
     from dominie.stages.prepare import Preparation
     from dominie.training.stage_sources import StageSource
     from dominie.training.train_stage import Trained
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixedSource:
-    """A source within a stage.
-
-    Attributes:
-        share: fraction of the stage's conversations; shares are normalised to sum to one.
-        teacher: of this source; None is the stage's teacher.
-        loss: the loss on this source; None is the stage's loss.
-        cache: whether its teacher is replaced by a cache; None is the stage's `cache`.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-    share: float
-    teacher: ModelName | None = None
-    loss: LossTerms | None = None
-    cache: bool | None = None
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.share < float("inf"):
-            raise ValueError(f"share must be finite and not negative, got {self.share}")
 
 
 @register_stage_kind
@@ -56,6 +36,7 @@ class TrainStage(StageKind):
         loss: what is minimised; on a source that has a loss of its own, that one instead.
         teacher: of the sources that name no teacher of their own.
         cache: whether and how the teachers' predictions are stored before training.
+        rollouts: how the student writes the answers of its sources that are `on_policy`.
         train: how it trains; single keys replace those of the recipe's `train`.
         placement: where the weights of its model are held when it teaches another stage, as of
             a model under `models`.
@@ -70,6 +51,7 @@ class TrainStage(StageKind):
     loss: LossTerms | None = None
     teacher: ModelName | None = None
     cache: CacheSettings | None = None
+    rollouts: RolloutSettings | None = None
     train: TrainSettings = field(default_factory=TrainSettings)
     placement: Placement | None = None
 
@@ -104,6 +86,11 @@ class TrainStage(StageKind):
         prediction = self.loss_on(source).prediction
         temperature = prediction.temperature if prediction else 1.0
         return f"{self.teacher_on(source)}, cached at temperature {temperature:g}"
+
+    @property
+    def rollout_settings(self) -> RolloutSettings:
+        """How the student answers, if it does."""
+        return self.rollouts or RolloutSettings()
 
     @property
     def active(self) -> list[str]:
@@ -236,7 +223,12 @@ class TrainStage(StageKind):
             display.line(f"{run.name}: {name} is loaded beside the student's base: {why}")
         with display.progress(run.name) as advance:
             trained = train_stage(
-                StageTraining(folder=run.path, sources=sources, settings=self.train),
+                StageTraining(
+                    folder=run.path,
+                    sources=sources,
+                    settings=self.train,
+                    rollouts=self.rollout_settings,
+                ),
                 StageModels(
                     student=student,
                     tokenizer=prepared.tokenizer,
@@ -301,6 +293,7 @@ class PreparedTraining(Prepared):
                 teacher=stage.teacher_on(name),
                 cache=stage.cache_name(name),
                 reference=name in self.references,
+                on_policy=stage.data[name].on_policy or 0.0,
             )
             for name in stage.active
         ]

@@ -216,6 +216,16 @@ def rewind_tensorboard(callbacks: list[TrainerCallback], step: int) -> None:
             callback.tb_writer = SummaryWriter(folder, purge_step=step + 1)
 
 
+def flat_evaluation(
+    sources: Mapping[str, Mapping[str, float]], loss: float | None
+) -> dict[str, float]:
+    """What a validation measured, under names that trackers take."""
+    found = {} if loss is None else {"eval_loss": loss}
+    for source, values in sources.items():
+        found |= {f"eval_{source}_{name}": value for name, value in values.items()}
+    return found
+
+
 def flat(means: dict[str, Any]) -> dict[str, float]:
     """The nested means of a line of metrics under names that trackers take.
 

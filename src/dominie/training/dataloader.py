@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainingArguments
 
 from dominie.data.batch import Batch, Padding, Row, filled
 from dominie.data.layout import layout
@@ -210,7 +211,8 @@ class FixedRows:
     def micro_batch(self, step: int, number: int) -> Batch:
         """One micro-batch; a step is laid out once for all of its own."""
         if step != self._laid[0]:
-            self._laid = step, self._laid_out(self._indices(step))
+            rows = [(source, self.row(source, row)) for source, row in self.indices(step)]
+            self._laid = step, self.lay_out(rows)
         return self.collator(self._laid[1][number])
 
     def conversations(self, step: int) -> list[dict[str, Any]]:
@@ -219,12 +221,16 @@ class FixedRows:
             {
                 "source": self.sources[source],
                 "row": row,
-                "tokens": len(self._by_index[source][row].input_ids),
+                "tokens": len(self.row(source, row).input_ids),
             }
-            for source, row in self._indices(step)
+            for source, row in self.indices(step)
         ]
 
-    def _indices(self, step: int) -> list[tuple[int, int]]:
+    def row(self, source: int, row: int) -> Row:
+        """A conversation by the index of its source and its own there."""
+        return self._by_index[source][row]
+
+    def indices(self, step: int) -> list[tuple[int, int]]:
         """(source index, row index) of a step; the order is run through up to it, unread."""
         if step < self._next:
             self._order, self._next = iter(self.mix), 0
@@ -233,19 +239,23 @@ class FixedRows:
             if self._next > step:
                 return indices
 
-    def _laid_out(self, step: Sequence[tuple[int, int]]) -> list[list[list[IndexedRow]]]:
+    def lay_out(self, step: Sequence[IndexedRow]) -> list[list[list[IndexedRow]]]:
+        """The micro-batches of a step, rows and conversations of each.
+
+        Args:
+            step: its conversations in the order of `indices`.
+        """
         if self.mix.turn != self.mix.micro_batch:
             return self._packed(step)
         sources = dict.fromkeys(source for source, _ in step)  # each has micro-batches of its own
         return [
             rows
             for source in sources
-            for rows in self._packed([index for index in step if index[0] == source])
+            for rows in self._packed([each for each in step if each[0] == source])
         ]
 
-    def _packed(self, step: Sequence[tuple[int, int]]) -> list[list[list[IndexedRow]]]:
-        rows = [(source, self._by_index[source][row]) for source, row in step]
-        return self.collator.pack(rows, len(step) // self.mix.micro_batch)
+    def _packed(self, rows: Sequence[IndexedRow]) -> list[list[list[IndexedRow]]]:
+        return self.collator.pack(rows, len(rows) // self.mix.micro_batch)
 
 
 class MicroBatchSampler:
@@ -269,7 +279,7 @@ class MicroBatchSampler:
 
 
 class MicroBatches(Dataset[dict[str, Any]]):
-    """The micro-batches of a step source as a data loader's dataset, in their dictionary form."""
+    """The micro-batches of a step source as a data loader's dataset: dictionaries with `number`."""
 
     def __init__(self, source: StepSource) -> None:
         self.source = source
@@ -278,10 +288,23 @@ class MicroBatches(Dataset[dict[str, Any]]):
         return len(self.source)
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        return self.source.micro_batch(*index).as_dict()
+        return {**self.source.micro_batch(*index).as_dict(), "number": index[1]}
 
 
 def unwrap(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The one micro-batch that was fetched."""
     (batch,) = batches
     return batch
+
+
+def micro_batch_loader(
+    dataset: Dataset[dict[str, Any]], source: StepSource, arguments: TrainingArguments
+) -> DataLoader[Any]:
+    """A data loader over the micro-batches of all steps, in order."""
+    return DataLoader(
+        dataset,
+        batch_sampler=MicroBatchSampler(source),
+        collate_fn=unwrap,
+        num_workers=arguments.dataloader_num_workers,
+        pin_memory=arguments.dataloader_pin_memory and arguments.device.type == "cuda",
+    )

@@ -67,7 +67,8 @@ def loss_in_forward(
 ) -> Iterator[None]:
     """Within, `model(inputs=DistillationInputs(…))` returns its losses.
 
-    They are `{"loss": summed loss, "terms": …, "by_source": …}`, see `Losses`. A mixture of experts
+    They are `{"loss": summed loss, "terms": …, "by_source": …, "per_token": …}`, see `Losses`. A
+    mixture of experts
     adds `"routing"`, the `routing_sums` of its layers; a base adds `"forgetting"`, the summed
     KL(base ‖ student).
 
@@ -129,6 +130,17 @@ def _unprepare(module: nn.Module) -> None:
         vars(module).pop(name, None)
 
 
+@contextlib.contextmanager
+def without_losses(model: nn.Module) -> Iterator[None]:
+    """Within, inside `loss_in_forward`, the model's forward is its own, as `generate` needs it."""
+    inner = causal_lm(model)
+    forward = vars(inner).pop("forward")
+    try:
+        yield
+    finally:
+        inner.forward = forward
+
+
 def _losses(
     model: Any,
     objective: Objective,
@@ -165,7 +177,12 @@ def _losses(
         spans=batch.spans,
     )
     losses = objective(forward)
-    outputs = {"loss": losses.total, "terms": losses.terms, "by_source": losses.by_source}
+    outputs = {
+        "loss": losses.total,
+        "terms": losses.terms,
+        "by_source": losses.by_source,
+        "per_token": losses.per_token,
+    }
     if inputs.base is not None:
         moved = vocabulary_losses(
             forward.supervised_hidden, forward.head, inputs.base, metrics=False

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from dominie.core.errors import RunError
@@ -43,6 +43,10 @@ class Monitor:
     terms: Collection[str] | None = None
     validation: Validation | None = None
     epochs: float = 1.0
+
+    def epoch(self, state: TrainerState) -> float:
+        """Passes over the largest source so far."""
+        return round(self.epochs * int(state.global_step) / max(int(state.max_steps), 1), 4)
 
     def begin(self, model: nn.Module, accelerator: Any) -> None:
         """Look at the student as its stage begins, see `Validation.begin`."""
@@ -84,6 +88,10 @@ class Monitor:
 
 
 FILE = "broken-step.json"
+_TRAIN_ANEW = (
+    "the last checkpoint is kept; the same command would stop here again. Move the stage's folder "
+    "away and train it anew with a lower train.learning_rate"
+)
 _NAMED = 8  # parameters and conversations in a message; the file has all conversations
 
 
@@ -104,6 +112,14 @@ class SpikeGuard(TrainerCallback, ExportableState):
         """What a checkpoint keeps, as transformers wants it."""
         return {"args": {}, "attributes": {"losses": list(self.losses)}}
 
+    @property
+    def advice(self) -> str:
+        """What to do about a loss that jumps."""
+        return (
+            "the last checkpoint is kept: to go on from it, raise train.max_spike, now "
+            f"{self.factor:g}"
+        )
+
     def exceeded_median(self, loss: float) -> float | None:
         """The median that a loss is too far above; None takes the loss in."""
         if self.factor is not None and len(self.losses) >= self.least:
@@ -123,7 +139,7 @@ def broken_step(
     means: Mapping[str, Any],
     model: nn.Module | None,
     conversations: list[dict[str, Any]],
-    do: str,
+    do: str | None = None,
 ) -> RunError:
     """The error that ends a stage, its particulars written to `broken-step.json`.
 
@@ -135,7 +151,7 @@ def broken_step(
         means: of the metrics since their last line.
         model: whose gradients are looked through; None where there are none yet.
         conversations: of the step, each with its source, its row there and its tokens.
-        do: the next thing to try.
+        do: the next thing to try; None is to train anew at a lower rate.
     """
     broken = _not_finite(means, model)
     named = ", ".join(f"{each['source']}[{each['row']}]" for each in conversations[:_NAMED])
@@ -158,7 +174,8 @@ def broken_step(
         what,
         where=f"stage {folder.name}, step {step}",
         found=f"{', '.join(broken[:_NAMED])}; {found}" if broken else found,
-        do=f"{do}, or look at the training rows of this step: {named}{more} ({details})",
+        do=f"{do or _TRAIN_ANEW}, or look at the training rows of this step: {named}{more} "
+        f"({details})",
     )
 
 

@@ -18,6 +18,7 @@ from dominie.models.matching import check_heads, map_layers
 from dominie.models.pruning import kept_pairs
 from dominie.teachers import LocalTeacher, RoutedTeacher, Teacher
 from dominie.training.dataloader import Mix, total_conversations
+from dominie.training.rollouts import RolloutSettings
 from dominie.training.settings import TrainSettings
 from dominie.training.stop_at import forgetting_bounds
 
@@ -38,6 +39,7 @@ class StageSource:
         teacher: name of its teacher, None where the loss needs none.
         cache: name of the cache used in place of its teacher, None without one.
         reference: whether its teacher is the model that the student starts as.
+        on_policy: fraction of its conversations that the student answers itself.
     """
 
     name: str
@@ -48,6 +50,7 @@ class StageSource:
     teacher: str | None = None
     cache: str | None = None
     reference: bool = False
+    on_policy: float = 0.0
 
     @property
     def target_provider(self) -> str | None:
@@ -94,11 +97,13 @@ class StageTraining:
         folder: the stage's folder; `checkpoints/` and `metrics.jsonl` are made in it.
         sources: those it learns from first, then those it only watches.
         settings: the stage's `train`.
+        rollouts: how the student answers the sources that are `on_policy`.
     """
 
     folder: Path
     sources: Sequence[StageSource]
     settings: TrainSettings
+    rollouts: RolloutSettings = field(default_factory=RolloutSettings)
 
     @property
     def active(self) -> list[StageSource]:

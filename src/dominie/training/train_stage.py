@@ -6,33 +6,30 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
 from dominie.core.distributed import broadcast_from_main, init_distributed, is_sharded, world_mesh
-from dominie.core.errors import RunError
-from dominie.core.io import empty_folder
 from dominie.data.batch import Padding
 from dominie.losses.objective import Objective
-from dominie.models.adapters import SharedBase, merged, shared_base
+from dominie.models.adapters import SharedBase, shared_base
 from dominie.models.head import check_head, text_config
 from dominie.models.info import ModelFlops, describe, info_of, model_flops
-from dominie.models.loading import DTYPES, load_student
-from dominie.models.model_folder import base_and_adapter, write_base
+from dominie.models.loading import load_student
 from dominie.models.spec import Model
-from dominie.models.weights import prepare_export
 from dominie.teachers import AdapterTeacher, LocalTeacher, Teacher
 from dominie.teachers.teacher import load_teacher
 from dominie.training.callbacks import SaveAndStop, StopAtForgetting
-from dominie.training.checkpoints import publish, verified_checkpoint, writing
+from dominie.training.checkpoints import verified_checkpoint
 from dominie.training.counters import FlopsMeter, peak_flops
 from dominie.training.dataloader import Collator, FixedRows, StepSource
+from dominie.training.export_model import save_model
 from dominie.training.loss_forward import fused_layers, loss_in_forward
 from dominie.training.metric_sums import MetricsLog
 from dominie.training.monitoring import Monitor
+from dominie.training.on_policy import on_policy_rows
 from dominie.training.settings import TrainSettings, training_arguments
 from dominie.training.source_weights import SourceWeights
 from dominie.training.stage_sources import StageTraining, attention_pairs, routed_teacher
@@ -125,7 +122,13 @@ def train_stage(
         where = f"stage {folder.name}"
         limit = [StopAtForgetting(bounds, by_loss=settings.loss_decides, where=where)]
     with (
-        build_trainer(stage, loaded, arguments, callbacks=[stop, *limit, *callbacks]) as trainer,
+        build_trainer(
+            stage,
+            loaded,
+            arguments,
+            tokenizer=models.tokenizer,
+            callbacks=[stop, *limit, *callbacks],
+        ) as trainer,
         stop.catching(),
     ):
         trainer.monitor.begin(trainer.model, trainer.accelerator)
@@ -211,6 +214,7 @@ def build_trainer(
     models: LoadedModels,
     arguments: TrainingArguments,
     *,
+    tokenizer: Any = None,
     teacher: Teacher | None = None,
     steps: StepSource | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -221,6 +225,7 @@ def build_trainer(
         stage: what is trained on and how.
         models: in memory.
         arguments: of transformers.
+        tokenizer: the student's; needed where it answers conversations itself.
         teacher: in place of those of `models`, for every batch.
         steps: where micro-batches come from; None is the stage's rows in the order of its schedule.
         callbacks: progress displays and the like.
@@ -237,6 +242,10 @@ def build_trainer(
         Padding.on(arguments.device, settings.max_length),
     )
     mix = stage.schedule.mix(settings, micro_batch=arguments.per_device_train_batch_size)
+    rows = FixedRows({s.name: s.train for s in stage.active}, mix, collator)
+    log = MetricsLog(stage.folder / "metrics.jsonl")
+    if steps is None:
+        steps = on_policy_rows(stage, rows, models.student, tokenizer, log) or rows
     flops = {name: each.flops() for name, each in models.teachers.items()}
     validation = Validation(
         sources,
@@ -256,13 +265,13 @@ def build_trainer(
             arguments,
             settings,
             objective=objective,
-            steps=steps or FixedRows({s.name: s.train for s in stage.active}, mix, collator),
+            steps=steps,
             teacher=teacher,
             monitor=Monitor(
                 sources=[source.name for source in sources],
                 terms={t for t in objective.terms if any(s.terms.weighs(t) for s in stage.active)},
                 epochs=stage.schedule.epochs,
-                log=MetricsLog(stage.folder / "metrics.jsonl"),
+                log=log,
                 flops=FlopsMeter(
                     models.flops,
                     [flops.get(source.target_provider or "") for source in sources],
@@ -278,53 +287,3 @@ def build_trainer(
             ),
             callbacks=[LimitTime(stage), *callbacks, *early],
         )
-
-
-def save_model(
-    trainer: DistillationTrainer,
-    folder: Path,
-    models: StageModels,
-    settings: TrainSettings,
-    ends: Sequence[int],
-) -> None:
-    """Write what was trained as an ordinary Hugging Face folder, in the precision of the run.
-
-    Args:
-        ends: tokens that end an answer.
-    """
-    student, tokenizer = models.student, models.tokenizer
-    accelerator = trainer.accelerator
-    state = accelerator.get_state_dict(trainer.model_wrapped)
-    model = accelerator.unwrap_model(trainer.model_wrapped)
-    dtype = DTYPES[settings.precision]
-    if settings.lora is not None and settings.lora.merge:
-        model, state = merged(model)
-    if trainer.is_world_process_zero():
-        scratch = folder.with_name(f".writing-{folder.name}")
-        empty_folder(scratch)
-        # Gathered from shards, tied weights are two tensors; they are written once.
-        tied = getattr(model, "all_tied_weights_keys", {})
-        state = {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in state.items()
-            if tied.get(name) not in state
-        }
-        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-        if broken:
-            raise RunError(
-                "the trained weights are not finite; the model is not written",
-                where=f"stage {folder.parent.name}",
-                found=", ".join(broken[:3]),
-                do="lower the learning rate; in fp16, use bf16 or fp32",
-            )
-        with writing(scratch):
-            model.save_pretrained(scratch, state_dict=state)
-            if settings.lora is None or settings.lora.merge:
-                model.config.dtype = dtype
-                model.config.save_pretrained(scratch)
-            else:
-                write_base(scratch, base_and_adapter(student)[0])
-            tokenizer.save_pretrained(scratch)
-            prepare_export(scratch, tokenizer, ends)
-            publish(scratch, folder)
-    accelerator.wait_for_everyone()

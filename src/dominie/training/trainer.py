@@ -24,15 +24,17 @@ from dominie.training.callbacks import (
     LogLastStep,
     OneRunAStage,
     flat,
+    flat_evaluation,
     keep_tensorboard,
     rewind_tensorboard,
 )
 from dominie.training.checkpoints import CheckpointedTrainer
 from dominie.training.counters import Counters, TrimMemory
-from dominie.training.dataloader import MicroBatches, MicroBatchSampler, StepSource, unwrap
+from dominie.training.dataloader import MicroBatches, StepSource, micro_batch_loader, unwrap
 from dominie.training.loss_forward import DistillationInputs
 from dominie.training.metric_sums import MetricSums, grad_norms_by_source, read_both, sources_of
 from dominie.training.monitoring import ExpertCollapseWarning, Monitor, SpikeGuard, broken_step
+from dominie.training.on_policy import OnPolicyRows, step_batches
 from dominie.training.settings import TrainSettings
 from dominie.training.source_weights import SourceWeights, weighted
 
@@ -76,6 +78,7 @@ class DistillationTrainer(CheckpointedTrainer):
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.steps, self.teacher, self.monitor = steps, teacher, monitor
+        self.on_policy = steps if isinstance(steps, OnPolicyRows) else None
         self.balance = balance or SourceWeights(monitor.sources)
         self.metrics = MetricSums(monitor.sources, objective, monitor.terms)
         self.counters, self.copied = Counters(monitor.flops), [monitor.log.path]
@@ -84,7 +87,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._spikes, self._collapse = SpikeGuard(settings.max_spike), ExpertCollapseWarning()
         if monitor.validation is None:
             args.eval_strategy = "no"
-        dataset = MicroBatches(steps)
+        dataset = MicroBatches(self.on_policy.planned if self.on_policy else steps)
         super().__init__(
             model=model,
             args=args,
@@ -120,14 +123,7 @@ class DistillationTrainer(CheckpointedTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The micro-batches of all steps, split over the ranks."""
-        device = self.args.device
-        loader: DataLoader[Any] = DataLoader(
-            self.train_dataset,
-            batch_sampler=MicroBatchSampler(self.steps),
-            collate_fn=unwrap,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and device.type == "cuda",
-        )
+        loader = micro_batch_loader(self.train_dataset, self.steps, self.args)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
@@ -136,8 +132,7 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> tuple[list[Any], Tensor]:
         """The micro-batches of one optimiser step, and its supervised tokens over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        found = [Batch.from_dict(batch).to(device) for batch in batches]
-        step = self.state.global_step + 1
+        found, step = step_batches(self, batches, device), self.state.global_step + 1
         counts = self.counters.add(found, self.accelerator, step=step)
         weights = self.balance.of_step(counts, step=step)
         found = weighted(found, weights, sum_precision(self.model.dtype))
@@ -159,9 +154,11 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> Any:
         """The micro-batch's share of the step's loss, times the ranks it is averaged over."""
         batch = Batch.from_dict(inputs)
-        next_signal = self._prefetch.next if self._prefetch else None
-        outputs = self._outputs(model, batch, next_signal, measured=self._logs_this_step())
+        signal = self._prefetch.next if self._prefetch else None
+        outputs = self._outputs(model, batch, signal, measured=self._logs_this_step())
         self.metrics.add(outputs["terms"], outputs["by_source"], outputs.get("routing"))
+        if self.on_policy:
+            self.on_policy.measure(outputs["per_token"])
         self.balance.measure(outputs["by_source"], self.metrics.objective.columns)
         loss = outputs["loss"] * self.accelerator.num_processes / num_items_in_batch
         self._step_loss += loss.detach().float()
@@ -234,11 +231,12 @@ class DistillationTrainer(CheckpointedTrainer):
                 raise self._broken_step(
                     "the loss jumps; stopped before the optimiser step",
                     f"loss {loss:.6g}, the median of the steps before {median:.6g}",
-                    do="the last checkpoint is kept: to go on from it, raise train.max_spike, now "
-                    f"{self._spikes.factor:g}",
+                    do=self._spikes.advice,
                 )
         self._step_loss.zero_()
-        self.balance.end_step(lambda sums: self.accelerator.reduce(sums, reduction="sum"))
+        self.balance.end_step(self._sum_of_ranks)
+        if self.on_policy:
+            self.on_policy.end_step(self.state.global_step, self.metrics.objective.columns)
         if self.steps.one_source_per_step and len(self.steps.sources) > 1:
             self._source_norms[self.metrics.sources[self._step_source]] = size
         return norm
@@ -248,8 +246,7 @@ class DistillationTrainer(CheckpointedTrainer):
         what: str,
         found: str,
         model: nn.Module | None = None,
-        do: str = "the last checkpoint is kept; the same command would stop here again. Move the "
-        "stage's folder away and train it anew with a lower train.learning_rate",
+        do: str | None = None,
     ) -> RunError:
         """The error that ends the stage before a step is taken; its details go to a file."""
         step = self.state.global_step + 1
@@ -271,20 +268,20 @@ class DistillationTrainer(CheckpointedTrainer):
         if "learning_rate" not in logs:  # a summary, or an evaluation that writes its own line
             super().log(logs, start_time)
             return
-        means = self.metrics.means(lambda tensor: self.accelerator.reduce(tensor, reduction="sum"))
+        means = self.metrics.means(self._sum_of_ranks)
         self.metrics.reset()
         where = f"stage {self.stage_folder.name}, step {self.state.global_step}"
         self.monitor.check_divergence(means["sources"], self.metrics.objective, where=where)
-        for source, entry in self.balance.log_entry().items():
+        found = [*self.balance.log_entry().items()]
+        if self.on_policy:
+            found += self.on_policy.log_entry(self._sum_of_ranks, self.state.global_step).items()
+        found += [(source, {"grad_norm": norm}) for source, norm in self._source_norms.items()]
+        for source, entry in found:
             means["sources"].setdefault(source, {}).update(entry)
-        for source, norm in self._source_norms.items():
-            means["sources"].setdefault(source, {})["grad_norm"] = norm
         self._source_norms = {}
         record = {
             "step": self.state.global_step,
-            "epoch": round(
-                self.monitor.epochs * self.state.global_step / max(self.state.max_steps, 1), 4
-            ),
+            "epoch": self.monitor.epoch(self.state),
             "loss": sum(means["terms"].values()),
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
@@ -297,6 +294,10 @@ class DistillationTrainer(CheckpointedTrainer):
         rates = {key: record[key] for key in ("loss", "tokens", "tokens_per_second")}
         super().log({**logs, **rates, **flat(means)}, start_time)
 
+    def _sum_of_ranks(self, tensor: Tensor) -> Tensor:
+        summed: Tensor = self.accelerator.reduce(tensor.to(self.args.device), reduction="sum")
+        return summed
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Losses by source on the validation splits: the forgetting curve."""
         assert self.monitor.validation is not None
@@ -305,9 +306,7 @@ class DistillationTrainer(CheckpointedTrainer):
             record: dict[str, Any] = {"step": self.state.global_step, "evaluation": sources}
             record |= {} if loss is None else {"loss": loss}
             self.monitor.log.append({**record, "seconds": round(self.counters.seconds, 3)})
-        metrics = {} if loss is None else {"eval_loss": loss}
-        for source, values in sources.items():
-            metrics |= {f"eval_{source}_{name}": value for name, value in values.items()}
+        metrics = flat_evaluation(sources, loss)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics

@@ -1,0 +1,310 @@
+"""Steps in which the student answers: which conversations, exact after any kill, at any batch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_folder
+from transformers import TrainerCallback
+
+from dominie.core.errors import RunError
+from dominie.data.row_store import Row
+from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
+from dominie.models.spec import Model
+from dominie.toyworld.toy_models import word_tokenizer
+from dominie.training import rollouts as rollouts_module
+from dominie.training.rollouts import RolloutFiles, RolloutKey, RolloutSettings, prompt_of
+from dominie.training.settings import Lora, TrainSettings
+from dominie.training.stage_sources import StageSource, StageTraining
+from dominie.training.train_stage import StageModels, Trained, train_stage
+
+STEPS = 4
+KD = LossTerms(prediction=Prediction())
+SHORT = RolloutSettings(max_new_tokens=6)
+
+
+class Killed(Exception):
+    """Stands for a process that is gone."""
+
+
+class KillAt(TrainerCallback):
+    """Ends the process at the beginning of a step, or before its checkpoint is written."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise Killed
+
+
+def rows_of(count: int, seed: int, *, answers: bool = True) -> list[Row]:
+    """Rows that count upwards from somewhere: a prompt of two to four tokens, and an answer."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        prompt, answer, start = int(rng.integers(2, 5)), int(rng.integers(3, 8)), rng.integers(40)
+        length = prompt + answer if answers else prompt
+        ids = [int(start) + i for i in range(length)]
+        rows.append(Row(ids, [i >= prompt for i in range(length)]))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> dict[str, Model]:
+    folder, specs = tmp_path_factory.mktemp("models"), {}
+    for seed, name in enumerate(("student", "teacher")):
+        tiny_folder(folder / name, seed=seed, initializer_range=0.2)
+        specs[name] = Model(path=str(folder / name))
+    return specs
+
+
+Train = Callable[..., Trained]
+
+
+@pytest.fixture
+def train(models, tmp_path) -> Train:
+    """Trains in `tmp_path/<name>` on two sources: `data`, partly answered, and `prompts`."""
+
+    def trained(
+        name: str,
+        *,
+        fractions: Sequence[float] = (0.5, 1.0),
+        rollouts: RolloutSettings = SHORT,
+        terms: LossTerms = KD,
+        callbacks: Sequence[TrainerCallback] = (),
+        **settings: Any,
+    ) -> Trained:
+        options = {
+            "learning_rate": 1e-2,
+            "steps": STEPS,
+            "batch": 8,
+            "micro_batch": 4,
+            "max_length": 24,
+            "checkpoint_every": 2,
+            "log_every": 1,
+            "arguments": {"use_cpu": True, "lr_scheduler_type": "constant", "warmup_steps": 0},
+        }
+        data = StageSource(
+            name="data",
+            train=rows_of(5, seed=1),
+            validation=(),
+            share=0.75,
+            terms=terms,
+            teacher="teacher",
+            on_policy=fractions[0],
+        )
+        prompts = StageSource(
+            name="prompts",
+            train=rows_of(7, seed=2, answers=fractions[1] < 1),
+            validation=(),
+            share=0.25,
+            terms=terms,
+            teacher="teacher",
+            on_policy=fractions[1],
+        )
+        return train_stage(
+            StageTraining(
+                folder=tmp_path / name,
+                sources=[data, prompts],
+                settings=TrainSettings(**options | settings),
+                rollouts=rollouts,
+            ),
+            StageModels(
+                student=models["student"],
+                tokenizer=word_tokenizer(),
+                teachers={"teacher": models["teacher"]},
+            ),
+            callbacks=callbacks,
+        )
+
+    return trained
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    theirs = weights(other)
+    for name, tensor in weights(one).items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def answers_of(folder: Path) -> dict[RolloutKey, Any]:
+    files = RolloutFiles(folder / "rollouts")
+    return {k: r for step in files.steps() for k, r in files.read(step)[0].items()}
+
+
+def test_answers_are_those_of_the_coin_and_end_with_the_prompt_of_their_row(train, tmp_path):
+    trained = train("stage")
+    folder = tmp_path / "stage"
+    found, data = answers_of(folder), rows_of(5, seed=1)
+    counted = Counter(key.source for key in found)
+    assert counted["prompts"] == STEPS * 2  # λ 1, a quarter of 8
+    assert 0 < counted["data"] < STEPS * 6
+    for key, rollout in found.items():
+        if key.source == "data":
+            assert key.uniform(0, "coin") < 0.5
+            assert list(rollout.prompt) == prompt_of(data[key.row])
+        assert 1 <= len(rollout.answer) <= 6
+        assert rollout.ended or len(rollout.answer) == 6
+    copies = [key for key in found if key.copy]  # five rows, six places in a step
+    assert copies
+    for line in lines(folder):
+        prompts, mixed = line["sources"]["prompts"], line["sources"]["data"]
+        assert prompts["own"] == 1.0
+        assert "divergence_data" not in prompts
+        assert prompts["divergence"] == pytest.approx(prompts["divergence_own"], rel=1e-4)
+        assert prompts["answer_cut"] + prompts["answer_ended"] == 1.0
+        of = [r for k, r in found.items() if k.step == line["step"] and k.source == "prompts"]
+        assert prompts["tokens"] == sum(len(r.answer) for r in of)
+        assert prompts["answer_tokens"] == prompts["tokens"] / 2
+        if 0 < mixed.get("own", 0.0) < 1:
+            low, high = sorted((mixed["divergence_own"], mixed["divergence_data"]))
+            assert low <= mixed["divergence"] <= high
+    assert trained.supervised_tokens == sum(
+        values["tokens"] for line in lines(folder) for values in line["sources"].values()
+    )
+
+
+def test_divergences_of_every_token_lie_beside_the_answers(train, tmp_path):
+    train("stage", steps=1)
+    files = RolloutFiles(tmp_path / "stage" / "rollouts")
+    found, told = files.read(1)[0], files.divergences(1)
+    assert told.keys() == found.keys()
+    assert all(len(told[key]) == len(found[key].answer) for key in found)
+    own = [value for key in told if key.source == "prompts" for value in told[key]]
+    line = lines(tmp_path / "stage")[0]["sources"]["prompts"]
+    assert np.mean(own) == pytest.approx(line["divergence_own"], abs=1e-4)
+
+
+def test_at_zero_it_is_the_run_without(train, tmp_path):
+    train("zero", fractions=(0.0, 0.0), rollouts=RolloutSettings(max_new_tokens=3, every=4))
+    train("plain", fractions=(0.0, 0.0))
+    assert_same_bits(tmp_path / "zero", tmp_path / "plain")
+    assert not (tmp_path / "zero" / "rollouts").exists()
+
+
+@pytest.mark.parametrize(("every", "step"), [(1, 1), (1, 2), (2, 3), (4, 2)])
+def test_a_run_that_is_killed_reads_its_answers_and_ends_in_the_same_bits(
+    train, tmp_path, monkeypatch, every, step
+):
+    settings = RolloutSettings(max_new_tokens=6, every=every)
+    whole = tmp_path / f"whole{every}"
+    train(whole.name, rollouts=settings)
+    with pytest.raises(Killed):
+        train("cut", rollouts=settings, callbacks=[KillAt(step)])
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut/rollouts").glob("*rank*")}
+    assert before
+    train("cut", rollouts=settings)
+    assert_same_bits(tmp_path / "cut", whole)
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut/rollouts").glob("*rank*")}
+    assert {name: after[name] for name in before} == before  # read, not generated again
+    assert answers_of(tmp_path / "cut") == answers_of(whole)
+    assert lines(tmp_path / "cut")[-1]["sources"] == lines(whole)[-1]["sources"]
+
+
+def test_answers_that_are_damaged_or_of_other_weights_are_generated_anew(train, tmp_path, caplog):
+    train("whole", steps=2)
+    with pytest.raises(Killed):
+        train("cut", steps=2, callbacks=[KillAt(1)])
+    first, second = sorted((tmp_path / "cut/rollouts").glob("*rank*"))
+    first.write_text(first.read_text()[:-40])
+    second.write_text(second.read_text().replace('"weights": "', '"weights": "0'))
+    train("cut", steps=2)
+    assert_same_bits(tmp_path / "cut", tmp_path / "whole")
+    assert answers_of(tmp_path / "cut") == answers_of(tmp_path / "whole")
+
+
+def test_later_steps_of_a_set_of_answers_use_those_of_the_first(train, tmp_path):
+    train("stage", rollouts=RolloutSettings(max_new_tokens=6, every=4))
+    files = RolloutFiles(tmp_path / "stage" / "rollouts")
+    assert files.steps() == [1]
+    found, hashes = files.read(1)
+    assert {key.step for key in found} == {1, 2, 3, 4}
+    assert len(hashes) == 1
+    assert all(files.divergences(step) for step in (1, 2, 3, 4))
+
+
+def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(train, tmp_path, monkeypatch):
+    train("whole")
+    write = rollouts_module.write_checksummed
+
+    def full(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name.startswith("step-00000004"):
+            raise OSError(28, "No space left on device")
+        write(path, *args, **kwargs)
+
+    monkeypatch.setattr(rollouts_module, "write_checksummed", full)
+    with pytest.raises(RunError, match="answers cannot be written"):
+        train("cut")
+    monkeypatch.undo()
+    train("cut")
+    assert_same_bits(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"terms": LossTerms(prediction=Prediction(kind="reverse_kl"), attention=Attention())},
+        {"terms": LossTerms(prediction=Prediction(kind="jsd")), "balance": None},
+        {"lora": Lora(r=2, target_modules=["q_proj"]), "packing": True},
+        {"gradient_checkpointing": True, "mixing": "micro_batches"},
+    ],
+    ids=["attention", "balanced", "adapters_packed", "checkpointing"],
+)
+def test_every_kind_of_loss_and_training_takes_answers(train, tmp_path, changed):
+    if "balance" in changed:
+        from dominie.training.settings import Balance
+
+        changed = changed | {"balance": Balance(by="tokens")}
+    train("stage", steps=2, **changed)
+    last = lines(tmp_path / "stage")[-1]["sources"]
+    assert last["prompts"]["own"] == 1.0
+    assert last["prompts"]["divergence_own"] > 0
+    if "balance" in changed:
+        assert last["prompts"]["loss_share"] == pytest.approx(0.25, abs=1e-6)
+
+
+def test_prompts_are_cut_before_a_turn():
+    row = Row([1, 2, 3, 4, 5, 6, 7], [False, True, False, False, True, True, False])
+    assert prompt_of(row) == [1, 2, 3, 4]
+    assert prompt_of(row, 0.2) == [1]
+    assert prompt_of(row, 0.9) == [1, 2, 3, 4]
+    assert prompt_of(Row([1, 2], [False, False])) == [1, 2]
+
+
+def test_the_oldest_files_go_if_they_are_many(tmp_path, monkeypatch):
+    files = RolloutFiles(tmp_path)
+    for step in range(1, 11):
+        files.write(step, 0, "a", [])
+    monkeypatch.setattr(rollouts_module, "MOST_BYTES", 5 * next(tmp_path.iterdir()).stat().st_size)
+    files.prune(None)
+    files.prune(1)
+    assert files.steps() == list(range(1, 11))
+    files.prune(8)  # steps 5 to 7 may be part of what step 8 reads
+    assert files.steps() == list(range(5, 11))
+    shutil.rmtree(tmp_path)
+
+
+def test_settings_are_checked():
+    assert NextToken().weight == 1.0
+    for bad in ({"every": 5}, {"top_p": 0.0}, {"temperature": -1.0}, {"max_new_tokens": 0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            RolloutSettings(**bad)
+    with pytest.raises(ValueError, match="this process alone"):
+        RolloutSettings(engine={"endpoint": "http://127.0.0.1:8000"})
