@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,16 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_folder
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from dominie.core.errors import RunError
+from dominie.core.io import read_checksummed, write_checksummed
+from dominie.data.assistant_spans import ends_of_turn
 from dominie.data.row_store import Row
-from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
+from dominie.losses.terms import Attention, LossTerms, Prediction
 from dominie.models.spec import Model
 from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training import rollouts as rollouts_module
 from dominie.training.rollouts import RolloutFiles, RolloutKey, RolloutSettings, prompt_of
-from dominie.training.settings import Lora, TrainSettings
+from dominie.training.settings import Balance, Lora, TrainSettings
 from dominie.training.stage_sources import StageSource, StageTraining
 from dominie.training.train_stage import StageModels, Trained, train_stage
 
@@ -71,12 +73,12 @@ def models(tmp_path_factory) -> dict[str, Model]:
 Train = Callable[..., Trained]
 
 
-@pytest.fixture
-def train(models, tmp_path) -> Train:
-    """Trains in `tmp_path/<name>` on two sources: `data`, partly answered, and `prompts`."""
+@pytest.fixture(scope="module")
+def train(models) -> Train:
+    """Trains in a folder on two sources: `data`, partly answered, and `prompts`."""
 
     def trained(
-        name: str,
+        folder: Path,
         *,
         fractions: Sequence[float] = (0.5, 1.0),
         rollouts: RolloutSettings = SHORT,
@@ -114,7 +116,7 @@ def train(models, tmp_path) -> Train:
         )
         return train_stage(
             StageTraining(
-                folder=tmp_path / name,
+                folder=folder,
                 sources=[data, prompts],
                 settings=TrainSettings(**options | settings),
                 rollouts=rollouts,
@@ -128,6 +130,19 @@ def train(models, tmp_path) -> Train:
         )
 
     return trained
+
+
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory) -> Callable[[int], Path]:
+    """The folder of a stage that nothing interrupted, by `every`."""
+    root = tmp_path_factory.mktemp("whole")
+
+    @functools.cache
+    def folder(every: int = 1) -> Path:
+        train(root / str(every), rollouts=RolloutSettings(max_new_tokens=6, every=every))
+        return root / str(every)
+
+    return folder
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -149,12 +164,11 @@ def answers_of(folder: Path) -> dict[RolloutKey, Any]:
     return {k: r for step in files.steps() for k, r in files.read(step)[0].items()}
 
 
-def test_answers_are_those_of_the_coin_and_end_with_the_prompt_of_their_row(train, tmp_path):
-    trained = train("stage")
-    folder = tmp_path / "stage"
+def test_answers_are_those_of_the_coin_and_end_the_prompt_of_their_row(whole):
+    folder = whole()
     found, data = answers_of(folder), rows_of(5, seed=1)
     counted = Counter(key.source for key in found)
-    assert counted["prompts"] == STEPS * 2  # λ 1, a quarter of 8
+    assert counted["prompts"] == STEPS * 2  # all of them, a quarter of 8
     assert 0 < counted["data"] < STEPS * 6
     for key, rollout in found.items():
         if key.source == "data":
@@ -162,8 +176,7 @@ def test_answers_are_those_of_the_coin_and_end_with_the_prompt_of_their_row(trai
             assert list(rollout.prompt) == prompt_of(data[key.row])
         assert 1 <= len(rollout.answer) <= 6
         assert rollout.ended or len(rollout.answer) == 6
-    copies = [key for key in found if key.copy]  # five rows, six places in a step
-    assert copies
+    assert any(key.copy for key in found)  # five rows, six places in a step
     for line in lines(folder):
         prompts, mixed = line["sources"]["prompts"], line["sources"]["data"]
         assert prompts["own"] == 1.0
@@ -176,63 +189,77 @@ def test_answers_are_those_of_the_coin_and_end_with_the_prompt_of_their_row(trai
         if 0 < mixed.get("own", 0.0) < 1:
             low, high = sorted((mixed["divergence_own"], mixed["divergence_data"]))
             assert low <= mixed["divergence"] <= high
-    assert trained.supervised_tokens == sum(
-        values["tokens"] for line in lines(folder) for values in line["sources"].values()
-    )
 
 
-def test_divergences_of_every_token_lie_beside_the_answers(train, tmp_path):
-    train("stage", steps=1)
+def test_first_answers_and_divergences_are_those_of_the_models_themselves(train, models, tmp_path):
+    """Greedy answers one at a time, and KL(teacher ‖ student) of whole logits in float64."""
+    greedy = RolloutSettings(max_new_tokens=6, temperature=0.0)
+    train(tmp_path / "stage", steps=1, rollouts=greedy)
     files = RolloutFiles(tmp_path / "stage" / "rollouts")
     found, told = files.read(1)[0], files.divergences(1)
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(models[name].path).double().eval()
+        for name in ("student", "teacher")
+    )
     assert told.keys() == found.keys()
-    assert all(len(told[key]) == len(found[key].answer) for key in found)
-    own = [value for key in told if key.source == "prompts" for value in told[key]]
-    line = lines(tmp_path / "stage")[0]["sources"]["prompts"]
-    assert np.mean(own) == pytest.approx(line["divergence_own"], abs=1e-4)
+    for key, rollout in found.items():
+        ids, at = torch.tensor([[*rollout.prompt, *rollout.answer]]), len(rollout.prompt) - 1
+        with torch.no_grad():
+            own, other = (m(input_ids=ids).logits[0, at:-1] for m in (student, teacher))
+        assert own.argmax(-1).tolist() == list(rollout.answer)
+        kl = (other.softmax(-1) * (other.log_softmax(-1) - own.log_softmax(-1))).sum(-1)
+        assert told[key] == pytest.approx(kl.tolist(), abs=2e-4)
+        assert rollout.ended == (rollout.answer[-1] in ends_of_turn(word_tokenizer()))
 
 
 def test_at_zero_it_is_the_run_without(train, tmp_path):
-    train("zero", fractions=(0.0, 0.0), rollouts=RolloutSettings(max_new_tokens=3, every=4))
-    train("plain", fractions=(0.0, 0.0))
+    train(tmp_path / "zero", fractions=(0.0, 0.0), rollouts=RolloutSettings(every=4), steps=2)
+    train(tmp_path / "plain", fractions=(0.0, 0.0), steps=2)
     assert_same_bits(tmp_path / "zero", tmp_path / "plain")
     assert not (tmp_path / "zero" / "rollouts").exists()
 
 
-@pytest.mark.parametrize(("every", "step"), [(1, 1), (1, 2), (2, 3), (4, 2)])
+@pytest.mark.parametrize(
+    ("every", "step"),
+    [
+        (4, 3),
+        *(
+            pytest.param(every, step, marks=pytest.mark.full)
+            for every, step in ((1, 1), (1, 2), (1, 4), (2, 2), (2, 3), (2, 4), (4, 1), (4, 2))
+        ),
+    ],
+)
 def test_a_run_that_is_killed_reads_its_answers_and_ends_in_the_same_bits(
-    train, tmp_path, monkeypatch, every, step
+    train, whole, tmp_path, every, step
 ):
     settings = RolloutSettings(max_new_tokens=6, every=every)
-    whole = tmp_path / f"whole{every}"
-    train(whole.name, rollouts=settings)
     with pytest.raises(Killed):
-        train("cut", rollouts=settings, callbacks=[KillAt(step)])
-    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut/rollouts").glob("*rank*")}
+        train(tmp_path / "cut", rollouts=settings, callbacks=[KillAt(step)])
+    written = tmp_path / "cut" / "rollouts"
+    before = {path.name: path.stat().st_mtime_ns for path in written.glob("*rank*")}
     assert before
-    train("cut", rollouts=settings)
-    assert_same_bits(tmp_path / "cut", whole)
-    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut/rollouts").glob("*rank*")}
-    assert {name: after[name] for name in before} == before  # read, not generated again
-    assert answers_of(tmp_path / "cut") == answers_of(whole)
-    assert lines(tmp_path / "cut")[-1]["sources"] == lines(whole)[-1]["sources"]
+    train(tmp_path / "cut", rollouts=settings)
+    assert_same_bits(tmp_path / "cut", whole(every))
+    for name, time in before.items():
+        assert (written / name).stat().st_mtime_ns == time  # read, not generated again
+    assert answers_of(tmp_path / "cut") == answers_of(whole(every))
+    assert lines(tmp_path / "cut")[-1]["sources"] == lines(whole(every))[-1]["sources"]
 
 
-def test_answers_that_are_damaged_or_of_other_weights_are_generated_anew(train, tmp_path, caplog):
-    train("whole", steps=2)
+def test_answers_that_are_damaged_or_of_other_weights_are_generated_anew(train, whole, tmp_path):
     with pytest.raises(Killed):
-        train("cut", steps=2, callbacks=[KillAt(1)])
-    first, second = sorted((tmp_path / "cut/rollouts").glob("*rank*"))
+        train(tmp_path / "cut", callbacks=[KillAt(1)])
+    first, second = sorted((tmp_path / "cut" / "rollouts").glob("*rank*"))
     first.write_text(first.read_text()[:-40])
-    second.write_text(second.read_text().replace('"weights": "', '"weights": "0'))
-    train("cut", steps=2)
-    assert_same_bits(tmp_path / "cut", tmp_path / "whole")
-    assert answers_of(tmp_path / "cut") == answers_of(tmp_path / "whole")
+    record = read_checksummed(second)
+    write_checksummed(second, record | {"weights": "0" + record["weights"][1:]}, indent=None)
+    train(tmp_path / "cut")
+    assert_same_bits(tmp_path / "cut", whole())
+    assert answers_of(tmp_path / "cut") == answers_of(whole())
 
 
-def test_later_steps_of_a_set_of_answers_use_those_of_the_first(train, tmp_path):
-    train("stage", rollouts=RolloutSettings(max_new_tokens=6, every=4))
-    files = RolloutFiles(tmp_path / "stage" / "rollouts")
+def test_a_set_of_answers_serves_its_later_steps(whole):
+    files = RolloutFiles(whole(4) / "rollouts")
     assert files.steps() == [1]
     found, hashes = files.read(1)
     assert {key.step for key in found} == {1, 2, 3, 4}
@@ -240,8 +267,7 @@ def test_later_steps_of_a_set_of_answers_use_those_of_the_first(train, tmp_path)
     assert all(files.divergences(step) for step in (1, 2, 3, 4))
 
 
-def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(train, tmp_path, monkeypatch):
-    train("whole")
+def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(train, whole, tmp_path, monkeypatch):
     write = rollouts_module.write_checksummed
 
     def full(path: Path, *args: Any, **kwargs: Any) -> None:
@@ -251,33 +277,29 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(train, tmp_path, monk
 
     monkeypatch.setattr(rollouts_module, "write_checksummed", full)
     with pytest.raises(RunError, match="answers cannot be written"):
-        train("cut")
+        train(tmp_path / "cut")
     monkeypatch.undo()
-    train("cut")
-    assert_same_bits(tmp_path / "cut", tmp_path / "whole")
+    train(tmp_path / "cut")
+    assert_same_bits(tmp_path / "cut", whole())
 
 
 @pytest.mark.parametrize(
     "changed",
     [
         {"terms": LossTerms(prediction=Prediction(kind="reverse_kl"), attention=Attention())},
-        {"terms": LossTerms(prediction=Prediction(kind="jsd")), "balance": None},
+        {"terms": LossTerms(prediction=Prediction(kind="jsd")), "balance": Balance(by="tokens")},
         {"lora": Lora(r=2, target_modules=["q_proj"]), "packing": True},
         {"gradient_checkpointing": True, "mixing": "micro_batches"},
     ],
     ids=["attention", "balanced", "adapters_packed", "checkpointing"],
 )
 def test_every_kind_of_loss_and_training_takes_answers(train, tmp_path, changed):
+    train(tmp_path / "stage", steps=1, fractions=(1.0, 1.0), **changed)
+    found = lines(tmp_path / "stage")[-1]["sources"]
+    assert found["data"]["own"] == 1.0
+    assert found["data"]["divergence_own"] > 0
     if "balance" in changed:
-        from dominie.training.settings import Balance
-
-        changed = changed | {"balance": Balance(by="tokens")}
-    train("stage", steps=2, **changed)
-    last = lines(tmp_path / "stage")[-1]["sources"]
-    assert last["prompts"]["own"] == 1.0
-    assert last["prompts"]["divergence_own"] > 0
-    if "balance" in changed:
-        assert last["prompts"]["loss_share"] == pytest.approx(0.25, abs=1e-6)
+        assert found["prompts"]["loss_share"] == pytest.approx(0.25, abs=1e-6)
 
 
 def test_prompts_are_cut_before_a_turn():
@@ -298,11 +320,9 @@ def test_the_oldest_files_go_if_they_are_many(tmp_path, monkeypatch):
     assert files.steps() == list(range(1, 11))
     files.prune(8)  # steps 5 to 7 may be part of what step 8 reads
     assert files.steps() == list(range(5, 11))
-    shutil.rmtree(tmp_path)
 
 
 def test_settings_are_checked():
-    assert NextToken().weight == 1.0
     for bad in ({"every": 5}, {"top_p": 0.0}, {"temperature": -1.0}, {"max_new_tokens": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             RolloutSettings(**bad)

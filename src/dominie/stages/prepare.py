@@ -28,6 +28,7 @@ from dominie.models.matching import (
 )
 from dominie.recipe.validate import stage_order
 from dominie.stages.fingerprint import digest
+from dominie.stages.on_policy_notices import on_policy_notices
 from dominie.stages.run_folder import ChatTokenizers, RunFolder, check_whole
 from dominie.stages.stage_kind import Prepared, stage_kind
 from dominie.stages.task_checks import check_task, check_tasks
@@ -132,10 +133,13 @@ class Preparation:
             InputError: the loss has a router term and the student no router.
         """
         stage = prepared.stage
-        if shares := planned_shares(prepared.stage_sources, stage.train):
+        longest = stage.rollout_settings.max_new_tokens
+        if shares := planned_shares(prepared.stage_sources, stage.train, answers=longest):
             self.shares[name] = shares
             for told in share_lines(name, shares, stage.train):
                 self.notice(told)
+        for told in on_policy_notices(self, prepared):
+            self.notice(told)
         if line := _router_notice(self.folder, name, stage):
             self.notice(line)
         if stage.train.precision == "bf16" and not torch.accelerator.is_available():

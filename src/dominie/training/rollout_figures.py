@@ -121,9 +121,9 @@ class RolloutFigures:
                     source,
                     "far",
                     f"the student's first answers are {found['divergence_own']:.3g} nats per token "
-                    f"from their teacher, more than {FAR}: a teacher of another origin, under "
-                    "which students collapse. Train on the data's answers first "
-                    "(on_policy: 0), or name a teacher that was trained from the student's base",
+                    f"from their teacher, more than {FAR}, as if it were of another origin: "
+                    "students have collapsed under such teachers. Train on the data's answers "
+                    "first (on_policy: 0), or name a teacher trained from the student's base",
                 )
             longer = first > 0 and length > LONGER * first
             if longer and found["answer_cut"] > CUT:

@@ -242,7 +242,9 @@ class Shares:
         return 3 * self.loss < self.conversations
 
 
-def planned_shares(sources: Sequence[StageSource], settings: TrainSettings) -> tuple[Shares, ...]:
+def planned_shares(
+    sources: Sequence[StageSource], settings: TrainSettings, *, answers: float = 0.0
+) -> tuple[Shares, ...]:
     """Foretell the shares of a stage's sources from the mean lengths of their answers.
 
     Gaps, which nobody knows before the training, count as equal.
@@ -250,6 +252,7 @@ def planned_shares(sources: Sequence[StageSource], settings: TrainSettings) -> t
     Args:
         sources: of a stage, those that are only watched included.
         settings: its `train`.
+        answers: tokens of an answer where the data have none: the student's are to come.
 
     Returns:
         Of each source its shares; none for a stage of one source, and where rows are not there yet.
@@ -259,7 +262,7 @@ def planned_shares(sources: Sequence[StageSource], settings: TrainSettings) -> t
         return ()
     micro_batch = settings.conversations_per_forward(world_size())
     mix = schedule_of(active, settings).mix(settings, micro_batch=micro_batch)
-    means = [_mean_tokens(source.train) for source in active]
+    means = [_mean_tokens(source.train) or answers for source in active]
     weights = SourceWeights([s.name for s in active], mix.shares.tolist(), settings.balance)
     total = [0.0] * len(active)
     for counts in mix.counts(max(1, _TURNS * mix.turn // mix.batch)):

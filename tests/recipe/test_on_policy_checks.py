@@ -1,0 +1,104 @@
+"""What a recipe may not say of answers that a student writes itself: one message each."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from dominie.core.errors import InputError
+from dominie.recipe import load_recipe, recipe_of
+from dominie.recipe.load import dump_recipe
+from dominie.stages.fingerprint import training_parts
+
+GOOD: dict[str, Any] = {
+    "name": "on-policy",
+    "data": {
+        "shop": "toyworld:domain?rows=20",
+        "asked": {"path": "toyworld:general?rows=20", "prompts": True},
+    },
+    "models": {"cold": {"path": "toyworld:teacher", "placement": "cached"}},
+    "train": {"max_length": 64},
+    "stages": {
+        "align": {
+            "student": "toyworld:student",
+            "teacher": "toyworld:teacher",
+            "data": {
+                "shop": {"share": 0.5, "on_policy": 0.5},
+                "asked": {"share": 0.5, "on_policy": 1.0},
+            },
+            "loss": {"prediction": {"kind": "reverse_kl"}},
+            "rollouts": {"max_new_tokens": 16},
+        }
+    },
+}
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    """The recipe with values at paths, `__` between keys; None removes a key."""
+    tree = copy.deepcopy(GOOD)
+    for path, value in values.items():
+        *keys, last = path.split("__")
+        node = tree
+        for key in keys:
+            node = node[key]
+        if value is None:
+            del node[last]
+        else:
+            node[last] = value
+    return tree
+
+
+ALIGN = "stages__align__"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({f"{ALIGN}data__shop__on_policy": 1.5}, "on_policy must be from 0 to 1, got 1.5"),
+        ({f"{ALIGN}data__shop__on_policy": float("nan")}, "on_policy"),
+        ({f"{ALIGN}data__asked__on_policy": None}, "no answers to learn from"),
+        ({f"{ALIGN}data__asked__on_policy": 0.5}, "the student writes every answer"),
+        ({f"{ALIGN}data": {"shop": 1.0}}, "it answers nothing"),
+        ({f"{ALIGN}rollouts__max_new_tokens": 64}, "less than train.max_length, now 64"),
+        ({f"{ALIGN}rollouts__max_new_token": 6}, "did you mean max_new_tokens"),
+        ({f"{ALIGN}rollouts__every": 8}, "every must be from 1 to 4"),
+        ({f"{ALIGN}rollouts__engine": {"endpoint": "http://x/v1"}}, "this process alone"),
+        ({f"{ALIGN}loss": {"next_token": 1.0}}, "need a teacher to mark them"),
+        ({f"{ALIGN}loss": {"prediction": 1.0, "next_token": 0.1}}, "by heart"),
+        ({f"{ALIGN}cache": True, f"{ALIGN}loss": {"prediction": 1.0}}, "cached teacher"),
+        ({f"{ALIGN}teacher": "cold", f"{ALIGN}loss": {"prediction": 1.0}}, "cached teacher"),
+        ({f"{ALIGN}train": {"fsdp": "full_shard"}}, "cuts up its weights"),
+        ({"data__asked__test_fraction": 0.5}, "no answers to validate or test"),
+    ],
+)
+def test_each_mistake_has_its_message(values, said):
+    with pytest.raises(InputError) as caught:
+        recipe_of(changed(**values))
+    assert said in str(caught.value)
+
+
+def parts_of(tree: dict[str, Any]) -> Any:
+    recipe = recipe_of(tree)
+    stage = recipe.trained["align"]
+    rows = dict.fromkeys(stage.active, "rows")
+    models = {"toyworld:student": "s", "toyworld:teacher": "t"}
+    return training_parts(recipe, "align", rows=rows, models=models)
+
+
+def test_only_what_changes_the_model_is_in_the_fingerprint(tmp_path):
+    good = parts_of(GOOD)
+    assert parts_of(changed(stages__align__rollouts__batch=3)) == good
+    assert parts_of(changed(stages__align__rollouts__every=2)) != good
+    assert parts_of(changed(stages__align__data__shop__on_policy=0.25)) != good
+    plain = {f"{ALIGN}data": {"shop": {"share": 1.0}}, f"{ALIGN}rollouts": None}
+    zero = {f"{ALIGN}data": {"shop": {"share": 1.0, "on_policy": 0.0}}}
+    assert parts_of(changed(**plain)) == parts_of(changed(**zero))
+    assert "rollouts" not in str(parts_of(changed(**plain)))
+
+
+def test_a_recipe_with_answers_is_written_and_read_again(tmp_path):
+    recipe = recipe_of(GOOD)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(tmp_path) == recipe
