@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from dominie.core.errors import InputError, unreadable
 from dominie.data.columns import refuse_rejected
 from dominie.data.ecommerce_formats import with_meta_file
-from dominie.data.formats import Conversation, parsed_row
+from dominie.data.formats import SHAREGPT_ROLES, Conversation, parsed_row
 from dominie.data.json_files import MAX_ROW_BYTES, json_rows, jsonl_rows, without_nulls
-from dominie.data.prompt_rows import parsed_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from dominie.data.sources import Source
 
@@ -23,6 +23,8 @@ __all__ = ["Conversation", "read_conversations"]
 
 FAULTS_SHOWN = 5
 """So many bad rows are named at once, so that a file need not be corrected one run at a time."""
+#: Stands for an answer that is not there while a row is read.
+_ANSWER = "."
 _BATCH_ROWS = 512
 _FEW_VALUES, _FEW_BYTES = 2**22, 2**28  # of a Parquet file, which may be as small as it likes
 
@@ -278,3 +280,43 @@ def _hub_rows(source: Source) -> Iterator[tuple[str, Any]]:
             where=f"source {source.name}, path {source.path}",
             expected="at least one conversation",
         )
+
+
+def parsed_prompt(row: Any, where: str) -> Conversation:
+    """The conversation in a row up to its last answer, which need not be there.
+
+    Args:
+        row: the decoded row, of any known format.
+        where: the file and line, for messages.
+
+    Raises:
+        InputError: as `parsed_row`, or nobody asks anything.
+    """
+    added = _answer(row) if isinstance(row, dict) else {}
+    conversation = parsed_row(row | added if added else row, where)
+    asked = conversation.messages[: conversation.last_answer]
+    if not any(message["role"] in ("user", "tool") for message in asked):
+        raise InputError(
+            "the row has no prompt",
+            where=where,
+            expected="a message of the user, or a tool's result, to answer",
+            found=f"roles {', '.join(m['role'] for m in asked) or 'none'} before the answer",
+            do="remove the row, or the key `prompts` of its source",
+        )
+    unread = conversation.unread if added else (*conversation.unread, "the last answer")
+    return replace(conversation, messages=asked, weights=(), unread=unread, prompt=True)
+
+
+def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that give a row an answer if it has none; nothing if it has one."""
+    for column in ("messages", "conversations"):
+        turns = row.get(column)
+        if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
+            role, content = ("role", "content") if "role" in turns[-1] else ("from", "value")
+            if SHAREGPT_ROLES.get(str(turns[-1].get(role))) == "assistant":
+                return {}
+            return {column: [*turns, {role: "assistant", content: _ANSWER}]}
+    for question, answer_column in (("prompt", "completion"), ("instruction", "output")):
+        if question in row and row.get(answer_column) is None:
+            return {answer_column: _ANSWER}
+    return {}

@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Any
 from dominie.deprecated import renamed
 from dominie.recipe.load import dump_recipe, load_recipe, recipe_of
 from dominie.recipe.schema import AnyBenchmark, Evaluation, Recipe, Task, only_models
-from dominie.recipe.stage_config import AnyStage, StageConfig, register_stage_kind, stage_kinds
+from dominie.recipe.stage_config import (
+    AnyStage,
+    MixedSource,
+    StageConfig,
+    register_stage_kind,
+    stage_kinds,
+)
 
 if TYPE_CHECKING:
-    from dominie.recipe.mixed_source import MixedSource
     from dominie.stages.merge import MergeStage
     from dominie.stages.prune import PruneStage
     from dominie.stages.train import TrainStage
@@ -40,7 +45,6 @@ __all__ = [
 _OF_KINDS = {
     "AnswersStage": "write_answers",
     "MergeStage": "merge",
-    "MixedSource": "train",
     "PruneStage": "prune",
     "TrainStage": "train",
     "UpcycleStage": "upcycle",

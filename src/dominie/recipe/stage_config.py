@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Discriminator, GetCoreSchemaHandler, Tag
 
-from dominie.core.references import references, rewritten
+from dominie.core.references import ModelName, references, rewritten
 from dominie.data.sources import Source
+from dominie.losses.terms import LossTerms
 from dominie.models.info import ModelInfo
 from dominie.models.spec import Placement
 
@@ -140,6 +141,33 @@ class StageConfig:
     def plan(self, recipe: Recipe, name: str, machine: Any, sizes: Mapping[str, Any]) -> Any:
         """Plan its memory and time on a machine: a `StagePlan`."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedSource:
+    """A source within a stage.
+
+    Attributes:
+        share: fraction of the stage's conversations; shares are normalised to sum to one.
+        teacher: of this source; None is the stage's teacher.
+        loss: the loss on this source; None is the stage's loss.
+        cache: whether its teacher is replaced by a cache; None is the stage's `cache`.
+        on_policy: fraction of its conversations whose last answer the student writes anew, for the
+            teacher to mark; None is none.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    share: float
+    teacher: ModelName | None = None
+    loss: LossTerms | None = None
+    cache: bool | None = None
+    on_policy: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_policy is not None and not 0.0 <= self.on_policy <= 1.0:
+            raise ValueError(f"on_policy must be from 0 to 1, got {self.on_policy}")
+        if not 0.0 <= self.share < float("inf"):
+            raise ValueError(f"share must be finite and not negative, got {self.share}")
 
 
 def info_of_stage(name: str, info: ModelInfo, **changed: Any) -> ModelInfo:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dominie.core.references import ModelName, SourceName
 from dominie.losses.terms import LossTerms
 from dominie.models.spec import Placement
-from dominie.recipe.mixed_source import MixedSource
-from dominie.recipe.stage_config import info_of_stage, register_stage_kind
+from dominie.recipe.stage_config import MixedSource, info_of_stage, register_stage_kind
 from dominie.stages.stage_kind import Prepared, StageKind, StageRun
 from dominie.teachers.cache_sampling import CacheSettings
 from dominie.training.rollouts import RolloutSettings

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dominie.core.errors import InputError
-from dominie.data.prompt_rows import parsed_prompt
+from dominie.data.conversations import parsed_prompt
 from dominie.data.rows import prepare
 from dominie.data.sources import Source
 from dominie.data.tokenization import prompt_ids
