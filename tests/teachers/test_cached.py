@@ -454,6 +454,14 @@ def test_what_is_decoded_ahead_is_what_is_decoded_when_it_is_asked_for(
         for signal in expected:
             assert_same_targets(prefetch.next(), signal)
     assert by_thread == ["dominie-cache"] * 2 * len(rows), "each conversation of the cache once"
+    by_thread.clear()
+    prefetch.start_step(batches[:2], lambda: [s for b in batches[2:3] for s in b.spans])
+    assert_same_targets(prefetch.next(), expected[0])
+    assert_same_targets(prefetch.next(), expected[1])
+    assert teacher.teachers["t"]._ahead is not None, "what follows is begun with the last one"
+    prefetch.start_step(batches[2:3])
+    assert_same_targets(prefetch.next(), expected[2])
+    assert len(by_thread) == 7, "and not decoded again by the step that it belongs to"
     prefetch.start_step(batches)
     prefetch.start_step(batches[1:])  # the first step was left
     assert_same_targets(prefetch.next(), expected[1])

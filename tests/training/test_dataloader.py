@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from dominie.data.batch import Batch, collate
 from dominie.data.tokenization import Encoded
 from dominie.models.info import model_flops
+from dominie.training import dataloader
 from dominie.training.checkpoints import newest_checkpoint
 from dominie.training.dataloader import (
     Collator,
@@ -76,6 +77,21 @@ def test_ranks_share_the_conversations_of_each_step_out(mixing, pack_to, ranks):
     for number, step in enumerate(mix_of(mixing)):
         shared = [batches[each * number : each * (number + 1)] for batches in read]
         assert sorted(c for rank in shared for batch in rank for c in batch) == sorted(step)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_a_step_begins_with_is_known_before_it(ranks, monkeypatch):
+    batches = MicroBatches(FixedRows(rows(), mix_of("conversations"), Collator([0, 1], 60)))
+    monkeypatch.setattr(dataloader, "world_size", lambda: ranks)
+    for number in range(ranks):
+        monkeypatch.setattr(dataloader, "rank", lambda number=number: number)
+        read = list(read_by(number, ranks, "conversations", 60))
+        each = len(read) // STEPS
+        for step in range(STEPS):
+            expected = [s for batch in read[each * step : each * step + 2] for s in batch.spans]
+            found = batches.first_spans(step, 2)
+            assert [s.input_ids.tolist() for s in found] == [s.input_ids.tolist() for s in expected]
+        assert batches.first_spans(STEPS, 2) == []
 
 
 def test_a_micro_batch_that_is_a_turn_has_one_source():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -231,6 +231,11 @@ class RoutedTeacher:
                 teacher.run_for_other_ranks(device)
         return Signal(tuple(parts))
 
+    @property
+    def expects(self) -> bool:
+        """Whether any teacher can begin before it is asked."""
+        return any(map(can_expect, self.teachers.values()))
+
     def expect(self, spans: Sequence[Span]) -> None:
         """Tell each teacher that can begin before which conversations it is asked for next."""
         for index, name in enumerate(self.names):
@@ -252,9 +257,14 @@ class RoutedTeacher:
         }
 
 
+def can_expect(teacher: Teacher) -> bool:
+    """Whether a teacher can begin before it is asked."""
+    return hasattr(teacher, "expect") and getattr(teacher, "expects", True)
+
+
 def expect_next(teacher: Teacher, spans: Sequence[Span]) -> None:
     """Have a teacher begin with these conversations, if it can."""
-    if hasattr(teacher, "expect"):
+    if can_expect(teacher):
         cast("ExpectingTeacher", teacher).expect(spans)
 
 
@@ -273,10 +283,13 @@ class TeacherPrefetch:
         self.teacher, self.micro_batches = teacher, micro_batches
         self._waiting: list[Batch] = []
         self._ready: list[Signal] = []
+        self._following: Callable[[], Sequence[Span]] = tuple
 
-    def start_step(self, batches: Sequence[Batch]) -> None:
-        """Expect the micro-batches of a step; those left of an earlier one are dropped."""
-        self._waiting, self._ready = list(batches), []
+    def start_step(
+        self, batches: Sequence[Batch], following: Callable[[], Sequence[Span]] = tuple
+    ) -> None:
+        """Expect a step's micro-batches, then what follows; what is left of a step is dropped."""
+        self._waiting, self._ready, self._following = list(batches), [], following
         self._begin_next()
 
     def next(self) -> Signal:
@@ -289,8 +302,10 @@ class TeacherPrefetch:
         return self._ready.pop(0)
 
     def _begin_next(self) -> None:
-        following = self._waiting[: self.micro_batches]
-        expect_next(self.teacher, [span for batch in following for span in batch.spans])
+        if can_expect(self.teacher):
+            together = self._waiting[: self.micro_batches]
+            spans = [span for batch in together for span in batch.spans]
+            expect_next(self.teacher, spans if together else self._following())
 
     def close(self) -> None:
         """End what teachers have begun."""

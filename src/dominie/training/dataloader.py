@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainingArguments
 
-from dominie.data.batch import Batch, Padding, Row, filled
+from dominie.core.distributed import rank, world_size
+from dominie.data.batch import Batch, Padding, Row, Span, filled
 from dominie.data.layout import layout
 from dominie.training.settings import Mixing
 
@@ -289,6 +290,18 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         return {**self.source.micro_batch(*index).as_dict(), "number": index[1]}
+
+    def first_spans(self, step: int, micro_batches: int) -> list[Span]:
+        """The conversations of this rank's first micro-batches of a step, as the data have them.
+
+        Args:
+            step: counted from 0; after the last one there are none.
+            micro_batches: so many of this rank.
+        """
+        if step >= self.source.steps:
+            return []
+        numbers = range(rank(), self.source.micro_batches, world_size())[:micro_batches]
+        return [span for number in numbers for span in self.source.micro_batch(step, number).spans]
 
 
 def unwrap(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -138,7 +138,8 @@ class DistillationTrainer(CheckpointedTrainer):
         found = weighted(found, weights, sum_precision(self.model.dtype))
         self._step_source = found[0].spans[0].source  # used if a step has only one
         if self._prefetch:
-            self._prefetch.start_step(found)
+            ahead = self._prefetch.micro_batches
+            self._prefetch.start_step(found, partial(self.train_dataset.first_spans, step, ahead))
         if self._source_gradients and self._logs_this_step():
             self._unmeasured = found
         return [batch.as_dict() for batch in found], torch.tensor(max(sum(counts), 1))
