@@ -44,6 +44,7 @@ _TITLES = {
     "Recipe": "The recipe",
     "Source": "A source",
     "Model": "A model",
+    "ServedModel": "A model behind a server",
     "TrainStage": "A stage that trains",
     "MixedSource": "A source within a stage",
     "LossTerms": "The loss",

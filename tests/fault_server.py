@@ -25,6 +25,7 @@ class Asked:
     body: dict[str, Any]
     headers: dict[str, str]
     before: int
+    path: str = ""
 
     @property
     def text(self) -> str:
@@ -78,6 +79,9 @@ class Server:
             def do_POST(self) -> None:
                 outer._respond(self)
 
+            def do_GET(self) -> None:
+                outer._respond(self)
+
         class Http(ThreadingHTTPServer):
             request_queue_size = 128
 
@@ -92,20 +96,24 @@ class Server:
         self._http.server_close()
 
     def _respond(self, handler: BaseHTTPRequestHandler) -> None:
-        raw = handler.rfile.read(int(handler.headers["content-length"]))
-        body = json.loads(raw)
-        key = json.dumps(body["messages"])
+        raw = handler.rfile.read(int(handler.headers.get("content-length", 0)))
+        body = json.loads(raw) if raw else {}
+        key = json.dumps(
+            next((body[k] for k in ("messages", "prompt", "input_ids") if k in body), 0)
+        )
         with self._lock:
-            asked = Asked(body, dict(handler.headers.items()), self.asked[key])
-            self.asked[key] += 1
-            self.bodies.append(body)
+            asked = Asked(body, dict(handler.headers.items()), self.asked[key], handler.path)
+            if body:
+                self.asked[key] += 1
+                self.bodies.append(body)
             self.under_way += 1
             self.most_at_once = max(self.most_at_once, self.under_way)
         try:
             answer = self.behave(asked)
             time.sleep(answer.hang)
             with self._lock:  # a real server bills what it has generated, heard or not
-                billed = answer.status == 200 and not answer.hang > 1 and not answer.cut
+                billed = bool(body) and answer.status == 200 and not answer.hang > 1
+                billed = billed and not answer.cut
                 if billed and self.remembered is not None:
                     call = asked.headers["idempotency-key"]
                     billed = call not in self.remembered

@@ -108,7 +108,7 @@ def test_a_wait_that_is_asked_for_is_kept(serve, ask):
 
 
 def test_absurd_waits_are_not_obeyed(serve, ask, monkeypatch):
-    monkeypatch.setattr("dominie.generation.endpoint._LONGEST_WAIT", 0.05)
+    monkeypatch.setattr("dominie.generation.http_client._LONGEST_WAIT", 0.05)
     waits = ["1e9", "-5", "nan", "inf", "Fri, 31 Dec 2999 23:59:59 GMT"]
     server = serve(
         lambda a: (

@@ -9,13 +9,14 @@ from fault_server import Answer, reply
 
 from dominie.core.errors import InputError
 from dominie.generation.calls import Calls
-from dominie.generation.endpoint import Budget, Client, Endpoint
+from dominie.generation.endpoint import Budget, Endpoint
 from dominie.generation.generator import (
     EndpointGenerator,
     GenerationRequest,
     Sampling,
     generate_all,
 )
+from dominie.generation.http_client import Client
 from dominie.generation.reply_log import ReplyLog
 
 

@@ -10,13 +10,14 @@ from fault_server import Answer, reply
 
 from dominie.core.errors import InputError
 from dominie.generation.calls import Calls
-from dominie.generation.endpoint import Endpoint, Outcome
+from dominie.generation.endpoint import Endpoint
 from dominie.generation.generator import (
     EndpointGenerator,
     GenerationRequest,
     Sampling,
     generate_all,
 )
+from dominie.generation.http_client import Outcome
 from dominie.generation.refusals import foreign, found_in, refusal, status_inside
 from dominie.generation.reply_log import ReplyLog
 

@@ -274,9 +274,9 @@ def test_a_plan_grows_with_answers_their_length_and_the_batch(recipe):
         ("stages.written.answers.seed=-1", "seed must be from 0"),
         ("stages.written.answers.model=tuned", "stages need each other"),
         ("stages.written.answers.source=domian", "did you mean domain"),
-        ("stages.written.answers.judge={model: x}", "only local models write answers"),
-        ("stages.written.answers.model=http://127.0.0.1:1/v1", "only local models write answers"),
-        ("models.writer={endpoint: x}", "a model behind a server teaches no stage"),
+        ("stages.written.answers.judge={model: x}", "no judge and no metric chooses"),
+        ("stages.written.answers.model=http://127.0.0.1:1/v1", "an address is no name of a model"),
+        ("models.writer={endpoint: x}", "missing key"),
         ("stages.written.answers.sample=2", "did you mean samples"),
         ("evaluate.tasks.domain.source=written", "a stage of kind answers holds nothing out"),
     ],
@@ -322,7 +322,9 @@ def test_prompts_are_conversations_up_to_their_last_answer(tmp_path):
         "held out": 1,
     }
     answer = {"text": "e", "stopped": "stop", "tokens": 2}
-    row = Asked("key", several, Sampling(max_new_tokens=4, seed=2**32 + 7), 1).row(answer, "m")
+    row = Asked("key", several, Sampling(max_new_tokens=4, seed=2**32 + 7, sample=1), []).row(
+        answer, "m"
+    )
     (tmp_path / "y.jsonl").write_text(json.dumps(row) + "\n")
     (read,) = read_conversations(Source(name="y", path=str(tmp_path / "y.jsonl")))
     assert read.answer == "e"

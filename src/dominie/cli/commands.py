@@ -26,7 +26,7 @@ PANEL = "Before anything is spent"
 
 
 #: The names of `dominie.workflows.init.TEMPLATES`, which is slow to import.
-TEMPLATES = ["kd", "kd-dae", "dae", "2x7b"]
+TEMPLATES = ["kd", "kd-dae", "dae", "2x7b", "served", "answers"]
 
 
 @app.command(rich_help_panel=PANEL, epilog=examples("init"))
@@ -38,7 +38,9 @@ def init(
     template: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="kd, kd-dae, dae or 2x7b.", autocompletion=lambda: TEMPLATES
+            metavar="NAME",
+            help="kd, kd-dae, dae, 2x7b, served or answers.",
+            autocompletion=lambda: TEMPLATES,
         ),
     ] = "kd-dae",
 ) -> None:

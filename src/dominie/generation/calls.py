@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 from dominie.core.display import Advance
 from dominie.core.errors import DominieError, RunError
 from dominie.generation.budget import BudgetTracker
-from dominie.generation.endpoint import Client, Endpoint, Outcome, delay, length_limit
+from dominie.generation.endpoint import Endpoint, length_limit
+from dominie.generation.http_client import LARGEST, Client, Outcome, delay
 from dominie.generation.refusals import (
     foreign,
     found_in,
@@ -52,17 +53,31 @@ class Calls:
     Args:
         log: holds every reply before it counts.
         where: how messages name the endpoint's place in the recipe.
+        url: that calls are sent to; None is that of chat completions.
+        read: the reply in the body of a response, None if it holds none.
+        largest: bytes of a reply that are read.
 
     Attributes:
         failures: why a request was not answered, by its key, the last one last.
+        breaks: calls whose connection was refused, broke or took too long.
     """
 
     def __init__(
-        self, endpoint: Endpoint, log: ReplyLog, *, where: str, show: Callable[[str], None]
+        self,
+        endpoint: Endpoint,
+        log: ReplyLog,
+        *,
+        where: str,
+        show: Callable[[str], None],
+        url: str | None = None,
+        read: Callable[[str], Reply | None] = read_reply,
+        largest: int = LARGEST,
     ) -> None:
         self.endpoint, self.log, self.where, self._show = endpoint, log, where, show
+        self._url, self._read, self._largest = url, read, largest
         self.budget = BudgetTracker(endpoint, log.records, where=where)
         self.failures: dict[str, str] = {}
+        self.breaks = 0
         self._replied_before = any(record["status"] == 200 for record in log.records)
         self._key: str | None = None
         self._answered = self._failed_in_a_row = 0
@@ -145,7 +160,8 @@ class Calls:
                     rate = len(found) / max(time.monotonic() - started, 1e-9)
                     advance(len(found), len(items), f"{rate:.1f}/s{self.budget.note}")
 
-        async with Client(self.endpoint, self._key) as self._client:
+        self._client = Client(self.endpoint, self._key, url=self._url, largest=self._largest)
+        async with self._client:
             with self._handling_signals():
                 workers = min(self.endpoint.concurrency, len(items))
                 await asyncio.gather(*(worker() for _ in range(workers)))
@@ -194,16 +210,19 @@ class Calls:
             # The same until it is answered, then another: a gateway bills what it repeats once.
             answered = sum(record["status"] == 200 for record in self.log.of(key))
             outcome = await self._client.send(body, call=f"{key}-{answered}")
-            reply = read_reply(outcome.body) if outcome.status == 200 else None
+            self.breaks += outcome.status == 0
+            reply = self._read(outcome.body) if outcome.status == 200 else None
             if outcome.status == 200 and reply is None:
                 inside = status_inside(outcome.body)
                 outcome = dataclasses.replace(outcome, status=inside or 200)
+            cost, tokens = settle(outcome, reply)
             record = {
                 "key": key,
                 "time": round(began, 3),
                 "seconds": round(time.time() - began, 3),
                 "status": outcome.status,
-                "cost": settle(outcome, reply),
+                "cost": cost,
+                "tokens": tokens,
                 "request": body,
                 "body": outcome.body,
             }

@@ -1,22 +1,17 @@
-"""A model behind an OpenAI-compatible endpoint: its settings, and one call to it."""
+"""A model behind an endpoint: its settings, prices and limits, and its place in a recipe."""
 
 from __future__ import annotations
 
-import asyncio
-import email.utils
-import html.entities
 import math
 import os
-import random
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from dominie.core.errors import InputError, secret_in
-from dominie.core.network import check_variables, is_loopback, through_proxy
+from dominie.core.references import PathName
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
@@ -49,15 +44,18 @@ class Budget:
 
     Attributes:
         calls: replies that may be paid for.
+        tokens: of prompts and replies together.
         money: in the currency of the price.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     calls: int | None = None
+    tokens: int | None = None
     money: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("calls", self.calls), ("money", self.money)):
+        for name in ("calls", "tokens", "money"):
+            value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"a budget of {value} {name} buys nothing; raise it or leave it")
 
@@ -173,158 +171,75 @@ def length_limit(body: Mapping[str, Any]) -> int | None:
     return max((int(limit) for limit in found if 0 < limit < math.inf), default=None)
 
 
-_LARGEST = 8 * 2**20  # bytes of a reply; a server that sends more is broken or hostile
-_LONGEST_WAIT = 120.0  # seconds, whatever Retry-After says
-_RETRIED = {408, 409, 425, 429}
-_UNPAID = re.compile(
-    r"insufficient.{0,3}(?:quota|balance|credit|fund)|exceeded_current_quota", re.I
+#: Servers that return log-probabilities of a prompt's own tokens.
+Engine = Literal["vllm", "sglang"]
+
+#: What a recipe asks for where only weights serve, and why a server cannot give it.
+NO_WEIGHTS = "a model behind a server cannot stand here: its weights are not at hand"
+#: What it can be instead.
+PLACES = (
+    "name it as the teacher of a source, which is then cached, or as the model of an answers "
+    "stage; score it under evaluate.endpoints; as a judge it is written out in the benchmark"
 )
+_ON_THE_SERVER = "the server holds the weights: start it with them as they are to be"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The response to a call, or why there is none.
+@dataclass(frozen=True, kw_only=True)
+class ServedModel(Endpoint):
+    """A model behind a server: a teacher by way of a cache, and a writer of answers.
 
     Attributes:
-        status: HTTP status, 0 if no whole response came.
-        body: of the response, or what went wrong; the key is blacked out.
-        wait: seconds the server asks for before the next attempt.
-        refused: no server answered at this address.
+        endpoint: URL up to and with the version, for example http://localhost:8000/v1.
+        model: the name it has there.
+        tokenizer: folder or hub id of its tokenizer; a teacher needs it, and may bring its chat
+            template.
+        chat_template: file of a Jinja chat template, for a tokenizer that has none or another one.
+        engine: `vllm` or `sglang`, that a teacher is behind; None asks the server.
+        local: folder or hub id of the same weights; a sample of what the server returns is
+            compared with them before a cache is filled.
     """
 
-    status: int
-    body: str
-    wait: float | None = None
-    refused: bool = False
+    not_here: ClassVar[dict[str, str]] = {
+        "path": "a model is in a folder (path) or behind a server (endpoint), not both; local "
+        "names a copy to compare the server with",
+        **dict.fromkeys(("adapter", "revision", "dtype", "attention"), _ON_THE_SERVER),
+        **dict.fromkeys(("placement", "quantize"), _ON_THE_SERVER),
+        "map_tokens": "a server returns the likeliest of its own tokens, which are not reordered: "
+        "the teacher needs the student's tokens under the same ids",
+    }
+    tokenizer: PathName | None = None
+    chat_template: PathName | None = None
+    engine: Engine | None = None
+    local: PathName | None = None
 
     @property
-    def retryable(self) -> bool:
-        """Whether the same call may succeed later."""
-        passes = self.status in {0, *_RETRIED} or self.status >= 500
-        return passes and not self.unpaid and self.status != 501  # 501: will not be there tomorrow
-
-    @property
-    def unpaid(self) -> bool:
-        """Whether the account lacks money, in the words that servers have for it."""
-        return self.status == 402 or (self.status < 500 and bool(_UNPAID.search(self.body)))
+    def title(self) -> str:
+        """The model and where it is, for messages."""
+        return f"{self.model} at {self.endpoint}"
 
 
-# Not the openai SDK: it does not ask again after a malformed reply or a Retry-After of more than
-# two minutes, has no `backoff`, reads replies of any size, follows redirects, and sends the
-# environment's OPENAI_API_KEY to whatever endpoint a recipe names. Its retries would have to be
-# switched off, as each one is logged and counted against the budget.
-class Client:
-    """Sends calls to an endpoint over one pool of connections. Use with `async with`."""
-
-    def __init__(self, endpoint: Endpoint, key: str | None) -> None:
-        import httpx2  # here, since recipes are read without it
-
-        self.endpoint = endpoint
-        self._echo = _escaped(key) if key and key.casefold() not in _NO_SECRETS else None
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        url = urlsplit(endpoint.url)
-        here = is_loopback(url.hostname or "")
-        self._through = through_proxy(endpoint.url)
-        try:
-            self._http = httpx2.AsyncClient(
-                headers=headers,
-                timeout=endpoint.timeout,
-                limits=httpx2.Limits(max_connections=endpoint.concurrency),
-                trust_env=not here,  # no proxy leads to this machine; its certificates count
-                verify=httpx2.create_ssl_context() if here and url.scheme == "https" else True,
-            )
-        except Exception as error:
-            check_variables()
-            raise InputError(
-                "no connection can be made",
-                where=endpoint.url,
-                found=f"{type(error).__name__}: {error}",
-                do="see the variables of the environment for proxies and certificates",
-            ) from error
-
-    async def __aenter__(self) -> Client:
-        await self._http.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
-
-    async def send(self, body: dict[str, Any], *, call: str) -> Outcome:
-        """Send one attempt.
-
-        Args:
-            body: the request.
-            call: the same for every attempt at it, so that a gateway can recognise it.
-        """
-        import httpx2
-
-        try:
-            async with asyncio.timeout(self.endpoint.timeout):
-                return await self._sent(body, {"idempotency-key": call})
-        except TimeoutError:
-            return Outcome(0, f"no whole reply within {self.endpoint.timeout:g} s")
-        except httpx2.ConnectError as error:
-            text = f"{str(error) or 'cannot be reached'}{self._through}"
-            return Outcome(0, self.redacted(text), refused=True)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            return Outcome(0, self.redacted(f"{type(error).__name__}: {error}{self._through}"))
-
-    async def _sent(self, body: dict[str, Any], headers: dict[str, str]) -> Outcome:
-        async with self._http.stream(
-            "POST", self.endpoint.url, json={**body, "stream": False}, headers=headers
-        ) as response:
-            content = bytearray()
-            async for chunk in response.aiter_bytes():
-                content += chunk
-                if len(content) > _LARGEST:
-                    return Outcome(0, f"more than {_LARGEST >> 20} MiB for one reply")
-            text = self.redacted(content.decode("utf-8", errors="replace"))
-            if response.has_redirect_location:
-                text = self.redacted(f"leads to {response.headers['location']}")
-            return Outcome(response.status_code, text, _wait(response.headers.get("retry-after")))
-
-    def redacted(self, text: str) -> str:
-        """Return a text without the key, should a server have sent it back, escaped or not."""
-        return self._echo.sub("[key]", text) if self._echo else text
+_BYTES = 256  # of an id with its log-probability, rank and text in a reply, at most
 
 
-#: Keys that servers' documentation gives for want of one: they are words of replies, too.
-_NO_SECRETS = {"empty", "none", "null", "dummy", "ollama", "lm-studio", "not-needed", "no-key"}
+def score_url(served: ServedModel, engine: Engine) -> str:
+    """The URL that scores prompts."""
+    base = served.endpoint.rstrip("/")
+    return f"{base}/completions" if engine == "vllm" else f"{base.removesuffix('/v1')}/generate"
 
 
-def _escaped(key: str) -> re.Pattern[str]:
-    """Return a pattern of a key as it is, and as JSON, HTML, a URL or several of them write it."""
-    return re.compile("".join(_escaped_sign(sign) for sign in key))
+def score_body(served: ServedModel, engine: Engine, ids: Sequence[int], k: int) -> dict[str, Any]:
+    """The request for the `k` likeliest ids at each position of a prompt of token ids."""
+    if engine == "vllm":
+        asked: dict[str, Any] = {"model": served.model, "prompt": list(ids), "max_tokens": 1}
+        asked |= {"temperature": 0.0, "prompt_logprobs": k}
+    else:
+        asked = {"input_ids": list(ids), "return_logprob": True, "logprob_start_len": 0}
+        asked |= {"top_logprobs_num": k}
+        asked |= {"sampling_params": {"max_new_tokens": 1, "temperature": 0.0}}
+    fields = {**asked, **served.request}
+    return {name: value for name, value in fields.items() if name not in served.omit}
 
 
-def _escaped_sign(sign: str) -> str:
-    code, names = ord(sign), {v: k for k, v in html.entities.name2codepoint.items()}
-    forms = [
-        rf"\\{{0,8}}{re.escape(sign)}",
-        rf"\\{{1,8}}(?:u00|x)(?i:{code:02x})",
-        rf"%(?:25){{0,3}}(?i:{code:02x})",
-        rf"&(?:amp;){{0,3}}#(?:0{{0,6}}{code}|[xX]0{{0,6}}(?i:{code:02x}));",
-    ]
-    if code in names:
-        forms.append(rf"&(?:amp;){{0,3}}{names[code]};")
-    return f"(?:{'|'.join(forms)})"
-
-
-def delay(backoff: float, attempt: int, asked: float | None) -> float:
-    """Return seconds before the next attempt: exponential with jitter, at least those asked for."""
-    grown = min(backoff * 2.0 ** min(attempt, 30), _LONGEST_WAIT) * random.uniform(0.5, 1.0)
-    return max(grown, min(asked or 0.0, _LONGEST_WAIT))
-
-
-def _wait(retry_after: str | None) -> float | None:
-    """Return seconds from a Retry-After header: a number or a date; None for anything else."""
-    if retry_after is None:
-        return None
-    try:
-        seconds = float(retry_after)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return seconds if math.isfinite(seconds) and seconds > 0 else None
+def largest_reply(tokens: int, k: int) -> int:
+    """Bytes that a reply to a prompt of so many tokens can have."""
+    return (1 << 20) + _BYTES * tokens * (k + 1)

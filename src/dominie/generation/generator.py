@@ -22,12 +22,14 @@ class Sampling:
         temperature: 0 takes the most probable token.
         top_p: tokens are drawn from the smallest set with at least this probability; 1 is all.
         seed: of the draws of a local model, which depend on it and on the prompt alone.
+        sample: number of the answer among several to one prompt: an endpoint is asked for each.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    sample: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ class Generation:
         token_ids: the new tokens with the one that ended them; None if not known.
         begun: whether the prompt ends within thoughts.
         reason: why there is no answer.
+        tokens: how many were generated, thoughts included; None if not known.
     """
 
     text: str
@@ -71,6 +74,7 @@ class Generation:
     token_ids: list[int] | None = None
     begun: bool = False
     reason: str = ""
+    tokens: int | None = None
 
     def parted(self, *, keep_thoughts: bool = False) -> Parted:
         """Return the answer and the thoughts that are not part of it."""
@@ -115,6 +119,10 @@ def generate_all(generator: Generator, requests: Sequence[GenerationRequest]) ->
     return [found[i] for i in range(len(requests))]
 
 
+#: Why there is no answer if the server gave one, was paid, and took it away.
+FILTERED = "taken away by a content filter"
+
+
 class EndpointGenerator:
     """Generates with a model behind an endpoint, several requests at once.
 
@@ -129,7 +137,8 @@ class EndpointGenerator:
         """Return the endpoint and all fields of its requests but prompt and temperature."""
         fields = _sampling_fields(sampling)
         del fields["temperature"]
-        return {**self.endpoint.identity, "request": self.endpoint.body((), fields)}
+        found = {**self.endpoint.identity, "request": self.endpoint.body((), fields)}
+        return {**found, "sample": sampling.sample} if sampling.sample else found
 
     def generate(
         self,
@@ -164,14 +173,16 @@ class EndpointGenerator:
         if request.messages is None or request.stop_ids is not None:
             raise ValueError("an endpoint is sent messages and ends an answer itself")
         body = self.endpoint.body(request.messages, _sampling_fields(request.sampling))
-        key = call_key(self.endpoint.identity, body)
+        sample = request.sampling.sample  # of the key alone: servers differ in what a seed means
+        key = call_key(self.endpoint.identity, body, *([sample] if sample else []))
         kept = [reply for reply in self._calls.log.replies(key) if not reply.refused]
         reply = kept[-1] if kept else await ask(key, body)
         if reply is None:
             return Generation("", "unanswered", reason=self._calls.failures[key])
         if reply.refused:
-            return Generation("", "unanswered", reason="taken away by a content filter")
-        return Generation(reply.text, "length" if reply.cut else "stop")
+            return Generation("", "unanswered", reason=FILTERED)
+        tokens = reply.usage and reply.usage[1]
+        return Generation(reply.text, "length" if reply.cut else "stop", tokens=tokens)
 
 
 def _sampling_fields(sampling: Sampling) -> dict[str, Any]:

@@ -1,26 +1,38 @@
-"""A local model's answers to the prompts of a source: how drawn, logged, and which are dropped."""
+"""Answers to the prompts of a source: how they are drawn, logged, and which are dropped."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dominie.core.display import Advance
+from dominie.core.errors import RunError
 from dominie.core.references import ModelName, SourceName
 from dominie.data.conversations import Conversation, read_conversations
+from dominie.data.formats import Message
 from dominie.data.sources import Source, conversation_digest, prompt_digest, split_of_prompt
-from dominie.generation.endpoint import STRICT
-from dominie.generation.generator import Generation, GenerationRequest, Generator, Sampling
+from dominie.generation.calls import Calls
+from dominie.generation.endpoint import STRICT, ServedModel
+from dominie.generation.generator import (
+    FILTERED,
+    EndpointGenerator,
+    Generation,
+    GenerationRequest,
+    Generator,
+    Sampling,
+)
 from dominie.generation.reply_log import ReplyLog, call_key
 
-#: What is refused where somebody asks for more.
-NOT_HERE = (
-    "only local models write answers, and only answers that are cut off, empty or repeated are "
-    "dropped: servers, prices, judges and metrics are not available here"
-)
+#: Where settings of a server belong, and what is not done.
+_OF_MODELS = "the server of a writer, its price and its budget stand under models"
+_NOT_HERE = "answers that are cut off, empty or repeated are dropped, and no others: no judge and "
+_NOT_HERE += "no metric chooses among them"
+_ANSWERED = 0.95  # least share of what a server is asked, for its answers to be data
 #: Seeds below this; further samples are drawn with seeds above it.
 MOST_SEED = 2**32
 
@@ -31,6 +43,8 @@ class Answers:
 
     Attributes:
         model: that answers: a stage, a name under models, a path or hub id.
+        system: what the writer alone is told before a conversation that has no system turn: the
+            data do not hold it.
         source: whose prompts are answered: those of its training split that no source of the
             recipe holds out for validation or test. A prompt is a conversation up to its last
             answer.
@@ -38,15 +52,16 @@ class Answers:
         temperature: 0 takes the most probable token each time.
         top_p: tokens are drawn from the smallest set with at least this probability; 1 is all.
         max_new_tokens: longest answer; one that has not ended by then is dropped.
-        seed: of the draws; None is `train.seed` of the recipe.
-        batch: answers of one forward pass; changes time and memory alone.
+        seed: of the draws; None is `train.seed` of the recipe. A server draws by its own.
+        batch: answers of one forward pass; changes time and memory alone, and nothing where a
+            server writes.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-    not_here: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("endpoint", "key_env", "price", "budget", "filter", "filters", "judge", "metric"),
-        NOT_HERE,
-    )
+    not_here: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("endpoint", "key_env", "price", "budget", "concurrency"), _OF_MODELS),
+        **dict.fromkeys(("filter", "filters", "judge", "metric"), _NOT_HERE),
+    }
     model: ModelName
     source: SourceName
     samples: int = 1
@@ -55,6 +70,7 @@ class Answers:
     max_new_tokens: int = 512
     seed: int | None = None
     batch: int = 64
+    system: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens", "batch"):
@@ -85,16 +101,23 @@ class Answers:
             max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p
         )
         seeds = [(self.seed or 0) + number * MOST_SEED for number in range(self.samples)]
-        return [dataclasses.replace(first, seed=seed) for seed in seeds]
+        return [dataclasses.replace(first, seed=seed, sample=n) for n, seed in enumerate(seeds)]
 
     def asked(self, prompts: Sequence[Conversation], generator: Generator) -> list[Asked]:
         """Every answer that is wanted, those to one prompt one after the other."""
         drawn = [(each, generator.identity(each)) for each in self.samplings]
         return [
-            Asked(call_key(identity, sampling.temperature, p.messages), p, sampling, number)
+            Asked(call_key(identity, sampling.temperature, said), p, sampling, said)
             for p in prompts
-            for number, (sampling, identity) in enumerate(drawn)
+            for said in [self.said(p.messages)]
+            for sampling, identity in drawn
         ]
+
+    def said(self, messages: list[Message]) -> list[Message]:
+        """What the writer is sent for a prompt."""
+        if self.system is None or messages[0]["role"] == "system":
+            return messages
+        return [{"role": "system", "content": self.system}, *messages]
 
 
 @dataclass(frozen=True)
@@ -105,25 +128,31 @@ class Asked:
         key: of its record in a log: all that the answer depends on.
         prompt: a conversation up to the answer.
         sampling: how it is drawn.
-        number: of the answer among those to its prompt.
+        said: what the writer is sent.
     """
 
     key: str
     prompt: Conversation
     sampling: Sampling
-    number: int
+    said: Sequence[Message]
 
-    def row(self, answer: Mapping[str, Any], model: str) -> dict[str, Any]:
+    def row(
+        self, answer: Mapping[str, Any], model: str, served: ServedModel | None = None
+    ) -> dict[str, Any]:
         """A row to train on: earlier turns of the assistant are read, and not learnt.
 
         Args:
             answer: its record in the log.
             model: the recipe's name of the model that wrote it.
+            served: where it is, if it is behind a server.
         """
         unlearnt = {"weight": 0}
         earlier = [m | (unlearnt if m["role"] == "assistant" else {}) for m in self.prompt.messages]
         origin: dict[str, Any] = {"model": model, **dataclasses.asdict(self.sampling)}
-        origin |= {"sample": self.number, "seed": self.sampling.seed % MOST_SEED}
+        origin["seed"] = self.sampling.seed % MOST_SEED
+        if served is not None:
+            del origin["seed"]  # it has no part in a server's draws
+            origin |= {"served_as": served.model, "request": served.request, "at": answer["at"]}
         origin |= {"stopped": answer["stopped"], "tokens": answer["tokens"]}
         if self.prompt.fields:
             origin["fields"] = self.prompt.fields
@@ -161,14 +190,24 @@ def prompts_of(
 
 
 def write_answers(
-    generator: Generator, asked: Sequence[Asked], log: ReplyLog, *, at_once: int
-) -> None:
+    generator: Generator,
+    asked: Sequence[Asked],
+    log: ReplyLog,
+    *,
+    at_once: int,
+    advance: Advance | None = None,
+) -> Counter[str]:
     """Have answers written, and log them as they come; an interruption loses none that was given.
 
     Args:
         at_once: answers that are brought to the disk together.
+        advance: shows how many are written.
+
+    Returns:
+        How many a server has not answered, by reason; they are not logged.
     """
     waiting: list[dict[str, Any]] = []
+    unanswered: Counter[str] = Counter()
 
     def flush() -> None:
         if waiting:
@@ -176,26 +215,69 @@ def write_answers(
             waiting.clear()
 
     def on_result(index: int, result: Generation) -> None:
+        if result.stop_reason == "unanswered" and result.reason != FILTERED:
+            unanswered[result.reason] += 1
+            return
         parted = result.parted()
+        local = result.token_ids is not None
         waiting.append(
             {
                 "key": asked[index].key,
-                "text": parted.answer,
+                "text": parted.answer if local else parted.answer.strip(),
                 "thoughts": parted.thoughts,
                 "stopped": result.stop_reason,
-                "tokens": len(result.token_ids or ()),
+                "tokens": result.tokens if result.token_ids is None else len(result.token_ids),
             }
+            | ({} if local else {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         )
         if len(waiting) >= at_once:
             flush()
 
-    requests = [
-        GenerationRequest(messages=each.prompt.messages, sampling=each.sampling) for each in asked
-    ]
+    requests = [GenerationRequest(messages=each.said, sampling=each.sampling) for each in asked]
     try:
-        generator.generate(requests, on_result)
+        generator.generate(requests, on_result, advance=advance)
     finally:
         flush()
+    return unanswered
+
+
+def server_answers(
+    answers: Answers,
+    served: ServedModel,
+    prompts: Sequence[Conversation],
+    logs: Path,
+    show: Callable[[str], None],
+    advance: Advance,
+) -> list[Asked]:
+    """Have a server write what is not logged yet; return all answers that are wanted.
+
+    Every reply is on disk before it counts, so that whatever ends the run, none is paid twice.
+
+    Args:
+        logs: the folder of the answers; the replies as they came are in a file beside it.
+        show: shows a line.
+
+    Raises:
+        RunError: it does not answer any more, its budget is spent, or more than one answer in
+            twenty is missing.
+    """
+    where = f"models.{answers.model}"
+    replies = ReplyLog(logs.with_name(f"{logs.name}.replies.jsonl"))
+    generator = EndpointGenerator(Calls(served, replies, where=where, show=show))
+    asked = answers.asked(prompts, generator)
+    known = logged_answers(logs)
+    missing = [each for each in asked if each.key not in known]
+    log = ReplyLog(logs / "0.jsonl")
+    failed = write_answers(generator, missing, log, at_once=1, advance=advance)
+    if (count := failed.total()) > (1 - _ANSWERED) * len(asked):
+        raise RunError(
+            "too many prompts were not answered",
+            where=where,
+            expected=f"at least {100 * _ANSWERED:.0f} % of {len(asked):,}",
+            found=f"{count:,} without an answer: {counted(dict(failed.most_common(3)))}",
+            do="run again, which asks the missing ones alone",
+        )
+    return asked
 
 
 def logged_answers(folder: Path) -> dict[str, dict[str, Any]]:
@@ -211,6 +293,8 @@ def fault(answer: Mapping[str, Any], before: Set[str]) -> str | None:
         answer: its record in the log.
         before: the answers to the same prompt that are kept.
     """
+    if answer["stopped"] == "unanswered":
+        return "refused by the server"
     if answer["stopped"] != "stop":
         return "cut off"
     if not answer["text"].strip():

@@ -11,7 +11,8 @@ from typing import Any
 from dominie.core.errors import InputError
 from dominie.core.io import mapping, text
 from dominie.data.json_files import whole_characters
-from dominie.generation.endpoint import Endpoint, Outcome
+from dominie.generation.endpoint import Endpoint
+from dominie.generation.http_client import Outcome
 
 _TITLE = re.compile(r"<title[^>]{0,99}>([^<]{1,120})", re.IGNORECASE)
 # What a server says of a request that it refuses for its text, and not for who asks or how.

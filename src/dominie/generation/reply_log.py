@@ -8,12 +8,12 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dominie.core.errors import InputError
-from dominie.core.io import checksummed, open_append, verify_checksum
+from dominie.core.io import checksummed, mapping, open_append, verify_checksum
 from dominie.data.json_files import whole_characters
 
 _MOST_TOKENS = 10_000_000  # no call uses more; a server that says so is not believed
@@ -210,3 +210,48 @@ class ReplyLog:
             found=found,
             do="correct or remove this line; the call is then made again",
         )
+
+
+@dataclass(frozen=True)
+class ScoredReply(Reply):
+    """A reply whose content is in its JSON."""
+
+    tree: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ScoreLog(ReplyLog):
+    """Keeps of each call what a budget counts: replies are large, and are kept as rows of a cache.
+
+    Args:
+        on_disk: whether calls are counted over several runs.
+    """
+
+    def __init__(self, path: Path, *, on_disk: bool) -> None:
+        super().__init__(path)
+        self._on_disk = on_disk
+
+    def append(self, *records: Mapping[str, Any]) -> None:
+        """Write records without prompts and replies."""
+        for record in records:
+            ids = record["request"].get("prompt", record["request"].get("input_ids", ()))
+            request = {"prompt_tokens": len(ids), "max_tokens": 1}
+            body = "" if record["status"] == 200 else record["body"][:500]
+            kept = {**record, "request": request, "body": body}
+            if self._on_disk:
+                super().append(kept)
+            else:
+                self._by_key[record["key"]].append(kept)
+
+
+def read_scored(body: str) -> ScoredReply | None:
+    """Return the reply in the body of a response, None if it is cut or none of a model."""
+    try:
+        tree = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(tree, dict) or not tree.keys() & {"choices", "meta_info"}:
+        return None
+    usage = mapping(tree.get("usage") or tree.get("meta_info"))
+    counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    known = all(type(count) is int and 0 <= count < 10_000_000 for count in counts)
+    return ScoredReply(text="", usage=counts if known else None, tree=tree)  # type: ignore[arg-type]

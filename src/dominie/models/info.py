@@ -110,6 +110,8 @@ class ModelInfo:
         if self.spec is not None:
             return model_identity(self.spec)
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.origin == "server":
+            del facts["name"]  # is the recipe's; `base` is that at the server
         return {name: fact for name, fact in facts.items() if isinstance(fact, str | int)}
 
 

@@ -43,10 +43,6 @@ class Model:
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
-    not_here: ClassVar[dict[str, str]] = {
-        "endpoint": "a model behind a server teaches no stage and writes no answers to learn from; "
-        "it is scored under evaluate.endpoints, and is a judge under evaluate.benchmarks"
-    }
     path: PathName
     adapter: PathName | None = None
     chat_template: PathName | None = None

@@ -185,7 +185,7 @@ def plan_training(
     whole = sum(stage.data[source].share for source in stage.active)
     shares: dict[str, float] = {}
     for source in stage.active:
-        if teacher := stage.teacher_on(source):
+        if (teacher := stage.teacher_on(source)) and teacher not in recipe.served:
             shares[teacher] = shares.get(teacher, 0.0) + stage.data[source].share / whole
     cost = stage_cost(
         setup,
@@ -229,8 +229,8 @@ def _setup(
     micro_batch = train.conversations_per_forward(on.count)
     work = work_of(stage, sizes, micro_batch)
     student = plan_info(recipe, stage.student)
-    names = [n for n in stage.models if n in {stage.teacher_on(s) for s in stage.active}]
-    infos = {teacher: _as_teacher(recipe, teacher) for teacher in names}
+    here = {stage.teacher_on(source) for source in stage.active} - recipe.served.keys()
+    infos = {name: _as_teacher(recipe, name) for name in stage.models if name in here}
     sources = [
         StageSource(
             name=source,

@@ -10,6 +10,8 @@ from typing import Any
 import pydantic
 
 from dominie.core.errors import InputError, nearest
+from dominie.generation.endpoint import ServedModel
+from dominie.models.spec import Model
 from dominie.recipe.schema import Recipe
 from dominie.recipe.stage_config import StageConfig, stage_kinds
 
@@ -133,12 +135,12 @@ def _place(tree: Any, path: Sequence[str]) -> tuple[list[str], Any]:
 
 
 def _is_tag(path: Sequence[str], index: int) -> bool:
-    """Whether a part of pydantic's path is the tag of a stage's or benchmark's kind, and no key.
+    """Whether a part of pydantic's path is the tag of a kind of object, and no key.
 
     A key may look like one: it is known by its place.
     """
     above = list(path[:index])
-    return (above[:1] == ["stages"] and index == 2) or (
+    return (above[:1] in (["stages"], ["models"]) and index == 2) or (
         above[:2] == ["evaluate", "benchmarks"] and index == 3
     )
 
@@ -164,6 +166,9 @@ def _settings_at(path: Sequence[str]) -> Any:
     options: list[Any] = []
     for index, part in enumerate(path):
         if _is_tag(path, index):
+            if path[0] == "models":
+                kind = ServedModel if part == "<served>" else Model
+                continue
             kinds = [*stage_kinds().values(), *options]
             kind = next(option for option in kinds if f"<{option.kind}>" == part)
             continue

@@ -14,7 +14,7 @@ from dominie.core.references import ModelName, SourceName
 from dominie.core.task_result import FORGETTING
 from dominie.data.sources import Source
 from dominie.evaluation.task import MetricSettings
-from dominie.generation.endpoint import Endpoint
+from dominie.generation.endpoint import NO_WEIGHTS, PLACES, Endpoint, ServedModel
 from dominie.judge.alpaca_eval import AlpacaEval
 from dominie.judge.mt_bench import MtBench
 from dominie.models.spec import Model, Placement
@@ -76,6 +76,18 @@ AnyBenchmark = Annotated[
 ]
 
 
+def _model(value: Any) -> str:
+    """Find the tag of a model: behind a server, or with weights that are loaded."""
+    is_served = "endpoint" in value if isinstance(value, dict) else isinstance(value, ServedModel)
+    return "<served>" if is_served else "<local>"
+
+
+AnyModel = Annotated[
+    Annotated[Model, Tag("<local>")] | Annotated[ServedModel, Tag("<served>")],
+    Discriminator(_model),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Which models are scored on what; the names are those of `results.json`.
@@ -132,7 +144,7 @@ class Recipe:
         data: sources of conversations, by the names that stages and tasks use.
         stages: what is trained or made, by name; the order follows from what each reads.
         train: settings of every stage, unless it sets its own.
-        models: names for models that need options.
+        models: names for models that need options, or are behind a server.
         evaluate: what is scored, and on what; None scores nothing.
     """
 
@@ -141,7 +153,7 @@ class Recipe:
     data: dict[str, Source] = field(default_factory=dict)
     stages: dict[str, AnyStage] = field(default_factory=dict)
     train: TrainSettings = field(default_factory=TrainSettings)
-    models: dict[str, Model] = field(default_factory=dict)
+    models: dict[str, AnyModel] = field(default_factory=dict)
     evaluate: Evaluation | None = None
 
     @property
@@ -179,12 +191,26 @@ class Recipe:
                 waiting += self.needs(name)
         return found
 
+    @property
+    def served(self) -> dict[str, ServedModel]:
+        """The models that are behind servers."""
+        return {n: model for n, model in self.models.items() if isinstance(model, ServedModel)}
+
     def model(self, name: str) -> Model:
-        """Describe a model that no stage makes."""
-        return self.models.get(name) or Model(path=name)
+        """Describe a model that no stage makes.
+
+        Raises:
+            InputError: it is behind a server.
+        """
+        model = self.models.get(name) or Model(path=name)
+        if isinstance(model, ServedModel):
+            raise InputError(NO_WEIGHTS, where=f"models.{name}", found=model.title, do=PLACES)
+        return model
 
     def placement(self, name: str) -> Placement:
         """Where the weights of a teacher lie, whether a stage makes it or not."""
+        if name in self.served:
+            return "cached"
         stage = self.stages.get(name)
         return self.model(name).placed if stage is None else stage.placement or "device"
 

@@ -49,6 +49,7 @@ class StageConfig:
         makes: what comes of it: the folder within the stage's that holds the result.
         trains: whether it has a student, data and `train` settings.
         relation: of its model to the one it began as, in the terms of the hub.
+        served: the last parts of keys that may name a model behind a server.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
@@ -57,6 +58,7 @@ class StageConfig:
     makes: ClassVar[Literal["model", "data"]] = "model"
     trains: ClassVar[bool] = False
     relation: ClassVar[str] = "finetune"
+    served: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def placement(self) -> Placement | None:

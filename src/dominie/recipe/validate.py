@@ -12,6 +12,7 @@ from dominie.core.errors import InputError, nearest
 from dominie.core.references import references
 from dominie.recipe.on_policy_checks import check_on_policy
 from dominie.recipe.schema import Recipe
+from dominie.recipe.served import check_served_teachers, refuse_served
 from dominie.recipe.train_arguments import check_gap
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def check_names(recipe: Recipe, *, where: str) -> None:
         stage.check(recipe, name, where=here)
         for key, model in stage.named.items():
             _check_model(recipe, model, where=f"{here}.{key}")
+            if key.rpartition(".")[2] not in stage.served:
+                refuse_served(recipe, model, where=f"{here}.{key}")
     stage_order(recipe, where=where)
     _check_evaluation(recipe, where=where)
 
@@ -112,6 +115,7 @@ def _check_path(path: str, *, where: str) -> None:
 def check_training_stage(recipe: Recipe, name: str, stage: TrainStage, *, where: str) -> None:
     """Refuse a mix of nothing, a loss without its teacher, a cache that cannot serve."""
     _check_mix(name, stage, where=where)
+    check_served_teachers(recipe, stage, where=where)
     _check_caches(stage, where=where)
     _check_adapter(recipe, stage, where=where)
     check_on_policy(recipe, stage, where=where)
@@ -123,17 +127,21 @@ def check_training_stage(recipe: Recipe, name: str, stage: TrainStage, *, where:
             one_source_a_step=stage.train.mixing == "steps",
             where=where,
         )
-    if (spec := recipe.models.get(stage.student)) is not None:
+    if stage.student in recipe.models:
         adapters = stage.train.lora is not None
-        spec.check_trainable(adapters=adapters, where=f"{where}.student: {stage.student}")
+        recipe.model(stage.student).check_trainable(
+            adapters=adapters, where=f"{where}.student: {stage.student}"
+        )
 
 
 def reference_sources(recipe: Recipe, stage: TrainStage) -> frozenset[str]:
     """The sources whose teacher is what the student starts as, under this name or another."""
 
     def weights(name: str | None) -> tuple[str | None, ...]:
-        spec = recipe.models.get(name or "")
-        return (spec.path, spec.adapter, spec.revision) if spec else (name, None, None)
+        if name is None or name in recipe.served or name not in recipe.models:
+            return name, None, None
+        spec = recipe.model(name)
+        return spec.path, spec.adapter, spec.revision
 
     start = weights(stage.student)
     return frozenset(s for s in stage.active if weights(stage.teacher_on(s)) == start)
@@ -267,6 +275,7 @@ def _check_evaluation(recipe: Recipe, *, where: str) -> None:
     for name, model in recipe.evaluate.models.items():
         _check_is_name(name, where=f"{here}.models")
         _check_model(recipe, model, where=f"{here}.models.{name}")
+        refuse_served(recipe, model, where=f"{here}.models.{name}")
     for name in recipe.evaluate.endpoints:
         _check_is_name(name, where=f"{here}.endpoints")
         if name in recipe.evaluate.models:
@@ -300,6 +309,7 @@ def _check_evaluation(recipe: Recipe, *, where: str) -> None:
             )
         if task.teacher is not None:
             _check_model(recipe, task.teacher, where=f"{here}.tasks.{name}.teacher")
+            refuse_served(recipe, task.teacher, where=f"{here}.tasks.{name}.teacher")
 
 
 def _unknown(what: str, name: str, known: Iterable[str], *, where: str) -> InputError:

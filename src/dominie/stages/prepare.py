@@ -220,7 +220,7 @@ def check_tokens(
     tokenizer = tokenizers.of(name)
     for other in models[1:]:
         where, theirs = f"stages.{name}, model {other}", tokenizers.of(other)
-        if folder.spec(other).map_tokens:
+        if other not in folder.recipe.served and folder.spec(other).map_tokens:
             size = folder.info(other).need("vocabulary", use="mapping tokens")
             token_map(tokenizer, theirs, size=size, where=where)
         else:

@@ -80,7 +80,7 @@ class RunFolder:
         """
         places = {name: self.stage(name).resolve() for name in self.recipe.stages}
         for name, stage in self.recipe.stages.items():
-            for model in set(stage.models) - set(self.recipe.stages):
+            for model in set(stage.models) - {*self.recipe.stages, *self.recipe.served}:
                 path = Path(self.recipe.model(model).path).resolve()
                 owner = next((n for n, place in places.items() if place in path.parents), None)
                 if owner is not None:
@@ -135,12 +135,18 @@ class RunFolder:
             InputError: its configuration cannot be read.
         """
         if name not in self._info:
-            stage = self.recipe.stages.get(name)
-            self._info[name] = (
-                describe(self.spec(name), name=name)
-                if stage is None
-                else stage.model_info(name, self.info)
-            )
+            stage, served = self.recipe.stages.get(name), self.recipe.served.get(name)
+            if served is not None:
+                tokens = served.tokenizer and Model(
+                    path=self._generated(served.tokenizer), chat_template=served.chat_template
+                )
+                self._info[name] = ModelInfo(
+                    name=name, origin="server", tokenizer_spec=tokens or None, base=served.model
+                )
+            elif stage is not None:
+                self._info[name] = stage.model_info(name, self.info)
+            else:
+                self._info[name] = describe(self.spec(name), name=name)
         return self._info[name]
 
     def teacher(self, name: str) -> Model:
@@ -224,7 +230,8 @@ class ChatTokenizers:
         """
         root = self.folder.root(name)
         if root not in self._complete:
-            tokenizer, given = self._own(root), self.folder.spec(root).chat_template
+            spec = self.folder.info(root).need("tokenizer_spec", use="tokenising")
+            tokenizer, given = self._own(root), spec.chat_template
             if given is not None:
                 tokenizer.chat_template = _template_text(given)
             elif tokenizer.chat_template is None:
@@ -248,6 +255,8 @@ class ChatTokenizers:
         recipe = self.folder.recipe
         named = [model for stage in recipe.stages.values() for model in stage.models]
         for other in dict.fromkeys(self.folder.root(name) for name in named):
+            if self.folder.info(other).tokenizer_spec is None:  # a server that writes answers
+                continue
             lender = self._own(other)
             if lender.chat_template is not None and not differing_ids(self._own(root), lender):
                 self.display.line(f"{root} has no chat template; it is given that of {other}")

@@ -15,9 +15,11 @@ from dominie.core.errors import RunError
 from dominie.core.hardware import versions
 from dominie.data.shards import ShardWriter, recover_unfinished
 from dominie.data.tokenization import tokenizer_fingerprint
+from dominie.generation.reply_log import call_key
 from dominie.models.model_folder import base_and_adapter
 from dominie.models.weights import commit, weights_fingerprint
 from dominie.stages.run_folder import RunFolder
+from dominie.stages.served_caches import ServedTeacher
 from dominie.teachers.cache_sampling import CacheSettings
 
 if TYPE_CHECKING:
@@ -99,6 +101,16 @@ def cache_identity(folder: RunFolder, plan: CachePlan) -> Identity:
     """Identify the cache that a plan needs. The teacher has to exist."""
     from dominie.teachers.cache import Identity
 
+    if (served := folder.recipe.served.get(plan.teacher)) is not None:
+        return Identity(
+            teacher=plan.teacher,
+            revision=None,
+            weights=call_key("served", served.model),  # what it tells is in the manifest
+            tokenizer=tokenizer_fingerprint(plan.prepared.tokenizer),
+            vocabulary=len(plan.prepared.tokenizer),
+            temperature=plan.temperature,
+            scheme=plan.settings.identity,
+        )
     spec, tokenizer = folder.teacher(plan.teacher), plan.prepared.tokenizer
     known = folder.info(plan.teacher).need("vocabulary", use="a teacher cache")
     return Identity(
@@ -183,9 +195,18 @@ def _fill(folder: RunFolder, plan: CachePlan, display: Display, *, repair: bool)
     identity = cache_identity(folder, plan)
     path = cache_folder(folder, plan, identity)
     model: Any = None
+    served: ServedTeacher | None = None
+    is_served = plan.teacher in folder.recipe.served
     if not caches.exists(path):
-        model = load_planned_teacher(folder, plan, state.device)
-        _begin(path, identity, model, plan)
+        if not is_served:
+            model = load_planned_teacher(folder, plan, state.device)
+            _begin(path, identity, model, plan)
+        elif state.is_main_process:
+            served = ServedTeacher(folder, plan, display)
+            vocabulary, notes = served.begin()
+            caches.create(path, identity, vocabulary, versions(_VERSIONS), notes)
+    if is_served:
+        state.wait_for_everyone()  # for the one process that asks
     cache = caches.Cache(path, identity, remedy=REMEDY)
     if repair and state.is_main_process:
         for shard in cache.drop_damaged():
@@ -196,10 +217,18 @@ def _fill(folder: RunFolder, plan: CachePlan, display: Display, *, repair: bool)
     missing = [key for key in plan.rows if key not in cache.rows]
     state.wait_for_everyone()  # every rank has to see the same rows missing
     if missing:
-        model = model or load_planned_teacher(folder, plan, state.device)
-        mine = missing[state.process_index :: state.num_processes]
-        with display.progress(f"{plan.stage}: rows of {plan.teacher}") as advance:
-            _write(model, [plan.rows[key] for key in mine], cache, plan, advance)
+        title = f"{plan.stage}: rows of {plan.teacher}"
+        if not is_served:
+            model = model or load_planned_teacher(folder, plan, state.device)
+            mine = missing[state.process_index :: state.num_processes]
+            with display.progress(title) as advance:
+                _write(model, [plan.rows[key] for key in mine], cache, plan, advance)
+        elif state.is_main_process:
+            if served is None:
+                served = ServedTeacher(folder, plan, display)
+                served.check_same(cache)
+            with display.progress(title) as advance:
+                served.write([plan.rows[key] for key in missing], cache, advance)
         del model
         state.wait_for_everyone()
         cache.reread()

@@ -45,6 +45,7 @@ class TrainStage(StageKind):
     key: ClassVar[str | None] = None
     trains: ClassVar[bool] = True
     past: ClassVar[str] = "trained"
+    served: ClassVar[frozenset[str]] = frozenset({"teacher"})
     student: ModelName
     data: dict[SourceName, MixedSource]
     loss: LossTerms | None = None
@@ -156,8 +157,10 @@ class TrainStage(StageKind):
             cached = recipe.placement(teacher) == "cached"
             return dataclasses.replace(mixed, cache=True) if cached else mixed
 
+        from dominie.recipe.served import with_served_teachers
+
         data = {name: on_source(name, mixed) for name, mixed in self.data.items()}
-        return dataclasses.replace(self, data=data)
+        return with_served_teachers(recipe, dataclasses.replace(self, data=data))
 
     def check(self, recipe: Recipe, name: str, *, where: str) -> None:
         """Refuse a mix of nothing, a loss without its teacher, a cache that cannot serve."""

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dominie.core.errors import InputError, RunError
-from dominie.generation.prompt_answers import MOST_SEED, NOT_HERE, Answers
+from dominie.generation.prompt_answers import MOST_SEED, Answers
 from dominie.recipe.stage_config import register_stage_kind
 from dominie.stages.stage_kind import Prepared, StageKind, StageRun
 
 if TYPE_CHECKING:
     from dominie.data.formats import Conversation, Message
+    from dominie.generation.endpoint import ServedModel
     from dominie.generation.prompt_answers import Asked
     from dominie.recipe.schema import Recipe
     from dominie.stages.evaluation_models import EvaluationModels
@@ -53,6 +54,7 @@ class AnswersStage(StageKind):
     key: ClassVar[str | None] = "answers"
     makes: ClassVar = "data"
     past: ClassVar[str] = "written"
+    served: ClassVar[frozenset[str]] = frozenset({"model"})
     answers: Answers
 
     @property
@@ -73,21 +75,25 @@ class AnswersStage(StageKind):
     def resolved(self, recipe: Recipe) -> AnswersStage:
         """The stage with the seed of the recipe written out, if it draws."""
         answers = self.answers
-        if answers.seed is not None or not answers.temperature:
+        drawn_here = answers.temperature and answers.model not in recipe.served
+        if answers.seed is not None or not drawn_here:
             return self
         seed = recipe.train.seed % MOST_SEED
         return dataclasses.replace(self, answers=dataclasses.replace(answers, seed=seed))
 
     def check(self, recipe: Recipe, name: str, *, where: str) -> None:
-        """Refuse a server in the place of a model."""
-        del recipe, name
-        if self.answers.model.startswith(("http://", "https://")):
-            raise InputError(NOT_HERE, where=f"{where}.answers.model", found=self.answers.model)
+        """Refuse an address in the place of a model, and what a server's settings overwrite."""
+        from dominie.recipe.served import check_writer
+
+        del name
+        check_writer(recipe, self.answers, where=f"{where}.answers")
 
     def plan(self, recipe: Recipe, name: str, machine: Any, sizes: Mapping[str, Any]) -> Any:
         """Plan its memory and time on a machine, for answers of the greatest length."""
-        from dominie.planning.plan import plan_answers
+        from dominie.planning.plan import StagePlan, plan_answers
 
+        if self.answers.model in recipe.served:  # nothing of it is held or computed here
+            return StagePlan(name, self.kind, None, {}, machine, 0.0)
         return plan_answers(recipe, name, self, machine, sizes)
 
     def prepare(self, name: str, preparation: Preparation) -> PreparedAnswers:
@@ -100,7 +106,8 @@ class AnswersStage(StageKind):
         from dominie.stages.fingerprint import digest, making_dependencies, making_parts
 
         answers = self.answers
-        tokenizer = preparation.tokenizers.of(answers.model)
+        served = answers.model in preparation.recipe.served
+        tokenizer = None if served else preparation.tokenizers.of(answers.model)
         check_context(
             preparation.folder.info(answers.model),
             answers.max_new_tokens,
@@ -113,7 +120,9 @@ class AnswersStage(StageKind):
         fingerprints, rows = preparation.fingerprints, {answers.source: content}
         settings, *parts = making_parts(preparation.recipe, name, fingerprints, rows)
         settings["answers"].pop("batch")
-        template = preparation.tokenizers.fingerprint(answers.model)
+        if answers.system is None:
+            settings["answers"].pop("system")  # as before there was one
+        template = "" if served else preparation.tokenizers.fingerprint(answers.model)
         depends = making_dependencies(settings, *parts)
         return PreparedAnswers(
             name,
@@ -142,7 +151,8 @@ class AnswersStage(StageKind):
                 expected="conversations of its training split that no source holds out",
                 found=counted(skipped),
             )
-        prompt_ids(tokenizer, first.messages, where=where)
+        if tokenizer is not None:
+            prompt_ids(tokenizer, self.answers.said(first.messages), where=where)
         content, count = hashlib.sha256(), 0
         for prompt in chain([first], prompts):
             content.update(conversation_digest(prompt))
@@ -174,10 +184,13 @@ class AnswersStage(StageKind):
         logs, skipped = _logs(run), Counter[str]()
         source = run.folder.source(self.answers.source)
         prompts = list(prompts_of(source, run.prepared.held_out, skipped))
-        models = EvaluationModels(run.folder, run.folder.trained_fingerprints(), run.display)
-        asked = self._answered(run, prompts, models, lambda: run.begin(seconds=seconds()))
-        models.free()
-        all_gather(None)  # every rank has written its own
+        if (served := run.folder.recipe.served.get(self.answers.model)) is not None:
+            asked = broadcast_from_main(lambda: self._answered_by(served, run, prompts))
+        else:
+            models = EvaluationModels(run.folder, run.folder.trained_fingerprints(), run.display)
+            asked = self._answered(run, prompts, models, lambda: run.begin(seconds=seconds()))
+            models.free()
+            all_gather(None)  # every rank has written its own
 
         def finish() -> dict[str, Any]:
             counts = {"prompts": len(prompts), "skipped": dict(skipped)}
@@ -217,28 +230,43 @@ class AnswersStage(StageKind):
                 on_chunk()
         return asked
 
+    def _answered_by(
+        self, served: ServedModel, run: StageRun, prompts: Sequence[Conversation]
+    ) -> list[Asked]:
+        """Have a server write what is not logged yet; return all answers that are wanted."""
+        from dominie.generation.prompt_answers import server_answers
+
+        title = f"{run.name}: {self.answers.model} answers {self.answers.source}"
+        with run.display.progress(title) as advance:
+            return server_answers(
+                self.answers, served, prompts, _logs(run), run.display.line, advance
+            )
+
     def _written(
         self, run: StageRun, asked: Sequence[Asked], logged: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, Any]:
         """Write the data; return what `stage.json` says of them."""
         from dominie.generation.prompt_answers import counted, fault
 
+        served = run.folder.recipe.served.get(self.answers.model)
         dropped: Counter[str] = Counter()
         kept, tokens, thoughts = 0, 0, 0
         shown: list[list[Message]] = []
         texts: set[str] = set()  # the answers to one prompt
         with run.result() as folder, (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
             for each in asked:
-                answer = logged[each.key]
-                if each.number == 0:
+                if each.sampling.sample == 0:
                     texts.clear()
+                if (answer := logged.get(each.key)) is None:
+                    dropped["not answered"] += 1
+                    continue
                 if (reason := fault(answer, texts)) is not None:
                     dropped[reason] += 1
                     continue
                 texts.add(answer["text"])
-                row = each.row(answer, self.answers.model)
+                row = each.row(answer, self.answers.model, served)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                kept, tokens = kept + 1, tokens + answer["tokens"]
+                kept, tokens = kept + 1, tokens + (answer["tokens"] or 0)
                 thoughts += bool(answer["thoughts"])
                 shown += [row["messages"]] if len(shown) < _SHOWN else []
             if not kept:
@@ -249,6 +277,11 @@ class AnswersStage(StageKind):
                     do=f"look at the answers in {_logs(run)}; raise max_new_tokens if they are "
                     "cut off",
                 )
+        if served is not None:
+            run.display.line(
+                f"{run.name}: written by {served.model}: some licences and terms of use forbid to "
+                "train other models on such answers, or ask for a name; read them before you train"
+            )
         if thoughts:
             run.display.line(f"{run.name}: the thoughts before {thoughts:,} answers are left out")
         return {

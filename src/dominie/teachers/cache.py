@@ -80,6 +80,7 @@ class Cache:
         self.folder, self.identity, self.remedy = folder, identity, remedy
         manifest = _read_manifest(folder, remedy)
         _check(manifest, identity, folder)
+        self.manifest: Mapping[str, Any] = manifest
         self.vocabulary = _read_vocabulary(folder, manifest, remedy, identity)
         self.settings = CacheSettings(**identity.scheme)
         #: What its rows and shards are marked with: another's decode to other tokens.
@@ -145,7 +146,11 @@ class Cache:
 
 
 def create(
-    folder: Path, identity: Identity, vocabulary: TokenStats, made_with: Mapping[str, str]
+    folder: Path,
+    identity: Identity,
+    vocabulary: TokenStats,
+    made_with: Mapping[str, str],
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a manifest, unless another process was first: then its one counts.
 
@@ -154,6 +159,7 @@ def create(
         identity: of what it will hold.
         vocabulary: measured on its first rows.
         made_with: versions of the libraries.
+        notes: further entries of the manifest, of a server that the rows come from.
     """
     scratch = folder / f".making-{uuid.uuid4().hex}"
     try:
@@ -165,6 +171,7 @@ def create(
             **dataclasses.asdict(identity),
             "vocabulary_file": name,
             "made_with": dict(made_with),
+            **(notes or {}),
         }
         with scratch.open("w", encoding="utf-8") as out:
             out.write(json.dumps(manifest, indent=1) + "\n")

@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -18,8 +18,11 @@ from dominie.losses.targets import SparseTarget
 from dominie.losses.tiles import sum_precision
 from dominie.models.head import decoder, output_head, padding_for
 from dominie.teachers.cache_codec import Coder
-from dominie.teachers.cache_sampling import CacheSettings, TokenStats, choose, joined
+from dominie.teachers.cache_sampling import CacheSettings, Chosen, TokenStats, choose, joined
 from dominie.teachers.cached import key_of_row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # Elements of one tile of logits. Large enough for a fast product, small beside any model.
 _CPU_TILE_ELEMENTS = 1 << 21
@@ -211,3 +214,86 @@ def fidelity(target: SparseTarget, logits: Tensor) -> Fidelity:
         squared_error=float((q - p).square().sum(-1).mean()),
         teacher_entropy=float(entropy.mean()),
     )
+
+
+class Scores(Protocol):
+    """The likeliest ids at N positions, as a server returns them."""
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """[N] ids of each."""
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """[Σ counts] the likeliest first."""
+
+    @property
+    def log_probs(self) -> NDArray[np.float64]:
+        """[Σ counts] over the whole vocabulary."""
+
+    @property
+    def actual(self) -> NDArray[np.float64]:
+        """[N] of the token that stands there."""
+
+
+def chosen_of(scores: Scores, settings: CacheSettings) -> Chosen:
+    """What is stored of a server's log-probabilities: the fewest ids that reach `top_p`.
+
+    What is left is one outcome; nothing is normalised again. `k_max` is how many were asked for.
+    """
+    p, counts = np.exp(scores.log_probs), scores.counts
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    reached = np.concatenate([[0.0], np.cumsum(p)])
+    kept = reached[:-1] - reached[starts] < settings.top_p
+    kept |= np.arange(len(p)) == starts
+    token = np.repeat(np.arange(len(counts)), counts)
+    heads, nothing = np.bincount(token[kept], minlength=len(counts)), np.zeros(len(counts))
+    return Chosen(
+        heads=heads,
+        head_ids=scores.ids[kept],
+        head_probabilities=p[kept],
+        samples=np.zeros(len(heads), np.int64),
+        sample_ids=np.zeros(0, np.int64),
+        tail=np.maximum(1.0 - np.bincount(token[kept], p[kept], len(counts)), 0.0),
+        tail_entropy=nothing,
+        pooled=nothing,
+    )
+
+
+def token_counts(rows: Sequence[Row], size: int, pooled: float) -> TokenStats:
+    """Order ids by how often they are learnt, where no model is at hand to measure them."""
+    counts = np.zeros(size)
+    for row in rows:
+        ids = np.asarray(row.input_ids)[np.asarray(row.supervised, np.bool_)]
+        counts += np.bincount(ids, minlength=size)
+    return TokenStats(np.argsort(-counts, kind="stable"), np.zeros(size, np.float32), pooled)
+
+
+@torch.no_grad()
+def distance(model: Any, row: Row, scores: Scores, vocabulary: int) -> dict[str, float]:
+    """Compare what a server says of a conversation with a model.
+
+    Args:
+        model: of the same weights.
+        row: the conversation, every token supervised.
+        scores: of every position but the first.
+        vocabulary: ids there are.
+
+    Returns:
+        `kl`, of the scores to the model with the tail as one outcome, and `difference_mean`, of
+        the tokens' own log-probabilities; in nats a token.
+    """
+    batch = collate([(0, row)], padding=padding_for(model)).to(model.device)
+    tiles = tiles_of_logits(model, batch, vocabulary, 1.0)
+    log_p = torch.cat([tile.double().log_softmax(-1).cpu() for tile in tiles]).numpy()
+    ids, positions = np.asarray(row.input_ids)[1:], np.arange(len(log_p))
+    token = np.repeat(positions, scores.counts)
+    here, there = log_p[token, scores.ids], scores.log_probs
+    left = [
+        np.maximum(1 - np.bincount(token, np.exp(each), len(log_p)), 1e-12)
+        for each in (there, here)
+    ]
+    kl = np.bincount(token, np.exp(there) * (there - here), len(log_p))
+    kl = kl + left[0] * np.log(left[0] / left[1])
+    own = np.abs(log_p[positions, ids] - scores.actual)
+    return {"kl": round(float(kl.mean()), 6), "difference_mean": round(float(own.mean()), 6)}

@@ -18,7 +18,7 @@ HEAD = """\
 #     dominie check recipe.yaml     reads every model, template and row; trains nothing
 #     dominie run recipe.yaml       trains, scores, and writes runs/{name}/report.html
 #
-# It runs as it stands, on tiny models and the example data beside it. Then put your own models and
+# {runs}, on tiny models and the example data beside it. Then put your own models and
 # data at the arrows (<-); everything else can stay as it is, or be set when you know why.
 name: {name}
 """
@@ -30,6 +30,14 @@ models:                       # a folder, or organisation/model on the hub
 
 TEACHER_MODEL = """\
   large: {path: "toyworld:teacher"}     # <- who teaches; it has to have the student's tokens
+"""
+
+SERVED_MODEL = """\
+  large:                      # <- who teaches, behind vLLM or SGLang: docs/served.md; start it
+    endpoint: http://127.0.0.1:8000/v1
+    model: large              # <- the name that the server gives it
+    tokenizer: "toyworld:student"       # <- of that model; it has to have the student's tokens
+    # key_env: TEACHER_KEY    # if the server asks for a key: the variable that holds it
 """
 
 DATA = """
@@ -78,6 +86,29 @@ STAGES = {
     data: {general: 1.0}
     loss: {prediction: 1.0, attention: 1.0}
 """,
+    "served": """\
+  served:                     # KD from a server: its likeliest tokens are stored by `dominie cache`
+    student: small            # before training, which then needs no server
+    teacher: large
+    data: {general: 1.0}
+    loss: {prediction: 1.0}
+    cache: {scheme: top, top_p: 1.0, k_max: 20}   # 20 is what vLLM returns without --max-logprobs
+""",
+    "written": """\
+  written:                    # the teacher answers the prompts; read its licence first
+    answers:
+      model: taught           # <- or a name under models with an endpoint: docs/served.md
+      source: general
+      samples: 2
+      temperature: 0.8
+      max_new_tokens: 64      # <- 512; answers that are cut off are dropped
+""",
+    "seqkd": """\
+  seqkd:                      # the student learns what the teacher wrote, word by word
+    student: small
+    data: {written: 1.0}
+    loss: {next_token: 1.0}
+""",
     "expert": """\
   expert:                     # tuned on the domain alone: it learns the domain and forgets the rest
     student: STUDENT
@@ -106,12 +137,14 @@ ROWS = 600
 
 @dataclass(frozen=True)
 class Template:
-    """A first recipe: purpose, sources, stages, and the model that the first stage trains."""
+    """A first recipe: purpose, sources, stages, the model that the first one trains, a teacher."""
 
     purpose: str
     sources: tuple[str, ...]
     stages: tuple[str, ...]
     starts_from: str = "small"
+    teacher: str = TEACHER_MODEL
+    runs: str = "It runs as it stands"
 
 
 TEMPLATES: Mapping[str, Template] = {
@@ -135,6 +168,18 @@ TEMPLATES: Mapping[str, Template] = {
         ("general", "domain"),
         ("taught", "pair", "distill", "expert", "align"),
         starts_from="pair",
+    ),
+    "served": Template(
+        "Knowledge distillation from a teacher behind a server.",
+        ("general",),
+        ("served",),
+        teacher=SERVED_MODEL,
+        runs="It runs as soon as the server does",
+    ),
+    "answers": Template(
+        "Distillation from text: a teacher writes answers, and a small model learns them.",
+        ("general",),
+        ("taught", "written", "seqkd"),
     ),
 }
 
@@ -186,17 +231,18 @@ def start(folder: Path, template: str) -> list[Path]:
 
 def recipe_text(template: Template, *, name: str) -> str:
     """Return the YAML of a template."""
-    with_teacher = "taught" in template.stages
+    with_teacher = {"taught", "served"} & {*template.stages}
     student = "distill" if "distill" in template.stages else template.starts_from
     models = dict.fromkeys([template.starts_from, *template.stages])
+    models.pop("written", None)  # makes data
     names = ", ".join(f"{name}: {name}" for name in models)
     stages = (
         STAGES[stage].replace("STUDENT", template.starts_from if stage == "distill" else student)
         for stage in template.stages
     )
     parts = (
-        [HEAD.format(purpose=template.purpose, name=name), MODELS],
-        [TEACHER_MODEL] if with_teacher else [],
+        [HEAD.format(purpose=template.purpose, name=name, runs=template.runs), MODELS],
+        [template.teacher] if with_teacher else [],
         [DATA, *(SOURCES[source] for source in template.sources), TRAIN],
         ["\n".join(stages)],
         [EVALUATE.replace("MODELS", names)],

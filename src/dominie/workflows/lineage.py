@@ -120,12 +120,16 @@ def public_name(recipe: Recipe, name: str) -> str:
     """The public name of a model: its id on the hub, or the last part of a folder's path."""
     if name in recipe.stages:
         return name
+    if (served := recipe.served.get(name)) is not None:
+        return served.model
     path = recipe.model(name).path
     return Path(path).name if is_private(path) else path
 
 
 def rounding(recipe: Recipe, name: str) -> str | None:
     """What the weights of a model that is a GGUF file are rounded to; None of any other."""
+    if name in recipe.served:
+        return None
     path = recipe.model(name).path
     with contextlib.suppress(InputError):  # the file has gone
         return read_header(path).rounded if is_gguf(path) else None
@@ -139,5 +143,7 @@ def is_private(path: str) -> bool:
 
 def hub_id(recipe: Recipe, name: str) -> str | None:
     """The id of a model on the hub, None if it has none."""
+    if name in recipe.served:
+        return None
     path = recipe.model(name).path
     return None if is_private(path) or path.startswith("toyworld:") else path

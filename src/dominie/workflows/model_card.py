@@ -240,8 +240,10 @@ def _kl(result: Mapping[str, Any]) -> Interval | None:
 
 
 def _is_toy(recipe: Recipe, model: str) -> bool:
-    return is_toyworld(recipe.model(model).path)
+    return model not in recipe.served and is_toyworld(recipe.model(model).path)
 
 
 def _licence(recipe: Recipe, model: str) -> str | None:
-    return None if _is_toy(recipe, model) else licence_of(recipe.model(model))
+    if model in recipe.served or _is_toy(recipe, model):
+        return None
+    return licence_of(recipe.model(model))

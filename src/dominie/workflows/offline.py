@@ -49,12 +49,13 @@ def hidden_parts(folder: RunFolder) -> Hidden:
     templates: dict[str, bool] = {}
     for name in named_models(recipe):
         try:
-            spec = folder.spec(name)
-            folder.info(name)
-            if spec.chat_template is None:
-                templates[name] = folder.info(name).tokenizer().chat_template is not None
-            else:
-                templates[name] = True
+            spec = folder.info(name).tokenizer_spec
+            if spec is None:  # a server that writes answers
+                continue
+            templates[name] = (
+                spec.chat_template is not None
+                or folder.info(name).tokenizer().chat_template is not None
+            )
         except OutOfReach as error:
             hidden.models[name] = _why(error)
     if hidden.models and not any(templates.values()):

@@ -173,6 +173,13 @@ def _estimate(folder: RunFolder, plan: CachePlan, display: Display) -> dict[str,
 
     from dominie.teachers.cache_writer import batch_tokens, entries, in_batches, measure_token_stats
 
+    if plan.teacher in folder.recipe.served:
+        raise InputError(
+            "a cache from a server is not estimated: a sample of it would be paid for",
+            where=f"stages.{plan.stage}",
+            found=plan.teacher,
+            do="see docs/served.md for bytes a token; `dominie cache` without --estimate fills it",
+        )
     identity = cache_identity(folder, plan)
     rows = list(plan.rows.values())
     sample = rows[:: max(1, len(rows) // _SAMPLED_ROWS)][:_SAMPLED_ROWS]

@@ -1,0 +1,134 @@
+"""Models behind servers in a recipe: where they may stand, and how a stage learns from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from dominie.core.errors import InputError
+from dominie.generation.endpoint import NO_WEIGHTS, PLACES
+from dominie.teachers.cache_sampling import CacheSettings
+
+if TYPE_CHECKING:
+    from dominie.generation.prompt_answers import Answers
+    from dominie.recipe import TrainStage
+    from dominie.recipe.schema import Recipe
+
+#: How a served teacher is cached if the recipe does not say: all that the server returns of a
+#: token's distribution, and what is left as one outcome.
+_TOP = CacheSettings(enabled=False, scheme="top", top_p=1.0)
+
+
+def refuse_served(recipe: Recipe, model: str, *, where: str) -> None:
+    """Refuse a model behind a server in a place that needs weights.
+
+    Raises:
+        InputError: says where it can stand.
+    """
+    if (served := recipe.served.get(model)) is not None:
+        raise InputError(NO_WEIGHTS, where=where, found=f"{model}, {served.title}", do=PLACES)
+
+
+def check_served_teachers(recipe: Recipe, stage: TrainStage, *, where: str) -> None:
+    """Refuse losses and caches that need more of a teacher than a server returns.
+
+    A server returns the likeliest tokens and their log-probabilities, at temperature 1.
+
+    Raises:
+        InputError: names the key.
+    """
+    refuse_served(recipe, stage.student, where=f"{where}.student")
+    for source in stage.active:
+        name = stage.teacher_on(source) or ""
+        if (served := recipe.served.get(name)) is None:
+            continue
+        here, loss, asked = f"{where}.data.{source}", stage.loss_on(source), stage.cache
+        if served.tokenizer is None:
+            raise InputError(
+                "a teacher behind a server is sent token ids, and its tokenizer is not known",
+                where=f"{where.partition(': ')[0]}: models.{name}.tokenizer",
+                do="name the folder or hub id of the model that the server holds",
+            )
+        if fixed := {"prompt", "prompt_logprobs", "max_tokens", "temperature"} & {*served.request}:
+            raise InputError(
+                f"{min(fixed)} cannot be chosen where a server scores what is there already: "
+                "log-probabilities of a prompt are at temperature 1, and nothing is generated",
+                where=f"{where.partition(': ')[0]}: models.{name}.request.{min(fixed)}",
+                do="remove it, or give the model a second name for writing answers",
+            )
+        off = stage.data[source].cache is False or (
+            stage.data[source].cache is None and asked is not None and not asked.enabled
+        )
+        if off or loss.needs_live_teacher:
+            raise InputError(
+                "a teacher behind a server teaches from a cache alone: it returns what it "
+                "predicts for rows that are known before training, and no states or weights",
+                where=here,
+                found=f"{name}, {served.title}; "
+                + ("cache: false" if off else _needs_of(stage, source)),
+                do="remove cache: false" if off else "use prediction: {kind: forward_kl} alone",
+            )
+        if loss.prediction is not None and loss.prediction.temperature != 1.0:
+            raise InputError(
+                "a teacher behind a server is known at temperature 1 alone: servers apply no "
+                "temperature to log-probabilities of a prompt, and from the likeliest tokens "
+                "another one cannot be computed",
+                where=f"{here}.loss.prediction.temperature",
+                expected="1",
+                found=f"{loss.prediction.temperature:g}",
+            )
+        if asked is not None and asked.scheme != "top":
+            raise InputError(
+                "a server returns the likeliest tokens, and no samples of the others",
+                where=f"{where}.cache.scheme",
+                expected="top",
+                found=asked.scheme,
+                do="set cache: {scheme: top, top_p: 1.0, k_max: 64}, or leave cache out",
+            )
+
+
+def check_writer(recipe: Recipe, answers: Answers, *, where: str) -> None:
+    """Refuse an address in the place of a model, and settings that a server's would overwrite.
+
+    Raises:
+        InputError: names the key.
+    """
+    name, here = answers.model, where.partition(": ")[0]
+    if name.startswith(("http://", "https://")):
+        raise InputError(
+            "an address is no name of a model",
+            where=f"{where}.model",
+            found=name,
+            do="set models: {NAME: {endpoint: URL, model: NAME_THERE}} and answers.model: NAME",
+        )
+    if (served := recipe.served.get(name)) is None:
+        return
+    if answers.seed is not None:
+        raise InputError(
+            "servers differ in what a seed means to them: theirs draws as it does",
+            where=f"{where}.seed",
+            do=f"remove seed; models.{name}.request sends a field as it is",
+        )
+    if twice := {"temperature", "max_tokens", "top_p"} & {*served.request}:
+        raise InputError(
+            "what the answers stage sets would be overwritten",
+            where=f"{here}: models.{name}.request.{min(twice)}",
+            do="remove it there, and set temperature, top_p and max_new_tokens in the stage",
+        )
+
+
+def _needs_of(stage: TrainStage, source: str) -> str:
+    """Name what a loss needs of a live teacher."""
+    loss = stage.loss_on(source)
+    if loss.weighs("attention"):
+        return "the attention loss needs the teacher's queries and keys"
+    kind = loss.prediction.kind if loss.prediction else "?"
+    return f"prediction: {{kind: {kind}}} needs the teacher's probability of any token"
+
+
+def with_served_teachers(recipe: Recipe, stage: TrainStage) -> TrainStage:
+    """Write out how a stage caches teachers that are behind servers, if it does not say."""
+    named = {stage.teacher_on(source) for source in stage.active}
+    if stage.cache is not None or not named & recipe.served.keys():
+        return stage
+    return dataclasses.replace(stage, cache=_TOP)

@@ -1,0 +1,5 @@
+"""Servers for stages."""
+
+from fault_server import serve
+
+__all__ = ["serve"]
