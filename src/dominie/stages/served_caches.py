@@ -164,9 +164,9 @@ class ServedTeacher:
 
         calls.run(rows, work)
 
-    def _scored_ids(self, ids: list[int]) -> PromptScores:
-        """Score every position of a prompt."""
-        calls = self._calls()
+    def _scored_ids(self, ids: list[int], *, proof: bool = False) -> PromptScores:
+        """Score every position of a prompt, within the budget unless rows depend on it as proof."""
+        calls = self._calls(bounded=not proof)
 
         async def work(prompt: list[int], ask: Ask) -> PromptScores:
             return await self._ask(prompt, list(range(1, len(prompt))), ask, calls)
@@ -221,9 +221,9 @@ class ServedTeacher:
                 do="start vLLM or SGLang as docs/served.md has it; what was scored is kept",
             ) from None
 
-    def _calls(self) -> Calls:
+    def _calls(self, *, bounded: bool = True) -> Calls:
         return Calls(
-            self.served,
+            self.served if bounded else dataclasses.replace(self.served, budget=None),
             self._log,
             where=self.where,
             show=self.display.line,
@@ -235,7 +235,7 @@ class ServedTeacher:
     def _check_probe(self, cache: Cache) -> None:
         """Refuse a server that says something else of the probe than it said at first."""
         kept = Probe(**mapping(cache.manifest.get("probe")))
-        now = self._scored_ids(kept.ids).actual
+        now = self._scored_ids(kept.ids, proof=True).actual
         apart = float(np.abs(now - np.array(kept.log_probs)).mean())
         if apart > max(MOST_NOISE, 5 * kept.noise):
             raise self._other_weights(cache, f"{apart:.4f} nats from what it said at first")
