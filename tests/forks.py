@@ -41,7 +41,8 @@ class Fork:
     Args:
         arguments: of the command line.
         cwd: its folder.
-        program: source code to run in place of `dominie`; `arguments` follow in `sys.argv`.
+        program: source code, or a script, to run in place of `dominie`; `arguments` follow in
+            `sys.argv`.
         environment: variables beside `ENVIRONMENT`, not of those that libraries read at import.
     """
 
@@ -49,22 +50,19 @@ class Fork:
         self,
         *arguments: object,
         cwd: Path,
-        program: str | None = None,
+        program: str | Path | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
         order = {
             "cwd": str(cwd),
             "arguments": [*map(str, arguments)],
-            "program": program,
+            "program": program.read_text() if isinstance(program, Path) else program,
+            "script": str(program) if isinstance(program, Path) else "",
             "environment": ENVIRONMENT | (environment or {}),
         }
         self.returncode: int | None = None
         self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.connect(_server())
-        descriptors = [file.fileno() for file in self._files]
-        socket.send_fds(self._socket, [b"+"], descriptors)
-        self._socket.sendall(json.dumps(order).encode() + b"\n")
+        self._socket = _connected(_server(), order, *(file.fileno() for file in self._files))
         self._told = self._socket.makefile("r")
         self.pid = int(self._told.readline())
 
@@ -114,6 +112,50 @@ def dominie(
     return subprocess.CompletedProcess([*map(str, arguments)], fork.wait(), out, err)
 
 
+def _connected(place: str, order: dict[str, Any], out: int, err: int) -> socket.socket:
+    """Order a fork: a connection that tells its process id, and in the end its exit status."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(place)
+    socket.send_fds(connection, [b"+"], [out, err])
+    connection.sendall(json.dumps(order).encode() + b"\n")
+    return connection
+
+
+def interpreter() -> str:
+    """A program to stand in for `sys.executable`: `-m dominie …`, or a script, becomes a fork."""
+    file = Path(_server()).with_name("python")
+    if not file.exists():
+        file.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{__file__}" "$0" "$@"\n')
+        file.chmod(0o755)
+    return str(file)
+
+
+def _stand_in(place: str, arguments: list[str]) -> int:
+    """Order a fork, pass signals on to it, and return its exit status."""
+    is_script = arguments[0] != "-m"
+    order = {
+        "cwd": str(Path.cwd()),
+        "arguments": arguments[1:] if is_script else arguments[2:],
+        "program": Path(arguments[0]).read_text() if is_script else None,
+        "script": arguments[0] if is_script else "",
+        "environment": dict(os.environ),
+    }
+    told = _connected(place, order, 1, 2).makefile("r")
+    child = int(told.readline())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: os.kill(child, received))
+    status = int(told.readline())
+    return status if status >= 0 else 128 - status
+
+
+def dominie_on_two(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`dominie … --nproc 2`, with forks in place of the interpreters that it starts."""
+    program = (
+        f"import sys; sys.executable = {interpreter()!r}\nfrom dominie.cli import main\nmain()"
+    )
+    return dominie(*arguments, "--nproc", 2, cwd=cwd, program=program)
+
+
 _place: list[str] = []
 
 
@@ -152,14 +194,18 @@ def _run(order: dict[str, Any], out: int, err: int) -> int:
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(order["environment"])
-    sys.argv = ["dominie", *order["arguments"]]
+    if "DOMINIE_LAUNCHER" in os.environ:  # what a rank takes for its parent
+        os.environ["DOMINIE_LAUNCHER"] = str(os.getppid())
+    sys.argv = [order["script"] or "dominie", *order["arguments"]]
     try:
         if order["program"] is None:
             from dominie.cli import main
 
             main()
         else:
-            exec(compile(order["program"], "<program>", "exec"), {"__name__": "__main__"})
+            sys.path.insert(0, str(Path(order["script"]).parent))
+            code = compile(order["program"], order["script"] or "<program>", "exec")
+            exec(code, {"__name__": "__main__", "__file__": order["script"]})
     except SystemExit as ended:
         if ended.code is None or isinstance(ended.code, int):
             return ended.code or 0
@@ -225,4 +271,6 @@ def _serve(place: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        sys.exit(_stand_in(str(Path(sys.argv[1]).with_name("socket")), sys.argv[2:]))
     _serve(sys.argv[1])

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import psutil
 import pytest
 import torch
@@ -34,7 +35,6 @@ from dominie.workflows.pipeline import run_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ranks.yaml"
 STAGES = ("teacher", "distill", "align")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def command(*arguments: object) -> list[str]:
@@ -43,7 +43,12 @@ def command(*arguments: object) -> list[str]:
 
 def dominie(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=280
+        command(*arguments),
+        cwd=cwd,
+        env=forks.ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
 
 
@@ -58,7 +63,7 @@ def of_one(tmp_path_factory) -> Path:
 def of_two(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The run of two, and what it printed."""
     cwd = tmp_path_factory.mktemp("two")
-    done = dominie("--nproc", 2, "--json", cwd=cwd)
+    done = forks.dominie_on_two("run", RECIPE, "--json", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd / "runs" / "ranks", done
 
@@ -126,7 +131,7 @@ def test_what_is_written_once_is_written_once(of_two):
 
 def running(cwd: Path, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(*arguments), cwd=cwd, env=ENVIRONMENT, stdout=-1, stderr=-1, text=True
+        command(*arguments), cwd=cwd, env=forks.ENVIRONMENT, stdout=-1, stderr=-1, text=True
     )
 
 
@@ -224,13 +229,15 @@ LAUNCHERS = {
 def test_other_launchers_run_it_too(of_one, tmp_path, launcher):
     run = copy_of(of_one, tmp_path, without="align")
     full = [sys.executable, "-m", *launcher, "-m", "dominie", "run", str(RECIPE)]
-    done = subprocess.run(full, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(full, cwd=tmp_path, env=forks.ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     printed = [line.split()[:2] for line in done.stdout.splitlines()]
     assert printed.count(["done", "align"]) == 1
     check_same_weights(run, of_one, "align", atol=2e-5)
     wrong = [*full, "train.batch=7", "train.micro_batch=null"]
-    done = subprocess.run(wrong, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(
+        wrong, cwd=tmp_path, env=forks.ENVIRONMENT, capture_output=True, text=True
+    )
     assert done.stderr.count("the batch cannot be shared out over the ranks") == 1
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import dominie
 from torch.testing import assert_close
 
 WORKER = Path(__file__).parent / "sharded_worker.py"
@@ -18,7 +19,7 @@ WORKER = Path(__file__).parent / "sharded_worker.py"
 @pytest.fixture(scope="module")
 def of_one_process(tmp_path_factory):
     result = tmp_path_factory.mktemp("single") / "single.pt"
-    subprocess.run([sys.executable, WORKER, "single", result], check=True, timeout=120)
+    assert dominie("single", result, cwd=result.parent, program=WORKER).returncode == 0
     return torch.load(result)
 
 

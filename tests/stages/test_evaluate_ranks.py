@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import dominie, dominie_on_two, interpreter
 from rich.console import Console
 
 from dominie.core.display import Display
 from dominie.recipe import load_recipe
 from dominie.workflows.pipeline import run_recipe
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 RECIPE = """\
 name: shop
@@ -85,10 +82,7 @@ def written_recipe(folder: Path, text: str, **values: Any) -> Path:
 
 
 def run_on_two(recipe: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dominie", "run", str(recipe), "--nproc", "2", "--json"]
-    done = subprocess.run(
-        command, cwd=recipe.parent, env=ENVIRONMENT, capture_output=True, text=True, timeout=280
-    )
+    done = dominie_on_two("run", recipe, "--json", cwd=recipe.parent)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -147,11 +141,8 @@ def test_an_error_of_one_rank_ends_all_of_them_with_one_message(tmp_path):
     script = tmp_path / "failing.py"
     script.write_text(FAILING.format(recipe=str(recipe)))
     launch = "import sys; from dominie.core.launch import run_ranks; "
-    launch += f"sys.exit(run_ranks([sys.executable, {str(script)!r}], 2))"
-    done = subprocess.run(
-        [sys.executable, "-c", launch],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    launch += f"sys.exit(run_ranks([{interpreter()!r}, {str(script)!r}], 2))"
+    done = dominie(cwd=tmp_path, program=launch)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("error:") == 1
     assert "rank 1: no memory is left" in done.stderr
