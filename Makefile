@@ -46,7 +46,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --durations=20 -m "not full"
 
 test-full: $(VENV)/.full lint
-	$(BIN)/python -m pytest -n 2 --durations=20 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --durations=20
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

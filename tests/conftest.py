@@ -20,6 +20,39 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+#: Folders whose tests share what one worker makes once: a run, a process that forks, counted plans.
+TOGETHER = ("tests/faults/", "tests/planning/")
+#: What takes longest begins first, so that no worker is left alone with it.
+LONGEST = (
+    *TOGETHER,
+    "tests/workflows/test_pipeline",
+    "tests/core/test_launch.py",
+    "tests/stages/",
+    "tests/data/test_child_processes.py",
+    "tests/judge/test_judged_run.py",
+    "tests/test_real_run.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """A worker takes whole files or folders, so that nothing is made in two workers."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+    config.option.loadscopereorder = False  # which begins with many tests, not with long ones
+    return Scheduler(config, log)
+
+
 @pytest.fixture
 def run_ranks() -> object:
     """Runs a script once a rank, `SCRIPT ARGUMENT…`, and fails with what the ranks said.

@@ -5,9 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
+import psutil
 import pytest
 
 from dominie.core.errors import InputError, RunError
@@ -155,8 +154,9 @@ def test_a_tokenizer_that_cannot_be_copied_is_used_in_this_process(monkeypatch, 
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from dominie.data import child_processes, rows
 from dominie.data.sources import Source
 from dominie.toyworld.toy_models import word_tokenizer
@@ -200,21 +200,12 @@ def test_no_process_outlives_one_that_is_stopped(tmp_path, number):
     process = script(tmp_path, "wait")
     assert process.stdout.readline() == "main\n"
     assert process.stdout.readline() == "waiting\n"
-    workers = [
-        int(entry)
-        for entry in subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
-        ).stdout.split()
-    ]
+    workers = psutil.Process(process.pid).children()
     assert len(workers) == 3  # two that tokenise, and the one that tries the template
     if number == signal.SIGINT:  # as a terminal does it: to all of them
         os.killpg(process.pid, number)
     else:
         process.kill()
     process.wait(timeout=30)
-    for _ in range(100):
-        alive = [pid for pid in workers if Path(f"/proc/{pid}").exists()]
-        if not alive:
-            break
-        time.sleep(0.1)
+    _, alive = psutil.wait_procs(workers, timeout=120)  # they end when they have imported all
     assert alive == []
