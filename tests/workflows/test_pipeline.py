@@ -21,8 +21,8 @@ MINI = Path(__file__).parents[1] / "recipes" / "mini.yaml"
 
 
 def interpreted(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """What `dominie` does in an interpreter of its own."""
-    command = [sys.executable, "-m", "dominie", *map(str, arguments)]
+    """What `dominie` does in an interpreter of its own, which tells what it imports on stderr."""
+    command = [sys.executable, "-X", "importtime", "-m", "dominie", *map(str, arguments)]
     return subprocess.run(
         command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
     )
@@ -108,6 +108,9 @@ def test_a_second_run_does_nothing(finished):
     assert again.stderr.count("already made") == 1
     assert again.stderr.count("already scored") == 7
     assert set(json.loads(again.stdout)["results"]) >= {"align"}
+    imported = {line.rpartition("|")[2].strip() for line in again.stderr.splitlines()}
+    assert {"torch", "dominie.stages.run_stages"} <= imported
+    assert not {"datasets", "transformers.trainer", "dominie.training.trainer"} & imported
     assert weights(cwd / "runs" / "mini", "align") == before
 
 

@@ -18,7 +18,6 @@ import typer
 
 from dominie.core.distributed import is_main_process
 from dominie.core.errors import printable
-from dominie.core.results_file import read_results
 
 if TYPE_CHECKING:
     from dominie.core.display import Display
@@ -106,6 +105,7 @@ def print_summary(
         as_json: print one JSON object.
         stages: of the recipe; the folder may hold models of others.
     """
+    from dominie.core.results_file import read_results
     from dominie.report import results_table
 
     if as_json:

@@ -30,7 +30,6 @@ from dominie.stages.fingerprint import changes, moved
 from dominie.stages.prepare import Preparation
 from dominie.stages.run_folder import RunFolder, check_whole, set_aside, write_stage
 from dominie.stages.stage_kind import Prepared, StageRun, stage_kind
-from dominie.training.checkpoints import by_step
 
 _LEFT = shutil.ignore_patterns("checkpoints", ".*")
 
@@ -151,6 +150,16 @@ def run_stage(folder: RunFolder, prepared: Prepared, display: Display) -> None:
     display.done(name, record["description"])
 
 
+def _checkpoints(stage: Path) -> list[Path]:
+    """The checkpoints of a stage, whole or not; without transformers' trainer if it has none."""
+    folder = stage / "checkpoints"
+    if not folder.is_dir():
+        return []
+    from dominie.training.checkpoints import by_step
+
+    return by_step(folder)
+
+
 def _interrupted(folder: RunFolder, prepared: Prepared, display: Display) -> dict[str, Any] | None:
     """The record of a stage that was cut off, empty before its start; None if it is done.
 
@@ -173,7 +182,7 @@ def _interrupted(folder: RunFolder, prepared: Prepared, display: Display) -> dic
         changed = _changed(earlier, prepared)
         named = f" ({'; '.join(changed)})" if changed else ""
         display.line(f"{name}: {why}{named}; the earlier result is kept in {kept}")
-    if same and by_step(path / "checkpoints") and (apart := moved(earlier, _surroundings())):
+    if same and _checkpoints(path) and (apart := moved(earlier, _surroundings())):
         display.line(f"{name}: goes on with {', '.join(apart)}; that may round differently")
     path.mkdir(parents=True, exist_ok=True)
     return earlier if same else {}
@@ -187,7 +196,7 @@ def _check_begun(folder: RunFolder, stages: Sequence[Prepared]) -> None:
     """
     for prepared in stages:
         path = folder.stage(prepared.name)
-        record, begun = read_stage(path), by_step(path / "checkpoints")
+        record, begun = read_stage(path), _checkpoints(path)
         same = record.get("fingerprint") == prepared.fingerprint or prepared.waits_for
         if same or record.get("status") != "running" or not begun:
             continue
