@@ -11,6 +11,7 @@ from dominie.data.conversations import parsed_prompt
 from dominie.data.rows import prepare
 from dominie.data.sources import Source
 from dominie.data.tokenization import prompt_ids
+from dominie.generation.prompt_answers import prompts_of
 from dominie.toyworld.toy_models import word_tokenizer
 
 ASKED = {"role": "user", "content": "how much is 5 and 4 ?"}
@@ -81,3 +82,12 @@ def test_prompts_are_tokenised_up_to_where_the_answer_begins(tmp_path):
     prompt = asked.train[0].input_ids.tolist()
     assert row.input_ids[: len(prompt)].tolist() == prompt
     assert row.supervised.tolist().index(True) == len(prompt)
+
+
+def test_an_answers_stage_asks_prompts_as_they_are(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"messages": TURNS}, {"messages": [*TURNS, ASKED]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source = Source(name="asked", path=str(path), prompts=True)
+    found = [prompt.messages for prompt in prompts_of(source, frozenset())]
+    assert found == [[ASKED], [*TURNS, ASKED]]

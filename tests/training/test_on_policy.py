@@ -219,25 +219,39 @@ def test_at_zero_it_is_the_run_without(train, tmp_path):
     assert not (tmp_path / "zero" / "rollouts").exists()
 
 
+KILLS = [  # how many steps have a set of answers, the step, and where in it the end comes
+    (every, step, place)
+    for every in (1, 2, 4)
+    for step in range(STEPS)
+    for place in ("optimiser", "before the file", "after the file")
+    if place == "optimiser" or step % every == 0
+]
+
+
 @pytest.mark.parametrize(
-    ("every", "step"),
-    [
-        (4, 3),
-        *(
-            pytest.param(every, step, marks=pytest.mark.full)
-            for every, step in ((1, 1), (1, 2), (1, 4), (2, 2), (2, 3), (2, 4), (4, 1), (4, 2))
-        ),
-    ],
+    ("every", "step", "place"),
+    [(4, 3, "optimiser"), *(pytest.param(*kill, marks=pytest.mark.full) for kill in KILLS)],
 )
 def test_a_run_that_is_killed_reads_its_answers_and_ends_in_the_same_bits(
-    train, whole, tmp_path, every, step
+    train, whole, tmp_path, monkeypatch, every, step, place
 ):
-    settings = RolloutSettings(max_new_tokens=6, every=every)
+    settings, callbacks = RolloutSettings(max_new_tokens=6, every=every), [KillAt(step)]
+    if place != "optimiser":
+        callbacks, write = [], RolloutFiles.write
+
+        def killed(self: RolloutFiles, first: int, *args: Any) -> None:
+            if first != step + 1 or place == "after the file":
+                write(self, first, *args)
+            if first == step + 1:
+                raise Killed
+
+        monkeypatch.setattr(RolloutFiles, "write", killed)
     with pytest.raises(Killed):
-        train(tmp_path / "cut", rollouts=settings, callbacks=[KillAt(step)])
+        train(tmp_path / "cut", rollouts=settings, callbacks=callbacks)
+    monkeypatch.undo()
     written = tmp_path / "cut" / "rollouts"
     before = {path.name: path.stat().st_mtime_ns for path in written.glob("*rank*")}
-    assert before
+    assert before or place == "before the file"
     train(tmp_path / "cut", rollouts=settings)
     assert_same_bits(tmp_path / "cut", whole(every))
     for name, time in before.items():

@@ -183,6 +183,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("dominie chat runs/mine:distill,align", "side by side"),
         ('echo "Hello" | dominie chat mine:align other:align', "from a script"),
     ),
+    "rollouts": (
+        ("dominie rollouts mine:align", "the twenty worst"),
+        ("dominie rollouts mine:align --step 200 --source shop", ""),
+    ),
 }
 
 SEE_ALSO = (
@@ -239,6 +243,12 @@ def offered_models(ctx: typer.Context) -> list[str]:
     """Complete a run, or `RUN:STAGE`."""
     models = (path.parent for path in _runs(ctx).glob("*/*/model"))
     return [*offered_runs(ctx), *(f"{stage.parent.name}:{stage.name}" for stage in models)]
+
+
+def offered_answers(ctx: typer.Context) -> list[str]:
+    """Complete a `RUN:STAGE` whose student has answered in its training."""
+    stages = (path.parent for path in _runs(ctx).glob("*/*/rollouts"))
+    return [f"{stage.parent.name}:{stage.name}" for stage in stages]
 
 
 def _runs(ctx: typer.Context) -> Path:

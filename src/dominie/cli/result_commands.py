@@ -1,4 +1,4 @@
-"""Commands about results: evaluate, report, compare, chat."""
+"""Commands about results: evaluate, report, compare, chat, rollouts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dominie.cli.output import (
     display_for,
     examples,
     interruptible,
+    offered_answers,
     offered_models,
     offered_runs,
     only_json,
@@ -174,3 +175,36 @@ def chat(
     with interruptible(), contextlib.suppress(KeyboardInterrupt):
         lines = typed_lines(console)
         begin(found, lines, screen(console, several=len(found) > 1), sampling, system)
+
+
+@app.command(rich_help_panel=PANEL, epilog=examples("rollouts"))
+def rollouts(
+    wanted: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN:STAGE",
+            help="A stage whose student answers in its training.",
+            show_default=False,
+            autocompletion=offered_answers,
+        ),
+    ],
+    runs: RunsOption = Path("runs"),
+    step: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of this optimiser step alone.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="To conversations of this source alone.")
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Answers at most.")] = 20,
+) -> None:
+    """Show the answers that a student wrote in its training, those its teacher likes least first.
+
+    The redder a token, the further the teacher is from the student there.
+    """
+    from dominie.core.display import PlainConsole
+    from dominie.workflows.rollout_view import marked_answers, show_answers
+
+    answers, tokenizer = marked_answers(wanted, runs, step=step, source=source)
+    show_answers(answers[:limit], tokenizer, PlainConsole())
+    if len(answers) > limit:
+        typer.echo(f"{len(answers) - limit:,} more: --limit, --step, --source")

@@ -203,7 +203,7 @@ def _make(
             with closing(encode_batches(tokenizer, batches, processes=processes)) as encoded:
                 for batch in encoded:
                     for (split, is_rich), (row, lost) in batch:
-                        if len(row.input_ids) > max_length:
+                        if len(row.input_ids) > max_length - source.prompts:  # room for one
                             row = row.first(max_length)
                             # The first token is never predicted.
                             if source.too_long == "drop" or not any(row.supervised[1:]):

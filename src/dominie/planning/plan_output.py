@@ -27,7 +27,10 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "hours": _total_hours(plan),
         "money": None if on.price is None else round(_total_hours(plan) * on.price * on.count, 2),
-        "stages": {name: _stage(stage) for name, stage in plan.stages.items()},
+        "stages": {
+            name: {**_stage(stage), "not_counted": _not_counted(plan, name)}
+            for name, stage in plan.stages.items()
+        },
     }
 
 
@@ -87,6 +90,7 @@ def as_lines(plan: Plan) -> list[str]:
     lines = [f"planned for {many}{on.device.name}, {on.memory / _GB:.0f} GB each{how}"]
     for stage in plan.stages.values():
         lines += ["", *_stage_lines(stage)]
+        lines += [f"  not counted: {each}" for each in _not_counted(plan, stage.name)]
     lines += ["", _sum_line(plan)]
     unknown = [n for n, s in plan.stages.items() if s.work is not None and not s.work.known]
     if unknown:
@@ -100,6 +104,25 @@ def as_lines(plan: Plan) -> list[str]:
         f"rates: {on.device.source}"
     )
     return lines
+
+
+def _not_counted(plan: Plan, name: str) -> list[str]:
+    """What a stage spends beside its planned hours."""
+    stage = plan.recipe.trained.get(name)
+    if stage is None:
+        return []
+    whole = sum(stage.data[source].share for source in stage.active)
+    own = [stage.data[s].share / whole * (stage.data[s].on_policy or 0.0) for s in stage.active]
+    if not any(own):
+        return []
+    work = plan.stages[name].work
+    answers = sum(own) * (work.conversations if work else 0)
+    longest = stage.rollout_settings.max_new_tokens
+    return [
+        f"the student's {answers:,.0f} answers of up to {longest:,} tokens: their generation "
+        "(`python benchmarks/on_policy.py` measures its part of a step), and their tokens where "
+        "the data have no answers"
+    ]
 
 
 def _stage_lines(stage: StagePlan) -> list[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dominie.core.errors import InputError
 from dominie.data.assistant_spans import ends_of_turn
+from dominie.data.chat_template import ChatTemplate
 from dominie.training.rollouts import MOST_BYTES, prompt_of
 
 if TYPE_CHECKING:
@@ -32,8 +35,16 @@ def on_policy_notices(preparation: Preparation, prepared: PreparedTraining) -> I
         f"the answers are kept in {name}/rollouts, the oldest go beyond {MOST_BYTES / 1e9:.2g} GB"
     )
     yield from _teacher_notices(preparation, name, {s.teacher for s in answered if s.teacher})
+    ending = _generation_prompt(preparation.tokenizers.of(name))
     for source in answered:
-        lengths = [len(prompt_of(row)) for row in islice(source.train, _LOOKED_AT)]
+        prompts = [prompt_of(row) for row in islice(source.train, _LOOKED_AT)]
+        lengths = [len(prompt) for prompt in prompts]
+        if ending and any(prompt[-len(ending) :] != ending for prompt in prompts):
+            yield (
+                f"warning: {name}: prompts of {source.name} do not end as the chat template asks "
+                "for an answer, where its {% generation %} marks leave out how an answer begins; "
+                "the student goes on from there"
+            )
         room = stage.train.max_length - np.array(lengths or [0])
         if (short := float((room < rollouts.max_new_tokens).mean())) > 0:
             yield (
@@ -68,6 +79,18 @@ def _teacher_notices(preparation: Preparation, name: str, teachers: set[str]) ->
                 f"warning: {name}: {teacher} has another chat template than the student, and reads "
                 "conversations in the student's; what it says of them may be worse than it could be"
             )
+
+
+def _generation_prompt(tokenizer: Any) -> list[int]:
+    """The tokens with which the chat template asks for an answer; none if it cannot be told."""
+    template, question = ChatTemplate(tokenizer), [{"role": "user", "content": "How many?"}]
+    with suppress(InputError):
+        plain = template.text(question, None, where="")
+        asked = template.text(question, None, where="", generation_prompt=True)
+        if asked.startswith(plain):
+            ids: list[int] = tokenizer(asked[len(plain) :], add_special_tokens=False)["input_ids"]
+            return ids
+    return []
 
 
 def _listed(tokens: list[str]) -> str:

@@ -35,7 +35,7 @@ class RolloutFigures:
             on.
 
     Attributes:
-        seconds: that generation took.
+        seconds: that generation took since the last line.
     """
 
     def __init__(self, sources: Sequence[str], first: Mapping[str, float] | None = None) -> None:
@@ -104,6 +104,11 @@ class RolloutFigures:
                 entry[name] = {key: round(float(value), 6) for key, value in found.items()}
         self._begin_line()
         return entry
+
+    def seconds_entry(self) -> dict[str, float]:
+        """For a line of `metrics.jsonl`: the seconds of generation since the line before."""
+        seconds, self.seconds = self.seconds, 0.0
+        return {"generation_seconds": round(seconds, 3)}
 
     def warn(self, entry: Mapping[str, Mapping[str, float]], step: int) -> None:
         """Warn, once a source, of answers that go wrong.

@@ -288,6 +288,7 @@ class DistillationTrainer(CheckpointedTrainer):
             "grad_norm": logs.get("grad_norm"),
             **means,
             **self.counters.log_entry(self.accelerator.num_processes),
+            **(self.on_policy.figures.seconds_entry() if self.on_policy else {}),
         }
         self._collapse.look(means.get("router"), self.state.global_step)
         if self.is_world_process_zero():
