@@ -26,9 +26,9 @@ from dominie.models.matching import (
     check_vocabulary,
     token_map,
 )
+from dominie.recipe.on_policy_checks import on_policy_notices
 from dominie.recipe.validate import stage_order
 from dominie.stages.fingerprint import digest
-from dominie.stages.on_policy_notices import on_policy_notices
 from dominie.stages.run_folder import ChatTokenizers, RunFolder, check_whole
 from dominie.stages.stage_kind import Prepared, stage_kind
 from dominie.stages.task_checks import check_task, check_tasks
@@ -138,7 +138,7 @@ class Preparation:
             self.shares[name] = shares
             for told in share_lines(name, shares, stage.train):
                 self.notice(told)
-        for told in on_policy_notices(self, prepared):
+        for told in on_policy_notices(name, stage, prepared.stage_sources, self.tokenizers):
             self.notice(told)
         if line := _router_notice(self.folder, name, stage):
             self.notice(line)

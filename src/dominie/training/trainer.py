@@ -277,9 +277,9 @@ class DistillationTrainer(CheckpointedTrainer):
         if self.on_policy:
             found += self.on_policy.log_entry(self._sum_of_ranks, self.state.global_step).items()
         found += [(source, {"grad_norm": norm}) for source, norm in self._source_norms.items()]
+        self._source_norms = {}
         for source, entry in found:
             means["sources"].setdefault(source, {}).update(entry)
-        self._source_norms = {}
         record = {
             "step": self.state.global_step,
             "epoch": self.monitor.epoch(self.state),
@@ -320,8 +320,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self.drop_half_written()
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         lines = checkpoint and checkpoint / self.monitor.log.path.name
-        last = broadcast_from_main(lambda: self.monitor.log.rewind(step, lines))
-        self.counters.go_on(last)
+        self.counters.go_on(broadcast_from_main(lambda: self.monitor.log.rewind(step, lines)))
         if self.is_world_process_zero():
             rewind_tensorboard(self.callback_handler.callbacks, step)
         try:
