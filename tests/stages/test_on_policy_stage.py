@@ -17,7 +17,7 @@ from dominie.workflows.pipeline import run_recipe
 
 
 def tree(folder: Path, **align: Any) -> dict[str, Any]:
-    """A recipe of two stages; the prompts of one source have no answers."""
+    """A recipe of one stage; the prompts of one of its sources have no answers."""
     asked = [{"prompt": f"how much is {a} and {b} ?"} for a in range(2, 7) for b in range(2, 6)]
     path = folder / "asked.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
@@ -41,17 +41,12 @@ def tree(folder: Path, **align: Any) -> dict[str, Any]:
             "log_every": 1,
         },
         "stages": {
-            "expert": {
-                "student": "toyworld:student",
-                "data": {"domain": 1.0},
-                "loss": {"next_token": 1.0},
-            },
             "align": {
                 "student": "toyworld:student",
                 "data": {
-                    "domain": {"share": 0.25, "teacher": "expert", "on_policy": 0.5},
+                    "domain": {"share": 0.25, "teacher": "toyworld:teacher", "on_policy": 0.5},
                     "general": {"share": 0.25, "teacher": "toyworld:student"},
-                    "asked": {"share": 0.5, "teacher": "expert", "on_policy": 1.0},
+                    "asked": {"share": 0.5, "teacher": "toyworld:teacher", "on_policy": 1.0},
                 },
                 "loss": {"prediction": {"kind": "reverse_kl"}},
                 "rollouts": {"max_new_tokens": 8},

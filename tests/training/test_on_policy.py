@@ -281,6 +281,7 @@ def test_a_set_of_answers_serves_its_later_steps(whole):
     assert all(files.divergences(step) for step in (1, 2, 3, 4))
 
 
+@pytest.mark.full
 def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(train, whole, tmp_path, monkeypatch):
     write = rollouts_module.write_checksummed
 
@@ -301,9 +302,17 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(train, whole, tmp_pat
     "changed",
     [
         {"terms": LossTerms(prediction=Prediction(kind="reverse_kl"), attention=Attention())},
-        {"terms": LossTerms(prediction=Prediction(kind="jsd")), "balance": Balance(by="tokens")},
+        pytest.param(
+            {
+                "terms": LossTerms(prediction=Prediction(kind="jsd")),
+                "balance": Balance(by="tokens"),
+            },
+            marks=pytest.mark.full,
+        ),
         {"lora": Lora(r=2, target_modules=["q_proj"]), "packing": True},
-        {"gradient_checkpointing": True, "mixing": "micro_batches"},
+        pytest.param(
+            {"gradient_checkpointing": True, "mixing": "micro_batches"}, marks=pytest.mark.full
+        ),
     ],
     ids=["attention", "balanced", "adapters_packed", "checkpointing"],
 )

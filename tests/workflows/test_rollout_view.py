@@ -37,6 +37,7 @@ def runs(tmp_path) -> Path:
     files.write_divergences(1, 0, {keys[0]: [0.01, 0.02], keys[1]: [3.0, 0.2]})
     TOKENIZER.save_pretrained(folder / "tokenizer")
     (tmp_path / "mine" / "recipe.yaml").write_text("name: mine\n")
+    (tmp_path / "mine" / "align" / "stage.json").write_text("{}")
     return tmp_path
 
 
