@@ -17,7 +17,7 @@ from dominie.training.rollouts import Rollout, RolloutFiles, RolloutKey
 from dominie.workflows.rollout_view import marked_answers, show_answers
 
 TOKENIZER = word_tokenizer()
-PROMPT = prompt_ids(TOKENIZER, [{"role": "user", "content": "how much is 5 and 4 ?"}])
+PROMPT = prompt_ids(TOKENIZER, [{"role": "user", "content": "what is 5 and 4 ?"}])
 
 
 def ids(text: str) -> list[int]:
@@ -53,7 +53,7 @@ def test_the_worst_come_first_and_every_token_has_its_colour(runs):
     assert "not learnt from yet" in shown
     plain = io.StringIO()
     show_answers(answers[:1], tokenizer, PlainConsole(file=plain, width=200))
-    assert "how much is 5 and 4 ?" in plain.getvalue()
+    assert "is 5 and 4 ?" in plain.getvalue()
     assert "worst: 'blue' 3.00, ' cup' 0.20" in plain.getvalue()
 
 
