@@ -19,7 +19,8 @@ from dominie.data.row_store import Row
 from dominie.models import weight_writer
 from dominie.models.importance import block_angles, next_token_loss
 from dominie.models.info import describe, info_of
-from dominie.models.pruning import Prune, kept_pairs, prune_model, pruned_config
+from dominie.models.pruned_weights import Kept, prune_model
+from dominie.models.pruning import Prune, kept_pairs, pruned_config
 from dominie.models.spec import Model
 
 DEPTH = 5
@@ -41,7 +42,7 @@ def saved(folder: Path, family: str = "llama", **changes: Any) -> Model:
 
 
 def cut(prune: Prune, model: Model, folder: Path, layers: list[int]) -> int:
-    return prune_model(prune, model, folder, layers)
+    return prune_model(prune, model, folder, Kept(layers=layers))
 
 
 def loaded(folder: Path | str) -> Any:
@@ -230,7 +231,7 @@ def test_keys_of_somebody_else_mean_nothing(kept):
         ({"layers": [0, 2, 2]}, "names none twice"),
         ({"layers": [2, 0]}, "ascends"),
         ({"layers": [-1, 2]}, "from 0"),
-        ({"layers": [0, 2], "keep": "ends"}, "layers lists them"),
+        ({"layers": [0, 2], "keep": "ends"}, "set layers to their number"),
         ({"layers": 3, "keep": "influence"}, "needs a source"),
         ({"layers": 1, "keep": "influence", "source": "s"}, "2 or more"),
         ({"layers": 2, "rows": 0}, "rows must be"),

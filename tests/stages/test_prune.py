@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 from tiny import tiny_folder
 from transformers import AutoModelForCausalLM
 
 from dominie.core.display import Display
 from dominie.core.errors import InputError
-from dominie.models import pruning
+from dominie.models import pruned_weights
 from dominie.planning.plan import machine, plan_recipe
 from dominie.planning.plan_output import as_json
 from dominie.recipe import dump_recipe, load_recipe
@@ -129,16 +128,16 @@ def test_a_stage_that_was_cut_off_begins_again(first, monkeypatch):
     overrides = [f"stages.small.prune.{setting}" for setting in settings]
 
     def broken(*arguments: Any) -> None:
-        pruning_writes(*arguments)
+        really(*arguments)
         raise KeyboardInterrupt
 
-    pruning_writes = pruning.write_weights
-    monkeypatch.setattr(pruning, "write_weights", broken)
+    really = pruned_weights.write_weights
+    monkeypatch.setattr(pruned_weights, "write_weights", broken)
     with pytest.raises(KeyboardInterrupt):
         run(first, *overrides)
     assert record(first, "small")["status"] == "running"
     assert not (first.parent / "runs" / "cut" / "small" / "model").exists()
-    monkeypatch.setattr(pruning, "write_weights", pruning_writes)
+    monkeypatch.setattr(pruned_weights, "write_weights", really)
     assert "big with 2 of its 7 layers (0, 6), " in run(first, *overrides)
     assert "small already made" in run(first, *overrides)
     assert record(first, "small")["status"] == "done"
@@ -151,15 +150,22 @@ def test_check_and_plan_know_its_size_before_it_exists(recipe, first):
     folder = RunFolder(loaded, recipe.parent / "runs")
     layers = {name: folder.info(name).layers for name in loaded.stages}
     assert layers == {"small": 5, "distill": 5, "further": 5, "smaller": 3, "last": 3}
-    more = "stages.two={prune: {model: small, layers: 2}}"
+    narrow = "layers: 2, heads: 2, hidden_size: 48, experts: 2, source: general"
+    more = f"stages.two={{prune: {{model: small, {narrow}}}}}"
     plan = plan_recipe(load_recipe(first, [more]), machine(gpu="h100"))
     stages = as_json(plan)["stages"]
     assert {name: stages[name]["kind"] for name in stages} == {"small": "prune", "two": "prune"}
-    assert plan.stages["two"].weights == 4 * stages["two"]["parameters"]
     assert plan.stages["small"].weights > 4 * 1.3 * stages["small"]["parameters"], "the larger runs"
     assert not (first.parent / "runs" / "cut" / "small").exists()
-    run(first)
-    assert record(first, "small")["parameters"] == stages["small"]["parameters"]
+    printed = run(first, more)
+    made = record(first, "two")
+    assert "small with 2 of its 5 layers (0, 4), heads 2 of 4, hidden_size 48 of 96, " in printed
+    assert made["widths"] == {"heads": [4, 2], "hidden_size": [96, 48], "experts": [4, 2]}
+    assert [len(kept) for kept in made["kept_experts"]] == [2, 2]
+    assert [len(kept) for kept in made["kept_key_heads"]] == [1, 1]
+    assert {name: record(first, name)["parameters"] for name in ("small", "two")} == {
+        name: stages[name]["parameters"] for name in ("small", "two")
+    }
 
 
 def test_without_held_out_conversations_it_says_that_nothing_is_measured(recipe):
@@ -183,6 +189,7 @@ def prepare(recipe: Path, overrides: list[str]) -> None:
         (["stages.small.prune.layers=[0, 7]", "stages.small.prune.keep=null"], "from 0 to 6"),
         (["stages.small.prune.layers=[1, 1]", "stages.small.prune.keep=null"], "none twice"),
         (["stages.small.prune.source=null"], "needs a source"),
+        (["stages.small.prune.intermediate_size=8"], "made narrower"),
         (["stages.small.prune.source=genral"], "did you mean general"),
         (["stages.small.prune.kept=uniform"], "unknown key"),
         (["stages.small.prune.keep=best"], "uniform"),
@@ -192,6 +199,7 @@ def prepare(recipe: Path, overrides: list[str]) -> None:
         (["stages.last.teacher=other", "models.other=toyworld:teacher?layers=6"], "of 6 layers"),
         (["models.big=gemma"], "architecture cannot be pruned"),
         (["models.big=quantised"], "before it was quantised"),
+        (["models.big=images"], "read more than text"),
         (
             ["stages.smaller.prune.model=further", "stages.further.train.lora.merge=false"],
             "an adapter cannot be pruned",
@@ -200,10 +208,15 @@ def prepare(recipe: Path, overrides: list[str]) -> None:
 )
 def test_what_cannot_be_cut_or_paired_is_one_message(recipe, overrides, message, monkeypatch):
     monkeypatch.chdir(recipe.parent)
-    for name in ("gemma", "quantised"):
+    changed: dict[str, dict[str, Any]] = {
+        "gemma": {},
+        "quantised": {"quantization_config": {"quant_method": "bitsandbytes"}},
+        "images": {"text_config": {"model_type": "llama"}},
+    }
+    for name, settings in changed.items():
         if f"models.big={name}" in overrides:
             family = "gemma2" if name == "gemma" else "llama"
-            saved_with_tokens(recipe.parent / name, family, quantised=name == "quantised")
+            saved_with_tokens(recipe.parent / name, family, settings)
     if message is None:
         prepare(recipe, overrides)
         return
@@ -211,12 +224,9 @@ def test_what_cannot_be_cut_or_paired_is_one_message(recipe, overrides, message,
         prepare(recipe, overrides)
 
 
-def saved_with_tokens(folder: Path, family: str, *, quantised: bool) -> None:
+def saved_with_tokens(folder: Path, family: str, settings: dict[str, Any]) -> None:
     tokenizer = word_tokenizer()
-    torch.manual_seed(0)
     tiny_folder(folder, family, vocab_size=len(tokenizer), num_hidden_layers=7)
     tokenizer.save_pretrained(folder)
-    if quantised:
-        config = json.loads((folder / "config.json").read_text())
-        config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-        (folder / "config.json").write_text(json.dumps(config))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))

@@ -1,73 +1,103 @@
-"""Cuts a smaller model out of a larger one, a tensor at a time."""
+"""What a prune stage keeps of a model: its settings, and the configuration that results."""
 
 from __future__ import annotations
 
 import copy
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dominie.core.errors import InputError
 from dominie.core.references import ModelName, SourceName
-from dominie.models.info import ModelInfo, describe
-from dominie.models.spec import Model
-from dominie.models.weight_writer import write_weights
-from dominie.models.weights import UNUSED, Weights, copy_configuration, open_weights
+from dominie.models.info import ModelInfo
 
 #: Families whose layers can be left out, by `model_type`.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "mixtral")
 
-_LAYER = re.compile(r"(?P<before>.*\blayers\.)(?P<number>\d+)(?P<after>\..+)")
 _EDGE = 2  # layers at either end that are never in a block that is left out
+
+
+#: Settings of width, with what a configuration calls each, and the families that cannot have it.
+_PARTS = {
+    "heads": ("num_attention_heads", ()),
+    "intermediate_size": ("intermediate_size", ("mixtral",)),
+    "hidden_size": ("hidden_size", ("gemma3_text",)),  # which scales embeddings by its root
+    "experts": ("num_local_experts", tuple(name for name in FAMILIES if name != "mixtral")),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    """A model with fewer layers of a larger one; docs/prune.md says which to leave out.
+    """A smaller model cut from a larger one; docs/prune.md says what to leave out.
 
     Attributes:
         model: the larger model, which gives weights, configuration and tokenizer.
-        layers: how many of its layers are kept, or the numbers of those that are, from 0.
+        layers: how many of its layers are kept, or the numbers of those that are, from 0; None
+            keeps all.
         keep: which, if `layers` is a number. `uniform` (the default) spreads them evenly, the first
             and the last among them; `ends` keeps the first half and the second half of them, so
             that the middle block is left out; `influence` leaves out the block whose ends have the
             most similar hidden states (Gromov et al. 2024, arXiv 2403.17887).
-        source: of the recipe's data: `influence` reads conversations that it trains on; the loss of
-            both models is measured on those that it holds out for validation.
+        heads: query heads that each layer keeps, in whole groups of those that share a key head.
+        intermediate_size: neurons that each feed-forward layer keeps.
+        hidden_size: channels of the hidden state that are kept, the same in all layers.
+        experts: experts that each layer of a Mixtral keeps, those that most tokens are sent to.
+        source: of the recipe's data. `influence`, heads, neurons, channels and experts are chosen
+            by forward passes on conversations that it trains on; the loss of both models is
+            measured on those that it holds out for validation.
         rows: at most so many conversations of either kind.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     model: ModelName
-    layers: int | list[int]
+    layers: int | list[int] | None = None
     keep: Literal["uniform", "ends", "influence"] | None = None
+    heads: int | None = None
+    intermediate_size: int | None = None
+    hidden_size: int | None = None
+    experts: int | None = None
     source: SourceName | None = None
     rows: int = 256
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, int):
-            if self.layers < 1:
-                raise ValueError(f"layers must be at least 1, got {self.layers}")
-        elif not self.layers or sorted(set(self.layers)) != self.layers or self.layers[0] < 0:
+        if self.layers is None and not self.parts:
+            raise ValueError(f"nothing is left out: set layers, {', '.join(_PARTS)}")
+        for name, wanted in {"rows": self.rows, **self.parts}.items():
+            if wanted < 1:
+                raise ValueError(f"{name} must be at least 1, got {wanted}")
+        if self.keep is not None and not isinstance(self.layers, int):
+            raise ValueError(f"keep {self.keep} chooses layers: set layers to their number")
+        if isinstance(self.layers, int) and self.layers < 1:
+            raise ValueError(f"layers must be at least 1, got {self.layers}")
+        if isinstance(self.layers, list) and (
+            not self.layers or sorted(set(self.layers)) != self.layers or self.layers[0] < 0
+        ):
             raise ValueError(
                 "layers must be a number, or a list of layers from 0 that ascends and names none "
                 f"twice, got {self.layers}"
             )
-        elif self.keep is not None:
-            raise ValueError(f"keep {self.keep} chooses layers, and layers lists them")
-        if self.keep == "influence":
-            if self.layers == 1:
-                raise ValueError("influence keeps the first and the last layer: layers: 2 or more")
-            if self.source is None:
-                raise ValueError("keep influence needs a source to read")
-        if self.rows < 1:
-            raise ValueError(f"rows must be at least 1, got {self.rows}")
+        if self.keep == "influence" and self.layers == 1:
+            raise ValueError("influence keeps the first and the last layer: layers: 2 or more")
+        if self.source is None and (self.parts or self.keep == "influence"):
+            chosen = "keep influence" if self.keep == "influence" else next(iter(self.parts))
+            raise ValueError(f"{chosen} needs a source to read")
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The settings of width that are set."""
+        return {name: found for name in _PARTS if (found := getattr(self, name)) is not None}
+
+    def widths(self, model: ModelInfo) -> dict[str, tuple[int, int]]:
+        """What the larger model has and what is kept, of the settings of width that are set."""
+        return {
+            name: (getattr(model.config, _PARTS[name][0]), kept)
+            for name, kept in self.parts.items()
+        }
 
     def chosen_layers(self, depth: int) -> list[int] | None:
         """The layers of `depth` that are kept, ascending; None if hidden states decide."""
+        if self.layers is None:
+            return list(range(depth))
         if not isinstance(self.layers, int):
             return self.layers
         if self.keep == "influence":
@@ -127,12 +157,12 @@ def pruned_config(
         InputError: a family that cannot be pruned, or layers that the model has not.
     """
     config = copy.deepcopy(model.need("config", use="pruning"))
-    for key, value in _changes(prune, model, where=where, layers=layers).items():
+    for key, value in changes(prune, model, where=where, layers=layers).items():
         setattr(config, key, value)
     return config
 
 
-def _changes(
+def changes(
     prune: Prune, model: ModelInfo, *, where: str, layers: Sequence[int] | None
 ) -> dict[str, Any]:
     """The entries of the larger model's configuration that are others in the smaller one's."""
@@ -144,8 +174,14 @@ def _changes(
         assert isinstance(prune.layers, int), "influence is of a number"
         layers = without_block(depth, prune.layers, prune.block_starts(depth)[-1])
     origin, whole = model.kept_layers or range(depth), model.original_layers or depth
+    widths: dict[str, Any] = {_PARTS[name][0]: size for name, size in prune.parts.items()}
+    if prune.heads is not None:
+        widths["num_key_value_heads"] = prune.heads // heads_in_group(model)
+    if (prune.heads or prune.hidden_size) and hasattr(model.config, "head_dim"):
+        widths["head_dim"] = model.head_size  # some families divide channels by heads otherwise
     return {
         **layer_changes(vars(model.config), depth, layers),
+        **widths,
         "kept_layers": [origin[layer] for layer in layers],
         "original_num_hidden_layers": whole,
     }
@@ -182,80 +218,71 @@ def check_prunable(prune: Prune, model: ModelInfo, *, where: str) -> None:
             do="name the model before it was quantised",
         )
     depth = model.need("layers", use="pruning")
-    kept = prune.layers if isinstance(prune.layers, int) else len(prune.layers)
-    highest = kept - 1 if isinstance(prune.layers, int) else prune.layers[-1]
-    if highest >= depth:
+    layers = prune.layers if isinstance(prune.layers, list) else range(prune.layers or depth)
+    if layers[-1] >= depth:
         raise InputError(
             "the model does not have the layers that are to be kept",
             where=f"{where}.layers",
             expected=f"fewer than {depth}, or numbers from 0 to {depth - 1}",
             found=str(prune.layers),
         )
-    if kept == depth:
+    if len(layers) == depth and prune.layers is not None:
         raise InputError(
             "nothing is left out of the model",
             where=f"{where}.layers",
             expected=f"fewer than its {depth} layers",
             found=str(prune.layers),
         )
+    for name, size in prune.parts.items():
+        _check_part(name, size, model, where=f"{where}.{name}")
+    if prune.heads or prune.hidden_size:
+        _check_heads(prune, model, where=where)
 
 
-def prune_model(prune: Prune, model: Model, folder: Path, layers: Sequence[int]) -> int:
-    """Write the smaller model's weights and configuration.
-
-    Weights come out bit for bit as they went in. Memory holds one tensor at a time.
-
-    Args:
-        prune: the settings.
-        model: the larger model.
-        folder: an empty or missing folder.
-        layers: numbers of the layers that are kept, ascending.
-
-    Returns:
-        The parameters of the smaller model.
-
-    Raises:
-        InputError: a model that cannot be pruned or read, or whose weights are not finite or zeros.
-    """
-    info = describe(model, name=prune.model)
-    changed = _changes(prune, info, where=prune.model, layers=layers)
-    with open_weights(model) as weights:
-        names = _names(weights, info, layers, where=prune.model)
-        shapes = {new: weights.shapes[old] for new, old in names.items()}
-        write_weights(folder, shapes, lambda name: weights[names[name]], {prune.model: weights})
-        copy_configuration(weights.folder, folder)
-    file = folder / "config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) | changed
-    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return sum(shape.numel() for shape in shapes.values())
+def heads_in_group(model: ModelInfo) -> int:
+    """How many query heads share a key head."""
+    heads, keys = (model.need(fact, use="pruning") for fact in ("heads", "key_heads"))
+    return int(heads // keys)
 
 
-def _names(
-    weights: Weights, info: ModelInfo, layers: Sequence[int], *, where: str
-) -> dict[str, str]:
-    """By the name of each tensor of the smaller model, its name in the larger one."""
-    new_number = {old: new for new, old in enumerate(layers)}
-    names, seen = {}, set()
-    for name in weights.shapes:
-        found = _LAYER.fullmatch(name)
-        if name.endswith(UNUSED):
-            continue
-        if found is None:
-            names[name] = name
-            continue
-        old = int(found["number"])
-        seen.add(old)
-        if old in new_number:
-            names[f"{found['before']}{new_number[old]}{found['after']}"] = name
-    if seen != set(range(info.need("layers", use="pruning"))):
+def _check_part(name: str, size: int, model: ModelInfo, *, where: str) -> None:
+    """Refuse a width that the family cannot have, or that leaves nothing out."""
+    key, unable = _PARTS[name]
+    if model.family in unable:
+        able = [part for part, (_, others) in _PARTS.items() if model.family not in others]
         raise InputError(
-            "the files do not hold the layers that the configuration tells of",
+            "models of this architecture cannot be made narrower there",
             where=where,
-            expected=f"tensors of layers 0 to {info.layers - 1 if info.layers else 0}",
-            found=f"of {len(seen)} layers",
-            do="copy or download the folder again",
+            expected=f"of {model.family}, layers, {', '.join(able)}",
+            found=name,
         )
-    return names
+    whole, least = getattr(model.config, key), 1
+    if name == "experts":
+        least = max(2, model.need("experts_per_token", use="pruning"))
+    if not least <= size < whole:
+        raise InputError(
+            "there are not so many parts of a layer that some can be kept and some left out",
+            where=where,
+            expected=f"from {least} to {whole - 1}",
+            found=str(size),
+        )
+
+
+def _check_heads(prune: Prune, model: ModelInfo, *, where: str) -> None:
+    """Refuse numbers of heads and channels that no model of the family can have."""
+    group = heads_in_group(model)
+    heads = prune.heads or model.need("heads", use="pruning")
+    channels = prune.hidden_size or model.need("hidden_size", use="pruning")
+    own = hasattr(model.config, "head_dim")
+    if heads % group or channels % heads or not (own or channels == heads * (model.head_size or 0)):
+        raise InputError(
+            "no model of this architecture has so many heads and channels",
+            where=where,
+            expected=f"heads in groups of {group}, which hidden_size is a multiple of"
+            + ("" if own else f", {model.head_size} channels for each of the heads"),
+            found=f"{heads} heads, hidden_size {channels}",
+            do="change heads, or set heads and hidden_size together",
+        )
 
 
 def kept_pairs(student: ModelInfo, teacher: ModelInfo) -> list[tuple[int, int]]:

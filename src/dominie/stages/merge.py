@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from dominie.models.merging import Merge
 from dominie.models.spec import Model, Placement
@@ -34,15 +34,9 @@ class MergeStage(WeightsKind):
         """Every model that is read; the first gives configuration and tokenizer."""
         return self.merge.sources
 
-    def write(
-        self,
-        models: Mapping[str, Model],
-        folder: Path,
-        prepared: Prepared,
-        measured: Mapping[str, Any],
-    ) -> int:
+    def write(self, models: Mapping[str, Model], folder: Path, prepared: Prepared) -> int:
         """Write the sum of the weights."""
         from dominie.models.merging import merge_models
 
-        del prepared, measured
+        del prepared
         return merge_models(self.merge, models, folder)

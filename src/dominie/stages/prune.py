@@ -5,17 +5,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from dominie.core.errors import InputError
 from dominie.models.info import describe, info_of
 from dominie.models.pruning import Prune, pruned_config
 from dominie.models.spec import Model, Placement
 from dominie.recipe.stage_config import info_of_stage, register_stage_kind
-from dominie.stages.stage_kind import Prepared, StageRun, WeightsKind
+from dominie.stages.stage_kind import StageRun, WeightsKind, export
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dominie.data.batch import Batch
     from dominie.data.rows import PreparedSource, Rows
     from dominie.models.info import ModelInfo
+    from dominie.models.pruned_weights import Kept
     from dominie.stages.prepare import Preparation
 
 
@@ -59,13 +60,18 @@ class PruneStage(WeightsKind):
 
     def check_models(self, name: str, preparation: Preparation) -> None:
         """Refuse a model that cannot be pruned, or has no more than is to be kept."""
+        from dominie.models.pruned_weights import check_text_model
+
         preparation.folder.info(name)
+        if (spec := preparation.folder.info(self.prune.model).spec) is not None:
+            check_text_model(spec, where=f"stages.{name}.prune.model")
 
     def rows(self, name: str, preparation: Preparation) -> dict[str, PreparedSource]:
         """Tokenise the source; refuse one that has nothing to read."""
         found = super().rows(name, preparation)
         for source, rows in found.items():
-            if self.prune.keep == "influence" and not len(rows.train):
+            reads = self.prune.keep == "influence" or self.prune.parts
+            if reads and not len(rows.train):
                 raise InputError(
                     "the source holds all conversations out, so that none can be read",
                     where=f"stages.{name}.prune.source",
@@ -80,66 +86,64 @@ class PruneStage(WeightsKind):
         return found
 
     def make(self, run: StageRun) -> dict[str, Any]:
-        """Write the smaller model, and measure what the cut costs before any recovery."""
-        found = super().make(run)
+        """Choose what is kept, write it, and measure what the cut costs before any recovery."""
+        from dominie.models.pruned_weights import prune_model
+
+        model = run.folder.model(self.prune.model)
         rows = next(iter(run.prepared.sources.values()), None)
+        kept, found = self._chosen(model, rows, run)
+        parameters = export(run, lambda to: prune_model(self.prune, model, to, kept))
         if rows and len(rows.validation):
-            larger = run.folder.model(self.prune.model)
-            smaller = Model(path=str(run.path / self.makes), attention=larger.attention)
+            smaller = Model(path=str(run.path / self.makes), attention=model.attention)
             found["loss_after"] = self._loss(_loaded(smaller), rows, run)
             gc.collect()
-        return found
+        return {"parameters": parameters, **found}
 
-    def measure(self, models: Mapping[str, Model], run: StageRun) -> dict[str, Any]:
-        """Find the layers that are kept, and the loss of the larger model."""
-        depth = describe(models[self.prune.model]).need("layers", use="pruning")
-        layers, found = self.prune.chosen_layers(depth), dict[str, Any]()
-        rows = next(iter(run.prepared.sources.values()), None)
-        if rows and (layers is None or len(rows.validation)):
-            layers, found = self._read_larger(models[self.prune.model], rows, layers, depth, run)
-        return {"layers": depth, "kept_layers": layers, **found}
+    def _chosen(
+        self, spec: Model, rows: PreparedSource | None, run: StageRun
+    ) -> tuple[Kept, dict[str, Any]]:
+        """Choose what is kept, by forward passes of the larger model if need be.
 
-    def write(
-        self,
-        models: Mapping[str, Model],
-        folder: Path,
-        prepared: Prepared,
-        measured: Mapping[str, Any],
-    ) -> int:
-        """Write the weights that are kept."""
-        from dominie.models.pruning import prune_model
+        Returns:
+            What is kept, and for `stage.json`: that, whole and kept widths, and the larger model's
+            loss on what the source holds out.
+        """
+        from dominie.models.importance import block_angles, part_scores, strongest
+        from dominie.models.pruned_weights import Kept
+        from dominie.models.pruning import heads_in_group, without_block
 
-        del prepared
-        return prune_model(self.prune, models[self.prune.model], folder, measured["kept_layers"])
-
-    def _read_larger(
-        self,
-        spec: Model,
-        rows: PreparedSource,
-        layers: list[int] | None,
-        depth: int,
-        run: StageRun,
-    ) -> tuple[list[int], dict[str, Any]]:
-        """Run the larger model: find the layers that are kept, if need be, and its own loss."""
-        from dominie.models.importance import block_angles
-        from dominie.models.pruning import without_block
-
-        prune, found = self.prune, dict[str, Any]()
-        model = _loaded(spec)
-        if layers is None:
-            assert isinstance(prune.layers, int), "checked when the recipe was loaded"
+        prune, info = self.prune, describe(spec, name=self.prune.model)
+        depth = info.need("layers", use="pruning")
+        layers, parts = prune.chosen_layers(depth), prune.parts
+        found: dict[str, Any] = {"layers": depth, "widths": prune.widths(info)}
+        chosen: dict[str, Tensor] = {}
+        if rows and (layers is None or parts or len(rows.validation)):
+            model = _loaded(spec)
             order = torch.randperm(len(rows.train), generator=torch.Generator().manual_seed(0))
-            batches = _batches(model, rows.train, order[: prune.rows].tolist(), run)
-            starts = prune.block_starts(depth)
-            angles = block_angles(model, batches, starts, depth - prune.layers)
-            start = min(angles, key=lambda first: (angles[first], first))
-            layers = without_block(depth, prune.layers, start)
-            found["angles"] = {str(first): round(angles[first], 6) for first in angles}
-        if len(rows.validation):
-            found["loss_before"] = self._loss(model, rows, run)
-        del model
-        gc.collect()
-        return layers, found
+            read = order[: prune.rows].tolist()
+            if layers is None:
+                assert isinstance(prune.layers, int), "checked when the recipe was loaded"
+                starts, batches = prune.block_starts(depth), _batches(model, rows.train, read, run)
+                angles = block_angles(model, batches, starts, depth - prune.layers)
+                start = min(angles, key=lambda first: (angles[first], first))
+                layers = without_block(depth, prune.layers, start)
+                found["angles"] = {str(first): round(angles[first], 6) for first in angles}
+            if parts:
+                scores = part_scores(model, _batches(model, rows.train, read, run), parts)
+                counts = dict(_counts(prune, heads_in_group(info)))
+                chosen = {
+                    part: strongest(of, counts[part])
+                    for part, of in vars(scores).items()
+                    if of is not None
+                }
+            if len(rows.validation):
+                found["loss_before"] = self._loss(model, rows, run)
+            del model
+            gc.collect()
+        assert layers is not None, "without rows they do not decide"
+        for part in chosen.keys() & {"key_heads", "experts"}:
+            found[f"kept_{part}"] = chosen[part][layers].tolist()
+        return Kept(layers=layers, **chosen), {"kept_layers": layers, **found}
 
     def _loss(self, model: Any, rows: PreparedSource, run: StageRun) -> float:
         """The mean next-token loss of a model on the held-out conversations."""
@@ -150,8 +154,12 @@ class PruneStage(WeightsKind):
 
     def describe(self, record: Mapping[str, Any]) -> str:
         """Describe a finished stage in one line."""
-        (model,), kept = record["models"], record["kept_layers"]
-        parts = [f"{model} with {len(kept)} of its {record['layers']} layers ({_ranges(kept)})"]
+        (model,), kept, depth = record["models"], record["kept_layers"], record["layers"]
+        parts = [f"{model} with {len(kept)} of its {depth} layers"]
+        if len(kept) < depth:
+            parts[0] += f" ({_ranges(kept)})"
+        widths = record["widths"].items()
+        parts += [f"{name} {now} of {before}" for name, (before, now) in widths]
         if "loss_after" in record:
             parts.append(
                 f"next-token loss {record['loss_after']:.3f} nats before recovery, "
@@ -159,6 +167,19 @@ class PruneStage(WeightsKind):
             )
         parts += [f"{record['seconds']:.0f} s", f"{record['parameters'] / 1e6:.2f}M parameters"]
         return ", ".join(parts)
+
+
+def _counts(prune: Prune, group: int) -> Iterator[tuple[str, int]]:
+    """How many parts are kept, by their names among the scores."""
+    if prune.heads:
+        yield "key_heads", prune.heads // group
+    for name, count in (
+        ("neurons", prune.intermediate_size),
+        ("channels", prune.hidden_size),
+        ("experts", prune.experts),
+    ):
+        if count:
+            yield name, count
 
 
 def _loaded(spec: Model) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -209,37 +209,31 @@ class WeightsKind(StageKind):
 
     def make(self, run: StageRun) -> dict[str, Any]:
         """Write weights, configuration and tokenizer of the model."""
-        from dominie.models.weights import prepare_export
-
         models = {name: run.folder.model(name) for name in self.models}
-        found = self.measure(models, run)
-        with run.result() as folder:
-            parameters = self.write(models, folder, run.prepared, found)
-            run.prepared.tokenizer.save_pretrained(folder)
-            prepare_export(folder, run.prepared.tokenizer)
-        return {"parameters": parameters, **found}
+        return {"parameters": export(run, lambda to: self.write(models, to, run.prepared))}
 
-    def measure(self, models: Mapping[str, Model], run: StageRun) -> dict[str, Any]:
-        """Find what the weights follow from beside the recipe, for `stage.json`; models may run."""
-        del models, run
-        return {}
-
-    def write(
-        self,
-        models: Mapping[str, Model],
-        folder: Path,
-        prepared: Prepared,
-        measured: Mapping[str, Any],
-    ) -> int:
-        """Write the weights and the configuration; return the number of parameters.
-
-        Args:
-            models: those that are read, by name.
-            folder: to write to.
-            prepared: the stage.
-            measured: by `measure`.
-        """
+    def write(self, models: Mapping[str, Model], folder: Path, prepared: Prepared) -> int:
+        """Write the weights and the configuration; return the number of parameters."""
         raise NotImplementedError
+
+
+def export(run: StageRun, write: Callable[[Path], int]) -> int:
+    """Write a model of other models' weights, with its tokenizer; it appears as a whole.
+
+    Args:
+        run: of the stage.
+        write: writes weights and configuration to a folder, and counts the parameters.
+
+    Returns:
+        The number of parameters.
+    """
+    from dominie.models.weights import prepare_export
+
+    with run.result() as folder:
+        parameters = write(folder)
+        run.prepared.tokenizer.save_pretrained(folder)
+        prepare_export(folder, run.prepared.tokenizer)
+    return parameters
 
 
 def stage_kind(recipe: Recipe, name: str) -> StageKind:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dominie.core.errors import InputError
 from dominie.models.spec import Model, Placement
@@ -80,16 +80,9 @@ class UpcycleStage(WeightsKind):
                 "the router's own trains its gate"
             )
 
-    def write(
-        self,
-        models: Mapping[str, Model],
-        folder: Path,
-        prepared: Prepared,
-        measured: Mapping[str, Any],
-    ) -> int:
+    def write(self, models: Mapping[str, Model], folder: Path, prepared: Prepared) -> int:
         """Write the mixture's weights."""
         from dominie.models.upcycling import upcycle_model
 
-        del measured
         rows = [source.train for source in prepared.sources.values()]
         return upcycle_model(self.upcycle, models, folder, rows=rows[0] if rows else ())
