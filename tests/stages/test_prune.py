@@ -93,7 +93,7 @@ def test_a_student_is_cut_and_taught_with_the_layers_it_kept(recipe, first, monk
     printed = run(recipe)
     made = record(recipe, "small")
     kept = made["kept_layers"]
-    assert (made["kind"], made["layers"], len(kept)) == ("prune", 7, 5)
+    assert (made["kind"], made["layers_before"], len(kept)) == ("prune", 7, 5)
     angles = {int(start): angle for start, angle in made["angles"].items()}
     assert list(angles) == [2, 3]
     start = min(angles, key=lambda first: angles[first])

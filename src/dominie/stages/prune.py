@@ -108,26 +108,22 @@ class PruneStage(WeightsKind):
             What is kept, and for `stage.json`: that, whole and kept widths, and the larger model's
             loss on what the source holds out.
         """
-        from dominie.models.importance import block_angles, part_scores, strongest
+        from dominie.models.importance import part_scores, strongest
         from dominie.models.pruned_weights import Kept
-        from dominie.models.pruning import heads_in_group, without_block
+        from dominie.models.pruning import heads_in_group
 
         prune, info = self.prune, describe(spec, name=self.prune.model)
         depth = info.need("layers", use="pruning")
         layers, parts = prune.chosen_layers(depth), prune.parts
-        found: dict[str, Any] = {"layers": depth, "widths": prune.widths(info)}
+        found: dict[str, Any] = {"layers_before": depth, "widths": prune.widths(info)}
         chosen: dict[str, Tensor] = {}
         if rows and (layers is None or parts or len(rows.validation)):
             model = _loaded(spec)
             order = torch.randperm(len(rows.train), generator=torch.Generator().manual_seed(0))
             read = order[: prune.rows].tolist()
             if layers is None:
-                assert isinstance(prune.layers, int), "checked when the recipe was loaded"
-                starts, batches = prune.block_starts(depth), _batches(model, rows.train, read, run)
-                angles = block_angles(model, batches, starts, depth - prune.layers)
-                start = min(angles, key=lambda first: (angles[first], first))
-                layers = without_block(depth, prune.layers, start)
-                found["angles"] = {str(first): round(angles[first], 6) for first in angles}
+                batches = _batches(model, rows.train, read, run)
+                layers, found["angles"] = self._least_turned(depth, model, batches)
             if parts:
                 scores = part_scores(model, _batches(model, rows.train, read, run), parts)
                 counts = dict(_counts(prune, heads_in_group(info)))
@@ -145,6 +141,21 @@ class PruneStage(WeightsKind):
             found[f"kept_{part}"] = chosen[part][layers].tolist()
         return Kept(layers=layers, **chosen), {"kept_layers": layers, **found}
 
+    def _least_turned(
+        self, depth: int, model: Any, batches: Iterator[Batch]
+    ) -> tuple[list[int], dict[str, float]]:
+        """The layers but for the block that turns hidden states least; angles by its first layer."""
+        from dominie.models.importance import block_angles
+        from dominie.models.pruning import without_block
+
+        layers = self.prune.layers
+        assert isinstance(layers, int), "checked when the recipe was loaded"
+        starts = self.prune.block_starts(depth)
+        angles = block_angles(model, batches, starts, depth - layers)
+        start = min(angles, key=lambda first: (angles[first], first))
+        shown = {str(first): round(angle, 6) for first, angle in angles.items()}
+        return without_block(depth, layers, start), shown
+
     def _loss(self, model: Any, rows: PreparedSource, run: StageRun) -> float:
         """The mean next-token loss of a model on the held-out conversations."""
         from dominie.models.importance import next_token_loss
@@ -154,7 +165,7 @@ class PruneStage(WeightsKind):
 
     def describe(self, record: Mapping[str, Any]) -> str:
         """Describe a finished stage in one line."""
-        (model,), kept, depth = record["models"], record["kept_layers"], record["layers"]
+        (model,), kept, depth = record["models"], record["kept_layers"], record["layers_before"]
         parts = [f"{model} with {len(kept)} of its {depth} layers"]
         if len(kept) < depth:
             parts[0] += f" ({_ranges(kept)})"
