@@ -144,7 +144,7 @@ class PruneStage(WeightsKind):
     def _least_turned(
         self, depth: int, model: Any, batches: Iterator[Batch]
     ) -> tuple[list[int], dict[str, float]]:
-        """The layers but for the block that turns hidden states least; angles by its first layer."""
+        """The layers but for the block that turns hidden states least; angles by first layer."""
         from dominie.models.importance import block_angles
         from dominie.models.pruning import without_block
 
