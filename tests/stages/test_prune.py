@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tiny import tiny_folder
+from tiny import tiny_config, tiny_folder
 from transformers import AutoModelForCausalLM
 
 from dominie.core.display import Display
@@ -211,7 +211,10 @@ def test_what_cannot_be_cut_or_paired_is_one_message(recipe, overrides, message,
     changed: dict[str, dict[str, Any]] = {
         "gemma": {},
         "quantised": {"quantization_config": {"quant_method": "bitsandbytes"}},
-        "images": {"text_config": {"model_type": "llama"}},
+        "images": {
+            "model_type": "gemma3",
+            "text_config": tiny_config("gemma3_text", num_hidden_layers=7).to_dict(),
+        },
     }
     for name, settings in changed.items():
         if f"models.big={name}" in overrides:
