@@ -32,7 +32,7 @@ NAMES = {
 
 def tiny_llama(seed: int = 0) -> Any:
     """The model that the file is of; rows of 32 numbers, which is a block of Q8_0."""
-    size = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 128}
+    size = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 512}
     return tiny_model("llama", seed=seed, vocab_size=len(tokens()), **size).eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 from dominie.cli import app
 from dominie.core.errors import InputError
+from dominie.core.hardware import device_named, machine
 from dominie.recipe import load_recipe
+from dominie.training.settings import Lora
 from dominie.workflows.init import ROWS, TEMPLATES, start
 
 
@@ -46,6 +49,71 @@ def test_what_cannot_be_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         start(tmp_path / "file" / "folder", "kd")
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Sets the machine that a recipe for a given model is written for."""
+
+    def of(memory: float, *, gpu: bool = False) -> None:
+        device = device_named("h100" if gpu else "cpu")
+        here = dataclasses.replace(machine(), device=device, memory=memory, count=1)
+        monkeypatch.setattr("dominie.workflows.init_model.machine", lambda: here)
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("memory", "gpu", "expected"),
+    [
+        (80e9, True, {"precision": "bf16", "lora": None, "micro_batch": 8, "steps": 200}),
+        (80e9, False, {"precision": "fp32", "lora": None, "micro_batch": 8, "steps": 30}),
+        (1, False, {"lora": Lora(r=16, alpha=32), "micro_batch": 1}),
+    ],
+)
+def test_settings_for_a_given_model_follow_from_the_machine(tmp_path, on, memory, gpu, expected):
+    on(memory, gpu=gpu)
+    written = start(tmp_path / "mine", model="toyworld:student")
+    recipe, text = load_recipe(written[0]), written[0].read_text()
+    assert list(recipe.stages) == ["expert", "align"]
+    assert recipe.models["start"].path == "toyworld:student"
+    train = recipe.stages["align"].train
+    assert {key: getattr(train, key) for key in expected} == expected
+    assert (1e-4 <= train.learning_rate <= 2e-3) == (train.lora is None)
+    assert ("DOES NOT FIT" in text) == (memory == 1)
+    for key in ("precision", "learning_rate", "max_length", "batch", "micro_batch", "steps"):
+        (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{key}:")]
+        assert " # " in line, "every choice says why"
+    assert max(map(len, text.splitlines())) <= 110
+
+
+@pytest.mark.full
+def test_a_given_model_larger_than_the_machine_gets_adapters(tmp_path, on):
+    """A 7B by its shipped configuration: in full it wants 16 bytes a weight."""
+    on(60e9, gpu=True)
+    recipe = load_recipe(start(tmp_path / "big", model="mistralai/Mistral-7B-v0.1")[0])
+    train = recipe.stages["align"].train
+    assert train.lora is not None
+    assert train.learning_rate == pytest.approx(2e-4)
+    assert recipe.models["start"].quantize is None
+
+
+def test_a_given_model_is_aligned_and_nothing_else(tmp_path):
+    with pytest.raises(InputError, match="dae, or no --template"):
+        start(tmp_path / "x", "kd", model="toyworld:student")
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(InputError):
+        start(tmp_path / "x", model=str(tmp_path / "missing.gguf"))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.full
+def test_the_recipe_for_a_given_model_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    app(["init", "first", "--model", "toyworld:student"], standalone_mode=False)
+    app(["run", "first/recipe.yaml", "train.steps=2"], standalone_mode=False)
+    results = json.loads((tmp_path / "runs" / "first" / "results.json").read_text())
+    assert set(results["align"]) == {"general", "domain", "forgotten"}
 
 
 @pytest.mark.parametrize("template", ["kd-dae", "2x7b"])

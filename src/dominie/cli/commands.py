@@ -36,22 +36,32 @@ def init(
         typer.Argument(metavar="DIR", help="Created if it does not exist.", show_default=False),
     ],
     template: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
-            help="kd, kd-dae, dae, 2x7b, served or answers.",
+            help="kd, kd-dae, dae, 2x7b, served or answers. Default: kd-dae; dae with --model.",
             autocompletion=lambda: TEMPLATES,
+            show_default=False,
         ),
-    ] = "kd-dae",
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A folder, GGUF file or hub id to align: settings follow from its size and "
+            "this machine's memory.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a first recipe and example data into a folder.
 
-    The recipe runs unchanged, offline, on tiny models. Its comments mark where your own models and
-    data go.
+    The recipe runs unchanged, offline, on tiny models, or on the model that is given. Its comments
+    mark where your own models and data go.
     """
     from dominie.workflows.init import start
 
-    for path in start(folder, template):
+    for path in start(folder, template, model=model):
         print(f"wrote {path}")
     print(f"\nnext: dominie check {folder / 'recipe.yaml'}")
 

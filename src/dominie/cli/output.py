@@ -144,6 +144,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "init": (
         ("dominie init shop", "the whole method: KD, an expert, DAE"),
         ("dominie init shop --template dae", "teach your own model a domain"),
+        ("dominie init shop --model model.gguf", "the same, with settings for that model"),
     ),
     "check": (
         ("dominie check shop/recipe.yaml", "before anything is spent"),

@@ -184,20 +184,31 @@ TEMPLATES: Mapping[str, Template] = {
 }
 
 
-def start(folder: Path, template: str) -> list[Path]:
+def start(folder: Path, template: str | None = None, *, model: str | None = None) -> list[Path]:
     """Write `recipe.yaml` and its example data into a folder.
 
     Args:
         folder: created if it does not exist.
-        template: a name of `TEMPLATES`.
+        template: a name of `TEMPLATES`; None is `kd-dae`, or `dae` for a given model.
+        model: to align: a folder, a GGUF file or a hub id; None begins with the toy world's.
 
     Returns:
         The files that were written.
 
     Raises:
-        InputError: there is no such template, a file exists already, or the folder cannot be
-            written.
+        InputError: there is no such template, or none for a given model, a file exists already, or
+            the folder cannot be written.
     """
+    if template is None:
+        template = "kd-dae" if model is None else "dae"
+    if model is not None and template != "dae":
+        raise InputError(
+            "the recipe for a given model is that of its alignment to a domain",
+            where="--template",
+            expected="dae, or no --template",
+            found=template,
+            do="leave --model out, and put the model into the recipe at its arrow",
+        )
     if template not in TEMPLATES:
         raise InputError(
             "no such template",
@@ -215,13 +226,20 @@ def start(folder: Path, template: str) -> list[Path]:
                 where=str(path),
                 do="name another folder, or move the file away",
             )
+    name = _run_name(folder)
+    if model is None:
+        text = recipe_text(wanted, name=name)
+    else:
+        from dominie.workflows.init_model import recipe_for
+
+        text = recipe_for(model, name=name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".init-", dir=folder) as scratch:
             for source, path in data.items():
                 materialise(f"toyworld:{source}?rows={ROWS}", Path(scratch)).rename(path)
         with recipe.open("x", encoding="utf-8") as file:  # not through a link that leads nowhere
-            file.write(recipe_text(wanted, name=_run_name(folder)))
+            file.write(text)
     except OSError as error:
         raise InputError(
             "the folder cannot be written", where=str(folder), found=error.strerror
