@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import dominie
+from dominie.data.conversations import read_conversations
 from dominie.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +43,7 @@ def prepare() -> Any:
 def inputs(tmp_path) -> dict[str, Path]:
     """Forty sentences with their entities, forty annotations, and questions, as published."""
     folder = tmp_path / "published"
-    (folder / "entities").mkdir(parents=True)
+    (folder / "EN-Pad-NER-NER").mkdir(parents=True)
     sentences = [
         {"sentences": f"The Pad {n} is here .", "spans": [
             {"start": 4, "end": 9, "type": "Product", "term": f"Pad {n}"}
@@ -52,16 +53,16 @@ def inputs(tmp_path) -> dict[str, Path]:
     meta = {
         "task": "EN-Pad-NER-NER", "defi": "named entity recognition", "label_key": "en",
         "label_set": {"en": ["Brand", "Product"], "cn": ["a", "b"]}, "label_sep": ", ",
-        "test_prompt": {"ins": "Find the entities."},
+        "test_prompt": {"instruction": "{sentences}\nFind all {label_set}."},
     }  # fmt: skip
     lines = "".join(json.dumps(row) + "\n" for row in sentences)
-    (folder / "entities" / "test.json").write_text(lines)
-    (folder / "entities" / "meta-info.json").write_text(json.dumps(meta))
+    (folder / "EN-Pad-NER-NER" / "test.json").write_text(lines)
+    (folder / "EN-Pad-NER-NER" / "meta-info.json").write_text(json.dumps(meta))
     rows = [{"instruction": f"Count to {n}.", "output_1": f"{n}", "output_2": "no"}
             for n in range(40)]  # fmt: skip
     (folder / "general.json").write_text(json.dumps(rows))
     (folder / "hellaswag.jsonl").write_text(json.dumps(QUESTION) + "\n")
-    return {name: folder / name for name in ("entities", "general.json", "hellaswag.jsonl")}
+    return {name: folder / name for name in ("EN-Pad-NER-NER", "general.json", "hellaswag.jsonl")}
 
 
 def test_everything_comes_into_one_folder(prepare, inputs, tmp_path, monkeypatch):
@@ -76,6 +77,9 @@ def test_everything_comes_into_one_folder(prepare, inputs, tmp_path, monkeypatch
     assert json.loads(first) == {"instruction": "Count to 0.", "output": "0"}
     recipe = load_recipe(folder / "recipe.yaml")
     assert set(recipe.data) == {"domain", "general"}
+    answers = [each.messages[-1]["content"] for each in read_conversations(recipe.data["domain"])]
+    assert "Pad 7" in answers[7]
+    assert "Brand" in answers[7], "a line for each type of entity"
     assert set(recipe.evaluate.tasks) == {"entities", "forgotten", "agreement"}
     monkeypatch.setattr("sys.argv", [*command, "--hellaswag", str(inputs["hellaswag.jsonl"])])
     prepare.main()

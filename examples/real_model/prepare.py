@@ -32,10 +32,12 @@ def main() -> None:
     options = parser.parse_args()
     options.to.mkdir(parents=True, exist_ok=True)
     put_model(options.model, options.to / "model.gguf")
-    shutil.copytree(options.domain, options.to / "domain", dirs_exist_ok=True)
+    task = options.domain.resolve().name  # which tells the kind of the task: it is kept
+    shutil.copytree(options.domain, options.to / task, dirs_exist_ok=True)
     general = [as_instruction(row) for row in rows_of(options.general)]
     write_rows(options.to / "general.jsonl", general)
-    recipe = RECIPE.read_text(encoding="utf-8").splitlines(keepends=True)
+    text = RECIPE.read_text(encoding="utf-8").replace("EN-Lenovo-NER-NER", task)
+    recipe = text.splitlines(keepends=True)
     if options.hellaswag is None:
         recipe = [line for line in recipe if "hellaswag" not in line]
     else:
