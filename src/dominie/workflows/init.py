@@ -174,7 +174,7 @@ TEMPLATES: Mapping[str, Template] = {
         ("general",),
         ("served",),
         teacher=SERVED_MODEL,
-        runs="It runs as soon as the server does",
+        runs="It runs when the server does",
     ),
     "answers": Template(
         "Distillation from text: a teacher writes answers, and a small model learns them.",
