@@ -75,7 +75,7 @@ def reply(ids: list[int], k: int, rng: np.random.Generator) -> bytes:
                 zip(chosen.tolist(), (shape[:k] + np.minimum(noise, 0)).tolist(), strict=True), 1
             )
         }
-        entry.setdefault(str(token), {"logprob": -14.0, "rank": k + 9, "decoded_token": " x"})
+        entry.setdefault(str(token), {"logprob": -9.0, "rank": k + 9, "decoded_token": " x"})
         entries.append(entry)
     usage = {"prompt_tokens": len(ids), "completion_tokens": 1}
     choice = {"text": " x", "prompt_logprobs": entries}
