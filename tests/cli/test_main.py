@@ -53,9 +53,12 @@ def test_import_dominie_imports_nothing_heavy():
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy_and_is_quick(arguments):
-    runs = [imported("import sys, dominie.cli\ndominie.cli.main()", *arguments) for _ in range(3)]
-    assert runs[0][0] - {"pydantic"} == set()  # typer itself parses arguments with it
-    assert min(seconds for _, seconds in runs) < 0.8  # 0.4 on an idle machine
+    for _ in range(3):  # the machine may be busy
+        heavy, seconds = imported("import sys, dominie.cli\ndominie.cli.main()", *arguments)
+        if seconds < 0.8:  # 0.3 on an idle machine
+            break
+    assert heavy - {"pydantic"} == set()  # typer itself parses arguments with it
+    assert seconds < 0.8
 
 
 LOST = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer")

@@ -40,25 +40,31 @@ Planned = Callable[..., Plan]
 
 
 @pytest.fixture
-def planned(models: Path, tmp_path: Path) -> Planned:
+def recipe(models: Path, tmp_path: Path) -> Path:
+    """The recipe of most tests here, so that what was counted for one serves the others."""
+    stage = {
+        "student": str(models / "student"),
+        "teacher": str(models / "teacher"),
+        "data": {"all": 1.0},
+        "loss": {"prediction": 1.0, "attention": 1.0},
+    }
+    tree = {
+        "data": {"all": "nowhere.jsonl"},
+        "train": {"batch": 64, "micro_batch": 8, "max_length": 128, "packing": False},
+        "stages": {"s": stage},
+    }
+    path = tmp_path / "r.yaml"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+@pytest.fixture
+def planned(recipe: Path) -> Planned:
     """The plan of a stage `s` that is changed by overrides and planner options."""
 
     def plan(*overrides: str, tokens: int | None = None, **options: object) -> Plan:
-        stage = {
-            "student": str(models / "student"),
-            "teacher": str(models / "teacher"),
-            "data": {"all": 1.0},
-            "loss": {"prediction": 1.0, "attention": 1.0},
-        }
-        recipe = {
-            "data": {"all": "nowhere.jsonl"},
-            "train": {"batch": 64, "micro_batch": 8, "max_length": 128, "packing": False},
-            "stages": {"s": stage},
-        }
-        path = tmp_path / "recipe.yaml"
-        path.write_text(json.dumps(recipe))
         return plan_recipe(
-            load_recipe(path, overrides),
+            load_recipe(recipe, overrides),
             machine(**{"gpu": "h100", **options}),
             conversations=1000,
             tokens=tokens,

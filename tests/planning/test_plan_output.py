@@ -53,25 +53,13 @@ def test_every_recipe_is_planned_without_a_network(path, monkeypatch):
     assert any("all stages" in line for line in as_lines(plan))
 
 
-def test_json_is_one_object_and_a_misfit_leaves_with_2(models, tmp_path, monkeypatch, capsys):
+def test_json_is_one_object_and_a_misfit_leaves_with_2(recipe, monkeypatch, capsys):
     from dominie import cli
 
-    recipe = {
-        "data": {"all": "nowhere.jsonl"},
-        "stages": {
-            "s": {
-                "student": str(models / "student"),
-                "data": {"all": 1.0},
-                "loss": {"next_token": 1.0},
-            }
-        },
-    }
-    path = tmp_path / "r.yaml"
-    path.write_text(json.dumps(recipe))
     for memory, status in (("80", 0), ("0.001", 2)):
         monkeypatch.setattr(
             "sys.argv",
-            ["dominie", "plan", str(path), "--gpu", "a100", "--memory", memory, "--json"],
+            ["dominie", "plan", str(recipe), "--gpu", "a100", "--memory", memory, "--json"],
         )
         with pytest.raises(SystemExit) as left:
             cli.main()
