@@ -58,6 +58,7 @@ OF_CONFIGS = {
 #: Used if they are there, else done without.
 OPTIONAL = {
     "_linear_pointwise": "a faster product on a CPU",
+    "_apply_gate": "the gated products of a frozen mixture's experts are compiled",
 }
 #: Private names that are Python's own or the package's.
 OURS = {"_replace", "_exit"}

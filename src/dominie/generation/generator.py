@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dominie.core.display import Advance
 from dominie.data.formats import Message
 from dominie.generation.calls import Ask, Calls
 from dominie.generation.reply_log import call_key
 from dominie.generation.thoughts import Parted, part_thoughts
+
+if TYPE_CHECKING:
+    from dominie.core.display import Advance
 
 
 @dataclass(frozen=True, kw_only=True)

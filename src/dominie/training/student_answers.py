@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from dominie.generation.generator import GenerationRequest, Sampling, generate_all
-from dominie.generation.local import LocalGenerator
 from dominie.models.head import causal_lm
 from dominie.models.packed_attention import use_stock_attention
 from dominie.training.loss_forward import without_losses
@@ -56,6 +54,8 @@ class StudentAnswers:
         settings: RolloutSettings,
         seed: int,
     ) -> None:
+        from dominie.generation.local import LocalGenerator  # not where nothing is generated
+
         self.student, self.settings, self.seed = student, settings, seed
         self._ends = tuple(ends)
         self._generator = LocalGenerator(
@@ -65,6 +65,8 @@ class StudentAnswers:
     @torch.no_grad()
     def write(self, asked: Sequence[AskedAnswer]) -> list[Rollout]:
         """The answers, in the order in which they are asked for."""
+        from dominie.generation.generator import GenerationRequest, Sampling, generate_all
+
         requests = [
             GenerationRequest(
                 sampling=Sampling(
