@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_folder
 from transformers import MistralConfig, MixtralConfig, set_seed
 from transformers.models.mistral import MistralForCausalLM
 from transformers.models.mixtral import MixtralForCausalLM
@@ -18,6 +19,7 @@ from dominie.losses.objective import Objective
 from dominie.losses.terms import LossTerms
 from dominie.models import packed_attention
 from dominie.models.info import model_flops
+from dominie.models.spec import Model
 from dominie.teachers import Teacher
 from dominie.training.counters import FlopsMeter
 from dominie.training.dataloader import Collator, FixedRows, Mix
@@ -55,6 +57,16 @@ def teacher_model() -> MixtralForCausalLM:
     set_seed(2)
     config = MixtralConfig(**SIZES, num_local_experts=3, experts_implementation="eager")
     return MixtralForCausalLM(config).double().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    """A student and a teacher of other weights; a file of tests may have models of its own."""
+    folder, specs = tmp_path_factory.mktemp("models"), {}
+    for seed, name in enumerate(("student", "teacher")):
+        tiny_folder(folder / name, seed=seed, initializer_range=0.2)
+        specs[name] = Model(path=str(folder / name))
+    return specs
 
 
 GradientOf = Callable[..., dict[str, torch.Tensor]]

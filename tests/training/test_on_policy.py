@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_folder
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from dominie.core.errors import RunError
@@ -21,7 +20,6 @@ from dominie.core.io import read_checksummed, write_checksummed
 from dominie.data.assistant_spans import ends_of_turn
 from dominie.data.row_store import Row
 from dominie.losses.terms import Attention, LossTerms, Prediction
-from dominie.models.spec import Model
 from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training import rollouts as rollouts_module
 from dominie.training.rollouts import RolloutFiles, RolloutKey, RolloutSettings, prompt_of
@@ -59,15 +57,6 @@ def rows_of(count: int, seed: int, *, answers: bool = True) -> list[Row]:
         ids = [int(start) + i for i in range(length)]
         rows.append(Row(ids, [i >= prompt for i in range(length)]))
     return rows
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory) -> dict[str, Model]:
-    folder, specs = tmp_path_factory.mktemp("models"), {}
-    for seed, name in enumerate(("student", "teacher")):
-        tiny_folder(folder / name, seed=seed, initializer_range=0.2)
-        specs[name] = Model(path=str(folder / name))
-    return specs
 
 
 Train = Callable[..., Trained]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny import tiny_folder, tiny_model
+from tiny import tiny_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,7 +24,6 @@ from dominie.core.errors import RunError
 from dominie.data.tokenization import Encoded
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
 from dominie.models.info import model_flops
-from dominie.models.spec import Model
 from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training.checkpoints import by_step, seal
 from dominie.training.settings import Lora, TrainSettings, training_arguments
@@ -54,16 +53,6 @@ def rows_of(count: int, seed: int) -> list[Encoded]:
 def noise(count: int, seed: int) -> list[Encoded]:
     rng = np.random.default_rng(seed)
     return [Encoded(rng.integers(0, 61, 8).tolist(), [True] * 8) for _ in range(count)]
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory) -> dict[str, Model]:
-    """A student and a teacher of other weights."""
-    folder, specs = tmp_path_factory.mktemp("models"), {}
-    for seed, name in enumerate(("student", "teacher")):
-        tiny_folder(folder / name, seed=seed, initializer_range=0.2)
-        specs[name] = Model(path=str(folder / name))
-    return specs
 
 
 Train = Callable[..., Trained]

@@ -61,8 +61,7 @@ class RolloutFigures:
                 continue
             self._counts[source][0] += 1
             if rollout is not None:
-                (repeated,) = repetition([rollout.answer])
-                ended = rollout.ended
+                repeated, ended = repetition(rollout.answer), rollout.ended
                 self._counts[source][1:] += [1, len(rollout.answer), not ended, ended, repeated]
 
     def add_values(self, source: str, values: NDArray[Any], *, own: bool) -> None:

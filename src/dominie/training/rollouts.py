@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -253,8 +253,7 @@ class RolloutFiles:
             ) from error
 
 
-def repetition(answers: Iterable[Sequence[int]], size: int = 4) -> Iterator[float]:
-    """The share of each answer's runs of four tokens that stood in it before; 0 if it is short."""
-    for answer in answers:
-        runs = [tuple(answer[i : i + size]) for i in range(len(answer) - size + 1)]
-        yield 1 - len(set(runs)) / len(runs) if runs else 0.0
+def repetition(answer: Sequence[int], size: int = 4) -> float:
+    """The share of an answer's runs of four tokens that stood in it before; 0 if it is short."""
+    runs = [tuple(answer[i : i + size]) for i in range(len(answer) - size + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0

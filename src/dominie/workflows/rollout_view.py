@@ -107,9 +107,7 @@ def show_answers(answers: Sequence[MarkedAnswer], tokenizer: Any, console: Conso
         text, pieces = Text(), list(_pieces(tokenizer, each.rollout.answer))
         values = [*each.divergences, *[0.0] * (len(pieces) - len(each.divergences))]
         for piece, value in zip(pieces, values, strict=True):
-            text.append(
-                piece, style=next((style for least, style in _COLOURS if value >= least), "")
-            )
+            text.append(piece, style=_style(value))
         console.print(text)
         if each.divergences and not console.color_system:
             worst = sorted(zip(values, pieces, strict=True), key=lambda pair: -pair[0])[:3]
