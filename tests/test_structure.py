@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def test_files_are_few_short_and_have_names_of_their_own():
-    assert len(FILES) <= 210
+    assert len(FILES) <= 225
     assert len([path for path in FILES if path.name == "__init__.py"]) <= 17
     long = {str(p.relative_to(PACKAGE)): n for p in FILES if (n := lines(p)) > 330}
     assert not long
