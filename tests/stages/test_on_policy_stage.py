@@ -77,6 +77,7 @@ def test_a_recipe_with_prompts_becomes_a_model(tmp_path, capsys):
         assert 1 <= asked["answer_tokens"] <= 8
         assert "own" not in line["sources"].get("general", {})
         assert line["generation_seconds"] > 0
+        assert 0 < line["teacher_seconds"] < line["seconds"]
     assert (folder / "align" / "model" / "model.safetensors").exists()
     assert all(key.source != "general" for key in answers_of(folder / "align", 1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dominie.losses.targets import Signal
 from dominie.training.rollouts import Rollout, repetition
 
 logger = logging.getLogger(__name__)
@@ -36,11 +38,13 @@ class RolloutFigures:
 
     Attributes:
         seconds: that generation took since the last line.
+        teacher_seconds: likewise of the teachers' forward passes.
     """
 
     def __init__(self, sources: Sequence[str], first: Mapping[str, float] | None = None) -> None:
         self.sources, self.first = list(sources), dict(first or {})
-        self.seconds = 0.0
+        self.seconds = self.teacher_seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # of GPU's passes
         self._warned: set[tuple[str, str]] = set()
         self._begin_line()
 
@@ -104,10 +108,36 @@ class RolloutFigures:
         self._begin_line()
         return entry
 
+    def timed(self, targets: Callable[[], Signal]) -> Callable[[], Signal]:
+        """The same call, whose time counts as the teachers'; a GPU is not waited for."""
+
+        def call() -> Signal:
+            if not torch.cuda.is_available():
+                began = time.perf_counter()
+                found = targets()
+                self.teacher_seconds += time.perf_counter() - began
+                return found
+            events = _event(), _event()
+            events[0].record()
+            found = targets()
+            events[1].record()
+            self._events.append(events)
+            return found
+
+        return call
+
     def seconds_entry(self) -> dict[str, float]:
-        """For a line of `metrics.jsonl`: the seconds of generation since the line before."""
-        seconds, self.seconds = self.seconds, 0.0
-        return {"generation_seconds": round(seconds, 3)}
+        """For a line of `metrics.jsonl`: seconds of generation and teachers since the line before.
+
+        A teacher's are of its forward passes; from its hidden states to the divergence the loss
+        computes with the student's.
+        """
+        for first, last in self._events:
+            last.synchronize()
+            self.teacher_seconds += first.elapsed_time(last) / 1000
+        found = {"generation_seconds": self.seconds, "teacher_seconds": self.teacher_seconds}
+        self.seconds, self.teacher_seconds, self._events = 0.0, 0.0, []
+        return {name: round(value, 3) for name, value in found.items()}
 
     def warn(self, entry: Mapping[str, Mapping[str, float]], step: int) -> None:
         """Warn, once a source, of answers that go wrong.
@@ -158,6 +188,10 @@ class RolloutFigures:
         if (source, kind) not in self._warned:
             self._warned.add((source, kind))
             logger.warning("%s: %s", source, text)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _means(counts: NDArray[Any]) -> dict[str, float]:

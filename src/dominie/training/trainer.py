@@ -156,6 +156,8 @@ class DistillationTrainer(CheckpointedTrainer):
         """The micro-batch's share of the step's loss, times the ranks it is averaged over."""
         batch = Batch.from_dict(inputs)
         signal = self._prefetch.next if self._prefetch else None
+        if self.on_policy and signal:
+            signal = self.on_policy.figures.timed(signal)
         outputs = self._outputs(model, batch, signal, measured=self._logs_this_step())
         self.metrics.add(outputs["terms"], outputs["by_source"], outputs.get("routing"))
         if self.on_policy:
@@ -308,12 +310,10 @@ class DistillationTrainer(CheckpointedTrainer):
             record: dict[str, Any] = {"step": self.state.global_step, "evaluation": sources}
             record |= {} if loss is None else {"loss": loss}
             self.monitor.log.append({**record, "seconds": round(self.counters.seconds, 3)})
-        metrics = flat_evaluation(sources, loss)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
+        found = flat_evaluation(sources, loss)
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
 
     def resume(self, checkpoint: Path | None) -> Any:
         """Train to the end, from a checkpoint or from the start."""
