@@ -52,7 +52,7 @@ RESULTS = {
 }
 COLUMNS = (
     "group", "run", "setting", "seed", "model", "task", "score", "stderr", "n",
-    "steps", "tokens", "seconds",
+    "steps", "tokens", "seconds", "generation_seconds", "teacher_seconds",
 )  # fmt: skip
 
 BEGIN, END = "<!-- tables -->", "<!-- /tables -->"  # in docs/evidence.md
@@ -67,7 +67,10 @@ DRAWN = (
 
 #: Seconds a step of 32 conversations took, two runs on two cores, by what it computes; to begin a
 #: run, score a model, and let one write answers. For the estimate alone.
-STEP = {"teacher": 0.09, "labels": 0.05, "prediction": 0.065, "attention": 0.04, "two": 0.017}
+STEP = {
+    "teacher": 0.09, "labels": 0.05, "prediction": 0.065, "attention": 0.04, "two": 0.017,
+    "own": 0.1,
+}  # fmt: skip
 START, SCORED, WRITTEN = 12.0, 8.0, 15.0
 
 
@@ -130,6 +133,7 @@ def _seconds(recipe: Recipe, name: str) -> float:
     parent = recipe.stages.get(stage.student)
     step += STEP["two"] if parent and parent.kind == "upcycle" else 0.0
     step += STEP["attention"] if "attention" in terms else 0.0
+    step += STEP["own"] if any(source.on_policy for source in stage.data.values()) else 0.0
     return (stage.train.steps or 0) * step * stage.train.batch / 32
 
 
@@ -137,8 +141,20 @@ def flat_rows(group: str, trial: Trial, folder: Path) -> Iterator[dict[str, Any]
     """The rows of a run as the CSV holds them."""
     setting = " ".join(f"{key}={value}" for key, value in trial.values.items())
     for row in rows_of(trial, folder):
-        flat = row.flat()
+        flat = row.flat() | parts_of(folder / trial.name / row.model)
         yield {**{c: flat.get(c) for c in COLUMNS}, "group": group, "setting": setting}
+
+
+def parts_of(stage: Path) -> dict[str, float]:
+    """Seconds of generation and of teachers, of a stage whose student answers; else nothing."""
+    if not (metrics := stage / "metrics.jsonl").exists():
+        return {}
+    found: dict[str, float] = {}
+    for line in map(json.loads, metrics.read_text(encoding="utf-8").splitlines()):
+        for part in ("generation_seconds", "teacher_seconds"):
+            if part in line:
+                found[part] = round(found.get(part, 0.0) + line[part], 3)
+    return found
 
 
 def appended(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -183,6 +199,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
     parser.add_argument("--summary", action="store_true", help="tables of the rows there are")
     parser.add_argument("--write", action="store_true", help="the summary into docs/evidence.md")
+    parser.add_argument("--only", help="groups of these names alone, with commas between")
     parser.add_argument("--minutes", type=float, default=115, help="begin no run after these")
     parser.add_argument(
         "--jobs", type=int, help="runs at a time: the cores there are, one on a GPU"
@@ -199,7 +216,7 @@ def main() -> None:
         return
     jobs = options.jobs or (1 if options.gpu else cores())
     plan = YAML(typ="safe", pure=True).load((HERE / "evidence.yaml").read_text(encoding="utf-8"))
-    groups = plan[part]
+    groups = [g for g in plan[part] if not options.only or g["name"] in options.only.split(",")]
     chosen = plan["chosen"] if part == "groups" else {}
     names: dict[str, str] = {}
     trials: list[Trial] = []
@@ -207,7 +224,7 @@ def main() -> None:
         for trial in trials_of(group, chosen):
             assert trial.name not in names, f"two runs of one name: {trial.name}"
             trials.append(trial)
-            names[trial.name] = group["name"]
+            names[trial.name] = group.get("beside", group["name"])
     display = Display(Console(highlight=False, soft_wrap=True, stderr=options.json))
     about = "" if options.gpu else f", about {estimate(trials) / jobs / 60:.0f} minutes"
     display.line(f"{len(trials)} runs{about} with {jobs} at a time")

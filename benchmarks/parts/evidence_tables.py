@@ -31,7 +31,8 @@ def tables(rows: Sequence[Row]) -> str:
     seeds; differences are to `REFERENCE` of the same run, a star where the interval leaves zero
     out. `KL` is KL(student ‖ model) in nats a token. `beaten by` names the first model that is
     better in one of general and domain beyond the interval of paired differences, and not worse in
-    the other in the mean; who has none is on the Pareto front.
+    the other in the mean; who has none is on the Pareto front. Where the student answers,
+    `generation` and `teacher` are parts of `s`.
     """
     scores = scores_of(rows)
     return "\n\n".join(
@@ -60,6 +61,8 @@ def _table(scores: Scores, cell: tuple[str, str], rows: Sequence[Row]) -> str:
     head += ["KL general", "KL domain"] if moved else []
     head += ["beaten by"] if domain else []
     head += ["tokens", "s"]
+    split = any(r.get("generation_seconds") for r in rows if (r["group"], r["setting"]) == cell)
+    head += ["generation %", "teacher %"] if split else []
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for model, seeds in models.items():
         cells = [model, str(len(seeds)), _percent(_over(seeds, "general"))]
@@ -74,7 +77,9 @@ def _table(scores: Scores, cell: tuple[str, str], rows: Sequence[Row]) -> str:
             cells += [_difference(seeds, dae, task) for task in TASKS]
         cells += [_nats(seeds, task) for task in MOVED] if moved else []
         cells += [_beaten_by(model, models)] if domain else []
-        lines.append(f"| {' | '.join([*cells, *_cost(rows, cell, model)])} |")
+        cells += _cost(rows, cell, model)
+        cells += _split(rows, cell, model) if split else []
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -156,3 +161,16 @@ def _cost(rows: Sequence[Row], cell: tuple[str, str], model: str) -> list[str]:
         values = [float(row[column]) for row in mine if row[column]]
         told.append(f"{sum(values) / len(values):,.0f}" if values else "–")
     return told
+
+
+def _split(rows: Sequence[Row], cell: tuple[str, str], model: str) -> list[str]:
+    """The parts of the model's own stage that generation and the teachers took, in percent."""
+    mine = [
+        row
+        for row in rows
+        if (row["group"], row["setting"], row["model"], row["task"]) == (*cell, model, TASKS[0])
+        and row.get("generation_seconds")
+    ]
+    whole = sum(float(row["seconds"]) for row in mine)
+    parts = ("generation_seconds", "teacher_seconds")
+    return [f"{100 * sum(float(r[p]) for r in mine) / whole:.0f}" if mine else "–" for p in parts]
