@@ -30,8 +30,9 @@ from dominie.data.batch import Row, collate
 from dominie.data.conversations import Conversation
 from dominie.data.shards import ShardWriter
 from dominie.data.tokenization import Encoded
+from dominie.evaluation.likelihood import choice
 from dominie.evaluation.metrics import METRICS
-from dominie.evaluation.scoring import LIKENESSES, choice, generate_outputs
+from dominie.evaluation.scoring import LIKENESSES, generate_outputs
 from dominie.evaluation.task import questions
 from dominie.generation.generator import GenerationRequest, Sampling, generate_all
 from dominie.generation.local import LocalGenerator

@@ -12,8 +12,8 @@ import torch
 from dominie.core.errors import InputError
 from dominie.data.conversations import Conversation
 from dominie.data.tokenization import encode
+from dominie.evaluation.likelihood import choice
 from dominie.evaluation.scoring import (
-    choice,
     generate_outputs,
     score_outputs,
 )

@@ -1,16 +1,14 @@
-"""Scores the questions of a task: generated answers, options by likelihood, likeness."""
+"""Scores the questions of a task: generated answers, and likeness to a teacher or a base."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from dominie.core.task_result import FORGETTING
 from dominie.data.batch import Batch, collate
-from dominie.data.tokenization import Encoded, encode_all
 from dominie.evaluation.answer_text import extract
 from dominie.evaluation.metrics import METRICS, may_be_invalid, score_answer
 from dominie.evaluation.score_items import ScoredTask, score_items
@@ -18,7 +16,6 @@ from dominie.evaluation.task import (
     MetricSettings,
     Question,
     Track,
-    candidates,
     compute_over_ranks,
     untracked,
 )
@@ -129,81 +126,6 @@ def _scored(
         groups=[question.group for question in questions],
         **more,
     )
-
-
-def choice(
-    model: Any,
-    tokenizer: Any,
-    questions: Sequence[Question],
-    *,
-    options: str = "options",
-    likelihood: Literal["sum", "tokens", "bytes"] = "sum",
-    batch: int = 64,
-    track: Track = untracked,
-) -> ScoredTask:
-    """Score by the fraction of questions whose right option is the most probable answer.
-
-    An option's log-likelihood is that of the whole answer with the token that ends the turn, so
-    that no option wins for being the beginning of another. Ranks share the options.
-
-    Args:
-        model: in evaluation mode.
-        tokenizer: of the questions, too.
-        options: the field that lists the options.
-        likelihood: the sum over an option's tokens, or that divided by tokens or by bytes.
-        batch: options per forward pass.
-
-    Raises:
-        InputError: a row without options, or whose target is none of them.
-    """
-    offered = [candidates(question.conversation, options) for question in questions]
-    rows = _encoded(tokenizer, questions, [texts for texts, _ in offered])
-    owners = [(i, j) for i, (texts, _) in enumerate(offered) for j in range(len(texts))]
-
-    def log_likelihoods(members: list[int]) -> list[list[float]]:
-        return _log_likelihoods(model, [rows[r] for r in members])
-
-    lengths = [len(row.input_ids) for row in rows]
-    totals = compute_over_ranks(lengths, batch, log_likelihoods, track)
-    found: list[list[float]] = [[] for _ in questions]
-    for (i, j), (total, tokens) in zip(owners, totals, strict=True):
-        units = {"sum": 1, "tokens": tokens, "bytes": len(offered[i][0][j].encode())}
-        found[i].append(total / max(1, units[likelihood]))
-    samples = []
-    for question, (texts, right), values in zip(questions, offered, found, strict=True):
-        chosen = max(range(len(values)), key=values.__getitem__)
-        sample = _sample(question, texts[right], texts[chosen], float(chosen == right))
-        samples.append(sample | {"log_likelihoods": [round(value, 4) for value in values]})
-    return _scored(questions, [(sample["score"], 1.0) for sample in samples], samples=samples)
-
-
-def _encoded(
-    tokenizer: Any, questions: Sequence[Question], offered: Sequence[Sequence[str]]
-) -> list[Encoded]:
-    """Encode each question with each option for an answer; only that answer is supervised."""
-    conversations, begins = [], []
-    for question, texts in zip(questions, offered, strict=True):
-        for text in texts:
-            messages = [*question.asked, {"role": "assistant", "content": text}]
-            chat = dataclasses.replace(question.conversation, messages=messages, weights=())
-            conversations.append(chat)
-            begins.append(len(question.prompt_ids))
-    return [
-        Encoded(row.input_ids, [flag and at >= begin for at, flag in enumerate(row.supervised)])
-        for row, begin in zip(encode_all(tokenizer, conversations), begins, strict=True)
-    ]
-
-
-@torch.no_grad()
-def _log_likelihoods(model: Any, rows: Sequence[Encoded]) -> list[list[float]]:
-    """Return [B, 2]: the log-likelihood of each row's answer in nats, and its tokens."""
-    batch = collate([(0, row) for row in rows], padding=padding_for(model)).to(model.device)
-    hidden, labels = _states_and_labels(model, batch)
-    losses = vocabulary_losses(hidden, output_head(model), labels=labels)
-    assert losses.per_token.next_token is not None, "labels were given"
-    log_likelihood = -losses.per_token.next_token.double()
-    per_token = torch.stack([log_likelihood, torch.ones_like(log_likelihood)], dim=1)
-    return _summed(per_token, batch)
 
 
 #: Columns of the sums of a question.

@@ -24,9 +24,10 @@ from dominie.core.run_reader import read_object
 from dominie.core.task_result import TaskResult, in_nats
 from dominie.data.conversations import Conversation
 from dominie.data.sources import conversation_digest, read_split
+from dominie.evaluation.likelihood import choice
 from dominie.evaluation.lm_eval import definitions_digest, harness_score
 from dominie.evaluation.score_items import Items, ScoredTask, compare_models
-from dominie.evaluation.scoring import LIKENESSES, choice, generate_outputs, score_outputs
+from dominie.evaluation.scoring import LIKENESSES, generate_outputs, score_outputs
 from dominie.evaluation.task import Question, questions
 from dominie.generation.local import LocalGenerator
 from dominie.models.head import check_head, text_config
