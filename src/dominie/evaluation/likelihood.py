@@ -52,7 +52,7 @@ def choice(
     lengths = [max(len(row.input_ids) for row in each) for each in rows]
     together = max(1, batch // max(map(len, rows), default=1))
     totals = compute_over_ranks(lengths, together, log_likelihoods, track)
-    samples = []
+    samples: list[dict[str, Any]] = []
     for question, (texts, right), found in zip(questions, offered, totals, strict=True):
         values = []
         for text, (total, tokens) in zip(texts, found, strict=True):
@@ -70,7 +70,7 @@ def choice(
         }
         samples.append(sample)
     return score_items(
-        [(sample["score"], 1.0) for sample in samples],
+        [(float(sample["correct"]), 1.0) for sample in samples],
         "ratio",
         questions=[question.prompt for question in questions],
         groups=[question.group for question in questions],
