@@ -99,3 +99,28 @@ def test_every_section_is_drawn_on_the_theme_s_paper(report, tmp_path, theme):
         ink[section] = 1 - count / found.total()
     for section in SECTIONS:
         assert ink[section] > ink[""] + 0.01, (section, ink)
+
+
+_WIDTH = """
+const root = document.documentElement;
+document.title = JSON.stringify([root.scrollWidth, root.clientWidth]);
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 600])
+def test_a_table_of_many_tasks_scrolls_and_leaves_the_page_as_wide_as_its_window(tmp_path, width):
+    run = judged(tmp_path / "runs")
+    results = json.loads((run / "results.json").read_text())
+    for scores in results.values():
+        scores |= {f"task {i}": {**scores["general"], "cut": 0.1, "empty": 0.2} for i in range(5)}
+    (run / "results.json").write_text(json.dumps(results))
+    html = re.sub(r"<meta http-equiv[^>]*>", "", write_report(run).read_text(encoding="utf-8"))
+    page = tmp_path / "page.html"
+    page.write_text(html.replace("</body>", f"<script>{_WIDTH}</script></body>"), encoding="utf-8")
+    command = [screenshot.browser(), *screenshot.QUIET, f"--user-data-dir={tmp_path}/profile"]
+    command += [f"--window-size={width},900", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None
+    needed, there = json.loads(html_module.unescape(title[1]))
+    assert needed <= there

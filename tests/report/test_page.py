@@ -71,6 +71,19 @@ def figures(page: Page) -> list[str]:
     return [attributes.get("id") for attributes in page.all("figure")]
 
 
+def test_answers_that_are_none_are_counted_below_the_score_and_take_no_column(tmp_path):
+    scores = {
+        "a": {"t": entry(0.5, invalid=0.125, cut=0.25), "u": entry(0.5)},
+        "b": {"t": entry(0.6)},
+    }
+    write_json(tmp_path / "results.json", scores)
+    page = page_of(tmp_path)
+    assert "12.5 % invalid, 25.0 % cut off" in page.words
+    assert len([each for each in page.all("span") if each.get("class") == "rates"]) == 1
+    assert "invalid, %" not in page.words
+    assert "cut off, %" not in page.words
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return quickstart(tmp_path_factory.mktemp("runs"))

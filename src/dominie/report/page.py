@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 SIZE_LIMIT = 1_000_000
 """Bytes that a report must stay below."""
 _MOVED = 4
+#: Rates without columns of their own, which would make the results wider than the page.
+_RATES = {"invalid": "invalid", "cut": "cut off", "empty": "empty", "unanswered": "unanswered"}
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ def _contents(run: Run, detail: _Detail) -> Mapping[str, Any]:
         "run": run,
         "found": found,
         "movement": _movement(run, found.model),
-        "grid": results_grid(run),
+        "grid": results_grid(run, without=_RATES),
+        "rates": _rates(run),
         "rated": any(map(run.rated, run.tasks)),
         "strip": interval_strip,
         "scatter": _scatter(run, found.model),
@@ -197,6 +200,21 @@ def _contents(run: Run, detail: _Detail) -> Mapping[str, Any]:
         "mixes": [s for s in stages if len(s.data) > 1 and all(map(_has_shares, s.data.values()))],
         "versions": _versions(stages),
         "totals": _totals(stages),
+    }
+
+
+def _rates(run: Run) -> dict[str, dict[str, str]]:
+    """How many answers are no whole ones, of each model by task: below the score, in few words."""
+    return {
+        model: {
+            task: ", ".join(
+                f"{formats.percent(rate)} % {word}"
+                for key, word in _RATES.items()
+                if (rate := score.extras.get(key))
+            )
+            for task, score in scores.items()
+        }
+        for model, scores in run.results.items()
     }
 
 

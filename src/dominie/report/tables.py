@@ -11,7 +11,7 @@ from dominie.report.formatting import DASH, figure, percent, score_text, signed_
 from dominie.report.headline import Change, change
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from dominie.core.run_records import Run, Stage
     from dominie.core.task_result import Estimate, TaskResult
@@ -98,9 +98,9 @@ class Table:
         return tuple((task, tuple(each)) for task, each in groupby(self.columns, _task))
 
 
-def results_grid(run: Run) -> Table:
-    """Models × tasks, the best of each column marked."""
-    columns = tuple(_columns(run))
+def results_grid(run: Run, without: Container[str] = ()) -> Table:
+    """Models × tasks, the best of each column marked; `without` names further figures."""
+    columns = tuple(_columns(run, without))
     by_column = [_column_cells(run, column) for column in columns]
     rows = tuple((model, tuple(cells[model] for cells in by_column)) for model in run.results)
     return Table(columns, rows)
@@ -190,9 +190,9 @@ def _task(column: Column) -> str:
     return column.task
 
 
-def _columns(run: Run) -> list[Column]:
+def _columns(run: Run, without: Container[str]) -> list[Column]:
     """Scores and further figures by task, with strips beside the scores if there is room."""
-    columns = list(_plain_columns(run))
+    columns = [column for column in _plain_columns(run) if column.key not in without]
     scores = sum(column.key == SCORE for column in columns)
     taken = _MODEL + _SCORE * scores + _FIGURE * (len(columns) - scores)
     strips = _STRIP * sum(column.drawn for column in columns)
