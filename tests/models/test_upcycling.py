@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import tiny_config
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,7 +26,9 @@ from transformers import (
 
 from dominie.core.errors import InputError
 from dominie.models import weight_writer
+from dominie.models.info import info_of
 from dominie.models.loading import load_frozen
+from dominie.models.moe import mixture_of
 from dominie.models.router_init import centre_gate
 from dominie.models.spec import Model
 from dominie.models.upcycling import Upcycle, planned_tensors, upcycle_model
@@ -372,6 +375,18 @@ def test_a_sibling_of_another_shape_is_refused(tmp_path, mistral):
 def test_settings_that_mean_nothing_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         Upcycle(model="m", **settings)
+
+
+@pytest.mark.parametrize("family", ["mistral", "llama", "qwen3"])
+def test_the_mixture_of_a_pruned_model_says_which_layers_it_kept(family):
+    dense = tiny_config(family, kept_layers=[0, 2], original_num_hidden_layers=4)
+    mixture = mixture_of(dense, where="small").configuration(dense, experts=2, experts_per_token=1)
+    read = type(mixture).from_dict(mixture.to_dict())
+    assert (info_of(read).kept_layers, info_of(read).original_layers) == ((0, 2), 4)
+    plain = mixture_of(dense, where="big").configuration(
+        tiny_config(family), experts=2, experts_per_token=1
+    )
+    assert info_of(plain).kept_layers is None
 
 
 def test_the_configuration_is_what_readers_of_mixtures_expect(tmp_path, mistral):

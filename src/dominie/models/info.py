@@ -177,10 +177,13 @@ def info_of(config: Any, *, spec: Model | None = None, name: str | None = None) 
     )
 
 
+#: What the configuration of a pruned model says of its layers: which of how many they were.
+KEPT = ("kept_layers", "original_num_hidden_layers")
+
+
 def _kept_of(config: Any) -> tuple[tuple[int, ...] | None, int | None]:
     """Read which layers of how many a pruned model has kept; None if it was not pruned."""
-    kept = getattr(config, "kept_layers", None)
-    original = getattr(config, "original_num_hidden_layers", None)
+    kept, original = (getattr(config, key, None) for key in KEPT)
     if not (isinstance(kept, list) and isinstance(original, int)):
         return None, None
     known = len(kept) == getattr(config, "num_hidden_layers", None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dominie.core.errors import InputError
 from dominie.losses.router_losses import Routing
 from dominie.models.head import decoder, text_config
-from dominie.models.info import ModelInfo, experts_of, info_of
+from dominie.models.info import KEPT, ModelInfo, experts_of, info_of
 
 #: The three projections of a feed-forward layer, as dense families name them.
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -56,8 +56,9 @@ class Mixture:
         blank = AutoConfig.for_model(self.model_type).to_dict()
         own = {"model_type", "architectures", "transformers_version", "_name_or_path"}
         kept = {key: value for key, value in dense.to_dict().items() if key in blank.keys() - own}
-        if (head_dim := getattr(dense, "head_dim", None)) is not None:
-            kept["head_dim"] = head_dim
+        for key in ("head_dim", *KEPT):
+            if (value := getattr(dense, key, None)) is not None:
+                kept[key] = value
         chosen: dict[str, Any] = {self.experts_key: experts}
         chosen["num_experts_per_tok"] = experts_per_token
         if self.own_width:
