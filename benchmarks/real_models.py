@@ -72,11 +72,11 @@ CUT: dict[str, tuple[tuple[str, ...], int]] = {
     "cut": (("cut", "cut_labels", "cut_prediction", "cut_attention", "random_prediction"), 450),
     "longer": (("cut_labels_longer", "cut_prediction_longer"), 250),
 }
-ORDER = ("align", "mix", "text", "cut", "alone", "longer", "conversations")
+FIRST, LAST = ("align", "mix", "text", "cut", "alone", "longer"), ("conversations",)
 
 
 def trials(inputs: Path, seeds: Sequence[int], more: Sequence[str] = ()) -> dict[str, Trial]:
-    """The runs by name: seed by seed, a block each.
+    """The runs by name: seed by seed, a block each; what matters less after all seeds.
 
     Args:
         inputs: the folder that `prepared` has filled.
@@ -86,14 +86,13 @@ def trials(inputs: Path, seeds: Sequence[int], more: Sequence[str] = ()) -> dict
     fixed = [f"{key}={value}" for key, value in paths.items()]
     moved = "evaluate.tasks={moved: {source: general, metric: forgetting, teacher: original}}"
     found = {}
-    for seed in seeds:
-        for block in ORDER:
-            models, _ = {**ALIGN, **CUT}[block]
-            tasks = [moved] if block in CUT else []
-            for trial in grid(
-                RECIPE, [], seeds=[seed], fixed=[*fixed, *tasks, *more], only=models, prefix=block
-            ):
-                found[trial.name] = trial
+    for block, seed in [(b, s) for part in (FIRST, LAST) for s in seeds for b in part]:
+        models, _ = {**ALIGN, **CUT}[block]
+        tasks = [moved] if block in CUT else []
+        for trial in grid(
+            RECIPE, [], seeds=[seed], fixed=[*fixed, *tasks, *more], only=models, prefix=block
+        ):
+            found[trial.name] = trial
     return found
 
 
