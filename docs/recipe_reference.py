@@ -47,6 +47,7 @@ _TITLES = {
     "ServedModel": "A model behind a server",
     "TrainStage": "A stage that trains",
     "MixedSource": "A source within a stage",
+    "PrivilegedTeacher": "A teacher that reads the answer",
     "LossTerms": "The loss",
     "NextToken": "Loss: next token",
     "Prediction": "Loss: prediction",

@@ -51,6 +51,8 @@ def changed(**values: Any) -> dict[str, Any]:
 
 
 ALIGN = "stages__align__"
+SHOP = f"{ALIGN}data__shop__"
+SHOWN = {"model": "toyworld:student", "shows": "answer"}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,18 @@ ALIGN = "stages__align__"
         ({f"{ALIGN}teacher": "cold", f"{ALIGN}loss": {"prediction": 1.0}}, "cached teacher"),
         ({f"{ALIGN}train": {"fsdp": "full_shard"}}, "cuts up its weights"),
         ({"data__asked__test_fraction": 0.5}, "no answers to validate or test"),
+        ({f"{ALIGN}rollouts__start_new_tokens": 17}, "from 1 to max_new_tokens, 16, got 17"),
+        ({f"{ALIGN}rollouts__grow_over": 0.5}, "start_new_tokens, from which length, is missing"),
+        ({f"{ALIGN}data__asked__teacher": SHOWN}, "a source of prompts has none"),
+        ({f"{ALIGN}teacher": SHOWN}, "a source of prompts has none"),
+        ({f"{SHOP}teacher": SHOWN, f"{SHOP}loss": {"attention": 1.0}}, "cannot be compared"),
+        ({f"{SHOP}teacher": SHOWN | {"model": "cold"}, f"{SHOP}on_policy": 0.0}, "a cache keeps"),
+        ({f"{SHOP}teacher": SHOWN | {"shows": "hint"}}, "teacher.shows"),
+        ({f"{SHOP}teacher": SHOWN | {"show": "answer"}}, "did you mean shows"),
+        ({f"{SHOP}teacher": SHOWN | {"text": "no place"}}, "text must hold {answer} once"),
+        ({f"{SHOP}teacher": {"model": "toyworld:student"}}, "missing key"),
+        ({f"{SHOP}teacher": 3}, "data.shop.teacher"),
+        ({f"{SHOP}teacher": SHOWN | {"model": "toywold"}}, "unknown stage or model 'toywold'"),
     ],
 )
 def test_each_mistake_has_its_message(values, said):

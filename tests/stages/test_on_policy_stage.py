@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from dominie.core.display import Display, PlainConsole
 from dominie.recipe import recipe_of
+from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training.rollouts import Rollout, RolloutFiles, RolloutKey
 from dominie.workflows.pipeline import run_recipe
 
@@ -80,6 +83,57 @@ def test_a_recipe_with_prompts_becomes_a_model(tmp_path, capsys):
         assert 0 < line["teacher_seconds"] < line["seconds"]
     assert (folder / "align" / "model" / "model.safetensors").exists()
     assert all(key.source != "general" for key in answers_of(folder / "align", 1))
+
+
+def test_the_students_old_self_reads_the_answers_and_marks_its_own(tmp_path, capsys):
+    """Of each answer the divergence is that of whole logits, with the data's answer in one."""
+    sums = {f"how many is {a} plus {b} ?": str(a + b) for a in range(6) for b in range(4)}
+    rows = [{"prompt": question, "completion": answer} for question, answer in sums.items()]
+    made = tree(tmp_path)
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made["data"]["sums"] = {"path": str(path)}
+    reading = {"model": "toyworld:student", "shows": "answer", "text": "final {answer} first"}
+    made["stages"]["align"] |= {
+        "data": {
+            "sums": {"share": 0.5, "teacher": reading, "on_policy": 0.8},
+            "general": {"share": 0.5, "teacher": "toyworld:student"},
+        },
+        "loss": {"prediction": 1.0},
+        "rollouts": {"max_new_tokens": 8, "start_new_tokens": 3},
+        "train": made["train"] | {"lora": {"r": 2}, "batch": 16},
+    }
+    folder = run_recipe(recipe_of(made), tmp_path, Display(PlainConsole()))
+    shown = capsys.readouterr().out
+    assert "toyworld:student and the student share one base" in shown
+    assert "toyworld:student reads the right answers of sums, and the student does not" in shown
+    assert "80 % of sums, up to 3 tokens each at first, 8 at last; the answers are kept" in shown
+    assert json.loads((folder / "align" / "stage.json").read_text("utf-8"))["shown"] == ["sums"]
+    tokenizer = word_tokenizer()
+    model = (
+        AutoModelForCausalLM.from_pretrained(folder / "toyworld" / "student-seed0").double().eval()
+    )
+    found = answers_of(folder / "align", 1)
+    told = RolloutFiles(folder / "align" / "rollouts").divergences(1)
+    assert 2 < len(found) == len(told) < 8
+    for key, rollout in found.items():
+        assert len(rollout.answer) <= 3
+        question = next(q for q in sums if q in tokenizer.decode(rollout.prompt))
+        reads = f"<s><|user|> {question} final {sums[question]} first <|end|><|assistant|>"
+        reads, asked = tokenizer(reads)["input_ids"], list(rollout.prompt)
+        with torch.no_grad():  # the student's adapters have changed nothing yet
+            own, other = (
+                model(input_ids=torch.tensor([[*prompt, *rollout.answer]])).logits[
+                    0, len(prompt) - 1 : -1
+                ]
+                for prompt in (asked, reads)
+            )
+        kl = (other.softmax(-1) * (other.log_softmax(-1) - own.log_softmax(-1))).sum(-1)
+        assert told[key] == pytest.approx(kl.tolist(), abs=2e-4)
+        assert kl.max() > 0.01
+    values = lines(folder / "align")[0]["sources"]
+    assert values["sums"]["divergence_data"] > 0.01
+    assert values["general"]["divergence"] == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.full

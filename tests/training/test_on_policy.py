@@ -22,7 +22,7 @@ from dominie.data.row_store import Row
 from dominie.losses.terms import Attention, LossTerms, Prediction
 from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training import rollouts as rollouts_module
-from dominie.training.rollouts import RolloutFiles, RolloutKey, RolloutSettings, prompt_of
+from dominie.training.rollouts import RolloutFiles, RolloutKey, RolloutSettings, turn_of
 from dominie.training.settings import Balance, Lora, TrainSettings
 from dominie.training.stage_sources import StageSource, StageTraining
 from dominie.training.train_stage import StageModels, Trained, train_stage
@@ -162,7 +162,7 @@ def test_answers_are_those_of_the_coin_and_end_the_prompt_of_their_row(whole):
     for key, rollout in found.items():
         if key.source == "data":
             assert key.uniform(0, "coin") < 0.5
-            assert list(rollout.prompt) == prompt_of(data[key.row])
+            assert list(rollout.prompt) == turn_of(data[key.row]).prompt
         assert 1 <= len(rollout.answer) <= 6
         assert rollout.ended or len(rollout.answer) == 6
     assert any(key.copy for key in found)  # five rows, six places in a step
@@ -316,10 +316,11 @@ def test_every_kind_of_loss_and_training_takes_answers(train, tmp_path, changed)
 
 def test_prompts_are_cut_before_a_turn():
     row = Row([1, 2, 3, 4, 5, 6, 7], [False, True, False, False, True, True, False])
-    assert prompt_of(row) == [1, 2, 3, 4]
-    assert prompt_of(row, 0.2) == [1]
-    assert prompt_of(row, 0.9) == [1, 2, 3, 4]
-    assert prompt_of(Row([1, 2], [False, False])) == [1, 2]
+    assert turn_of(row) == ([1, 2, 3, 4], [5, 6])
+    assert turn_of(row, 0.2) == ([1], [2])
+    assert turn_of(row, 0.9) == ([1, 2, 3, 4], [5, 6])
+    assert turn_of(Row([1, 2], [False, False])) == ([1, 2], [])
+    assert turn_of(Row([1, 2], [False, True])) == ([1], [2])
 
 
 def test_the_oldest_files_go_if_they_are_many(tmp_path, monkeypatch):

@@ -24,7 +24,10 @@ IGNORED = -100
 
 
 class Row(Protocol):
-    """One tokenised conversation; `weights` [n], where it has them, are factors of its tokens."""
+    """One tokenised conversation.
+
+    It may have `weights` [n], factors of its tokens, and `shown` [m], see `Span`.
+    """
 
     @property
     def input_ids(self) -> Any:
@@ -45,6 +48,8 @@ class Span:
         source: index of its source.
         input_ids: [n] its tokens.
         taught: [n] whether the next token is supervised.
+        shown: [m] the right answer, for a teacher that may read it, if the supervised tokens are
+            another one.
     """
 
     row: int
@@ -52,6 +57,7 @@ class Span:
     source: int
     input_ids: NDArray[np.int32]
     taught: NDArray[np.bool_]
+    shown: NDArray[np.int32] | None = None
 
     @property
     def tokens(self) -> int:
@@ -262,7 +268,7 @@ def filled(rows: Sequence[Sequence[tuple[int, Row]]], padding: Padding | None = 
             stop = start + len(row.input_ids)
             ids = np.asarray(row.input_ids, np.int32)
             taught = np.append(np.asarray(row.supervised, np.bool_)[1:], False)
-            spans.append(Span(b, start, source, ids, taught))
+            spans.append(Span(b, start, source, ids, taught, getattr(row, "shown", None)))
             batch.input_ids[b, start:stop] = torch.from_numpy(ids.astype(np.int64))
             following = np.where(taught[:-1], ids[1:], IGNORED).astype(np.int64)
             batch.labels[b, start : stop - 1] = torch.from_numpy(following)

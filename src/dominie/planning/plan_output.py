@@ -113,16 +113,20 @@ def _not_counted(plan: Plan, name: str) -> list[str]:
         return []
     whole = sum(stage.data[source].share for source in stage.active)
     own = [stage.data[s].share / whole * (stage.data[s].on_policy or 0.0) for s in stage.active]
-    if not any(own):
-        return []
-    work = plan.stages[name].work
-    answers = sum(own) * (work.conversations if work else 0)
-    longest = stage.rollout_settings.max_new_tokens
-    return [
-        f"the student's {answers:,.0f} answers of up to {longest:,} tokens: their generation "
-        "(`python benchmarks/on_policy.py` measures its part of a step), and their tokens where "
-        "the data have no answers"
+    lines = [
+        f"the right answers of {source} that {stage.teacher_on(source)} reads beside the questions"
+        for source in stage.active
+        if stage.shown_on(source)
     ]
+    if any(own):
+        work = plan.stages[name].work
+        answers = sum(own) * (work.conversations if work else 0)
+        lines.append(
+            f"the student's {answers:,.0f} answers, {stage.rollout_settings.lengths}: their "
+            "generation (`python benchmarks/on_policy.py` measures its part of a step), and their "
+            "tokens where the data have no answers"
+        )
+    return lines
 
 
 def _stage_lines(stage: StagePlan) -> list[str]:

@@ -141,7 +141,8 @@ def _is_tag(path: Sequence[str], index: int) -> bool:
     """
     above = list(path[:index])
     return (above[:1] in (["stages"], ["models"]) and index == 2) or (
-        above[:2] == ["evaluate", "benchmarks"] and index == 3
+        (above[:2] == ["evaluate", "benchmarks"] and index == 3)
+        or (above[:1] == ["stages"] and above[-1] == "teacher" and index in (4, 6))
     )
 
 

@@ -146,12 +146,47 @@ class StageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrivilegedTeacher:
+    """A teacher that reads the right answer in its prompt, which the student does not.
+
+    Attributes:
+        model: the teacher: often what the student starts as, so that no expert is needed.
+        shows: what it reads beside the question: `answer`, that of the data.
+        text: what is added to the question for it; `{answer}` stands for the answer, without the
+            token that ends it.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    kind: ClassVar[str] = "privileged"
+    model: ModelName
+    shows: Literal["answer"]
+    text: str = (
+        "\n\nThis is an example of a good answer:\n{answer}\n\nNow write an answer of your own."
+    )
+
+    def __post_init__(self) -> None:
+        if self.text.count("{answer}") != 1:
+            raise ValueError("text must hold {answer} once, where the answer is to stand")
+
+
+def _teacher(value: Any) -> str:
+    """Find the tag of a teacher: a name, or a mapping that says what it reads."""
+    return "<name>" if isinstance(value, str) else "<privileged>"
+
+
+AnyTeacher = Annotated[
+    Annotated[ModelName, Tag("<name>")] | Annotated[PrivilegedTeacher, Tag("<privileged>")],
+    Discriminator(_teacher),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MixedSource:
     """A source within a stage.
 
     Attributes:
         share: fraction of the stage's conversations; shares are normalised to sum to one.
-        teacher: of this source; None is the stage's teacher.
+        teacher: of this source, by name or with what it reads; None is the stage's teacher.
         loss: the loss on this source; None is the stage's loss.
         cache: whether its teacher is replaced by a cache; None is the stage's `cache`.
         on_policy: fraction of its conversations whose last answer the student writes anew, for the
@@ -160,7 +195,7 @@ class MixedSource:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     share: float
-    teacher: ModelName | None = None
+    teacher: AnyTeacher | None = None
     loss: LossTerms | None = None
     cache: bool | None = None
     on_policy: float | None = None

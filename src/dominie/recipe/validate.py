@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError, nearest
 from dominie.core.references import references
-from dominie.recipe.on_policy_checks import check_on_policy
+from dominie.recipe.on_policy_checks import check_on_policy, check_shown_answers
 from dominie.recipe.schema import Recipe
 from dominie.recipe.served import check_served_teachers, refuse_served
 from dominie.recipe.train_arguments import check_gap
@@ -119,6 +119,7 @@ def check_training_stage(recipe: Recipe, name: str, stage: TrainStage, *, where:
     _check_caches(stage, where=where)
     _check_adapter(recipe, stage, where=where)
     check_on_policy(recipe, stage, where=where)
+    check_shown_answers(recipe, stage, where=where)
     if stage.train.balance.gap is not None:
         check_gap(
             {source: stage.loss_on(source) for source in stage.active},
@@ -144,7 +145,8 @@ def reference_sources(recipe: Recipe, stage: TrainStage) -> frozenset[str]:
         return spec.path, spec.adapter, spec.revision
 
     start = weights(stage.student)
-    return frozenset(s for s in stage.active if weights(stage.teacher_on(s)) == start)
+    plain = (s for s in stage.active if stage.shown_on(s) is None)
+    return frozenset(s for s in plain if weights(stage.teacher_on(s)) == start)
 
 
 def _check_mix(name: str, stage: TrainStage, *, where: str) -> None:

@@ -26,7 +26,7 @@ from dominie.models.matching import (
     check_vocabulary,
     token_map,
 )
-from dominie.recipe.on_policy_checks import on_policy_notices
+from dominie.recipe.on_policy_checks import on_policy_notices, shown_answer_notices
 from dominie.recipe.validate import stage_order
 from dominie.stages.fingerprint import digest
 from dominie.stages.run_folder import ChatTokenizers, RunFolder, check_whole
@@ -140,6 +140,9 @@ class Preparation:
                 self.notice(told)
         for told in on_policy_notices(name, stage, prepared.stage_sources, self.tokenizers):
             self.notice(told)
+        tokenizer, info = self.tokenizers.of(name), self.folder.info
+        for told in shown_answer_notices(name, stage, prepared.stage_sources, tokenizer, info):
+            self.notice(told)
         if line := _router_notice(self.folder, name, stage):
             self.notice(line)
         if stage.train.precision == "bf16" and not torch.accelerator.is_available():
@@ -148,7 +151,6 @@ class Preparation:
                 "29 times as measured; faster for wide models on processors with AMX); set "
                 "train.precision=fp32"
             )
-        tokenizer = self.tokenizers.of(name)
         if (after := unended(tokenizer)) is not None:
             self.notice(
                 f"warning: {name}: under its chat template an answer ends with {after!r}, and no "

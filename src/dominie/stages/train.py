@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dominie.core.references import ModelName, SourceName
 from dominie.losses.terms import LossTerms
 from dominie.models.spec import Placement
-from dominie.recipe.stage_config import MixedSource, info_of_stage, register_stage_kind
+from dominie.recipe.stage_config import (
+    AnyTeacher,
+    MixedSource,
+    PrivilegedTeacher,
+    info_of_stage,
+    register_stage_kind,
+)
 from dominie.stages.stage_kind import Prepared, StageKind, StageRun
 from dominie.teachers.cache_sampling import CacheSettings
 from dominie.training.rollouts import RolloutSettings
@@ -33,7 +39,7 @@ class TrainStage(StageKind):
         student: the model that is trained: a stage, whose model is trained further, or another.
         data: the sources it is trained on, with their shares.
         loss: what is minimised; on a source that has a loss of its own, that one instead.
-        teacher: of the sources that name no teacher of their own.
+        teacher: of the sources that name no teacher of their own, by name or with what it reads.
         cache: whether and how the teachers' predictions are stored before training.
         rollouts: how the student writes the answers of its sources that are `on_policy`.
         train: how it trains; single keys replace those of the recipe's `train`.
@@ -49,7 +55,7 @@ class TrainStage(StageKind):
     student: ModelName
     data: dict[SourceName, MixedSource]
     loss: LossTerms | None = None
-    teacher: ModelName | None = None
+    teacher: AnyTeacher | None = None
     cache: CacheSettings | None = None
     rollouts: RolloutSettings | None = None
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -65,7 +71,15 @@ class TrainStage(StageKind):
         """The name of the teacher on a source, None if its loss needs none."""
         if not self.loss_on(source).needs_teacher:
             return None
-        return self.data[source].teacher or self.teacher
+        teacher = self.data[source].teacher or self.teacher
+        return teacher.model if isinstance(teacher, PrivilegedTeacher) else teacher
+
+    def shown_on(self, source: str) -> str | None:
+        """How right answers are written into the prompts of a source's teacher; None if not."""
+        teacher = self.data[source].teacher or self.teacher
+        if not isinstance(teacher, PrivilegedTeacher) or not self.teacher_on(source):
+            return None
+        return teacher.text
 
     def cache_on(self, source: str) -> CacheSettings | None:
         """How the teacher on a source is cached; None if it is in memory."""
@@ -105,8 +119,8 @@ class TrainStage(StageKind):
     @property
     def models(self) -> list[str]:
         """Every model the stage needs: the student, then the teachers."""
-        teachers = [self.teacher_on(source) for source in self.active]
-        return list(dict.fromkeys([self.student, *(name for name in teachers if name)]))
+        teachers = filter(None, map(self.teacher_on, self.active))
+        return list(dict.fromkeys([self.student, *teachers]))
 
     @property
     def sources(self) -> list[str]:
@@ -122,7 +136,8 @@ class TrainStage(StageKind):
     def names_in_record(self) -> dict[str, Any]:
         """The student, and the teacher on each source."""
         teachers = {source: self.teacher_on(source) for source in self.active}
-        return {"student": self.student, "teachers": teachers}
+        shown = {"shown": [source for source in self.active if self.shown_on(source)]}
+        return {"student": self.student, "teachers": teachers, **(shown if shown["shown"] else {})}
 
     @property
     def hub_tags(self) -> list[str]:
@@ -208,14 +223,12 @@ class TrainStage(StageKind):
 
         prepared, folder, display = run.prepared, run.folder, run.display
         assert isinstance(prepared, PreparedTraining)
-        threads = use_free_cores(run.earlier.get("threads"))
-        run.begin(threads=threads, data={})
+        run.begin(threads=use_free_cores(run.earlier.get("threads")), data={})
         sources = prepared.stage_sources
         live = {source.teacher for source in sources if source.cache is None}
         teachers = {name: folder.teacher(name) for name in self.models if name in live}
         caches = fill_caches(folder, prepared, display)
-        student = folder.model(self.student)
-        shared = shared_base_of(student, teachers, self.train)
+        shared = shared_base_of(student := folder.model(self.student), teachers, self.train)
         if shared.adapters:
             display.line(
                 f"{run.name}: {' and '.join(shared.adapters)} and the student share one base; "
@@ -240,8 +253,7 @@ class TrainStage(StageKind):
                 ),
                 callbacks=[StepProgress(advance)],
             )
-        figures = {key: value for key, value in vars(trained).items() if value is not None}
-        del figures["token_shares"]  # they stand among the counts of each source
+        figures = {k: v for k, v in vars(trained).items() if v is not None and k != "token_shares"}
         data = {source: prepared.counts(source, trained) for source in self.active}
         return {**figures, "data": data}
 
@@ -283,8 +295,7 @@ class PreparedTraining(Prepared):
         """The sources it is trained on, then those it only validates on."""
         from dominie.training.stage_sources import StageSource
 
-        stage, limit = self.stage, self.stage.train.evaluate_rows
-        read = self.sources
+        stage, limit, read = self.stage, self.stage.train.evaluate_rows, self.sources
         training = [
             StageSource(
                 name=name,
@@ -296,6 +307,7 @@ class PreparedTraining(Prepared):
                 cache=stage.cache_name(name),
                 reference=name in self.references,
                 on_policy=stage.data[name].on_policy or 0.0,
+                shows=stage.shown_on(name),
             )
             for name in stage.active
         ]
@@ -311,9 +323,7 @@ class PreparedTraining(Prepared):
         rows, shares = self.sources[source], self.stage.data
         return {
             **dataclasses.asdict(rows.summary),
-            "train": len(rows.train),
-            "validation": len(rows.validation),
-            "test": len(rows.test),
+            **{split: len(getattr(rows, split)) for split in ("train", "validation", "test")},
             "share": shares[source].share / sum(shares[s].share for s in self.stage.active),
             "token_share": trained.token_shares.get(source, 0.0),
             "loss_share": trained.loss_shares.get(source, 0.0),

@@ -227,8 +227,8 @@ class RoutedTeacher:
                 parts += [
                     dataclasses.replace(part, rows=numbers[part.rows]) for part in signal.parts
                 ]
-            elif isinstance(teacher, LocalTeacher) and name in elsewhere:
-                teacher.run_for_other_ranks(device)
+            elif name in elsewhere:
+                cast("LocalTeacher", teacher).run_for_other_ranks(device)
         return Signal(tuple(parts))
 
     @property

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,35 +15,16 @@ from dominie.data.batch import Batch, Row
 from dominie.training.checkpoints import by_step
 from dominie.training.dataloader import FixedRows, IndexedRow
 from dominie.training.metric_sums import MetricsLog
-from dominie.training.rollout_figures import RolloutFigures, first_lengths
-from dominie.training.rollouts import (
-    Rollout,
-    RolloutFiles,
-    RolloutKey,
-    RolloutSettings,
-    prompt_of,
-)
+from dominie.training.rollout_figures import RolloutFigures
+from dominie.training.rollout_plan import Planned, RolloutPlan
+from dominie.training.rollouts import Rollout, RolloutFiles, RolloutKey
 from dominie.training.stage_sources import StageTraining
-from dominie.training.student_answers import AskedAnswer, StudentAnswers
+from dominie.training.student_answers import StudentAnswers
 
 logger = logging.getLogger(__name__)
 
-#: Answers that have less room than they may be long get a multiple of this, so that they are
-#: generated together.
-_ROOM = 32
-
-
 #: Sums a tensor over ranks.
 Reduce = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """A conversation of a step: of the data, or to be answered under a key."""
-
-    source: int
-    row: int
-    key: RolloutKey | None
 
 
 class OnPolicyRows:
@@ -58,11 +37,8 @@ class OnPolicyRows:
 
     Args:
         planned: the same steps with the answers of the data.
+        plan: which of their conversations the student answers.
         writer: has the student answer.
-        fractions: of each source the fraction of its conversations that the student answers.
-        settings: the stage's `rollouts`.
-        seed: of the run.
-        max_length: tokens in the longest conversation.
         files: where the answers are kept.
         figures: what is counted of them.
     """
@@ -70,23 +46,19 @@ class OnPolicyRows:
     def __init__(
         self,
         planned: FixedRows,
+        plan: RolloutPlan,
         writer: StudentAnswers,
         *,
-        fractions: Sequence[float],
-        settings: RolloutSettings,
-        seed: int,
-        max_length: int,
         files: RolloutFiles,
         figures: RolloutFigures,
     ) -> None:
-        self.planned, self.writer, self.fractions = planned, writer, list(fractions)
-        self.settings, self.seed, self.max_length = settings, seed, max_length
+        self.planned, self.plan, self.writer = planned, plan, writer
         self.files, self.figures = files, figures
         self.sources, self.steps = planned.sources, planned.steps
         self.micro_batches = planned.micro_batches
         self.one_source_per_step = planned.one_source_per_step
         self._first = -1  # step of the rollouts that are in memory
-        self._plans: dict[int, list[_Planned]] = {}
+        self._plans: dict[int, list[Planned]] = {}
         self._rollouts: Mapping[RolloutKey, Rollout] = {}
         self._keys: list[list[RolloutKey | None]] = []  # of this rank's micro-batches, by span
         self._batches: list[Batch] = []
@@ -101,7 +73,7 @@ class OnPolicyRows:
 
     def conversations(self, step: int) -> list[dict[str, Any]]:
         """The conversations of a step, those that the student answered marked `on_policy`."""
-        plan = self._plans.get(step) or self._plan(step)
+        plan = self._plans.get(step) or self.plan.of_step(step)
         entries = self.planned.conversations(step)
         for entry, each in zip(entries, plan, strict=True):
             if (rollout := self._rollouts.get(each.key) if each.key else None) is not None:
@@ -127,7 +99,7 @@ class OnPolicyRows:
         for each in self._plans[step]:
             row: Row = self.planned.row(each.source, each.row)
             if each.key is not None:
-                row = rollouts[each.key].as_row()
+                row = rollouts[each.key].as_row(self.plan.turn(each).answer)
                 keys[id(row)] = each.key
             rows.append((each.source, row))
         laid = self.planned.lay_out(rows)
@@ -189,41 +161,13 @@ class OnPolicyRows:
 
     def _of_step(self, step: int) -> Mapping[RolloutKey, Rollout]:
         """The answers of the steps that are answered with this one."""
-        first = step - step % self.settings.every
+        every = self.plan.settings.every
+        first = step - step % every
         if first != self._first:
-            last = min(first + self.settings.every, self.steps)
-            self._plans = {n: self._plan(n) for n in range(first, last)}
+            last = min(first + every, self.steps)
+            self._plans = {n: self.plan.of_step(n) for n in range(first, last)}
             self._rollouts, self._first = self._read_or_generate(step, first), first
         return self._rollouts
-
-    def _plan(self, step: int) -> list[_Planned]:
-        """The conversations of a step, and which of them the student answers."""
-        seen: Counter[tuple[int, int]] = Counter()
-        plan = []
-        for source, row in self.planned.indices(step):
-            key = RolloutKey(step + 1, self.sources[source], row, seen[source, row])
-            seen[source, row] += 1
-            own = key.uniform(self.seed, "coin") < self.fractions[source]
-            own = own and 0 < len(self._prompt(source, key)) < self.max_length
-            plan.append(_Planned(source, row, key if own else None))
-        return plan
-
-    def _prompt(self, source: int, key: RolloutKey) -> list[int]:
-        draw = key.uniform(self.seed, "turn") if self.settings.turn == "random" else None
-        return prompt_of(self.planned.row(source, key.row), draw)
-
-    def _asked(self) -> list[AskedAnswer]:
-        """Every answer that is wanted for the steps of the plans."""
-        found, most = [], self.settings.max_new_tokens
-        for plan in self._plans.values():
-            for each in plan:
-                if each.key is not None:
-                    prompt = self._prompt(each.source, each.key)
-                    room = min(most, self.max_length - len(prompt))
-                    if _ROOM < room < most:
-                        room -= room % _ROOM
-                    found.append(AskedAnswer(each.key, prompt, room))
-        return found
 
     def _read_or_generate(self, step: int, first: int) -> Mapping[RolloutKey, Rollout]:
         """The answers for steps from `first` on, by the student as it is before `step`.
@@ -231,7 +175,7 @@ class OnPolicyRows:
         Those on disk are taken if they are whole and the student's weights are still those that
         gave them; of a later step, whose student has moved on, if they are whole.
         """
-        asked = self._asked()
+        asked = self.plan.asked(self._plans.values(), first)
         if not asked:
             return {}
         weights = self.writer.weights_hash()
@@ -309,22 +253,23 @@ def on_policy_rows(
     if rank() == 0:  # for whoever looks at the answers before there is a model
         files.folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(files.folder / "tokenizer")
+    settings, seed = stage.rollouts, stage.settings.seed
     return OnPolicyRows(
         planned,
-        StudentAnswers(
-            student,
-            tokenizer,
-            ends=stage.ends_of_turn(tokenizer),
-            settings=stage.rollouts,
-            seed=stage.settings.seed,
+        RolloutPlan(
+            planned,
+            fractions,
+            settings=settings,
+            seed=seed,
+            max_length=stage.settings.max_length,
         ),
-        fractions=fractions,
-        settings=stage.rollouts,
-        seed=stage.settings.seed,
-        max_length=stage.settings.max_length,
+        StudentAnswers(
+            student, tokenizer, ends=stage.ends_of_turn(tokenizer), settings=settings, seed=seed
+        ),
         files=files,
         figures=RolloutFigures(
             [source.name for source in stage.active if source.on_policy],
-            first_lengths(log.read()),
+            log.read(),
+            grown=settings.grown_at(planned.steps),
         ),
     )

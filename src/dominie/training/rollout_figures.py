@@ -33,16 +33,22 @@ class RolloutFigures:
 
     Args:
         sources: names of those that the student answers, in part or whole.
-        first: mean length of the answers in the first line of metrics by source, where a run goes
-            on.
+        lines: of metrics, where a run goes on.
+        grown: the first step, counted from 1, at which answers may be as long as they ever get.
 
     Attributes:
         seconds: that generation took since the last line.
         teacher_seconds: likewise of the teachers' forward passes.
     """
 
-    def __init__(self, sources: Sequence[str], first: Mapping[str, float] | None = None) -> None:
-        self.sources, self.first = list(sources), dict(first or {})
+    def __init__(
+        self, sources: Sequence[str], lines: Iterable[Mapping[str, Any]] = (), *, grown: int = 1
+    ) -> None:
+        self.sources, self.grown = list(sources), grown
+        self.begun: set[str] = set()  # sources with a line of metrics
+        self.first: dict[str, float] = {}  # their mean lengths in the first one since `grown`
+        for line in lines:
+            self._begin(line.get("sources", {}), line.get("step", 0))
         self.seconds = self.teacher_seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # of GPU's passes
         self._warned: set[tuple[str, str]] = set()
@@ -146,11 +152,11 @@ class RolloutFigures:
             entry: of `log_entry`.
             step: of the line.
         """
+        begun = set(self.begun)
+        self._begin(entry, step)
         for source, found in entry.items():
             length = found.get("answer_tokens", 0.0)
-            begun = source in self.first
-            first = self.first.setdefault(source, length)
-            if not begun and found.get("divergence_own", 0.0) > FAR:
+            if source not in begun and found.get("divergence_own", 0.0) > FAR:
                 self._once(
                     source,
                     "far",
@@ -159,8 +165,8 @@ class RolloutFigures:
                     "students have collapsed under such teachers. Train on the data's answers "
                     "first (on_policy: 0), or name a teacher trained from the student's base",
                 )
-            longer = first > 0 and length > LONGER * first
-            if longer and found["answer_cut"] > CUT:
+            first = self.first.get(source, length)
+            if length > LONGER * first > 0 and found["answer_cut"] > CUT:
                 self._once(
                     source,
                     "long",
@@ -168,7 +174,7 @@ class RolloutFigures:
                     f"at first, {100 * found['answer_cut']:.0f} % cut off. Lower on_policy, so "
                     "that answers of the data teach their end, or the learning rate",
                 )
-            elif found.get("answer_cut", 0.0) >= 1.0:
+            elif found.get("answer_cut", 0.0) >= 1.0 and step >= self.grown:
                 self._once(
                     source,
                     "cut",
@@ -183,6 +189,14 @@ class RolloutFigures:
                     "their runs of four tokens stood before. Train on the data's answers first, or "
                     "lower on_policy",
                 )
+
+    def _begin(self, entry: Mapping[str, Mapping[str, float]], step: int) -> None:
+        """Keep the lengths that later ones are compared with; while answers may grow, none."""
+        for source, found in entry.items():
+            if "answer_tokens" in found:
+                self.begun.add(source)
+                if step >= self.grown:
+                    self.first.setdefault(source, found["answer_tokens"])
 
     def _once(self, source: str, kind: str, text: str) -> None:
         if (source, kind) not in self._warned:
@@ -202,13 +216,3 @@ def _means(counts: NDArray[Any]) -> dict[str, float]:
     names = ("answer_tokens", "answer_cut", "answer_ended", "repetition")
     means = {name: total / answers for name, total in zip(names, sums, strict=True)}
     return {"own": answers / conversations, **means}
-
-
-def first_lengths(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean length of answers by source in the first line of metrics that has it."""
-    found: dict[str, float] = {}
-    for line in lines:
-        for source, values in line.get("sources", {}).items():
-            if "answer_tokens" in values:
-                found.setdefault(source, values["answer_tokens"])
-    return found

@@ -14,7 +14,6 @@ import numpy as np
 from dominie.core.errors import RunError
 from dominie.core.io import read_checksummed, write_checksummed
 from dominie.data.batch import Row
-from dominie.data.row_store import Row as Tokenised
 
 #: Optimiser steps that one set of rollouts may serve: KL from the student that wrote to the one
 #: that learns is 0.06 nats after 4 of them, 0.2 after 32 (Open-MOPD, arXiv 2608.19098).
@@ -33,6 +32,10 @@ class RolloutSettings:
         max_new_tokens: longest answer; one that has not ended by then is learnt without an end.
         temperature: of the draws; 0 takes the most probable token. It decides which answers are
             seen, not the loss on them.
+        start_new_tokens: longest answer at the first step, from which it grows evenly to
+            `max_new_tokens`; None is that from the start.
+        grow_over: fraction of the stage's steps after which answers may be as long as they ever
+            get; counts with `start_new_tokens` alone.
         top_p: tokens are drawn from the smallest set with at least this probability; 1 is all.
         every: optimiser steps that are answered at once, at most 4, so that the later ones learn
             from answers of a slightly older student; the loss is always that of the student as it
@@ -45,6 +48,8 @@ class RolloutSettings:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
     max_new_tokens: int = 256
+    start_new_tokens: int | None = None
+    grow_over: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
     every: int = 1
@@ -56,6 +61,18 @@ class RolloutSettings:
         for name in ("max_new_tokens", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if (start := self.start_new_tokens) is not None and not 1 <= start <= self.max_new_tokens:
+            raise ValueError(
+                f"start_new_tokens must be from 1 to max_new_tokens, {self.max_new_tokens}, "
+                f"got {start}"
+            )
+        if not 0 < self.grow_over <= 1:
+            raise ValueError(f"grow_over must be above 0 and at most 1, got {self.grow_over}")
+        if self.grow_over < 1 and start is None:
+            raise ValueError(
+                "grow_over says until when answers become longer, and start_new_tokens, from which "
+                "length, is missing"
+            )
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be finite and not negative, got {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -68,10 +85,41 @@ class RolloutSettings:
                 "write engine: local, or leave it out"
             )
 
+    def longest_at(self, step: int, steps: int) -> int:
+        """The most tokens of an answer.
+
+        Args:
+            step: counted from 0.
+            steps: of the stage.
+        """
+        if self.start_new_tokens is None:
+            return self.max_new_tokens
+        grown = min(1.0, step / max(1.0, self.grow_over * steps - 1))
+        more = self.max_new_tokens - self.start_new_tokens
+        return self.start_new_tokens + int(grown * more + 1e-9)
+
+    def grown_at(self, steps: int) -> int:
+        """The first step, counted from 1, at which answers may be as long as they ever get."""
+        lengths = (self.longest_at(step, steps) for step in range(steps))
+        return next((n for n, most in enumerate(lengths, 1) if most == self.max_new_tokens), steps)
+
+    @property
+    def lengths(self) -> str:
+        """How long answers may be, in words."""
+        if self.start_new_tokens is None:
+            return f"up to {self.max_new_tokens:,} tokens each"
+        until = (
+            "at last" if self.grow_over == 1 else f"after {100 * self.grow_over:.3g} % of the steps"
+        )
+        first = f"up to {self.start_new_tokens:,} tokens each at first"
+        return f"{first}, {self.max_new_tokens:,} {until}"
+
     @property
     def identity(self) -> dict[str, Any]:
         """What the trained model depends on."""
+        grows = {"start_new_tokens": self.start_new_tokens, "grow_over": self.grow_over}
         return {
+            **(grows if self.start_new_tokens is not None else {}),
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -121,14 +169,34 @@ class Rollout:
     answer: Sequence[int]
     ended: bool
 
-    def as_row(self) -> Tokenised:
-        """What is learnt from: the generated tokens alone."""
+    def as_row(self, right: Sequence[int] = ()) -> AnsweredRow:
+        """What is learnt from: the generated tokens alone.
+
+        Args:
+            right: the answer of the data, for a teacher that may read it.
+        """
         ids = np.array([*self.prompt, *self.answer], np.int32)
-        return Tokenised(ids, np.arange(len(ids)) >= len(self.prompt))
+        supervised = np.arange(len(ids)) >= len(self.prompt)
+        return AnsweredRow(ids, supervised, np.array(right, np.int32))
 
 
-def prompt_of(row: Row, draw: float | None = None) -> list[int]:
-    """The tokens of a conversation up to the assistant's turn that is written anew.
+class AnsweredRow(NamedTuple):
+    """A conversation with an answer of the student, and `shown` [m], the data's own."""
+
+    input_ids: Any
+    supervised: Any
+    shown: Any
+
+
+class Turn(NamedTuple):
+    """A turn of the assistant in tokens: what stands before it, and what the data have there."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+def turn_of(row: Row, draw: float | None = None) -> Turn:
+    """The assistant's turn of a conversation that is written anew.
 
     A row without a supervised token is a prompt as a whole.
 
@@ -137,11 +205,11 @@ def prompt_of(row: Row, draw: float | None = None) -> list[int]:
         draw: from 0 to 1, which of the supervised turns; None is the last one.
     """
     ids, flags = np.asarray(row.input_ids), np.asarray(row.supervised, np.bool_)
-    begins = np.flatnonzero(flags & ~np.append(False, flags[:-1]))
-    if len(begins):
-        ids = ids[: begins[-1 if draw is None else int(draw * len(begins))]]
-    prompt: list[int] = ids.tolist()
-    return prompt
+    bounds = np.flatnonzero(np.diff(flags, prepend=False, append=False)).reshape(-1, 2)
+    if not len(bounds):
+        return Turn(ids.tolist(), [])
+    begin, end = bounds[-1 if draw is None else int(draw * len(bounds))].tolist()
+    return Turn(ids[:begin].tolist(), ids[begin:end].tolist())
 
 
 class RolloutFiles:

@@ -17,6 +17,7 @@ from dominie.models.info import ModelInfo
 from dominie.models.matching import check_heads, map_layers
 from dominie.models.pruning import kept_pairs
 from dominie.teachers import LocalTeacher, RoutedTeacher, Teacher
+from dominie.teachers.answer_shown import AnswerPrompt, AnswerReadingTeacher
 from dominie.training.dataloader import Mix, total_conversations
 from dominie.training.rollouts import RolloutSettings
 from dominie.training.settings import TrainSettings
@@ -40,6 +41,8 @@ class StageSource:
         cache: name of the cache used in place of its teacher, None without one.
         reference: whether its teacher is the model that the student starts as.
         on_policy: fraction of its conversations that the student answers itself.
+        shows: how the right answer is written into the prompts of its teacher, `{answer}` in it;
+            None shows the teacher what the student reads.
     """
 
     name: str
@@ -51,10 +54,13 @@ class StageSource:
     cache: str | None = None
     reference: bool = False
     on_policy: float = 0.0
+    shows: str | None = None
 
     @property
     def target_provider(self) -> str | None:
         """Name of the cache or teacher that provides its targets; None without any."""
+        if self.shows is not None:
+            return f"{self.teacher}, which reads {self.shows!r}"
         return self.cache or self.teacher
 
 
@@ -204,6 +210,7 @@ def routed_teacher(
     sources: Sequence[StageSource],
     pairs: AttentionPairs,
     caches: Mapping[str, Teacher],
+    tokenizer: Any = None,
 ) -> RoutedTeacher | None:
     """The teachers of all sources as one; None if there are none.
 
@@ -212,9 +219,18 @@ def routed_teacher(
         sources: of the stage.
         pairs: what the attention term compares.
         caches: teachers that need no model, by name.
+        tokenizer: the student's; needed for teachers that read right answers.
     """
     if not teachers and not caches:
         return None
     for name, teacher in teachers.items():
         teacher.capture(pairs.layers_of(name))
-    return RoutedTeacher({**teachers, **caches}, [source.target_provider for source in sources])
+    reading: dict[str, Teacher] = {
+        source.target_provider or "": AnswerReadingTeacher(
+            teachers[source.teacher or ""], AnswerPrompt.of(tokenizer, source.shows)
+        )
+        for source in sources
+        if source.shows is not None
+    }
+    routes = [source.target_provider for source in sources]
+    return RoutedTeacher({**teachers, **caches, **reading}, routes)

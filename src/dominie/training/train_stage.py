@@ -225,7 +225,7 @@ def build_trainer(
         stage: what is trained on and how.
         models: in memory.
         arguments: of transformers.
-        tokenizer: the student's; needed where it answers conversations itself.
+        tokenizer: the student's; needed where it answers itself, or its teacher reads answers.
         teacher: in place of those of `models`, for every batch.
         steps: where micro-batches come from; None is the stage's rows in the order of its schedule.
         callbacks: progress displays and the like.
@@ -233,7 +233,7 @@ def build_trainer(
     sources, settings = stage.sources, stage.settings
     infos = {name: info_of(text_config(each.model)) for name, each in models.teachers.items()}
     pairs = attention_pairs(info_of(text_config(models.student)), infos, stage.active)
-    teacher = teacher or routed_teacher(models.teachers, sources, pairs, models.caches)
+    teacher = teacher or routed_teacher(models.teachers, sources, pairs, models.caches, tokenizer)
     objective = Objective([source.terms for source in sources])
     routes = list(dict.fromkeys(source.target_provider for source in sources))
     collator = Collator(
@@ -274,7 +274,7 @@ def build_trainer(
                 log=log,
                 flops=FlopsMeter(
                     models.flops,
-                    [flops.get(source.target_provider or "") for source in sources],
+                    [None if s.cache else flops.get(s.teacher or "") for s in sources],
                     peak=peak_flops(settings.precision),
                 ),
                 validation=validation if validation else None,
