@@ -30,6 +30,8 @@ from dominie.training.train_stage import StageModels, Trained, train_stage
 STEPS = 4
 KD = LossTerms(prediction=Prediction())
 SHORT = RolloutSettings(max_new_tokens=6)
+GROWING = RolloutSettings(max_new_tokens=6, start_new_tokens=2, every=2)
+ENDING = (3, 6)  # as the chat template of the tokenizer ends questions
 
 
 class Killed(Exception):
@@ -48,14 +50,17 @@ class KillAt(TrainerCallback):
 
 
 def rows_of(count: int, seed: int, *, answers: bool = True) -> list[Row]:
-    """Rows that count upwards from somewhere: a prompt of two to four tokens, and an answer."""
+    """Rows that count upwards: a question of two to four tokens, its end, and an answer."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
         prompt, answer, start = int(rng.integers(2, 5)), int(rng.integers(3, 8)), rng.integers(40)
-        length = prompt + answer if answers else prompt
-        ids = [int(start) + i for i in range(length)]
-        rows.append(Row(ids, [i >= prompt for i in range(length)]))
+        ids = [*range(start, start + prompt), *ENDING]
+        supervised = [False] * len(ids)
+        if answers:
+            ids += range(start + prompt, start + prompt + answer)
+            supervised += [True] * answer
+        rows.append(Row([int(i) for i in ids], supervised))
     return rows
 
 
@@ -72,6 +77,7 @@ def train(models) -> Train:
         fractions: Sequence[float] = (0.5, 1.0),
         rollouts: RolloutSettings = SHORT,
         terms: LossTerms = KD,
+        shows: str | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         **settings: Any,
     ) -> Trained:
@@ -93,6 +99,7 @@ def train(models) -> Train:
             terms=terms,
             teacher="teacher",
             on_policy=fractions[0],
+            shows=shows,
         )
         prompts = StageSource(
             name="prompts",
@@ -247,6 +254,20 @@ def test_a_run_that_is_killed_reads_its_answers_and_ends_in_the_same_bits(
         assert (written / name).stat().st_mtime_ns == time  # read, not generated again
     assert answers_of(tmp_path / "cut") == answers_of(whole(every))
     assert lines(tmp_path / "cut")[-1]["sources"] == lines(whole(every))[-1]["sources"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("step", range(STEPS))
+def test_so_does_one_whose_teacher_reads_answers_that_grow_longer(train, tmp_path, step):
+    train(tmp_path / "whole", rollouts=GROWING, shows="7 {answer} 8")
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", rollouts=GROWING, shows="7 {answer} 8", callbacks=[KillAt(step)])
+    train(tmp_path / "cut", rollouts=GROWING, shows="7 {answer} 8")
+    assert_same_bits(tmp_path / "cut", tmp_path / "whole")
+    found = answers_of(tmp_path / "whole")
+    assert found == answers_of(tmp_path / "cut")
+    longest = {step: max(len(found[k].answer) for k in found if k.step == step) for step in (1, 3)}
+    assert longest[1] <= 2 < longest[3] <= 4
 
 
 def test_answers_that_are_damaged_or_of_other_weights_are_generated_anew(train, whole, tmp_path):
