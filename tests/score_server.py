@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import threading
 from typing import Any
 
 import numpy as np
+import torch
 from fault_server import Answer, Asked
 
 
@@ -65,16 +66,21 @@ class Scorer:
             pages["/model_info"] = {"weight_version": self.weight_version}
         return Answer(body=json.dumps(pages[path])) if path in pages else Answer(404, "no")
 
+    def rows(self, ids: list[int]) -> Any:
+        """[n - 1, V] log-probabilities of the tokens of a prompt from the second on."""
+        return self.log_p[ids[:-1]]
+
     def tree(self, ids: list[int], k: int) -> dict[str, Any]:
         """The reply as JSON has it."""
         entries: list[list[tuple[int, float, int]] | None] = [None]
-        for before, token in itertools.pairwise(ids):
-            order = np.argsort(-self.log_p[before], kind="stable")
+        rows = self.rows(ids)
+        for log_p, token in zip(rows, ids[1:], strict=True):
+            order = np.argsort(-log_p, kind="stable")
             chosen = [int(each) for each in order[:k]]
             if token not in chosen:
                 chosen.append(token)
             ranks = {int(each): rank for rank, each in enumerate(order, 1)}
-            entries.append([(c, float(self.log_p[before, c]), ranks[c]) for c in chosen])
+            entries.append([(c, float(log_p[c]), ranks[c]) for c in chosen])
         usage = {"prompt_tokens": len(ids), "completion_tokens": 1}
         if self.engine == "vllm":
             named = [
@@ -84,8 +90,23 @@ class Scorer:
             ]
             return {"choices": [{"text": "x", "prompt_logprobs": named}], "usage": usage}
         own = [[None, ids[0], None]] + [
-            [float(self.log_p[a, b]), b, None] for a, b in itertools.pairwise(ids)
+            [float(log_p[b]), b, None] for log_p, b in zip(rows, ids[1:], strict=True)
         ]
         top = [each and [[p, c, None] for c, p, _ in each[:k]] for each in entries]
         about = {"input_token_logprobs": own, "input_top_logprobs": top, **usage}
         return {"text": "x", "meta_info": {**about, "weight_version": self.weight_version}}
+
+
+class ModelScorer(Scorer):
+    """Behaves as a server of a local model."""
+
+    def __init__(self, model: Any, vocabulary: int, **settings: Any) -> None:
+        super().__init__(vocabulary, **settings)
+        self.of = model
+        self._lock = threading.Lock()
+
+    def rows(self, ids: list[int]) -> Any:
+        """[n - 1, V] log-probabilities of the model."""
+        with self._lock, torch.no_grad():
+            logits = self.of(input_ids=torch.tensor([ids])).logits[0, :-1]
+            return logits.double().log_softmax(-1).numpy()

@@ -66,7 +66,6 @@ SHOWN = {"model": "toyworld:student", "shows": "answer"}
         ({f"{ALIGN}rollouts__max_new_tokens": 64}, "less than train.max_length, now 64"),
         ({f"{ALIGN}rollouts__max_new_token": 6}, "did you mean max_new_tokens"),
         ({f"{ALIGN}rollouts__every": 8}, "every must be from 1 to 4"),
-        ({f"{ALIGN}rollouts__engine": {"endpoint": "http://x/v1"}}, "this process alone"),
         ({f"{ALIGN}loss": {"next_token": 1.0}}, "need a teacher to mark them"),
         ({f"{ALIGN}loss": {"prediction": 1.0, "next_token": 0.1}}, "by heart"),
         ({f"{ALIGN}cache": True, f"{ALIGN}loss": {"prediction": 1.0}}, "cached teacher"),

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from dominie.core.display import Display
 from dominie.core.errors import InputError, RunError
+from dominie.generation.prompt_answers import logged_answers
 from dominie.planning.plan import machine, plan_recipe
 from dominie.recipe import dump_recipe, load_recipe
 from dominie.workflows.check import check_recipe
@@ -161,6 +162,56 @@ def test_a_killed_stage_pays_for_no_answer_twice(recipe, serve):
     prompts = json.loads((recipe.parent / "runs/toy/written/stage.json").read_text())["prompts"]
     assert 2 * prompts <= sum(server.paid.values()) <= 2 * prompts + under_way
     assert paid < sum(server.paid.values())
+
+
+WRITER = """
+import sys
+from pathlib import Path
+
+from dominie.data.sources import Source
+from dominie.generation.endpoint import ServedModel
+from dominie.generation.prompt_answers import Answers, prompts_of, server_answers
+
+url, folder = sys.argv[1], Path(sys.argv[2])
+settings = {"model": "writer", "source": "asked", "samples": 2, "temperature": 0.7}
+prompts = list(prompts_of(Source(name="asked", path=str(folder / "asked.jsonl")), frozenset()))
+served = ServedModel(endpoint=url, model="org/big", concurrency=8, backoff=0.001)
+server_answers(Answers(**settings), served, prompts, folder / "logs", print, lambda *_: None)
+"""
+
+
+@pytest.mark.full
+def test_two_thousand_answers_with_thirty_kills_are_paid_once_and_none_is_lost(tmp_path, serve):
+    chats = [
+        [{"role": "user", "content": f"{n} ?"}, {"role": "assistant", "content": "."}]
+        for n in range(1000)
+    ]
+    lines = [json.dumps({"messages": chat}) + "\n" for chat in chats]
+    (tmp_path / "asked.jsonl").write_text("".join(lines))
+    server = serve(lambda asked: Answer(**{**vars(say(asked)), "hang": 0.01}))
+    server.remembered = set()  # a gateway that bills a call once: those under way at a kill
+    command = [sys.executable, "-c", WRITER, server.url, str(tmp_path)]
+    kills = 0
+    while True:
+        before = sum(server.asked.values())
+        with (tmp_path / "errors.txt").open("w+") as errors:
+            process = subprocess.Popen(command, stderr=errors, stdout=subprocess.DEVNULL)
+            while process.poll() is None and (
+                kills >= 30 or sum(server.asked.values()) < before + 40
+            ):
+                time.sleep(0.002)
+            if process.poll() is not None:
+                errors.seek(0)
+                assert process.returncode == 0, errors.read()
+                break
+            process.kill()
+            process.wait()
+        kills += 1
+    assert kills == 30
+    assert len(server.remembered) == sum(server.paid.values()) == 2000
+    assert set(server.paid.values()) == {2}, "none was paid twice"
+    assert sum(server.asked.values()) <= 2000 + 30 * 8, "but for those under way at a kill"
+    assert len(logged_answers(tmp_path / "logs")) == 2000, "none was lost"
 
 
 def test_a_server_that_stops_answering_keeps_what_it_wrote(recipe, serve):

@@ -353,11 +353,10 @@ def test_what_the_server_allows_is_said_before_anything_is_spent(tmp_path, serve
     ("override", "message"),
     [
         ("stages.kd.loss={prediction: {weight: 1, temperature: 2}}", "at temperature 1 alone"),
-        ("stages.kd.loss={prediction: {weight: 1, kind: reverse_kl}}", "from a cache alone"),
+        ("stages.kd.loss={prediction: {weight: 1, kind: reverse_kl}}", "no states or weights"),
         ("stages.kd.loss={prediction: 1, attention: 1}", "queries and keys"),
         ("stages.kd.cache={scheme: threshold}", "no samples of the others"),
         ("stages.kd.cache=true", "no samples of the others"),
-        ("stages.kd.cache=false", "remove cache: false"),
         ("models.big.tokenizer=", "its tokenizer is not known"),
         ("models.big.request={temperature: 2}", "temperature cannot be chosen"),
         ("models.big.map_tokens=true", "under the same ids"),

@@ -10,7 +10,7 @@ from dominie.core.errors import InputError
 from dominie.data.batch import collate, joined
 from dominie.losses.terms import Attention, LossTerms, NextToken, Prediction
 from dominie.teachers import LocalTeacher, RoutedTeacher
-from dominie.teachers.teacher import signals
+from dominie.teachers.ahead import signals
 from dominie.training.settings import TrainSettings
 
 PAIRS = [(0, 0), (1, 1)]

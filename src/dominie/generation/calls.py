@@ -88,6 +88,7 @@ class Calls:
         self._halted = False  # before the loop ran
         self._stopped: asyncio.Event
         self._first: asyncio.Lock
+        self._places: asyncio.Semaphore
         self._error: DominieError | None = None
         self._signal: int | None = None
 
@@ -141,6 +142,7 @@ class Calls:
         found: dict[int, Result],
     ) -> None:
         self._stopped, self._first = asyncio.Event(), asyncio.Lock()
+        self._places = asyncio.Semaphore(self.endpoint.concurrency)
         self._loop = asyncio.get_running_loop()
         if self._halted:
             return
@@ -163,7 +165,8 @@ class Calls:
         self._client = Client(self.endpoint, self._key, url=self._url, largest=self._largest)
         async with self._client:
             with self._handling_signals():
-                workers = min(self.endpoint.concurrency, len(items))
+                # More than calls at once: one that waits before a further attempt takes no place.
+                workers = min(2 * self.endpoint.concurrency, len(items))
                 await asyncio.gather(*(worker() for _ in range(workers)))
 
     async def _ask(self, key: str, body: dict[str, Any]) -> Reply | None:
@@ -205,6 +208,12 @@ class Calls:
         return await self._sent(key, body)
 
     async def _sent(self, key: str, body: dict[str, Any]) -> tuple[Outcome, Reply | None]:
+        async with self._places:
+            if self._stopped.is_set():
+                raise _Stopping
+            return await self._sent_at_once(key, body)
+
+    async def _sent_at_once(self, key: str, body: dict[str, Any]) -> tuple[Outcome, Reply | None]:
         with self.budget.reserved(body) as settle:
             began = time.time()
             # The same until it is answered, then another: a gateway bills what it repeats once.

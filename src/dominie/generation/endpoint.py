@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from dominie.core.errors import InputError, secret_in
-from dominie.core.references import PathName
+from dominie.core.references import PathName, Reference
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
@@ -216,6 +216,31 @@ class ServedModel(Endpoint):
     def title(self) -> str:
         """The model and where it is, for messages."""
         return f"{self.model} at {self.endpoint}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutServer(Endpoint):
+    """A vLLM server that generates the student's answers; it loads its adapter while it runs.
+
+    Attributes:
+        endpoint: URL up to and with the version, for example http://localhost:8000/v1.
+        model: the name that the model under the student's adapter has there.
+        adapters: folder for the adapters, which this machine and the server both see; None is in
+            the stage's folder.
+    """
+
+    not_here: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("price", "budget"), "the student on the server is your own, and costs nothing by the token"
+    )
+    adapters: Annotated[str, Reference("output")] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.price is not None or self.budget is not None:
+            raise ValueError(self.not_here["price"])
+        fixed = {"prompt", "max_tokens", "temperature", "top_p", "seed", "logprobs"}
+        if twice := fixed & {*self.request, *self.omit}:
+            raise ValueError(f"{min(twice)} is set by the stage's rollouts, and not here")
 
 
 _BYTES = 256  # of an id with its log-probability, rank and text in a reply, at most

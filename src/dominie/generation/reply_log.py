@@ -242,6 +242,11 @@ class ScoreLog(ReplyLog):
             else:
                 self._by_key[record["key"]].append(kept)
 
+    def forget(self) -> None:
+        """Drop what is in memory, unless calls are counted: a training may make millions."""
+        if not self._on_disk:
+            self._by_key.clear()
+
 
 def read_scored(body: str) -> ScoredReply | None:
     """Return the reply in the body of a response, None if it is cut or none of a model."""

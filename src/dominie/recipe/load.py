@@ -189,6 +189,11 @@ def _merge_train(tree: dict[str, Any]) -> None:
         stage = stages[name] = _as_mapping(stages[name], where)
         if stage.keys() & untrained and "train" not in stage:
             continue
+        if (
+            isinstance(rollouts := stage.get("rollouts"), dict)
+            and rollouts.get("engine") == "local"
+        ):
+            rollouts["engine"] = None  # the default
         own = _as_mapping(stage.get("train"), f"{where}.train")
         check_train(own, where=f"{where}.train")
         stage["train"] = _separate_arguments({**shared, **own})

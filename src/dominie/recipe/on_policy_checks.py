@@ -66,11 +66,32 @@ def check_on_policy(recipe: Recipe, stage: TrainStage, *, where: str) -> None:
             found=str(longest),
             do="lower it, or raise train.max_length",
         )
+    if stage.rollout_settings.engine is not None:
+        _check_server(stage, where=where)
     if is_sharded(stage.train.arguments):
         raise InputError(
             "the student cannot answer while FSDP or DeepSpeed cuts up its weights",
             where=f"{where}.train",
             do="train it whole on each device, or with LoRA; or set on_policy: 0",
+        )
+
+
+def _check_server(stage: TrainStage, *, where: str) -> None:
+    """Refuse a student that a server cannot be given at each step."""
+    lora = stage.train.lora
+    if lora is None:
+        raise InputError(
+            "a server gets the student's adapter at each step, and the student trains all weights",
+            where=f"{where}.rollouts.engine",
+            expected="a stage with train.lora",
+            do="set train.lora, or leave engine out: answers are then generated in this process",
+        )
+    if lora.modules_to_save:
+        raise InputError(
+            "a server loads no modules that are trained in full beside the adapters",
+            where=f"{where}.train.lora.modules_to_save",
+            found=", ".join(lora.modules_to_save),
+            do="remove them, or leave rollouts.engine out",
         )
 
 
@@ -107,6 +128,8 @@ def _check_marked(recipe: Recipe, stage: TrainStage, name: str, *, where: str) -
 def _is_cached(recipe: Recipe, stage: TrainStage, name: str) -> bool:
     """Whether a source has a cache in its teacher's place."""
     teacher = stage.teacher_on(name)
+    if teacher in recipe.served:
+        return bool(stage.data[name].cache)  # without a word it is asked while the stage trains
     placed = teacher is not None and recipe.placement(teacher) == "cached"
     return stage.cache_on(name) is not None or (placed and stage.data[name].cache is None)
 
@@ -134,6 +157,14 @@ def check_shown_answers(recipe: Recipe, stage: TrainStage, *, where: str) -> Non
                 "with the student's: its tokens stand elsewhere",
                 where=f"{here}.loss.attention",
                 do="remove the attention term from this source",
+            )
+        if stage.teacher_on(name) in recipe.served:
+            raise InputError(
+                "a teacher behind a server reads what the student reads",
+                where=here,
+                expected="a teacher in memory, for answers that it alone is shown",
+                found=f"{stage.teacher_on(name)}, behind a server",
+                do="name a local model, or remove shows",
             )
         if _is_cached(recipe, stage, name):
             raise InputError(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dominie.recipe.schema import Recipe
 
 #: How a served teacher is cached if the recipe does not say: all that the server returns of a
-#: token's distribution, and what is left as one outcome.
+#: token's distribution, and what is left as one outcome. Live, as many tokens are asked for.
 _TOP = CacheSettings(enabled=False, scheme="top", top_p=1.0)
 
 
@@ -56,17 +56,13 @@ def check_served_teachers(recipe: Recipe, stage: TrainStage, *, where: str) -> N
                 where=f"{where.partition(': ')[0]}: models.{name}.request.{min(fixed)}",
                 do="remove it, or give the model a second name for writing answers",
             )
-        off = stage.data[source].cache is False or (
-            stage.data[source].cache is None and asked is not None and not asked.enabled
-        )
-        if off or loss.needs_live_teacher:
+        if loss.needs_live_teacher:
             raise InputError(
-                "a teacher behind a server teaches from a cache alone: it returns what it "
-                "predicts for rows that are known before training, and no states or weights",
+                "a teacher behind a server returns the likeliest of the tokens that it predicts, "
+                "and no states or weights",
                 where=here,
-                found=f"{name}, {served.title}; "
-                + ("cache: false" if off else _needs_of(stage, source)),
-                do="remove cache: false" if off else "use prediction: {kind: forward_kl} alone",
+                found=f"{name}, {served.title}; {_needs_of(stage, source)}",
+                do="use prediction: {kind: forward_kl} alone",
             )
         if loss.prediction is not None and loss.prediction.temperature != 1.0:
             raise InputError(
@@ -77,7 +73,9 @@ def check_served_teachers(recipe: Recipe, stage: TrainStage, *, where: str) -> N
                 expected="1",
                 found=f"{loss.prediction.temperature:g}",
             )
-        if asked is not None and asked.scheme != "top":
+        mixed = stage.data[source]
+        cached = mixed.cache or (mixed.cache is None and not mixed.on_policy)
+        if cached and asked is not None and asked.enabled and asked.scheme != "top":
             raise InputError(
                 "a server returns the likeliest tokens, and no samples of the others",
                 where=f"{where}.cache.scheme",
@@ -128,7 +126,10 @@ def _needs_of(stage: TrainStage, source: str) -> str:
 
 def with_served_teachers(recipe: Recipe, stage: TrainStage) -> TrainStage:
     """Write out how a stage caches teachers that are behind servers, if it does not say."""
-    named = {stage.teacher_on(source) for source in stage.active}
-    if stage.cache is not None or not named & recipe.served.keys():
-        return stage
-    return dataclasses.replace(stage, cache=_TOP)
+    served = {each for each in stage.active if stage.teacher_on(each) in recipe.served}
+    live = {n for n in served if stage.data[n].on_policy and stage.data[n].cache is None}
+    data = {
+        n: dataclasses.replace(m, cache=False) if n in live else m for n, m in stage.data.items()
+    }
+    cache = _TOP if served and stage.cache is None else stage.cache
+    return dataclasses.replace(stage, data=data, cache=cache)

@@ -101,6 +101,8 @@ def training_parts(
             sources[source]["quantize"] = bits  # of other models it is in their own fingerprint
         if cache := stage.cache_on(source):
             sources[source]["cache"] = cache.identity
+        elif teacher in recipe.served and stage.cache:
+            sources[source]["scored"] = stage.cache.k_max
         if (shown := stage.shown_on(source)) is not None:
             sources[source]["shows"] = shown
         if fraction := stage.data[source].on_policy:

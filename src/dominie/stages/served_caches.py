@@ -1,47 +1,39 @@
-"""Rows of a teacher cache from a server: tested first, scored several at once, never mixed up."""
+"""Teachers behind servers: the rows of a cache, and those that are asked while a stage trains."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dominie.core.display import Advance, Display
-from dominie.core.errors import DominieError, InputError, RunError
-from dominie.core.io import mapping
+from dominie.core.distributed import all_gather, rank, world_size
+from dominie.core.errors import DominieError, InputError
+from dominie.core.io import read_checksummed, write_checksummed
 from dominie.data.shards import Entry, ShardWriter
 from dominie.generation.calls import Ask, Calls
-from dominie.generation.endpoint import ServedModel, largest_reply, score_body, score_url
-from dominie.generation.prompt_scores import (
-    MOST_NOISE,
-    TESTED,
-    BadScores,
-    Probe,
-    PromptScores,
-    scores_of,
-    self_test,
-    server_facts,
-)
-from dominie.generation.reply_log import ScoredReply, ScoreLog, call_key, read_scored
-from dominie.teachers.cache_sampling import TokenStats
-from dominie.teachers.cache_writer import chosen_of, distance, token_counts
-from dominie.teachers.cached import key_of_row
+from dominie.generation.prompt_scores import PromptScores
+from dominie.stages.server_scores import ServerScorer
+from dominie.teachers.cache_sampling import CacheSettings, TokenStats
+from dominie.teachers.cache_writer import chosen_of, token_counts
+from dominie.teachers.cached import CachedTeacher, key_of_row
+from dominie.teachers.scored import AskedScores, ScoredTeacher
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from dominie.data.batch import Row
     from dominie.stages.run_folder import RunFolder
     from dominie.stages.teacher_caches import CachePlan
+    from dominie.stages.train import PreparedTraining
+    from dominie.teachers import Teacher
     from dominie.teachers.cache import Cache
 
 _AT_ONCE = 8  # rows that are brought to the disk together
-_CHUNK = 64  # rows, at least, between two looks at whether the server was started anew
+_CHUNK = 64  # rows, at least, between two proofs that a server whose connections break is the same
 
 
 class ServedTeacher:
@@ -53,24 +45,20 @@ class ServedTeacher:
 
     def __init__(self, folder: RunFolder, plan: CachePlan, display: Display) -> None:
         self.plan, self.display = plan, display
-        self.served: ServedModel = folder.recipe.served[plan.teacher]
-        self.where, self.k = f"models.{plan.teacher}", plan.settings.k_max
-        self.facts = server_facts(self.served, where=self.where)
-        rows = plan.rows.values()
-        self._longest = max((len(row.input_ids) for row in rows), default=1)
-        if self.facts.longest is not None and self._longest + 1 > self.facts.longest:
-            raise InputError(
-                "conversations are longer than the server takes",
-                where=self.where,
-                expected=f"at most {self.facts.longest} tokens, with one that it generates",
-                found=f"{self._longest + 1}",
-                do="start it with a larger --max-model-len, or lower train.max_length",
-            )
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", plan.teacher)
-        log = folder.path / "cache" / f"{name}.calls.jsonl"
-        counted = self.served.budget is not None or self.served.price is not None
-        self._log = ScoreLog(log, on_disk=counted)
+        rows = list(plan.rows.values())
         self._vocabulary = len(plan.prepared.tokenizer)
+        self.scorer = ServerScorer(
+            folder.recipe.served[plan.teacher],
+            where=f"models.{plan.teacher}",
+            purpose="a cache",
+            kept="what was scored is kept",
+            k=plan.settings.k_max,
+            longest=max((len(row.input_ids) for row in rows), default=1),
+            vocabulary=self._vocabulary,
+            log=folder.path / "cache" / f"{name}.calls.jsonl",
+            show=display.line,
+        )
 
     def begin(self) -> tuple[TokenStats, dict[str, Any]]:
         """Test the server; return what a new cache of it begins with, and notes for its manifest.
@@ -78,41 +66,17 @@ class ServedTeacher:
         Raises:
             InputError: the server fails the test: nothing has been spent on rows yet.
         """
-        row = self.plan.rows[min(self.plan.rows)]
-        ids = [int(each) for each in row.input_ids[:TESTED]]
-        first, second = self._scored_ids(ids), self._scored_ids(ids)
-        found, probe = self_test(first, second, ids, self._vocabulary, where=self.where)
-        line = ", ".join(f"{key} {value}" for key, value in found.items())
-        self.display.line(f"{self.plan.teacher}: self-test of {self.served.title}: {line}")
-        if (path := self.served.local) is not None:
-            found["local"] = apart = self._distance(path, ids, first)
-            warns = "warning: " if apart["difference_mean"] > MOST_NOISE else ""
-            self.display.line(
-                f"{warns}{self.plan.teacher}: the server is {apart['difference_mean']:.4f} nats a "
-                f"token from {path}, KL {apart['kl']:.6f}"
-            )
-        stats = token_counts(list(self.plan.rows.values()), self._vocabulary, 0.0)
-        notes = {"server": self.facts.compared, "self_test": found}
-        return stats, {**notes, "probe": dataclasses.asdict(probe)}
+        rows = self.plan.rows
+        notes = self.scorer.begin(rows[min(rows)].input_ids)
+        return token_counts(list(rows.values()), self._vocabulary, 0.0), notes
 
     def check_same(self, cache: Cache) -> None:
         """Refuse a server that is not the one which the rows of a cache are from.
 
         Raises:
-            InputError: says what differs.
+            InputError, RunError: says what differs.
         """
-        before = mapping(cache.manifest.get("server"))
-        for name, now in self.facts.compared.items():
-            if before.get(name) != now:
-                raise InputError(
-                    f"the cache is from a server with another {name}",
-                    where=str(cache.folder),
-                    expected=str(before.get(name)),
-                    found=str(now),
-                    do="start the server as it was; or name another folder in the stage's cache, "
-                    "or move this one away, and all rows are scored anew",
-                )
-        self._check_probe(cache)
+        self.scorer.go_on(cache.manifest, origin=str(cache.folder))
 
     def write(self, rows: Sequence[Row], cache: Cache, advance: Advance) -> None:
         """Score rows and append them to a cache, the longest first.
@@ -127,152 +91,210 @@ class ServedTeacher:
         from dominie.training.callbacks import SaveAndStop
 
         order = sorted(rows, key=lambda row: -len(row.input_ids))
-        size = max(_CHUNK, 8 * self.served.concurrency)
-        done, stop = _Done(len(rows), advance), SaveAndStop()
+        done, stop, calls = _Done(len(rows), advance), SaveAndStop(), self.scorer.calls()
         with stop.catching(), ShardWriter(cache.folder, owner=cache.owner) as writer:
-            for start in range(0, len(order), size):
-                chunk = _Chunk(writer)
-                try:
-                    self._score(order[start : start + size], cache, chunk, done)
-                except DominieError:
-                    if stop.signum is None:
-                        raise
-                finally:
-                    chunk.flush()
-                    if chunk.held:
-                        self._check_probe(cache)
-                        writer.add(chunk.held)
-                if stop.signum is not None:
-                    break
-            else:
-                self._check_probe(cache)
+            window = _Window(writer, calls)
+
+            async def work(row: Row, ask: Ask) -> None:
+                taught = np.flatnonzero(np.asarray(row.supervised, np.bool_)[1:]) + 1
+                ids = [int(each) for each in row.input_ids]
+                scores = await self.scorer.ask(ids, taught.tolist(), ask, calls)
+                key, chosen = key_of_row(row), chosen_of(scores, self.plan.settings)
+                window.add(Entry(key, len(chosen), cache.coder.encoded(chosen, key)))
+                done.add(len(chosen), calls.budget.note)
+                if window.waits_for_proof:
+                    await window.release(self.scorer.check_same_within(ask, calls))
+
+            try:
+                calls.run(order, work)
+            except DominieError:
+                if stop.signum is None:
+                    raise
+            finally:
+                window.flush()
+                if window.held:
+                    self.scorer.check_same()
+                    writer.add(window.held)
+            if stop.signum is None and not window.held:
+                self.scorer.check_same()
         stop.check(where=f"stage {self.plan.stage}, {done.rows:,} of {len(rows):,} scored")
 
-    def _score(self, rows: Sequence[Row], cache: Cache, chunk: _Chunk, done: _Done) -> None:
-        calls = self._calls()
 
-        async def work(row: Row, ask: Ask) -> None:
-            taught = np.flatnonzero(np.asarray(row.supervised, np.bool_)[1:]) + 1
-            ids = [int(each) for each in row.input_ids]
-            scores = await self._ask(ids, taught.tolist(), ask, calls)
-            if self.facts.weights is not None and scores.weights != self.facts.weights:
-                raise self._other_weights(cache, f"weight version {scores.weights}")
-            key, chosen = key_of_row(row), chosen_of(scores, self.plan.settings)
-            entry = Entry(key, len(chosen), cache.coder.encoded(chosen, key))
-            chunk.add(entry, held=calls.breaks > 0)
-            done.add(len(chosen), calls.budget.note)
+class LiveScores:
+    """Scores for a stage while it trains: a `ScoreSource` of a teacher.
 
-        calls.run(rows, work)
+    After a connection broke the server has to prove that it is the same before what it says is
+    used: it may have been started anew, with other weights.
 
-    def _scored_ids(self, ids: list[int], *, proof: bool = False) -> PromptScores:
-        """Score every position of a prompt, within the budget unless rows depend on it as proof."""
-        calls = self._calls(bounded=not proof)
+    Args:
+        scorer: that has begun.
+    """
 
-        async def work(prompt: list[int], ask: Ask) -> PromptScores:
-            return await self._ask(prompt, list(range(1, len(prompt))), ask, calls)
+    def __init__(self, scorer: ServerScorer) -> None:
+        self.scorer = scorer
+        self._proven = 0
 
-        return calls.run([ids], work)[0]
+    @cached_property
+    def _calls(self) -> Calls:
+        return self.scorer.calls()
 
-    def _distance(self, path: str, ids: list[int], scores: PromptScores) -> dict[str, float]:
-        """Compare what the server says with the same weights here."""
-        import torch
+    def score(
+        self,
+        asked: Sequence[AskedScores],
+        found: Callable[[int, PromptScores], None],
+    ) -> None:
+        """Score conversations, several at once.
 
-        from dominie.models.loading import load_frozen
-        from dominie.models.spec import Model
+        Args:
+            asked: of each its ids and the positions of the tokens that are predicted.
+            found: called with the index of a conversation and its scores, as they come.
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        row = _Prompt(np.array(ids, np.int32), np.ones(len(ids), np.bool_))
-        model = load_frozen(Model(path=path), device=device)
-        return distance(model, row, scores, self._vocabulary)
+        Raises:
+            InputError, RunError: as `ServerScorer.ask`.
+        """
+        calls, held = self._calls, list[tuple[int, PromptScores]]()
 
-    async def _ask(
-        self, ids: list[int], positions: list[int], ask: Ask, calls: Calls
-    ) -> PromptScores:
-        body = score_body(self.served, self.facts.engine, ids, self.k)
-        key = call_key(self.served.model, ids, self.k)
-        reply = await ask(key, body)
-        if reply is None:
-            said = calls.failures[key]
-            if "logprob" in said and ("max" in said or "allowed" in said):
-                raise InputError(
-                    "the server returns fewer log-probabilities than are asked for",
-                    where=self.where,
-                    found=said,
-                    do=f"start it with --max-logprobs {self.k}, or lower the stage's cache.k_max",
-                )
-            raise RunError(
-                "the server does not score a conversation",
-                where=self.where,
-                found=f"{said} ({len(ids):,} tokens)",
-                do="run again when it does: what was scored is kept",
-            )
-        assert isinstance(reply, ScoredReply)
-        try:
-            return scores_of(
-                reply, self.facts.engine, ids, positions, k=self.k, vocabulary=self._vocabulary
-            )
-        except BadScores as error:
-            raise InputError(
-                "the server does not return the log-probabilities of a prompt as a cache needs "
-                "them",
-                where=self.where,
-                expected=f"the {self.k} likeliest ids of every position, and the token itself",
-                found=str(error),
-                do="start vLLM or SGLang as docs/served.md has it; what was scored is kept",
-            ) from None
+        async def work(index: int, ask: Ask) -> None:
+            ids, positions = asked[index]
+            scores = await self.scorer.ask(ids.tolist(), positions.tolist(), ask, calls)
+            if calls.breaks > self._proven:
+                held.append((index, scores))
+            else:
+                found(index, scores)
 
-    def _calls(self, *, bounded: bool = True) -> Calls:
-        return Calls(
-            self.served if bounded else dataclasses.replace(self.served, budget=None),
-            self._log,
-            where=self.where,
-            show=self.display.line,
-            url=score_url(self.served, self.facts.engine),
-            read=read_scored,
-            largest=largest_reply(self._longest, self.k),
-        )
-
-    def _check_probe(self, cache: Cache) -> None:
-        """Refuse a server that says something else of the probe than it said at first."""
-        kept = Probe(**mapping(cache.manifest.get("probe")))
-        now = self._scored_ids(kept.ids, proof=True).actual
-        apart = float(np.abs(now - np.array(kept.log_probs)).mean())
-        if apart > max(MOST_NOISE, 5 * kept.noise):
-            raise self._other_weights(cache, f"{apart:.4f} nats from what it said at first")
-
-    def _other_weights(self, cache: Cache, found: str) -> RunError:
-        return RunError(
-            "the server has other weights than those the cache was begun with",
-            where=str(cache.folder),
-            expected=f"those of {self.served.title} that are in the cache",
-            found=found,
-            do="start it with them and run again: what was scored before is kept; or name another "
-            "folder in the stage's cache, or move this one away",
-        )
+        calls.run(range(len(asked)), work)
+        if held:
+            breaks = calls.breaks
+            self.scorer.check_same()
+            self._proven = breaks
+            for index, scores in held:
+                found(index, scores)
+        self.scorer.log.forget()
 
 
 @dataclass(frozen=True)
-class _Prompt:
-    """A conversation of which every token counts."""
+class LiveTeacher:
+    """A teacher behind a server, while a stage trains.
 
-    input_ids: NDArray[np.int32]
-    supervised: NDArray[np.bool_]
+    Attributes:
+        teacher: gives a batch its targets.
+        scorer: asks the server.
+        notes: what the server told of itself, and its self-test.
+    """
+
+    teacher: ScoredTeacher
+    scorer: ServerScorer
+    notes: Mapping[str, Any]
+
+    def finished(self) -> dict[str, Any]:
+        """What `stage.json` says of it, once it has proved to be the same to the end.
+
+        Raises:
+            RunError: it has other weights now.
+        """
+        self.teacher.close()
+        self.scorer.check_same()
+        return {key: self.notes[key] for key in ("server", "self_test")} | {"k": self.scorer.k}
 
 
-class _Chunk:
-    """Rows as they are scored: written a few at once, or held back."""
+def live_teachers(
+    folder: RunFolder, prepared: PreparedTraining, display: Display
+) -> dict[str, LiveTeacher]:
+    """The teachers of a stage that are asked while it trains, by name; each is tested first.
 
-    def __init__(self, writer: ShardWriter) -> None:
-        self._writer = writer
+    What the first test found is in the stage's folder, and a run that goes on compares with it.
+
+    Raises:
+        InputError: a server that cannot teach, or a budget that no rank knows of another.
+        RunError: one that has other weights than when the stage began.
+    """
+    found: dict[str, LiveTeacher] = {}
+    for source in prepared.stage_sources:
+        name = source.target_provider
+        if name is None or name in found or (served := folder.recipe.served.get(name)) is None:
+            continue
+        if served.budget is not None and world_size() > 1:
+            raise InputError(
+                "a budget is counted by one process, and a live teacher is asked by each",
+                where=f"models.{name}.budget",
+                found=f"{world_size()} processes",
+                do="remove the budget, train on one process, or fill a cache",
+            )
+        stage = folder.stage(prepared.name)
+        label = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+        scorer = ServerScorer(
+            served,
+            where=f"models.{name}",
+            purpose="this stage",
+            kept="the stage goes on from its last checkpoint",
+            k=(prepared.stage.cache or CacheSettings()).k_max,
+            longest=prepared.stage.train.max_length,
+            vocabulary=len(prepared.tokenizer),
+            log=stage / f"{label}.calls.jsonl",
+            show=display.line if rank() == 0 else lambda _: None,
+        )
+        path = stage / f"{label}.server.json"
+        if rank() == 0 and not path.exists():
+            write_checksummed(path, scorer.begin(source.train[0].input_ids))
+        all_gather(None)  # for the one process that tests it
+        notes = read_checksummed(path)
+        scorer.go_on(notes, origin=str(path))
+        found[name] = LiveTeacher(ScoredTeacher(LiveScores(scorer)), scorer, notes)
+    return found
+
+
+def stored_or_asked(
+    caches: Mapping[str, Cache], asked: Mapping[str, LiveTeacher]
+) -> dict[str, Teacher]:
+    """The teachers of a stage that need no model here, by the names that its sources use."""
+    stored = {name: CachedTeacher(cache) for name, cache in caches.items()}
+    return {**stored, **{name: each.teacher for name, each in asked.items()}}
+
+
+def finished(teachers: Mapping[str, LiveTeacher]) -> dict[str, Any]:
+    """What `stage.json` says of live teachers, if there are any."""
+    found = {name: each.finished() for name, each in teachers.items()}
+    return {"served": found} if found else {}
+
+
+class _Window:
+    """Rows as they are scored: written a few at once, or held until the server is proved the same.
+
+    Rows that are held keep none of the others from being scored.
+    """
+
+    def __init__(self, writer: ShardWriter, calls: Calls) -> None:
+        self._writer, self._calls = writer, calls
         self._ready: list[Entry] = []
+        self._proven = 0  # breaks after which the server was the same
+        self._proving = False
         self.held: list[Entry] = []
 
-    def add(self, entry: Entry, *, held: bool) -> None:
-        (self.held if held else self._ready).append(entry)
+    def add(self, entry: Entry) -> None:
+        """Take a row in."""
+        broken = self._calls.breaks > self._proven
+        (self.held if broken else self._ready).append(entry)
         if len(self._ready) >= _AT_ONCE:
             self.flush()
 
+    @property
+    def waits_for_proof(self) -> bool:
+        """Whether so many rows are held that the server should be asked."""
+        return len(self.held) >= _CHUNK and not self._proving
+
+    async def release(self, proof: Awaitable[None]) -> None:
+        """Write the rows that are held, if the proof does not raise; later ones wait for others."""
+        breaks, count, self._proving = self._calls.breaks, len(self.held), True
+        try:
+            await proof
+        finally:
+            self._proving = False
+        self._writer.add(self.held[:count])
+        del self.held[:count]
+        self._proven = breaks
+
     def flush(self) -> None:
+        """Write the rows that are ready."""
         self._writer.add(self._ready)
         self._ready = []
 

@@ -174,8 +174,9 @@ class TrainStage(StageKind):
 
         from dominie.recipe.served import with_served_teachers
 
-        data = {name: on_source(name, mixed) for name, mixed in self.data.items()}
-        return with_served_teachers(recipe, dataclasses.replace(self, data=data))
+        stage = with_served_teachers(recipe, self)
+        data = {name: on_source(name, mixed) for name, mixed in stage.data.items()}
+        return dataclasses.replace(stage, data=data)
 
     def check(self, recipe: Recipe, name: str, *, where: str) -> None:
         """Refuse a mix of nothing, a loss without its teacher, a cache that cannot serve."""
@@ -215,8 +216,8 @@ class TrainStage(StageKind):
     def run(self, run: StageRun) -> dict[str, Any]:
         """Fill the caches and train, on every rank."""
         from dominie.core.hardware import use_free_cores
+        from dominie.stages.served_caches import finished, live_teachers, stored_or_asked
         from dominie.stages.teacher_caches import fill_caches
-        from dominie.teachers.cached import CachedTeacher
         from dominie.training.callbacks import StepProgress
         from dominie.training.stage_sources import StageTraining
         from dominie.training.train_stage import StageModels, shared_base_of, train_stage
@@ -225,9 +226,10 @@ class TrainStage(StageKind):
         assert isinstance(prepared, PreparedTraining)
         run.begin(threads=use_free_cores(run.earlier.get("threads")), data={})
         sources = prepared.stage_sources
-        live = {source.teacher for source in sources if source.cache is None}
+        live = {s.teacher for s in sources if s.cache is None} - folder.recipe.served.keys()
         teachers = {name: folder.teacher(name) for name in self.models if name in live}
         caches = fill_caches(folder, prepared, display)
+        asked = live_teachers(folder, prepared, display)
         shared = shared_base_of(student := folder.model(self.student), teachers, self.train)
         if shared.adapters:
             display.line(
@@ -248,14 +250,14 @@ class TrainStage(StageKind):
                     student=student,
                     tokenizer=prepared.tokenizer,
                     teachers=teachers,
-                    caches={name: CachedTeacher(cache) for name, cache in caches.items()},
+                    caches=stored_or_asked(caches, asked),
                     shared=shared,
                 ),
                 callbacks=[StepProgress(advance)],
             )
         figures = {k: v for k, v in vars(trained).items() if v is not None and k != "token_shares"}
         data = {source: prepared.counts(source, trained) for source in self.active}
-        return {**figures, "data": data}
+        return {**figures, **finished(asked), "data": data}
 
     def plan(self, recipe: Recipe, name: str, machine: Any, sizes: Mapping[str, Any]) -> Any:
         """Plan its memory and time on a machine."""

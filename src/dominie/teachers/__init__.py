@@ -2,13 +2,8 @@
 
 from dominie.deprecated import renamed
 from dominie.losses.targets import Part, Signal
-from dominie.teachers.teacher import (
-    AdapterTeacher,
-    LocalTeacher,
-    RoutedTeacher,
-    Teacher,
-    TeacherPrefetch,
-)
+from dominie.teachers.ahead import TeacherPrefetch
+from dominie.teachers.teacher import AdapterTeacher, LocalTeacher, RoutedTeacher, Teacher
 
 __all__ = [
     "AdapterTeacher",

@@ -33,7 +33,7 @@ class CachedTeacher:
 
     def expect(self, spans: Sequence[Span]) -> None:
         """Decode these conversations in a thread, for the next `signal`; none ends the last one."""
-        taught = {_key(span): span for span in spans if span.supervised}
+        taught = {key_of_span(span): span for span in spans if span.supervised}
         if self._ahead is not None:
             if self._ahead.spans.keys() == taught.keys():
                 return
@@ -49,7 +49,9 @@ class CachedTeacher:
         ahead, self._ahead = self._ahead, None
         found = {} if ahead is None else ahead.result()
         stored = [
-            found[key] if (key := _key(span)) in found else self.cache.decoded(key, span.supervised)
+            found[key]
+            if (key := key_of_span(span)) in found
+            else self.cache.decoded(key, span.supervised)
             for span in batch.spans
             if span.supervised
         ]
@@ -93,7 +95,8 @@ class _Decoding:
         self._thread.join()
 
 
-def _key(span: Span) -> bytes:
+def key_of_span(span: Span) -> bytes:
+    """The key of a conversation in a batch."""
     return key_of(span.input_ids, span.taught)
 
 

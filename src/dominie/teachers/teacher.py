@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from dominie.core.distributed import one_process_at_a_time
 from dominie.core.errors import InputError
-from dominie.data.batch import Batch, Span, joined
+from dominie.data.batch import Batch, Span
 from dominie.losses.targets import DenseTarget, Part, Signal
 from dominie.models.attention_capture import TeacherAttention
 from dominie.models.head import check_head, decoder, output_head, text_config
@@ -23,6 +23,7 @@ from dominie.models.matching import reorder_vocabulary, token_map
 from dominie.models.packed_attention import decoder_inputs
 from dominie.models.placement import is_sharded
 from dominie.models.spec import Model
+from dominie.teachers.ahead import can_expect, expect_all, expect_next
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -186,13 +187,6 @@ def load_teacher(
     return model
 
 
-class ExpectingTeacher(Teacher, Protocol):
-    """A teacher that can begin its work on conversations before their batch is asked for."""
-
-    def expect(self, spans: Sequence[Span]) -> None:
-        """Begin with the conversations of the next `signal`; without any, end what was begun."""
-
-
 class RoutedTeacher:
     """Sends each row to its teacher *before* any forward pass, so that no row is computed twice.
 
@@ -231,10 +225,16 @@ class RoutedTeacher:
                 cast("LocalTeacher", teacher).run_for_other_ranks(device)
         return Signal(tuple(parts))
 
+    def expect_step(self, spans: Sequence[Span]) -> None:
+        """Tell each teacher that asks for a step at once which conversations of it are its own."""
+        for index, name in enumerate(self.names):
+            expect_all(self.teachers[name], [s for s in spans if self.routes[s.source] == index])
+
     @property
     def expects(self) -> bool:
         """Whether any teacher can begin before it is asked."""
-        return any(map(can_expect, self.teachers.values()))
+        teachers = self.teachers.values()
+        return any(can_expect(each) or hasattr(each, "expect_step") for each in teachers)
 
     def expect(self, spans: Sequence[Span]) -> None:
         """Tell each teacher that can begin before which conversations it is asked for next."""
@@ -255,73 +255,3 @@ class RoutedTeacher:
         return {
             name for (_, name), any_rank in zip(together, wanted.tolist(), strict=True) if any_rank
         }
-
-
-def can_expect(teacher: Teacher) -> bool:
-    """Whether a teacher can begin before it is asked."""
-    return hasattr(teacher, "expect") and getattr(teacher, "expects", True)
-
-
-def expect_next(teacher: Teacher, spans: Sequence[Span]) -> None:
-    """Have a teacher begin with these conversations, if it can."""
-    if can_expect(teacher):
-        cast("ExpectingTeacher", teacher).expect(spans)
-
-
-class TeacherPrefetch:
-    """The targets of the micro-batches of an optimiser step, a few of them in one forward pass.
-
-    Teachers that can begin before they are asked do so while the student is at the micro-batches
-    before.
-
-    Args:
-        teacher: whose targets.
-        micro_batches: of the student, in a forward pass of the teacher.
-    """
-
-    def __init__(self, teacher: Teacher, micro_batches: int) -> None:
-        self.teacher, self.micro_batches = teacher, micro_batches
-        self._waiting: list[Batch] = []
-        self._ready: list[Signal] = []
-        self._following: Callable[[], Sequence[Span]] = tuple
-
-    def start_step(
-        self, batches: Sequence[Batch], following: Callable[[], Sequence[Span]] = tuple
-    ) -> None:
-        """Expect a step's micro-batches, then what follows; what is left of a step is dropped."""
-        self._waiting, self._ready, self._following = list(batches), [], following
-        self._begin_next()
-
-    def next(self) -> Signal:
-        """The signal of the next micro-batch of the step."""
-        if not self._ready:
-            together = self._waiting[: self.micro_batches]
-            self._waiting = self._waiting[self.micro_batches :]
-            self._ready = signals(self.teacher, together)
-            self._begin_next()
-        return self._ready.pop(0)
-
-    def _begin_next(self) -> None:
-        if can_expect(self.teacher):
-            together = self._waiting[: self.micro_batches]
-            spans = [span for batch in together for span in batch.spans]
-            expect_next(self.teacher, spans if together else self._following())
-
-    def close(self) -> None:
-        """End what teachers have begun."""
-        self.start_step([])
-
-
-def signals(teacher: Teacher, batches: Sequence[Batch]) -> list[Signal]:
-    """The signal of each batch, from one forward pass over the rows of all of them."""
-    if len(batches) == 1:
-        return [teacher.signal(batches[0])]
-    whole = joined(batches)
-    signal, supervised = teacher.signal(whole), whole.supervised_by_row
-    found, start = [], 0
-    for batch in batches:
-        rows, length = batch.input_ids.shape
-        parts = [part.of(start, start + rows, length, supervised) for part in signal.parts]
-        found.append(Signal(tuple(part for part in parts if part is not None)))
-        start += rows
-    return found

@@ -280,10 +280,14 @@ class MicroBatchSampler:
 
 
 class MicroBatches(Dataset[dict[str, Any]]):
-    """The micro-batches of a step source as a data loader's dataset: dictionaries with `number`."""
+    """The micro-batches of a step source as a data loader's dataset: dictionaries with `number`.
+
+    Of a source whose student answers conversations itself they are those of the data.
+    """
 
     def __init__(self, source: StepSource) -> None:
-        self.source = source
+        self.source: StepSource = getattr(source, "planned", source)
+        self._own: Sequence[float] = getattr(getattr(source, "plan", None), "fractions", ())
 
     def __len__(self) -> int:
         return len(self.source)
@@ -294,6 +298,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
     def first_spans(self, step: int, micro_batches: int) -> list[Span]:
         """The conversations of this rank's first micro-batches of a step, as the data have them.
 
+        Those of sources that the student answers itself are left out.
+
         Args:
             step: counted from 0; after the last one there are none.
             micro_batches: so many of this rank.
@@ -301,7 +307,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
         if step >= self.source.steps:
             return []
         numbers = range(rank(), self.source.micro_batches, world_size())[:micro_batches]
-        return [span for number in numbers for span in self.source.micro_batch(step, number).spans]
+        found = [s for number in numbers for s in self.source.micro_batch(step, number).spans]
+        return [span for span in found if not (self._own and self._own[span.source])]
 
 
 def unwrap(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dominie.training.rollout_figures import RolloutFigures
 from dominie.training.rollout_plan import Planned, RolloutPlan
 from dominie.training.rollouts import Rollout, RolloutFiles, RolloutKey
 from dominie.training.stage_sources import StageTraining
-from dominie.training.student_answers import StudentAnswers
+from dominie.training.student_answers import AnswerWriter, answer_writer, check_apart
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class OnPolicyRows:
         self,
         planned: FixedRows,
         plan: RolloutPlan,
-        writer: StudentAnswers,
+        writer: AnswerWriter,
         *,
         files: RolloutFiles,
         figures: RolloutFigures,
@@ -131,7 +131,7 @@ class OnPolicyRows:
         chosen = [columns.index(name) for name in ("divergence", "next_token")]
         values = torch.cat(self._values)[:, chosen].double().cpu().numpy()
         counts = [batch.positions.numel() for batch in self._batches]
-        at, found = 0, {}
+        at, found, apart = 0, {}, []
         for batch, keys, count in zip(self._batches, self._keys, counts, strict=True):
             start = at
             for span, key in zip(batch.spans, keys, strict=True):
@@ -140,8 +140,11 @@ class OnPolicyRows:
                 self.figures.add_values(self.sources[span.source], part, own=key is not None)
                 if key is not None:
                     found[key] = part[:, 0].tolist()
+                    apart.append(self.writer.compare(key, part[:, 1].tolist()))
             at += count
         self._values = []
+        if step == self._first:  # the student is still the one that answered
+            check_apart([each for each in apart if each is not None], step=step + 1)
         if found:
             self.files.write_divergences(step + 1, rank(), found)
 
@@ -263,9 +266,7 @@ def on_policy_rows(
             seed=seed,
             max_length=stage.settings.max_length,
         ),
-        StudentAnswers(
-            student, tokenizer, ends=stage.ends_of_turn(tokenizer), settings=settings, seed=seed
-        ),
+        answer_writer(stage, student, tokenizer, files.folder),
         files=files,
         figures=RolloutFigures(
             [source.name for source in stage.active if source.on_policy],

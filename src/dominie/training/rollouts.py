@@ -14,6 +14,7 @@ import numpy as np
 from dominie.core.errors import RunError
 from dominie.core.io import read_checksummed, write_checksummed
 from dominie.data.batch import Row
+from dominie.generation.endpoint import RolloutServer
 
 #: Optimiser steps that one set of rollouts may serve: KL from the student that wrote to the one
 #: that learns is 0.06 nats after 4 of them, 0.2 after 32 (Open-MOPD, arXiv 2608.19098).
@@ -43,7 +44,7 @@ class RolloutSettings:
         turn: which of the assistant's turns is written anew, the last one or a random one; what
             follows on it is left out.
         batch: answers of one forward pass, at most; changes time and memory.
-        engine: where answers are generated: `local` is this process.
+        engine: a vLLM server that generates them; None, in a recipe `local`, is this process.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -55,7 +56,7 @@ class RolloutSettings:
     every: int = 1
     turn: Literal["last", "random"] = "last"
     batch: int = 256
-    engine: str | dict[str, Any] = "local"
+    engine: RolloutServer | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch"):
@@ -79,11 +80,6 @@ class RolloutSettings:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if not 1 <= self.every <= MOST_STEPS:
             raise ValueError(f"every must be from 1 to {MOST_STEPS}, got {self.every}")
-        if self.engine != "local":
-            raise ValueError(
-                "rollouts are generated in this process alone, and no server is asked for them: "
-                "write engine: local, or leave it out"
-            )
 
     def longest_at(self, step: int, steps: int) -> int:
         """The most tokens of an answer.
@@ -125,6 +121,7 @@ class RolloutSettings:
             "top_p": self.top_p,
             "every": self.every,
             "turn": self.turn,
+            **({} if self.engine is None else {"engine": "server"}),
         }
 
 

@@ -87,7 +87,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._spikes, self._collapse = SpikeGuard(settings.max_spike), ExpertCollapseWarning()
         if monitor.validation is None:
             args.eval_strategy = "no"
-        dataset = MicroBatches(self.on_policy.planned if self.on_policy else steps)
+        dataset = MicroBatches(steps)
         super().__init__(
             model=model,
             args=args,

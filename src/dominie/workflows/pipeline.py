@@ -22,6 +22,7 @@ from dominie.stages.fingerprint import changed_settings, digest
 from dominie.stages.prepare import Preparation
 from dominie.stages.run_folder import RunFolder, check_whole
 from dominie.stages.run_stages import run_stages
+from dominie.stages.server_scores import estimated
 from dominie.stages.teacher_caches import (
     CachePlan,
     cache_identity,
@@ -173,13 +174,16 @@ def _estimate(folder: RunFolder, plan: CachePlan, display: Display) -> dict[str,
 
     from dominie.teachers.cache_writer import batch_tokens, entries, in_batches, measure_token_stats
 
-    if plan.teacher in folder.recipe.served:
-        raise InputError(
-            "a cache from a server is not estimated: a sample of it would be paid for",
-            where=f"stages.{plan.stage}",
-            found=plan.teacher,
-            do="see docs/served.md for bytes a token; `dominie cache` without --estimate fills it",
+    if (served := folder.recipe.served.get(plan.teacher)) is not None:
+        found = estimated(plan, served)
+        cost = f", {found['money']:.2f} by its price" if "money" in found else ""
+        display.line(
+            f"{plan.stage}, {plan.teacher}: {found['requests']:,} requests of {found['tokens']:,} "
+            f"tokens{cost}; {found['supervised_tokens']:,} supervised tokens of about "
+            f"{found['bytes_per_token']:.0f} bytes, {_size(found['bytes'])}, and about "
+            f"{_size(found['bytes_received'])} over the wire; nothing was asked"
         )
+        return found
     identity = cache_identity(folder, plan)
     rows = list(plan.rows.values())
     sample = rows[:: max(1, len(rows) // _SAMPLED_ROWS)][:_SAMPLED_ROWS]
