@@ -70,6 +70,7 @@ _TITLES = {
     "Task": "A task",
     "Harness": "Tasks of lm-evaluation-harness",
     "RolloutSettings": "Rollouts",
+    "RolloutServer": "A server of rollouts",
     "MtBench": "MT-Bench",
     "AlpacaEval": "AlpacaEval",
     "Judge": "A judge",

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from dominie.core.display import Display
+from dominie.core.run_reader import read_stage
 from dominie.data.batch import collate
 from dominie.models.head import padding_for
 from dominie.models.loading import load_frozen
@@ -37,7 +38,8 @@ pytestmark = [
     pytest.mark.skipif(
         not (URL and WEIGHTS),
         reason="DOMINIE_VLLM names no running vLLM (http://127.0.0.1:8000/v1, started with "
-        "--max-logprobs 64 or more), and DOMINIE_VLLM_WEIGHTS no folder of what it serves",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and --max-logprobs 64 or more), and "
+        "DOMINIE_VLLM_WEIGHTS no folder of what it serves",
     ),
 ]
 
@@ -67,12 +69,17 @@ stages:
 """
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
+def filled(text: str) -> str:
+    """A recipe with the server's address and its model's name and weights."""
     with urllib.request.urlopen(f"{URL}/models", timeout=60) as answer:
         name = json.load(answer)["data"][0]["id"]
-    text = RECIPE.replace("URL", str(URL)).replace("WEIGHTS", str(WEIGHTS)).replace("NAME", name)
-    (tmp_path / "real.yaml").write_text(text.replace("ROWS", "12"))
+    text = text.replace("URL", str(URL)).replace("WEIGHTS", str(WEIGHTS)).replace("NAME", name)
+    return text.replace("ROWS", "12")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "real.yaml").write_text(filled(RECIPE))
     return tmp_path / "real.yaml"
 
 
@@ -116,3 +123,35 @@ def test_it_writes_answers_that_differ(recipe: Path) -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len({row["messages"][-1]["content"] for row in rows}) > 4
     assert all(0 < row["origin"]["tokens"] <= 40 for row in rows)
+
+
+LIVE = """
+name: live
+train: {steps: 2, batch: 2, max_length: 128, learning_rate: 1e-4, log_every: 1, lora: {r: 8}}
+models:
+  big: {endpoint: URL, model: NAME, tokenizer: WEIGHTS, concurrency: 4, timeout: 600}
+  small: {path: WEIGHTS}
+data:
+  domain: {path: "toyworld:domain?rows=ROWS"}
+stages:
+  align:
+    student: small
+    teacher: big
+    data: {domain: {share: 1.0, on_policy: 1.0}}
+    loss: {prediction: 1.0}
+    rollouts: {max_new_tokens: 12, engine: {endpoint: URL, model: NAME, timeout: 600}}
+"""
+
+
+def test_it_writes_the_students_answers_and_marks_them(recipe: Path, caplog) -> None:
+    recipe.write_text(filled(LIVE))
+    display = Display(Console(file=StringIO(), width=400, color_system=None))
+    folder = run_recipe(load_recipe(recipe), recipe.parent / "runs", display) / "align"
+    text = (folder / "metrics.jsonl").read_text()
+    lines = [json.loads(line)["sources"]["domain"] for line in text.splitlines()]
+    print(lines, caplog.text)
+    assert lines[0]["own"] == 1.0
+    assert lines[0]["divergence"] < 0.05, "teacher and student are one model, but for rounding"
+    served = read_stage(folder)["served"]["big"]
+    assert served["self_test"]["noise_mean"] <= 0.02
+    assert "nats from the student's" not in caplog.text, "its tokens are those of the adapter"

@@ -10,12 +10,18 @@ from typing import Any
 import pytest
 from fault_server import Answer, Asked
 from lora_server import LoraServer
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
 from dominie.core.display import Display
 from dominie.core.errors import DominieError, InputError
+from dominie.generation.endpoint import RolloutServer
 from dominie.recipe import recipe_of
 from dominie.toyworld import materialise
+from dominie.training.rollouts import RolloutKey, RolloutSettings
+from dominie.training.server_answers import ServerAnswers
+from dominie.training.student_answers import AskedAnswer
 from dominie.workflows.pipeline import run_recipe
 
 
@@ -142,23 +148,39 @@ BAD: dict[str, tuple[Any, str]] = {
     "another prompt": (changed(prompt_token_ids=[1]), "it read another prompt"),
     "nan": (changed(token_ids=[3], logprobs={"token_logprobs": [float("nan")]}), "no number"),
     "no end": (
-        changed(token_ids=[3], logprobs={"token_logprobs": [-1.0]}, finish_reason="stop"),
+        changed(token_ids=[20], logprobs={"token_logprobs": [-1.0]}, finish_reason="stop"),
         "no token that ends one",
     ),
-    "other weights": (other_weights, "the answers are not the student's"),
 }
 
 
+@pytest.fixture(scope="module")
+def student(base: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_answers_that_are_not_the_students_are_refused(tmp_path, serve, base, name):
+def test_what_is_no_answer_of_the_student_is_refused(tmp_path, serve, base, student, name):
     behave, said = BAD[name]
     lora = LoraServer(base)
     server = serve(lambda asked: behave(lora, asked))
+    settings = RolloutSettings(engine=RolloutServer(**at(server.url)))
+    folder = tmp_path / "align" / "rollouts"
     with pytest.raises(DominieError) as caught:
-        run(tree(at(server.url)), tmp_path)
+        ServerAnswers(
+            student, range(242), ends=[2], settings=settings, seed=0, folder=folder
+        ).write([AskedAnswer(RolloutKey(1, "domain", 0), [5, 6, 7], 4)])
     assert said in str(caught.value)
-    assert "lower rate" not in str(caught.value), "the step is at no fault"
     assert "evil.test" not in str(server.asked)
+
+
+def test_answers_of_other_weights_end_the_stage(tmp_path, serve, base):
+    lora = LoraServer(base)
+    server = serve(lambda asked: other_weights(lora, asked))
+    with pytest.raises(DominieError, match="the answers are not the student's") as caught:
+        run(tree(at(server.url)), tmp_path)
+    assert "lower rate" not in str(caught.value), "the step is at no fault"
 
 
 @pytest.mark.parametrize(

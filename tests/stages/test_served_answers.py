@@ -237,7 +237,7 @@ def test_a_server_that_stops_answering_keeps_what_it_wrote(recipe, serve):
         ("stages.tuned.student=writer", "its weights are not at hand"),
         ("stages.written.answers.budget={calls: 1}", "stand under models"),
         ("stages.m={merge: {models: {writer: 1.0}}}", "its weights are not at hand"),
-        ("evaluate.models={a: writer}", "its weights are not at hand"),
+        ("evaluate.models={a: writer}", "the tokenizer is not known"),
     ],
 )
 def test_misuse_is_refused_by_name(recipe, override, message):

@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fault_server import Answer, Asked
 from rich.console import Console
@@ -15,9 +16,15 @@ from score_server import ModelScorer
 from dominie.core.display import Display
 from dominie.core.errors import DominieError, InputError
 from dominie.core.run_reader import read_stage
+from dominie.data.batch import collate
+from dominie.data.row_store import Row
+from dominie.generation.endpoint import ServedModel
 from dominie.models.loading import load_frozen, load_tokenizer
 from dominie.models.spec import Model
 from dominie.recipe import recipe_of
+from dominie.stages.served_caches import LiveScores
+from dominie.stages.server_scores import ServerScorer
+from dominie.teachers.scored import ScoredTeacher
 from dominie.toyworld import materialise
 from dominie.workflows.pipeline import run_recipe
 
@@ -76,10 +83,9 @@ def run(recipe: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_all_ids_of_a_server_are_the_local_teacher(tmp_path, serve, teacher, engine):
+def test_all_ids_of_a_server_are_the_local_teacher(tmp_path, serve, teacher):
     model, vocabulary = teacher
-    server = serve(scorer := ModelScorer(model, vocabulary, engine=engine, cap=vocabulary))
+    server = serve(scorer := ModelScorer(model, vocabulary, cap=vocabulary))
     recipe = tree(server.url)
     recipe["stages"]["align"]["cache"] = {"enabled": False, "k_max": vocabulary}
     mine, local = run(recipe, tmp_path / "a"), run(tree("", served=False), tmp_path / "b")
@@ -92,13 +98,14 @@ def test_all_ids_of_a_server_are_the_local_teacher(tmp_path, serve, teacher, eng
                 other["sources"]["general"]["divergence"], rel=1e-3, abs=1e-6
             )
     told = read_stage(tmp_path / "a" / "live" / "align")["served"]["big"]
-    assert told["server"]["engine"] == engine
+    assert told["server"]["engine"] == "vllm"
     assert told["k"] == vocabulary
     assert told["self_test"]["noise_mean"] == 0.0
     assert server.most_at_once > 1, "the conversations of a step are asked for together"
     assert scorer.scored < 60, "and those of validation once"
 
 
+@pytest.mark.full
 def test_few_ids_and_a_tail_are_a_lower_bound_live_as_from_a_cache(tmp_path, serve, teacher):
     model, vocabulary = teacher
     server = serve(ModelScorer(model, vocabulary))
@@ -124,7 +131,7 @@ def test_a_server_that_is_another_in_the_midst_ends_the_stage(tmp_path, serve, t
     before, broken = weights.clone(), []
 
     def restarts(asked: Asked) -> Answer:
-        if asked.body and scorer.scored == 9 and not broken:
+        if asked.body and scorer.scored >= 9 and not broken:
             broken.append(1)
             weights.copy_(before.flip(0))
             return Answer(body="{", cut=True)
@@ -135,33 +142,38 @@ def test_a_server_that_is_another_in_the_midst_ends_the_stage(tmp_path, serve, t
         with pytest.raises(DominieError, match="the server has other weights") as caught:
             run(recipe, tmp_path)
         assert "nats from what it said at first" in str(caught.value)
-        with pytest.raises(DominieError, match="the server has other weights"):
-            run(recipe, tmp_path)
     finally:
         weights.copy_(before)
-    whole = run(tree(serve(scorer).url, checkpoint_every=1), tmp_path / "whole")
     recipe["models"]["big"]["endpoint"] = serve(scorer).url  # an address is no part of it
-    assert run(recipe, tmp_path)[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-6)
+    assert [line["step"] for line in run(recipe, tmp_path) if "sources" in line] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
-    ("behave", "said"),
+    ("answer", "said"),
     [
-        (lambda s, a: Answer(401, "expired") if s.scored > 5 else s(a), "the endpoint asks for a"),
-        (lambda s, a: Answer(body="{}") if s.scored > 5 else s(a), "does not score a conversation"),
-        (
-            lambda s, a: Answer(body='{"choices": [{"text": "x"}]}') if s.scored > 5 else s(a),
-            "returns no prompt_logprobs",
-        ),
+        (Answer(401, "expired"), "the endpoint asks for a"),
+        (Answer(body="{}"), "does not score a conversation"),
+        (Answer(body='{"choices": [{"text": "x"}]}'), "returns no prompt_logprobs"),
+        (Answer(307, headers={"location": "http://evil.test/"}), "leads to http://evil.test"),
+        (Answer(body="x" * (50 << 20)), "MiB for one reply"),
+        (Answer(500, "no"), "HTTP 500: no"),
     ],
 )
-def test_a_server_that_fails_in_the_midst_is_one_message(tmp_path, serve, teacher, behave, said):
+def test_a_server_that_fails_in_the_midst_is_one_message(tmp_path, serve, teacher, answer, said):
     scorer = ModelScorer(*teacher)
-    server = serve(lambda asked: behave(scorer, asked) if asked.body else scorer(asked))
+    server = serve(lambda asked: answer if asked.body and scorer.scored > 1 else scorer(asked))
+    served = ServedModel(endpoint=server.url, model="org/big", backoff=0.001, retries=1)
+    where: Any = {"where": "models.big", "purpose": "this stage", "kept": "it goes on"}
+    asker = ServerScorer(
+        served, **where, k=5, longest=48, vocabulary=242, log=tmp_path / "log", show=print
+    )
+    asker.begin(range(3, 40))
+    told = ScoredTeacher(LiveScores(asker))
+    rows = [Row(np.arange(3, 20 + n), np.arange(17 + n) > 4) for n in range(4)]
     with pytest.raises(DominieError) as caught:
-        run(tree(server.url), tmp_path)
+        told.signal(collate([(0, row) for row in rows]))
     assert said in str(caught.value)
-    assert "lower rate" not in str(caught.value), "the step is at no fault"
+    assert "evil.test" not in str(server.asked)
 
 
 def test_what_live_scores_cannot_be_is_refused(teacher):

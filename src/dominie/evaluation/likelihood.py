@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -34,7 +35,7 @@ def choice(
     that no option wins for being the beginning of another. Ranks share the questions.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, or what has `log_likelihoods` of its own.
         tokenizer: of the questions, too.
         options: the field that lists the options.
         likelihood: the sum over an option's tokens, or that divided by tokens or by bytes.
@@ -46,8 +47,11 @@ def choice(
     offered = [candidates(question.conversation, options) for question in questions]
     rows = _encoded(tokenizer, questions, [texts for texts, _ in offered])
 
+    of_model = getattr(model, "log_likelihoods", None) or partial(_log_likelihoods, model)
+
     def log_likelihoods(members: list[int]) -> list[list[list[float]]]:
-        return _log_likelihoods(model, [rows[i] for i in members])
+        found: list[list[list[float]]] = of_model([rows[i] for i in members])
+        return found
 
     lengths = [max(len(row.input_ids) for row in each) for each in rows]
     together = max(1, batch // max(map(len, rows), default=1))

@@ -41,7 +41,7 @@ def generate_outputs(
     """Generate greedy answers, in the order of the questions; ranks share the questions.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, or what has `outputs` of its own.
         tokenizer: of the questions, too.
         max_new_tokens: longest answer; None is the longest target and a little more.
         batch: prompts per forward pass.
@@ -56,6 +56,9 @@ def generate_outputs(
     ]
 
     def generate(members: list[int]) -> list[Generation]:
+        if hasattr(model, "outputs"):
+            found: list[Generation] = model.outputs([questions[i] for i in members], sampling)
+            return found
         return generate_all(generator, [requests[i] for i in members])
 
     return compute_over_ranks([len(q.prompt_ids) for q in questions], batch, generate, track)

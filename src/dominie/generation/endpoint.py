@@ -178,8 +178,8 @@ Engine = Literal["vllm", "sglang"]
 NO_WEIGHTS = "a model behind a server cannot stand here: its weights are not at hand"
 #: What it can be instead.
 PLACES = (
-    "name it as the teacher of a source, which is then cached, or as the model of an answers "
-    "stage; score it under evaluate.endpoints; as a judge it is written out in the benchmark"
+    "name it as the teacher of a source, as the model of an answers stage, as a judge, or among "
+    "the models that are scored"
 )
 _ON_THE_SERVER = "the server holds the weights: start it with them as they are to be"
 

@@ -16,6 +16,7 @@ from dominie.core.errors import InputError
 from dominie.core.references import Kind, rewritten
 from dominie.data.data_files import exists, expanded
 from dominie.data.sources import is_local
+from dominie.generation.endpoint import Endpoint
 from dominie.recipe.messages import (
     describe_value,
     first_problem,
@@ -85,6 +86,7 @@ def _recipe(tree: dict[str, Any], overrides: Sequence[str], *, where: str, base:
     for override in overrides:
         _apply_override(tree, override)
     _write_out_shorthands(tree)
+    _name_judges(tree)
     _merge_train(tree)
     _name_sources(tree)
     try:
@@ -177,6 +179,22 @@ def _write_out_shorthands(tree: Any, path: tuple[str, ...] = ()) -> None:
             _write_out_shorthands(value, here)
         elif value is not None and (meaning := _shorthand_key(here)):
             tree[key] = {meaning: value}
+
+
+def _name_judges(tree: dict[str, Any]) -> None:
+    """Write out judges that are named as a model behind a server, beside what they set more."""
+    evaluate, models = tree.get("evaluate"), tree.get("models")
+    benchmarks = evaluate.get("benchmarks") if isinstance(evaluate, dict) else None
+    kept = {field.name for field in dataclasses.fields(Endpoint)}
+    for benchmark in benchmarks.values() if isinstance(benchmarks, dict) else ():
+        judge = benchmark.get("judge") if isinstance(benchmark, dict) else None
+        own = {"model": judge} if isinstance(judge, str) else judge
+        if not isinstance(own, dict) or "endpoint" in own or not isinstance(models, dict):
+            continue
+        named = models.get(str(own.get("model")))
+        if isinstance(named, dict) and "endpoint" in named:
+            shared = {key: value for key, value in named.items() if key in kept}
+            benchmark["judge"] = {**shared, **own, "model": named.get("model")}
 
 
 def _merge_train(tree: dict[str, Any]) -> None:

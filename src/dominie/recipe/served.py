@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError
+from dominie.core.task_result import LIKENESS
 from dominie.generation.endpoint import NO_WEIGHTS, PLACES
 from dominie.teachers.cache_sampling import CacheSettings
 
@@ -82,6 +83,31 @@ def check_served_teachers(recipe: Recipe, stage: TrainStage, *, where: str) -> N
                 expected="top",
                 found=asked.scheme,
                 do="set cache: {scheme: top, top_p: 1.0, k_max: 64}, or leave cache out",
+            )
+
+
+def check_scored(recipe: Recipe, model: str, *, where: str) -> None:
+    """Refuse tasks that need more of a scored model than a server gives.
+
+    Raises:
+        InputError: names the task.
+    """
+    if (served := recipe.served.get(model)) is None or recipe.evaluate is None:
+        return
+    for name, task in recipe.evaluate.tasks.items():
+        what = "lm-eval's tasks run on" if task.lm_eval else f"{task.metric} compares"
+        if task.lm_eval is not None or task.metric in LIKENESS:
+            raise InputError(
+                f"{what} a model in memory",
+                where=where,
+                found=f"{model}, {served.title}, and the task {name}",
+                do="score it in a run without this task, or name a local copy of the model",
+            )
+        if served.tokenizer is None:
+            raise InputError(
+                "the questions of a task are made of tokens, and the tokenizer is not known",
+                where=f"{where.partition(': ')[0]}: models.{model}.tokenizer",
+                do="name the folder or hub id of the model that the server holds",
             )
 
 

@@ -12,7 +12,7 @@ from dominie.core.errors import InputError, nearest
 from dominie.core.references import references
 from dominie.recipe.on_policy_checks import check_on_policy, check_shown_answers
 from dominie.recipe.schema import Recipe
-from dominie.recipe.served import check_served_teachers, refuse_served
+from dominie.recipe.served import check_scored, check_served_teachers, refuse_served
 from dominie.recipe.train_arguments import check_gap
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def _check_evaluation(recipe: Recipe, *, where: str) -> None:
     for name, model in recipe.evaluate.models.items():
         _check_is_name(name, where=f"{here}.models")
         _check_model(recipe, model, where=f"{here}.models.{name}")
-        refuse_served(recipe, model, where=f"{here}.models.{name}")
+        check_scored(recipe, model, where=f"{here}.models.{name}")
     for name in recipe.evaluate.endpoints:
         _check_is_name(name, where=f"{here}.endpoints")
         if name in recipe.evaluate.models:

@@ -34,7 +34,7 @@ from dominie.models.head import check_head, text_config
 from dominie.models.info import info_of
 from dominie.models.matching import check_context, check_same_tokens, check_vocabulary
 from dominie.recipe import Evaluation, Task
-from dominie.stages.evaluation_models import EvaluationModels, Step, plan_steps
+from dominie.stages.evaluation_models import EvaluationModels, ServedAnswers, Step, plan_steps
 from dominie.stages.fingerprint import digest
 from dominie.stages.judged import JudgedScores
 from dominie.stages.run_folder import RunFolder
@@ -76,9 +76,7 @@ def evaluate(
     judged = JudgedScores(folder, evaluation, evaluator.generator, display) if main else None
     results = {}
     for name in evaluation.models:
-        results[name] = evaluator.scores(name)
-        if judged is not None:
-            results[name] |= judged.scores(name)
+        results[name] = evaluator.scores(name) | (judged.scores(name) if judged else {})
     evaluator.models.free()
     destroy_distributed()
     if judged is None:
@@ -166,9 +164,8 @@ class Evaluator:
         if task.lm_eval is not None:
             if not is_main_process():
                 return {}
-            model = self._load(name)
             scored = harness_score(
-                model,
+                self._load(name),
                 tokenizer,
                 task.lm_eval,
                 batch=batch,
@@ -179,7 +176,8 @@ class Evaluator:
         asked, model = self._asked(task, name), self._load(name)
         _check_questions(model, asked, where=title)
         if task.metric == "choice":
-            check_head(model, where=name)
+            if name not in self.folder.recipe.served:
+                check_head(model, where=name)
             scored = choice(
                 model,
                 tokenizer,
@@ -296,6 +294,8 @@ class Evaluator:
 
 def _check_questions(model: Any, asked: Sequence[Question], *, where: str) -> None:
     """Refuse questions that a model cannot place or has no embedding for."""
+    if isinstance(model, ServedAnswers):
+        return  # the server says so itself
     info, ids = info_of(text_config(model)), [question.encoded.input_ids for question in asked]
     check_context(
         info, max(map(len, ids)), where=where, do="take the longest rows out of the split"

@@ -153,9 +153,11 @@ class JudgedScores:
     def _answers(self, name: str, benchmark: str, file: AnswersFile) -> Answers | None:
         """Return a model's answers; None after an error, which is kept: others go on."""
         calls: Calls | None = None
-        if name in self.evaluation.endpoints:
-            endpoint, log = self.evaluation.endpoints[name], self._path / name / "replies.jsonl"
-            calls = self._calls_to(endpoint, log, f"evaluate.endpoints.{name}")
+        model = self.evaluation.scored[name]
+        served = self.folder.recipe.served.get(model)
+        if (endpoint := self.evaluation.endpoints.get(name, served)) is not None:
+            where = f"models.{model}" if served else f"evaluate.endpoints.{name}"
+            calls = self._calls_to(endpoint, self._path / name / "replies.jsonl", where)
             generator: Generator = EndpointGenerator(calls)
         else:
             generator = self._local(self.evaluation.models[name])
@@ -184,7 +186,7 @@ class JudgedScores:
         """Return what a model is, started from and was taught by."""
         if name in self.evaluation.endpoints:
             return [self.evaluation.endpoints[name].model]
-        recipe, names = self.folder.recipe, []
+        recipe, names = self.folder.recipe, list[str]()
         waiting, seen = [self.evaluation.models[name]], set()
         while waiting:
             model = waiting.pop()
@@ -193,6 +195,8 @@ class JudgedScores:
             seen.add(model)
             if model in recipe.stages:
                 waiting += recipe.stages[model].models
+            elif model in recipe.served:
+                names += [recipe.served[model].model, model]
             else:
                 path = recipe.model(model).path
                 names += [Path(path).name if Path(path).exists() else path, model]

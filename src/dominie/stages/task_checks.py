@@ -44,10 +44,12 @@ def check_tasks(
             )
     for name, endpoint in evaluation.endpoints.items():
         endpoint.key(where=f"evaluate.endpoints.{name}")
+    for name in folder.recipe.served.keys() & {*evaluation.models.values()}:
+        folder.recipe.served[name].key(where=f"models.{name}")
     for name, benchmark in evaluation.benchmarks.items():
         loaded = benchmark.load()
         notes += [f"{name}: {note}" for note in loaded.notes]
-        for model in evaluation.models.values():
+        for model in set(evaluation.models.values()) - folder.recipe.served.keys():
             where = f"evaluate.benchmarks.{name}, model {model}"
             for dialogue in {len(each.turns): each for each in loaded.dialogues}.values():
                 messages = dialogue.next_turn(["a"] * (len(dialogue.turns) - 1))

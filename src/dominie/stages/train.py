@@ -225,17 +225,14 @@ class TrainStage(StageKind):
         prepared, folder, display = run.prepared, run.folder, run.display
         assert isinstance(prepared, PreparedTraining)
         run.begin(threads=use_free_cores(run.earlier.get("threads")), data={})
-        sources = prepared.stage_sources
-        live = {s.teacher for s in sources if s.cache is None} - folder.recipe.served.keys()
+        sources, served = prepared.stage_sources, folder.recipe.served.keys()
+        live = {source.teacher for source in sources if source.cache is None} - served
         teachers = {name: folder.teacher(name) for name in self.models if name in live}
-        caches = fill_caches(folder, prepared, display)
+        stored = fill_caches(folder, prepared, display)
         asked = live_teachers(folder, prepared, display)
         shared = shared_base_of(student := folder.model(self.student), teachers, self.train)
-        if shared.adapters:
-            display.line(
-                f"{run.name}: {' and '.join(shared.adapters)} and the student share one base; "
-                "its weights are held once"
-            )
+        if names := " and ".join(shared.adapters):
+            display.line(f"{run.name}: {names} and the student share one base, held once")
         for name, why in shared.apart.items():
             display.line(f"{run.name}: {name} is loaded beside the student's base: {why}")
         with display.progress(run.name) as advance:
@@ -250,7 +247,7 @@ class TrainStage(StageKind):
                     student=student,
                     tokenizer=prepared.tokenizer,
                     teachers=teachers,
-                    caches=stored_or_asked(caches, asked),
+                    caches=stored_or_asked(stored, asked),
                     shared=shared,
                 ),
                 callbacks=[StepProgress(advance)],
