@@ -2,7 +2,8 @@
 
 The plain way is what transformers does: weights by `save_pretrained`, the optimiser's state by
 `torch.save`, nothing hashed and nothing synced. Ours writes the same files and a manifest of
-SHA-256, syncs every file and renames the folder. The two take turns; ratios are medians over the
+SHA-256, syncs every file and renames the folder; files are hashed, and taken in by the disk, while
+others are written. The two take turns; ratios are medians over the
 rounds. Reading back is verified here and not there.
 
     python benchmarks/checkpoints.py [--quick] [--json]
@@ -26,7 +27,8 @@ import torch
 from _results import DEVICE, Row
 from transformers import MistralConfig, MistralForCausalLM
 
-from dominie.training.checkpoints import fault, publish, seal
+from dominie.core.whole_folders import HashedFiles, publish
+from dominie.training.checkpoints import fault, seal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,9 +63,12 @@ def plain(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> None:
 def verified(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> None:
     """As dominie writes it."""
     scratch = folder.with_name(".writing")
-    model.save_pretrained(scratch)
-    torch.save(optimizer.state_dict(), scratch / "optimizer.pt")
-    seal(scratch)
+    with HashedFiles(scratch) as hashed:
+        model.save_pretrained(scratch)
+        hashed.begin()
+        with hashed.stream(scratch / "optimizer.pt") as file:
+            torch.save(optimizer.state_dict(), file)
+        seal(scratch, files=hashed.manifest())
     publish(scratch, folder)
 
 
@@ -124,7 +129,7 @@ def measured(width: int, layers: int, rounds: int) -> Row:
 
 def rows(quick: bool) -> Iterator[Row]:
     """One row for each size of a model."""
-    for width, layers in [(256, 4)] if quick else [(256, 4), (384, 6), (512, 8)]:
+    for width, layers in [(256, 4)] if quick else [(256, 4), (512, 8), (960, 12)]:
         yield measured(width, layers, rounds=3 if quick else 5)
 
 

@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "dominie"
 #: Methods of transformers.Trainer that the package overrides or calls, and what for.
 TRAINER = {
     "_save_checkpoint": "a checkpoint is sealed and renamed when it is whole",
+    "_save_optimizer_and_scheduler": "the optimiser's state is hashed while it is written",
     "_load_from_checkpoint": "a mixture's experts are restored by from_pretrained",
     "_load_best_model": "the best checkpoint is verified, a mixture's experts restored",
     "_load_callback_state": "patience and the losses before a jump are restored in place",

@@ -23,7 +23,6 @@ from dominie.toyworld.toy_models import word_tokenizer
 def small_batches(monkeypatch):
     """Other processes from the second batch of eight on."""
     monkeypatch.setattr(module, "SERIAL_BATCHES", 0)
-    monkeypatch.setattr(module._Pool, "starting", False)
     monkeypatch.setattr(rows, "_BATCH_ROWS", 8)
 
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from dominie.training import counters as memory
+from dominie.core import hardware as memory
+from dominie.training import callbacks
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
@@ -32,8 +33,8 @@ def test_a_system_without_malloc_trim_is_left_alone(monkeypatch):
 
 def test_it_is_done_every_few_steps(monkeypatch):
     steps = []
-    callback = memory.TrimMemory()
-    for step in range(1, 3 * memory.EVERY + 1):
-        monkeypatch.setattr(memory, "trim_memory", lambda: steps.append(step))  # noqa: B023
+    callback = callbacks.TrimMemory()
+    for step in range(1, 3 * callbacks.TRIM_EVERY + 1):
+        monkeypatch.setattr(callbacks, "trim_memory", lambda: steps.append(step))  # noqa: B023
         callback.on_step_end(None, SimpleNamespace(global_step=step), None)
-    assert steps == [memory.EVERY, 2 * memory.EVERY, 3 * memory.EVERY]
+    assert steps == [callbacks.TRIM_EVERY, 2 * callbacks.TRIM_EVERY, 3 * callbacks.TRIM_EVERY]

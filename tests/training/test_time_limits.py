@@ -1,4 +1,4 @@
-"""Validations and checkpoints by default: a tenth of a stage's time each, and when they are not."""
+"""Validations and checkpoints by default: parts of a stage's time, and when they are not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from dominie.training.settings import TrainSettings
 from dominie.training.stage_sources import StageSource, StageTraining
 from dominie.training.stop_at import StopAt
-from dominie.training.time_limits import FREE, LimitTime
+from dominie.training.time_limits import FRACTIONS, FREE, LimitTime
 
 EVERY = list(range(4, 41, 4))
 
@@ -54,7 +54,7 @@ class Stage:
 
 
 def test_cheap_ones_are_all_taken():
-    stage = Stage(step=20, validation=7, checkpoint=7, rows=32).run()
+    stage = Stage(step=20, validation=7, checkpoint=4, rows=32).run()
     assert stage.taken == dict.fromkeys(stage.taken, EVERY)
 
 
@@ -65,14 +65,17 @@ def test_costly_ones_are_left_out_but_the_last(caplog):
     assert stage.share("checkpoint") <= 0.1 + 25 / 800
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2, "each is told once"
+    assert "to a tenth of" in told[0]
+    assert "to a twentieth of" in told[1]
     assert "train.evaluate_every" in told[0]
     assert "train.checkpoint_every" in told[1]
 
 
-def test_in_a_long_stage_they_are_spread_and_take_a_tenth():
-    stage = Stage(step=20, validation=115, checkpoint=200, steps=400).run()
+def test_in_a_long_stage_they_are_spread_and_take_their_part():
+    stage = Stage(step=20, validation=115, checkpoint=100, steps=400).run()
     for kind, taken in stage.taken.items():
-        assert 0.05 < stage.share(kind) <= 0.1 + stage.seconds[kind] / 8000
+        part, _ = FRACTIONS[kind]
+        assert part / 2 <= stage.share(kind) <= part + stage.seconds[kind] / 8000
         assert min(taken) < 200 < taken[-2], "not all at the beginning"
         assert taken[-1] == 400
 

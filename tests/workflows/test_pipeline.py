@@ -28,6 +28,26 @@ def interpreted(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[st
     )
 
 
+#: What takes a second or more to import, and is needed only where a model runs.
+SLOW = (
+    "accelerate.accelerator",
+    "peft",
+    "scipy.optimize",
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.distributed.tensor",
+    "transformers.masking_utils",
+    "transformers.modeling_utils",
+    "transformers.trainer_utils",
+)
+
+
+def imports(done: subprocess.CompletedProcess[str]) -> set[str]:
+    """The modules that an interpreter has told of."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip() for line in lines}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A finished run of the mini recipe, and what it printed."""
@@ -108,10 +128,19 @@ def test_a_second_run_does_nothing(finished):
     assert again.stderr.count("already made") == 1
     assert again.stderr.count("already scored") == 7
     assert set(json.loads(again.stdout)["results"]) >= {"align"}
-    imported = {line.rpartition("|")[2].strip() for line in again.stderr.splitlines()}
-    assert {"torch", "dominie.stages.run_stages"} <= imported
-    assert not {"datasets", "transformers.trainer", "dominie.training.trainer"} & imported
+    assert {"torch", "dominie.stages.run_stages"} <= imports(again)
+    assert not {*SLOW, "pandas", "datasets", "dominie.training.trainer"} & imports(again)
     assert weights(cwd / "runs" / "mini", "align") == before
+
+
+def test_check_imports_no_code_of_models_once_it_has_counted_them(finished):
+    cwd, _ = finished
+    cold = dominie("check", MINI, cwd=cwd)  # counts, where no test before it has
+    again = interpreted("check", MINI, cwd=cwd)
+    assert again.returncode == cold.returncode == 0, again.stderr
+    assert again.stdout == cold.stdout
+    assert "torch" in imports(again)
+    assert imports(again) & {*SLOW} == set()
 
 
 def test_a_change_reruns_exactly_what_depends_on_it(finished, tmp_path):

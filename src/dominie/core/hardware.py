@@ -1,7 +1,9 @@
-"""Accelerators by their data sheets, the one a plan is for, CPU threads to use, and versions."""
+"""Accelerators by their data sheets, the one a plan is for, CPU threads, freed memory, versions."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib.metadata
 import os
 import re
@@ -15,7 +17,7 @@ from dominie import __version__
 from dominie.core.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 @dataclass(frozen=True)
@@ -217,3 +219,20 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
         package: __version__ if package == "dominie" else importlib.metadata.version(package)
         for package in packages
     }
+
+
+def trim_memory() -> None:
+    """Return freed memory to the system, where the C library is glibc; elsewhere do nothing."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        found = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # no glibc
+        return None
+    found.argtypes, found.restype = [ctypes.c_size_t], ctypes.c_int
+    return found

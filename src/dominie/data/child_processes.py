@@ -33,7 +33,7 @@ Batch = list[tuple[T, "Conversation"]]
 Told = tuple["Row", list["LeftOut"]]
 """A row, and what the chat template leaves out of its conversation."""
 
-SERIAL_BATCHES = 4
+SERIAL_BATCHES = 2
 """So many batches are tokenised in this process before others are started, which takes a second."""
 _MOST_WORKERS = 16  # one process reads and writes for all of them, and feeds no more
 
@@ -86,7 +86,8 @@ def encode_batches(
     Args:
         tokenizer: a fast tokenizer with a chat template.
         batches: read a few batches ahead.
-        processes: how many tokenise; by default one for each core, up to 16.
+        processes: how many tokenise; by default one for each core, up to 16. 1 is this process
+            alone, which waits for a child to try each rendering first.
 
     Raises:
         InputError: as `encode` does, or as `batches` does after all before it are tokenised.
@@ -95,7 +96,7 @@ def encode_batches(
     from dominie.core.hardware import cores
 
     count = min(cores(), _MOST_WORKERS) if processes is None else processes
-    for batch in islice(batches, None if count < 2 else SERIAL_BATCHES):
+    for batch in islice(batches, None if processes == 1 else SERIAL_BATCHES):
         yield _encoded(tokenizer, batch)
     following = next(batches, None)
     if following is None:
@@ -108,8 +109,6 @@ def encode_batches(
         pickled = b""
     if pickled:
         with contextlib.closing(_Pool(pickled, count)) as pool:
-            while pool.starting and (following := next(batches, None)) is not None:
-                yield _encoded(tokenizer, following)
             if pool.usable:
                 yield from pool.encoded(batches)
     for batch in batches:  # none is left of those that the pool has tokenised
@@ -148,10 +147,6 @@ class _Pool:
         for worker in self._workers:
             worker.kill()
         self._threads.shutdown(cancel_futures=True)
-
-    @property
-    def starting(self) -> bool:
-        return not all(future.done() for future in self._started)
 
     @property
     def usable(self) -> bool:

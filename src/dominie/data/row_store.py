@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+T = TypeVar("T", bound="np.generic")
 
 
 class Row(NamedTuple):
@@ -140,12 +142,11 @@ class _Columns:
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         ids, flags, counts, weights = batch.columns
-        self.ids = ids.values.to_numpy(zero_copy_only=True)
-        self.offsets = ids.offsets.to_numpy(zero_copy_only=True)
+        self.ids, self.offsets = _view(ids.values, np.int32), _view(ids.offsets, np.int32)
         self.bits = np.frombuffer(flags.values.buffers()[1], np.uint8)
-        self.counts = counts.to_numpy(zero_copy_only=True)
-        self.weights = weights.values.to_numpy(zero_copy_only=True)
-        self.weight_offsets = weights.offsets.to_numpy(zero_copy_only=True)
+        self.counts = _view(counts, np.int32)
+        self.weights = _view(weights.values, np.float32)
+        self.weight_offsets = _view(weights.offsets, np.int32)
 
     def row(self, index: int) -> Row:
         start, end = int(self.offsets[index]), int(self.offsets[index + 1])
@@ -153,6 +154,14 @@ class _Columns:
         flags = bits[start & 7 : (start & 7) + end - start].view(np.bool_)
         weights = self.weights[slice(*self.weight_offsets[index : index + 2])]
         return Row(self.ids[start:end], flags, weights if len(weights) else None)
+
+
+def _view(array: pa.Array, kind: type[T]) -> NDArray[T]:
+    """The values of an array where they lie. `to_numpy` would import pandas."""
+    _, values = array.buffers()
+    if not len(array):
+        return np.zeros(0, kind)
+    return np.frombuffer(values, kind)[array.offset : array.offset + len(array)]
 
 
 class RowsWriter:

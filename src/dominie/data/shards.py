@@ -141,7 +141,8 @@ class _Columns:
         keys, tokens, codes = batch.columns
         flat = np.frombuffer(keys.buffers()[1], np.uint8)
         self.keys: NDArray[np.uint8] = flat[: len(batch) * KEY_BYTES].reshape(-1, KEY_BYTES)
-        self.tokens: NDArray[np.int32] = tokens.to_numpy(zero_copy_only=True)
+        counts = np.frombuffer(tokens.buffers()[1], np.int32)  # `to_numpy` would import pandas
+        self.tokens: NDArray[np.int32] = counts[: len(batch)]
         _, offsets, data = codes.buffers()
         self.offsets: NDArray[np.int32] = np.frombuffer(offsets, np.int32)[: len(batch) + 1]
         self.data = data

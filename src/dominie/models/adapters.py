@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from dominie.core.errors import InputError, nearest
 from dominie.models.head import text_config, untie
@@ -283,6 +282,8 @@ def _whole(cut: list[Any]) -> contextlib.AbstractContextManager[object]:
 
 
 def _gathered(tensor: Tensor, *, copied: bool) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
     if isinstance(tensor, DTensor):
         return tensor.full_tensor().cpu()
     return tensor.clone() if copied else tensor

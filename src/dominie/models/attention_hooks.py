@@ -9,19 +9,18 @@ student and teacher may be of one class, or even one model.
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.functional import pad
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface, PreTrainedModel
 
 from dominie.core.errors import InputError
 from dominie.losses.attention_rows import Projections
 from dominie.models.info import ModelInfo
-from dominie.models.packed_attention import PACKED
+from dominie.models.packed_attention import PACKED, register_packed_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -65,6 +64,7 @@ def attach_hook(model: nn.Module, layers: Collection[int], hook: AttentionHook) 
     Raises:
         InputError: the model has no such layer, or its attention is not a plain causal softmax.
     """
+    _register()
     modules = _attention_modules(model)
     for layer in layers:
         _refuse_unsuitable(model, layer, modules.get(layer), len(modules))
@@ -124,7 +124,6 @@ def hooks_of(model: nn.Module) -> list[AttentionHook]:
     return found
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _call_hooks(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
     """Call the hooks of a module."""
     _refuse_unusual(module, kwargs)
@@ -154,6 +153,10 @@ def _as_attended(projection: Tensor) -> Tensor:
 
 def _with_hooks(stock: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The function that runs attention implementation ``stock``, then the hooks."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    # Not a decorator, which would load the compiler.
+    call_hooks = torch.compiler.disable(_call_hooks)  # type: ignore[no-untyped-call]
 
     def attention(
         module: nn.Module,
@@ -173,19 +176,28 @@ def _with_hooks(stock: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             value = pad(value, (0, query.shape[-1] - width))
         output, weights = function(module, query, key, value, attention_mask, **kwargs)
         if _hooks.get(module):
-            _call_hooks(module, query, key, kwargs)
+            call_hooks(module, query, key, kwargs)
         return output[..., :width], weights
 
     return attention
 
 
-for _stock, _hooked_name in _NAMES.items():
-    AttentionInterface.register(_hooked_name, _with_hooks(_stock))
-    AttentionMaskInterface.register(_hooked_name, ALL_MASK_ATTENTION_FUNCTIONS[_stock])
+@functools.cache
+def _register() -> None:
+    """Give transformers the functions with hooks; here, as its modules of models load slowly."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
+    register_packed_attention()
+    for stock, hooked_name in _NAMES.items():
+        AttentionInterface.register(hooked_name, _with_hooks(stock))
+        AttentionMaskInterface.register(hooked_name, ALL_MASK_ATTENTION_FUNCTIONS[stock])
 
 
 def _decoder(model: nn.Module) -> nn.Module:
     """The language model proper inside adapters, heads and multimodal wrappers."""
+    from transformers import PreTrainedModel
+
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             decoder: nn.Module = module.get_decoder()
@@ -205,6 +217,8 @@ def _attention_modules(model: nn.Module) -> dict[int, nn.Module]:
 
 def _configs(model: nn.Module, modules: dict[int, nn.Module]) -> list[Any]:
     """The configurations that name the implementation: the layers' and, for masks, the model's."""
+    from transformers import PreTrainedModel
+
     found = {}
     for module in (*modules.values(), *model.modules()):
         config = getattr(module, "config", None)

@@ -17,8 +17,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.functional import pad
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface, PreTrainedModel
 
 from dominie.data.batch import Batch, to_device
 
@@ -70,6 +68,7 @@ def use_stock_attention(model: nn.Module) -> None:
 
 def _attach(model: nn.Module) -> bool:
     """Make a model attend by lengths where it is given them; false if it cannot."""
+    register_packed_attention()
     if model not in _configs:
         _configs[model] = _replaceable(model)
     configs = _configs[model]
@@ -87,6 +86,8 @@ def _replaceable(model: nn.Module) -> list[Any]:
     A family that supports flash attention hands its windows and scales to the attention function,
     and asks no more of it than to be causal within packed sequences.
     """
+    from transformers import PreTrainedModel
+
     decoders = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
     found = {id(m.config): m.config for m in model.modules() if _names_attention(m)}
     plain = all(
@@ -125,6 +126,8 @@ def _attention(
     Returns:
         [B, L, H, d_v] and no weights.
     """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     stock = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if attention_mask is None or attention_mask.dtype != _LENGTHS:
         found: tuple[Tensor, None] = stock(module, query, key, value, attention_mask, **kwargs)
@@ -255,5 +258,11 @@ def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return to_device(ends, device)
 
 
-AttentionInterface.register(PACKED, _attention)
-AttentionMaskInterface.register(PACKED, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+@functools.cache
+def register_packed_attention() -> None:
+    """Give transformers this attention by its name; here, as its modules of models load slowly."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(PACKED, _attention)
+    AttentionMaskInterface.register(PACKED, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -21,6 +21,7 @@ from dominie.models.info import ModelFlops, ModelInfo, active_experts, info_of, 
 from dominie.models.loading import check_sizes, load_config
 from dominie.models.model_folder import base_and_adapter
 from dominie.models.spec import Model, allowed
+from dominie.planning.counted import counted
 from dominie.planning.trace import Pass, bare_model
 from dominie.recipe import Recipe
 from dominie.recipe.validate import stage_order
@@ -279,26 +280,25 @@ class Shape:
     tied: bool
 
 
-#: By configuration, and by configuration and adapters.
-_SHAPES: dict[str, Shape] = {}
-_FLOPS: dict[tuple[str, str], ModelFlops] = {}
-
-
 def shape_of(config: Any) -> Shape:
     """The counts of a model of this configuration."""
-    key = config.to_json_string(use_diff=False)
-    if key not in _SHAPES:
-        _SHAPES[key] = _shape(config)
-    return _SHAPES[key]
+
+    def read(flops: Mapping[str, Any], **counts: Any) -> Shape:
+        return Shape(flops=_flops(**flops), **counts)
+
+    return counted(config, "shape", lambda: _shape(config), read)
 
 
 def training_flops(config: Any, lora: Lora | None) -> ModelFlops:
     """What the FLOPs of a training pass follow from."""
-    key = config.to_json_string(use_diff=False), repr(lora)
-    if key not in _FLOPS:
-        run = Pass(rows=1, length=2, dtype="bf16", trained=True, lora=lora)
-        _FLOPS[key] = model_flops(bare_model(config, run))
-    return _FLOPS[key]
+    run = Pass(rows=1, length=2, dtype="bf16", trained=True, lora=lora)
+    what = f"FLOPs of training {lora!r}"
+    return counted(config, what, lambda: model_flops(bare_model(config, run)), _flops)
+
+
+def _flops(attended: Mapping[str, float], **counts: Any) -> ModelFlops:  # JSON's keys are text
+    widths = {None if key == "null" else int(key): width for key, width in attended.items()}
+    return ModelFlops(attended=widths, **counts)
 
 
 def _shape(config: Any) -> Shape:

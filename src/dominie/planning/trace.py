@@ -26,6 +26,7 @@ from dominie.models.info import info_of
 from dominie.models.loading import DTYPES
 from dominie.models.moe import follow_autocast
 from dominie.models.pruning import layer_changes
+from dominie.planning.counted import counted
 from dominie.training.settings import Lora
 
 
@@ -92,15 +93,9 @@ class Pass:
     checkpointing: bool = False
 
 
-_KNOWN: dict[tuple[str, str], Traced] = {}
-
-
 def traced(config: Any, run: Pass) -> Traced:
     """The bytes of a pass over a model of this configuration."""
-    key = config.to_json_string(use_diff=False), repr(run)
-    if key not in _KNOWN:
-        _KNOWN[key] = _traced(config, run)
-    return _KNOWN[key]
+    return counted(config, repr(run), lambda: _traced(config, run), Traced)
 
 
 def _traced(config: Any, run: Pass) -> Traced:

@@ -14,6 +14,7 @@ import torch
 from dominie.core.display import Display
 from dominie.core.distributed import init_distributed, rank, world_size
 from dominie.core.errors import RunError
+from dominie.core.hardware import trim_memory
 from dominie.core.task_result import LIKENESS
 from dominie.data.tokenization import Encoded
 from dominie.evaluation.metrics import METRICS
@@ -33,7 +34,6 @@ from dominie.recipe import Evaluation, Task
 from dominie.stages.fingerprint import digest, model_fingerprint
 from dominie.stages.run_folder import ChatTokenizers, RunFolder
 from dominie.stages.server_scores import ServerScorer
-from dominie.training.counters import trim_memory
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from dominie.core.distributed import broadcast_from_main, is_main_process
 from dominie.core.io import empty_folder
+from dominie.core.whole_folders import publish, writing
 from dominie.recipe.stage_config import StageConfig
 
 if TYPE_CHECKING:
@@ -84,8 +85,6 @@ class StageRun:
     @contextlib.contextmanager
     def result(self) -> Iterator[Path]:
         """Context manager: a folder for the model or the data; at the end it appears as a whole."""
-        from dominie.training.checkpoints import publish, writing
-
         makes = self.prepared.stage.makes
         scratch = self.path / f".writing-{makes}"
         empty_folder(scratch)

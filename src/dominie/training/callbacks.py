@@ -12,17 +12,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from dominie.core.distributed import all_reduce_max
 from dominie.core.errors import DominieError, RunError
+from dominie.core.hardware import trim_memory
 from dominie.training.counters import held_memory
+
+if TYPE_CHECKING:
+    from dominie.training.source_weights import SourceWeights
 
 #: Seconds within which a signal is the one before: SLURM sends it to a launcher and to its ranks,
 #: which get it from the launcher, too.
 ECHO = 2.0
+#: Steps between calls of `malloc_trim`: one costs milliseconds, 100 steps can hold a gigabyte.
+TRIM_EVERY = 10
 
 
 class Interrupted(DominieError):
@@ -177,6 +184,44 @@ class LogLastStep(TrainerCallback):
             control.should_save |= args.load_best_model_at_end
 
 
+class TrimMemory(TrainerCallback):
+    """Returns to the system, every few steps, what the C library keeps of freed tensors.
+
+    Batches differ in length, so tensors of ever new sizes are made and freed among longer-lived
+    ones, and glibc keeps the holes. A process that trains 3.5M parameters and needs 0.7 GB stood at
+    2 GB after 60 steps, and was still growing; with this it stays below 0.9 GB at no cost in time.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Trim after every `TRIM_EVERY`-th step."""
+        if state.global_step % TRIM_EVERY == 0:
+            trim_memory()
+
+
+class KeepGaps(TrainerCallback, ExportableState):
+    """Has checkpoints keep the gaps that the weights of a stage's sources follow.
+
+    Args:
+        weights: of the stage's sources.
+    """
+
+    def __init__(self, weights: SourceWeights) -> None:
+        self._weights = weights
+
+    @property
+    def gaps(self) -> dict[str, float]:
+        """Running mean divergence of each source from its expert; a checkpoint sets it."""
+        return self._weights.gaps
+
+    @gaps.setter
+    def gaps(self, kept: dict[str, float]) -> None:
+        self._weights.gaps = kept
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as transformers wants it."""
+        return {"args": {}, "attributes": {"gaps": dict(self.gaps)}}
+
+
 class OneRunAStage(TrainerCallback):
     """Lets the next stage begin a run of its own: W&B would go on in that of the stage before."""
 
@@ -185,6 +230,11 @@ class OneRunAStage(TrainerCallback):
         wandb = sys.modules.get("wandb")
         if "wandb" in args.report_to and wandb is not None and wandb.run is not None:
             wandb.finish()
+
+
+def standard_callbacks(weights: SourceWeights) -> tuple[TrainerCallback, ...]:
+    """Those of every stage; `weights` are those of its sources."""
+    return KeepGaps(weights), LogLastStep(), TrimMemory(), OneRunAStage()
 
 
 def keep_tensorboard(callbacks: list[TrainerCallback], folder: Path) -> None:

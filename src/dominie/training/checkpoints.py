@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from dominie.core.distributed import broadcast_from_main
-from dominie.core.errors import DominieError, RunError
-from dominie.core.io import empty_folder, file_manifest, fsync, manifest_error, remove, text
+from dominie.core.errors import RunError
+from dominie.core.io import empty_folder, file_manifest, manifest_error, text
 from dominie.core.run_reader import read_object
+from dominie.core.whole_folders import HashedFiles, publish, writing
 from dominie.models.head import causal_lm
 from dominie.models.loading import restore_weights
 
@@ -30,49 +32,26 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _EARLIER = "optimizer.safetensors"
 
 
-def publish(scratch: Path, folder: Path) -> None:
-    """Give a folder that has been written its name, once everything in it is on disk.
-
-    A reader sees the old folder, the new one or none; never half of one.
-    """
-    for path in sorted(scratch.rglob("*")):
-        if path.is_file():
-            fsync(path)
-    remove(folder)
-    scratch.rename(folder)
-    fsync(folder.parent)
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Within, `folder` is written; where that fails, nothing of it stays to fill the disk.
-
-    Raises:
-        RunError: in the place of whatever the libraries that write raise.
-    """
-    try:
-        yield
-    except DominieError:
-        raise
-    except Exception as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise RunError(
-            "the files cannot be written",
-            where=str(folder),
-            found=" ".join(str(error).split())[:200],
-            do="make room; the same command goes on from the last checkpoint",
-        ) from error
-
-
-def seal(folder: Path, *, step: int | None = None, stage: str | None = None) -> None:
+def seal(
+    folder: Path,
+    *,
+    step: int | None = None,
+    stage: str | None = None,
+    files: Mapping[str, Any] | None = None,
+) -> None:
     """Write down what the checkpoint consists of, so that a reader can tell whether it is whole.
 
     Args:
         folder: of the checkpoint.
         step: it was written at; its copy under another's name is told by it.
         stage: the fingerprint of the stage that is trained; one of another training is told by it.
+        files: its manifest if that is known already; None reads and hashes all files.
     """
-    manifest = {"step": step, "stage": stage, "files": file_manifest(folder)}
+    manifest = {
+        "step": step,
+        "stage": stage,
+        "files": file_manifest(folder) if files is None else files,
+    }
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
@@ -205,7 +184,7 @@ class CheckpointedTrainer(Trainer):
         folder = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
         scratch = folder / ".writing"
-        with writing(scratch):
+        with writing(scratch), HashedFiles(scratch / name) as self._hashed:
             if self.args.should_save:
                 folder.mkdir(exist_ok=True)
                 empty_folder(scratch)
@@ -223,13 +202,34 @@ class CheckpointedTrainer(Trainer):
                 for file in self.copied:
                     if file.exists():
                         shutil.copyfile(file, scratch / name / file.name)
-                seal(scratch / name, step=self.state.global_step, stage=_fingerprint(folder))
+                seal(
+                    scratch / name,
+                    step=self.state.global_step,
+                    stage=_fingerprint(folder),
+                    files=self._hashed.manifest(),
+                )
                 publish(scratch / name, folder / name)
         self._name_best()
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             drop_old(folder, keep=KEPT_CHECKPOINTS, spare=Path(best) if best else None)
         self.accelerator.wait_for_everyone()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write the optimiser's state, and hash it and the weights meanwhile.
+
+        The files are as transformers writes them, which hashes none.
+        """
+        if self.args.should_save:
+            self._hashed.begin()
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            with self._hashed.stream(Path(output_dir, OPTIMIZER_NAME)) as file:
+                torch.save(self.optimizer.state_dict(), file)  # type: ignore[arg-type]
+            with warnings.catch_warnings():  # of a schedule that is saved without its optimiser
+                warnings.simplefilter("ignore")
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
 
     def drop_half_written(self) -> None:
         """Remove what a run that was killed while it saved has left."""

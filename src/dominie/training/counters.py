@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from transformers import TrainerCallback
 
 from dominie.core.hardware import gpu_of_this_machine
 from dominie.data.batch import Batch
@@ -21,40 +18,6 @@ from dominie.models.info import ModelFlops, Workload
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-#: Steps between calls of `malloc_trim`: one costs milliseconds, 100 steps can hold a gigabyte.
-EVERY = 10
-
-
-class TrimMemory(TrainerCallback):
-    """Returns to the system, every few steps, what the C library keeps of freed tensors.
-
-    Batches differ in length, so tensors of ever new sizes are made and freed among longer-lived
-    ones, and glibc keeps the holes. A process that trains 3.5M parameters and needs 0.7 GB stood at
-    2 GB after 60 steps, and was still growing; with this it stays below 0.9 GB at no cost in time.
-    """
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Trim after every `EVERY`-th step."""
-        if state.global_step % EVERY == 0:
-            trim_memory()
-
-
-def trim_memory() -> None:
-    """Return freed memory to the system, where the C library is glibc; elsewhere do nothing."""
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
-
-
-@functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    try:
-        found = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):  # no glibc
-        return None
-    found.argtypes, found.restype = [ctypes.c_size_t], ctypes.c_int
-    return found
 
 
 def held_memory() -> int:

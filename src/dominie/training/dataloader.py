@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
-from transformers import TrainingArguments
 
 from dominie.core.distributed import rank, world_size
 from dominie.data.batch import Batch, Padding, Row, Span, filled
@@ -318,7 +317,7 @@ def unwrap(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def micro_batch_loader(
-    dataset: Dataset[dict[str, Any]], source: StepSource, arguments: TrainingArguments
+    dataset: Dataset[dict[str, Any]], source: StepSource, arguments: Any
 ) -> DataLoader[Any]:
     """A data loader over the micro-batches of all steps, in order."""
     return DataLoader(

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from dominie.core.errors import RunError
 from dominie.core.io import empty_folder
+from dominie.core.whole_folders import publish, writing
 from dominie.models.adapters import merged
 from dominie.models.loading import DTYPES
 from dominie.models.model_folder import base_and_adapter, write_base
 from dominie.models.weights import prepare_export
-from dominie.training.checkpoints import publish, writing
 from dominie.training.settings import TrainSettings
 
 if TYPE_CHECKING:

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainingArguments
 
 from dominie.core.errors import InputError
 from dominie.data.batch import Batch, to_device
@@ -273,9 +272,7 @@ def _families(*, where: str) -> dict[str, Callable[..., None]]:
 
 
 @contextlib.contextmanager
-def fused_layers(
-    model: nn.Module, arguments: TrainingArguments, frozen: Sequence[Any] = ()
-) -> Iterator[None]:
+def fused_layers(model: nn.Module, arguments: Any, frozen: Sequence[Any] = ()) -> Iterator[None]:
     """Within, a trainer with these arguments may put fused layers into the model, but no loss.
 
     Frozen models of families that Liger knows get the same layers, unless their layers run in

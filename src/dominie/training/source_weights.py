@@ -15,13 +15,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from dominie.core.distributed import world_size
 from dominie.data.batch import Batch, Row, to_device
@@ -90,8 +87,8 @@ def following(
     return [moved[s] * scale if s in moved else share for s, share in enumerate(shares)]
 
 
-class SourceWeights(TrainerCallback, ExportableState):
-    """The weights of a stage's sources, step by step; a checkpoint keeps the gaps that they follow.
+class SourceWeights:
+    """The weights of a stage's sources, step by step (`KeepGaps` keeps gaps in checkpoints).
 
     Args:
         sources: names of all sources by index.
@@ -120,10 +117,6 @@ class SourceWeights(TrainerCallback, ExportableState):
 
     def _begin_line(self) -> None:
         self._steps, self._parts = 0, [0.0] * len(self.sources)
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as transformers wants it."""
-        return {"args": {}, "attributes": {"gaps": dict(self.gaps)}}
 
     def of_step(self, tokens: Sequence[float], *, step: int | None = None) -> list[float]:
         """What a token of each source weighs in a step.

@@ -20,8 +20,8 @@ from dominie.training.stage_sources import StageTraining
 
 logger = logging.getLogger(__name__)
 
-#: Of the time that a stage has learnt.
-FRACTION = 0.1
+#: Of the time that a stage has learnt; also in words.
+FRACTIONS = {"validation": (0.1, "tenth"), "checkpoint": (0.05, "twentieth")}
 #: Seconds that either may take in any case: where the whole stage is short, nobody is kept waiting.
 FREE = 30.0
 
@@ -29,9 +29,10 @@ FREE = 30.0
 class LimitTime(TrainerCallback):
     """Leaves out validations and checkpoints that are due, if they would take too much time.
 
-    Either may take a tenth of the time in which this process has taken steps, or `FREE` seconds.
-    The last ones are never left out. A validation that nobody has timed yet is taken to cost as
-    much as training on so many conversations, which is more than its forward passes do.
+    Validations may take a tenth of the time in which this process has taken steps, checkpoints a
+    twentieth, and either `FREE` seconds in any case. The last ones are never left out. A validation
+    that nobody has timed yet is taken to cost as much as training on so many conversations, which
+    is more than its forward passes do.
 
     It stands before all callbacks that ask for a validation or checkpoint of their own accord.
 
@@ -75,7 +76,7 @@ class LimitTime(TrainerCallback):
                 continue
             known = self.last[kind]
             cost = (guess if kind == "validation" else 0.0) if known is None else known
-            beyond = self.spent[kind] + cost > max(FREE, FRACTION * learnt)
+            beyond = self.spent[kind] + cost > max(FREE, FRACTIONS[kind][0] * learnt)
             if all_reduce_max(int(beyond)):
                 self._leave_out(kind, control, cost)
 
@@ -101,7 +102,7 @@ class LimitTime(TrainerCallback):
         if kind not in self._told:
             self._told.add(kind)
             logger.warning(
-                "%s: %ss take about %.0f s each; to keep them to a tenth of the stage's time, some "
+                "%s: %ss take about %.0f s each; to keep them to a %s of the stage's time, some "
                 "are left out, but never the last (train.%s asks for every n-th step)",
-                self.where, kind, cost, key,
+                self.where, kind, cost, FRACTIONS[kind][1], key,
             )  # fmt: skip

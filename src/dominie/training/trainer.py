@@ -21,15 +21,14 @@ from dominie.losses.targets import Signal
 from dominie.losses.tiles import sum_precision
 from dominie.teachers import Teacher, TeacherPrefetch
 from dominie.training.callbacks import (
-    LogLastStep,
-    OneRunAStage,
     flat,
     flat_evaluation,
     keep_tensorboard,
     rewind_tensorboard,
+    standard_callbacks,
 )
 from dominie.training.checkpoints import CheckpointedTrainer
-from dominie.training.counters import Counters, TrimMemory
+from dominie.training.counters import Counters
 from dominie.training.dataloader import MicroBatches, StepSource, micro_batch_loader, unwrap
 from dominie.training.loss_forward import DistillationInputs
 from dominie.training.metric_sums import MetricSums, grad_norms_by_source, read_both, sources_of
@@ -95,8 +94,7 @@ class DistillationTrainer(CheckpointedTrainer):
             eval_dataset=dataset if monitor.validation else None,
             data_collator=unwrap,
             callbacks=[
-                *(self._spikes, self.balance, LogLastStep(), TrimMemory(), OneRunAStage()),
-                *callbacks,
+                *(self._spikes, *standard_callbacks(self.balance), *callbacks),
             ],
             compute_loss_func=_divided_already,
         )
