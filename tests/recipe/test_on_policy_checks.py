@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dominie.core.errors import InputError
+from dominie.data.row_store import Row
 from dominie.recipe import load_recipe, recipe_of
 from dominie.recipe.load import dump_recipe
+from dominie.recipe.on_policy_checks import on_policy_notices
 from dominie.stages.fingerprint import training_parts
+from dominie.toyworld.toy_models import word_tokenizer
+from dominie.training.stage_sources import StageSource
 
 GOOD: dict[str, Any] = {
     "name": "on-policy",
@@ -89,6 +94,62 @@ SHOWN = {"model": "toyworld:student", "shows": "answer"}
 def test_each_mistake_has_its_message(values, said):
     with pytest.raises(InputError) as caught:
         recipe_of(changed(**values))
+    assert said in str(caught.value)
+
+
+PLAIN = word_tokenizer().chat_template
+ENDED_OTHERWISE = PLAIN.replace("message.content + eos_token", "message.content + '<pad>'")
+WORDS_ALONE = (
+    "{% for m in messages %}{{ m.role + ' : ' + m.content + ' . ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}"
+)
+FIVE = Row([2, 5, 9, 3, 6, 8, 3], [False] * 5 + [True] * 2)
+
+
+def notices(
+    rows: list[Row], student: str | None = PLAIN, teacher: str | None = PLAIN, **changes: Any
+) -> list[str]:
+    """What is told of a source that is answered; the teacher lacks the tokens `without`."""
+    made = {"align": word_tokenizer(), "teacher": word_tokenizer()}
+    made["align"].chat_template, made["teacher"].chat_template = student, teacher
+    if (without := changes.pop("without", None)) is not None:
+        known = {k: v for k, v in made["teacher"].get_vocab().items() if k != without}
+        made["teacher"].get_vocab = lambda: known
+    source = StageSource(
+        name="shop", train=rows, validation=(), share=1.0, teacher="teacher", on_policy=0.5
+    )
+    stage = recipe_of(changed(**changes)).trained["align"]
+    return list(on_policy_notices("align", stage, [source], SimpleNamespace(of=made.__getitem__)))
+
+
+def test_what_does_not_suit_answers_is_told():
+    (line,) = notices([FIVE])
+    assert line.startswith("align: the student answers 50 % of shop, up to 16 tokens each; the")
+    assert "the oldest go beyond 1.1 GB" in line
+    (_, line) = notices([FIVE], teacher=ENDED_OTHERWISE)
+    assert "teacher ends its answers with '<pad>' and the student with '<|end|>'" in line
+    (_, line) = notices([FIVE], teacher=PLAIN + " ")
+    assert "teacher has another chat template than the student" in line
+    (_, line) = notices([FIVE, Row(FIVE.input_ids[:4], [*FIVE.supervised[:3], True])])
+    assert "prompts of shop do not end as the chat template asks" in line
+    (_, line) = notices([FIVE, FIVE, Row([*range(7, 57), 6, 8], [False] * 51 + [True])])
+    assert "33.3 % of the prompts of shop leave less room than rollouts.max_new_tokens" in line
+    lines = notices([FIVE, Row([8, 3], [True, True])])
+    assert "50 % of the conversations of shop have no prompt of 1 to 63 tokens" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rows": [Row([8, 3], [True, True])]}, "no conversation has a prompt"),
+        ({"student": WORDS_ALONE}, "answers would never end"),
+        ({"without": "<|end|>"}, "does not know the token that ends the student's answers"),
+    ],
+    ids=["prompts", "end", "teacher"],
+)
+def test_answers_that_cannot_be_are_refused(given, said):
+    with pytest.raises(InputError) as caught:
+        notices(**{"rows": [FIVE], **given})
     assert said in str(caught.value)
 
 

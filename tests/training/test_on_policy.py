@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from dominie.core.errors import RunError
 from dominie.core.io import read_checksummed, write_checksummed
 from dominie.data.assistant_spans import ends_of_turn
-from dominie.data.row_store import Row
+from dominie.data.row_store import Row, turn_of
 from dominie.losses.terms import Attention, LossTerms, Prediction
 from dominie.toyworld.toy_models import word_tokenizer
 from dominie.training import rollouts as rollouts_module
-from dominie.training.rollouts import RolloutFiles, RolloutKey, RolloutSettings, turn_of
+from dominie.training.rollouts import RolloutFiles, RolloutKey, RolloutSettings
 from dominie.training.settings import Balance, Lora, TrainSettings
 from dominie.training.stage_sources import StageSource, StageTraining
 from dominie.training.train_stage import StageModels, Trained, train_stage

@@ -50,6 +50,30 @@ class Row(NamedTuple):
         return Row(*(part if part is None else part[:count] for part in self))
 
 
+class Turn(NamedTuple):
+    """A turn of the assistant in tokens: what stands before it, and what the data have there."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+def turn_of(row: Any, draw: float | None = None) -> Turn:
+    """The assistant's turn of a conversation that is written anew.
+
+    A row without a supervised token is a prompt as a whole.
+
+    Args:
+        row: tokenised.
+        draw: from 0 to 1, which of the supervised turns; None is the last one.
+    """
+    ids, flags = np.asarray(row.input_ids), np.asarray(row.supervised, np.bool_)
+    bounds = np.flatnonzero(np.diff(flags, prepend=False, append=False)).reshape(-1, 2)
+    if not len(bounds):
+        return Turn(ids.tolist(), [])
+    begin, end = bounds[-1 if draw is None else int(draw * len(bounds))].tolist()
+    return Turn(ids[:begin].tolist(), ids[begin:end].tolist())
+
+
 _SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),

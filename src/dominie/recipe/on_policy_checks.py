@@ -11,12 +11,13 @@ import numpy as np
 
 from dominie.core.distributed import is_sharded
 from dominie.core.errors import InputError
-from dominie.data.assistant_spans import ends_of_turn
+from dominie.data.assistant_spans import ends_of_turn, unended
 from dominie.data.batch import filled
 from dominie.data.chat_template import ChatTemplate
+from dominie.data.row_store import turn_of
 from dominie.models.matching import check_context
 from dominie.teachers.answer_shown import AnswerPrompt
-from dominie.training.rollouts import MOST_BYTES, turn_of
+from dominie.training.rollouts import MOST_BYTES
 
 if TYPE_CHECKING:
     from dominie.data.row_store import Rows
@@ -243,6 +244,9 @@ def on_policy_notices(
         stage: its part of the recipe.
         sources: with their rows.
         tokenizers: with chat templates, `of` the name of a model or stage.
+
+    Raises:
+        InputError: answers could not end, a teacher does not know how, or no row asks for one.
     """
     answered = [source for source in sources if source.on_policy]
     if not answered:
@@ -258,6 +262,7 @@ def on_policy_notices(
     for source in answered:
         prompts = [turn_of(row).prompt for row in islice(source.train, _LOOKED_AT)]
         lengths = [len(prompt) for prompt in prompts]
+        yield from _without_prompt(name, source, lengths, stage.train.max_length)
         if ending and any(prompt[-len(ending) :] != ending for prompt in prompts):
             yield (
                 f"warning: {name}: prompts of {source.name} do not end as the chat template asks "
@@ -273,12 +278,53 @@ def on_policy_notices(
             )
 
 
+def _without_prompt(
+    name: str, source: StageSource, lengths: Sequence[int], most: int
+) -> Iterator[str]:
+    """Tell of conversations that keep the answers of the data; refuse if all of them do."""
+    kept = sum(not 0 < length < most for length in lengths)
+    if kept and kept == len(lengths):
+        raise InputError(
+            "no conversation has a prompt that the student could answer",
+            where=f"stages.{name}.data.{source.name}.on_policy",
+            expected=f"prompts of 1 to {most - 1} tokens before the assistant's turn",
+            found=f"prompts of {min(lengths)} to {max(lengths)} tokens",
+            do="remove on_policy, or raise train.max_length",
+        )
+    if kept:
+        yield (
+            f"warning: {name}: {100 * kept / len(lengths):.3g} % of the conversations of "
+            f"{source.name} have no prompt of 1 to {most - 1} tokens, and keep the data's answers"
+        )
+
+
 def _teacher_notices(tokenizers: Any, name: str, teachers: set[str]) -> Iterator[str]:
-    """Warn of teachers that were trained under another template, or to end with another token."""
-    student = tokenizers.of(name)
+    """Warn of teachers that were trained under another template, or to end with another token.
+
+    Raises:
+        InputError: the student's answers end with no token, or with one that a teacher has not.
+    """
+    student, where = tokenizers.of(name), f"stages.{name}"
     ends = ends_of_turn(student)
+    if not ends and (after := unended(student)) is not None:
+        raise InputError(
+            "the student's answers would never end: its chat template ends them with no token of "
+            "its own",
+            where=where,
+            found=f"{after!r} after an answer",
+            do="give the student a chat template whose end-of-turn token the tokenizer has "
+            "(models.NAME.chat_template), or remove on_policy",
+        )
     for teacher in sorted(teachers):
         other = tokenizers.of(teacher)
+        if (end := student.convert_ids_to_tokens(ends[:1])) and end[0] not in other.get_vocab():
+            raise InputError(
+                "the teacher does not know the token that ends the student's answers",
+                where=where,
+                expected=f"{end[0]!r} among the tokens of {teacher}",
+                do="give the student a chat template that ends answers with a token of both "
+                "(models.NAME.chat_template), or name another teacher",
+            )
         if other is student or other.chat_template == student.chat_template:
             continue
         theirs = ends_of_turn(other)

@@ -253,9 +253,8 @@ def on_policy_rows(
     if not any(fractions):
         return None
     files = RolloutFiles(stage.folder / "rollouts")
-    if rank() == 0:  # for whoever looks at the answers before there is a model
-        files.folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save_pretrained(files.folder / "tokenizer")
+    if rank() == 0:
+        files.write_tokenizer(tokenizer)
     settings, seed = stage.rollouts, stage.settings.seed
     return OnPolicyRows(
         planned,

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dominie.data.row_store import Turn, turn_of
 from dominie.training.dataloader import FixedRows
-from dominie.training.rollouts import RolloutKey, RolloutSettings, Turn, turn_of
+from dominie.training.rollouts import RolloutKey, RolloutSettings
 from dominie.training.student_answers import AskedAnswer
 
 #: Answers that have less room than they may be long get a multiple of this, so that they are

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -13,7 +14,6 @@ import numpy as np
 
 from dominie.core.errors import RunError
 from dominie.core.io import read_checksummed, write_checksummed
-from dominie.data.batch import Row
 from dominie.generation.endpoint import RolloutServer
 
 #: Optimiser steps that one set of rollouts may serve: KL from the student that wrote to the one
@@ -185,30 +185,6 @@ class AnsweredRow(NamedTuple):
     shown: Any
 
 
-class Turn(NamedTuple):
-    """A turn of the assistant in tokens: what stands before it, and what the data have there."""
-
-    prompt: list[int]
-    answer: list[int]
-
-
-def turn_of(row: Row, draw: float | None = None) -> Turn:
-    """The assistant's turn of a conversation that is written anew.
-
-    A row without a supervised token is a prompt as a whole.
-
-    Args:
-        row: tokenised.
-        draw: from 0 to 1, which of the supervised turns; None is the last one.
-    """
-    ids, flags = np.asarray(row.input_ids), np.asarray(row.supervised, np.bool_)
-    bounds = np.flatnonzero(np.diff(flags, prepend=False, append=False)).reshape(-1, 2)
-    if not len(bounds):
-        return Turn(ids.tolist(), [])
-    begin, end = bounds[-1 if draw is None else int(draw * len(bounds))].tolist()
-    return Turn(ids[:begin].tolist(), ids[begin:end].tolist())
-
-
 class RolloutFiles:
     """The rollouts of a stage: of each rank a file for the steps that were answered at once.
 
@@ -305,10 +281,25 @@ class RolloutFiles:
         named = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*.json"))
         return sorted((int(name[1]), name[2], path) for name, path in named if name)
 
+    def write_tokenizer(self, tokenizer: Any) -> None:
+        """Write the student's tokenizer, for whoever looks at answers before there is a model.
+
+        Raises:
+            RunError: the disk does not take it.
+        """
+        with self._writing("tokenizer"):
+            tokenizer.save_pretrained(self.folder / "tokenizer")
+
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
+        with self._writing(name):
+            write_checksummed(self.folder / name, record, indent=None)
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """Within, errors of the disk are told."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_checksummed(self.folder / name, record, indent=None)
+            yield
         except OSError as error:
             raise RunError(
                 "the student's answers cannot be written",
