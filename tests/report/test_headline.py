@@ -237,3 +237,23 @@ def test_a_gain_is_claimed_only_where_intervals_are_apart(before, after, one, ot
 def test_no_loss_is_rounded_away(share):
     results = {"a": {"t": (0.9, 0.02)}, "b": {"t": (0.9 * share, 0.02)}}
     assert "keeps 99 %" in headline(results, (("b", "a", {}),))
+
+
+def test_a_pretrained_student_that_is_its_own_reference_is_what_dae_is_compared_with():
+    results = {
+        "original": {"hellaswag": (0.35, 0.03), "entities": (0.0, 0.01)},
+        "expert": {"hellaswag": (0.34, 0.03), "entities": (0.47, 0.04)},
+        "align": {"hellaswag": (0.36, 0.03), "entities": (0.42, 0.04)},
+    }
+    stages = (
+        ("expert", "original", {"domain": None}),
+        ("align", "original", {"domain": "expert", "general": "original"}),
+    )
+    assert headline(results, stages) == (
+        "align keeps all of the hellaswag score of original (within noise) "
+        "and gains 42 points in entities."
+    )
+    taught = (stages[0], ("align", "original", {"domain": "expert"}))
+    assert "reaches" in headline(results, taught) or "is within noise of its teacher" in headline(
+        results, taught
+    ), "a start that teaches nothing is not what a student of another teacher is measured by"

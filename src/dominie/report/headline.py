@@ -162,7 +162,9 @@ def _agreement(run: Run, model: str, task: str) -> RichText:
 
 def _sentence(run: Run, model: str) -> RichText:
     parent, teacher = run.parent(model), _evaluated_teacher(run, model)
-    if parent and (parent in run.stages or not teacher) and (shared := changes(run, model, parent)):
+    # What was not trained here is worth comparing with if it teaches too, as a reference does.
+    compared = parent in run.stages or not teacher or parent in run.stages[model].teacher_names
+    if parent and compared and (shared := changes(run, model, parent)):
         return _against_parent(model, parent, shared)
     if teacher and (shared := changes(run, model, teacher)):
         return _against_teacher(run, model, teacher, shared)
