@@ -51,6 +51,7 @@ _TITLES = {
     "LossTerms": "The loss",
     "NextToken": "Loss: next token",
     "Prediction": "Loss: prediction",
+    "Spans": "Loss: spans",
     "Attention": "Loss: attention",
     "Router": "Loss: router",
     "CacheSettings": "The teacher cache",

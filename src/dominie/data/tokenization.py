@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -91,6 +91,47 @@ def encode_and_tell(
 ) -> list[tuple[Row, list[LeftOut]]]:
     """`encode_all`, and what the chat template leaves out of each conversation."""
     template = ChatTemplate(tokenizer)
+    rows = tokenised(tokenizer, conversations, template=template)
+    with memory_limit(chat_template.BYTES) if chat_template.in_worker else nullcontext():
+        lost = [
+            [*_left_out(template, conversation, row.text), *_unread_keys(template, conversation)]
+            for conversation, row in zip(conversations, rows, strict=True)
+        ]
+    return [
+        (row.row(conversation), of_it)
+        for row, conversation, of_it in zip(rows, conversations, lost, strict=True)
+    ]
+
+
+class Tokenised(NamedTuple):
+    """A conversation's rendering, and its tokens.
+
+    Attributes:
+        text: what the chat template makes of the conversation.
+        spans: the characters of the assistant's turns.
+        input_ids: [n] tokens of the whole text.
+        offsets: [n] the characters of each.
+    """
+
+    text: str
+    spans: list[Span]
+    input_ids: list[int]
+    offsets: list[tuple[int, int]]
+
+    def row(self, conversation: Conversation) -> Row:
+        """The tokens with the supervised mask."""
+        weights = _span_weights(self.spans, conversation)
+        return Row(self.input_ids, *_supervised(self.offsets, self.spans, weights))
+
+
+def tokenised(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    *,
+    template: ChatTemplate | None = None,
+) -> list[Tokenised]:
+    """Render and tokenise conversations; arguments and errors are those of `encode_all`."""
+    template = template or ChatTemplate(tokenizer)
     for conversation in conversations:
         _check_length(conversation)
     with memory_limit(chat_template.BYTES) if chat_template.in_worker else nullcontext():
@@ -99,10 +140,6 @@ def encode_and_tell(
             if conversation.prompt
             else assistant_turns(template, conversation)
             for conversation in conversations
-        ]
-        lost = [
-            [*_left_out(template, conversation, text), *_unread_keys(template, conversation)]
-            for conversation, (text, _) in zip(conversations, turns, strict=True)
         ]
     encodings = tokenizer(
         [text for text, _ in turns],
@@ -113,14 +150,9 @@ def encode_and_tell(
         verbose=False,
     )
     return [
-        (Row(ids, *_supervised(offsets, spans, _span_weights(spans, conversation))), of_it)
-        for ids, offsets, (_, spans), conversation, of_it in zip(
-            encodings["input_ids"],
-            encodings["offset_mapping"],
-            turns,
-            conversations,
-            lost,
-            strict=True,
+        Tokenised(text, spans, ids, offsets)
+        for (text, spans), ids, offsets in zip(
+            turns, encodings["input_ids"], encodings["offset_mapping"], strict=True
         )
     ]
 

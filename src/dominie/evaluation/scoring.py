@@ -217,7 +217,7 @@ def _compared(
 def _compare_batch(model: Any, teacher: LocalTeacher, batch: Batch) -> list[list[float]]:
     """Return [B, 4], supervised sums of each row: count, agreement, KL, next-token loss."""
     hidden, labels = _states_and_labels(model, batch)
-    target = teacher.signal(batch).parts[0].target
+    target = teacher.predictions(batch)
     losses = vocabulary_losses(hidden, output_head(model), target, labels=labels)
     found = losses.per_token
     columns = [hidden.new_ones(len(hidden)), found.agreement, found.divergence, found.next_token]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dominie.losses.attention_rows import Projections
 from dominie.losses.heads import Head
+
+if TYPE_CHECKING:
+    from dominie.losses.spans import SpanTarget
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,8 @@ class SparseTarget:
             surer than what they were drawn from, make it too large. No gradient depends on it.
         pool: a distribution [V] over tokens that are not stored one by one, and the mass [N] of
             each row on it. Only without a tail.
+        fold: [V] for each token of the student the one it is counted with, mostly itself; a token
+            that is in the ids of a row counts for itself there. Only with a tail.
     """
 
     ids: Tensor
@@ -55,6 +61,7 @@ class SparseTarget:
     tail: Tensor | None
     teacher_entropy: Tensor | None = None
     pool: tuple[Tensor, Tensor] | None = None
+    fold: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.is_floating_point():
@@ -75,6 +82,8 @@ class SparseTarget:
                 raise ValueError(f"{name} is [N] = [{len(self.ids)}], found {list(values.shape)}")
         if self.pool is not None and self.tail is not None:
             raise ValueError("a pool is for a target without a tail")
+        if self.fold is not None and self.tail is None:
+            raise ValueError("tokens are folded in a target with a tail")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -116,6 +125,7 @@ class SparseTarget:
             None if self.tail is None else self.tail[rows],
             None if self.teacher_entropy is None else self.teacher_entropy[rows],
             None if self.pool is None else (self.pool[0], self.pool[1][rows]),
+            self.fold,
         )
 
 
@@ -136,6 +146,8 @@ def sparse_forward_kl(
     Returns:
         The divergence [n], and its gradient with respect to the student's logits [n, V] or None.
     """
+    if target.fold is not None:
+        return _folded_forward_kl(log_s, target, target.fold, gradient=gradient)
     ids, (p, tail) = target.ids.long().clamp_min(0), target.outcomes(log_s.dtype)
     if tail is None:  # as cheap as the next-token loss
         value = -target.entropy(log_s.dtype) - (p * log_s.gather(1, ids)).sum(-1)
@@ -170,6 +182,40 @@ def sparse_forward_kl(
     return value, slope
 
 
+def _folded_forward_kl(
+    log_s: Tensor, target: SparseTarget, fold: Tensor, *, gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`sparse_forward_kl` where some tokens of the student count with others."""
+    size, (p, tail) = log_s.shape[1], target.outcomes(log_s.dtype)
+    assert tail is not None, "checked when the target was made"
+    folded = (fold[:size] != torch.arange(len(fold[:size]), device=fold.device)).nonzero()[:, 0]
+    onto = fold[folded].expand(len(log_s), -1)
+    used = target.ids >= 0
+    ids = target.ids.long().clamp_min(0)
+    # One column more takes what unused places are written to.
+    places = ids.where(used, torch.full_like(ids, size))
+    own = log_s.gather(1, ids)
+    others = torch.nn.functional.pad(log_s.exp(), (0, 1)).scatter_(1, places, 0.0)[:, :size]
+    grouped = others.index_fill(1, folded, 0.0).scatter_add_(1, onto, others[:, folded])
+    log_mass = torch.logaddexp(own, grouped.gather(1, ids).log())
+    grouped = torch.nn.functional.pad(grouped, (0, 1)).scatter_(1, places, 0.0)[:, :size]
+    rest = grouped.sum(-1)
+    tail = tail.where(rest > 0, torch.zeros_like(tail))
+    rest = rest.where(tail > 0, torch.ones_like(rest))
+    value = -target.entropy(log_s.dtype) - torch.where(used, p * log_mass, 0.0).sum(-1)
+    value -= tail * rest.log()
+    if not gradient:
+        return value, None
+    total = (p.sum(-1) + tail)[:, None]
+    ratio = (tail / rest)[:, None].repeat(1, size + 1)
+    tiny = torch.finfo(p.dtype).tiny
+    ratio.scatter_(1, places, p / log_mass.exp().clamp_min(tiny))
+    ratio = ratio[:, :size].scatter(1, folded.expand(len(log_s), -1), ratio.gather(1, onto))
+    slope = others * (total - ratio)
+    mine = (own.exp() * total - p * (own - log_mass).exp()) * used
+    return value, slope.scatter_add_(1, ids, mine)
+
+
 #: What a student is compared with at N positions; indexed by position.
 Target = DenseTarget | SparseTarget
 
@@ -186,7 +232,7 @@ class Part:
     """
 
     rows: Tensor
-    target: Target | None
+    target: Target | SpanTarget | None
     attention: Mapping[int, Projections] = field(default_factory=dict)
 
     def of(self, start: int, stop: int, length: int, supervised: Sequence[int]) -> Part | None:

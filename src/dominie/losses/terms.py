@@ -20,10 +20,11 @@ from dominie.losses.divergence import Kind, LabelKind
 from dominie.losses.forward_pass import BySource, ForwardPass, joined_ranges
 from dominie.losses.objective import Column, Computed, Need, Term
 from dominie.losses.router_losses import Router
+from dominie.losses.spans import SpanTarget, span_losses
 from dominie.losses.targets import Target
 from dominie.losses.vocabulary import vocabulary_losses
 
-__all__ = ["Attention", "LossTerms", "NextToken", "Prediction", "Router"]
+__all__ = ["Attention", "LossTerms", "NextToken", "Prediction", "Router", "Spans"]
 
 
 class VocabularyPass:
@@ -40,11 +41,13 @@ class VocabularyPass:
         Column("teacher_entropy", over="measured"),
     )
 
-    def __init__(self, terms: Mapping[str, Sequence[NextToken | Prediction | None]]) -> None:
+    def __init__(
+        self, terms: Mapping[str, Sequence[NextToken | Prediction | Spans | None]]
+    ) -> None:
         nothing = [None] * len(terms["next_token"])
         self._weights = {
             name: BySource(each.weight if each else 0.0 for each in terms.get(name, nothing))
-            for name in ("next_token", "prediction")
+            for name in ("next_token", "prediction", "spans")
         }
         labels = [
             each if isinstance(each, NextToken) else _UNLABELLED for each in terms["next_token"]
@@ -52,14 +55,17 @@ class VocabularyPass:
         # Where labels weigh nothing they have no gradient, and any kind will do.
         kind = next((each.kind for each in labels if each.weighs), _UNLABELLED.kind)
         self._scorings = [
-            (each.kind if each.weighs else kind, _options(compared))
-            for each, compared in zip(labels, terms.get("prediction", nothing), strict=True)
+            # Spans put weights of their own on the labels, whose kind is plain.
+            (each.kind if each.weighs or spans else kind, _options(spans or compared))
+            for each, compared, spans in zip(
+                labels, *(terms.get(name, nothing) for name in ("prediction", "spans")), strict=True
+            )
         ]
 
     def __call__(self, forward: ForwardPass) -> Computed:
         """Both sums, and the values of every supervised token."""
         hidden, labels = forward.supervised_hidden, forward.supervised_labels
-        next_token, prediction = (forward.coefficients(each) for each in self._weights.values())
+        weights = {name: forward.coefficients(each) for name, each in self._weights.items()}
         total: Tensor | None = None
         terms = {name: hidden.new_zeros(()) for name, by in self._weights.items() if by}
         logged = {
@@ -69,35 +75,52 @@ class VocabularyPass:
             if name != "tokens"
         }
         for tokens, target, (label_kind, options) in self._groups(forward):
-            losses = vocabulary_losses(
-                hidden[tokens],
-                forward.head,
-                target,
-                labels=labels[tokens],
-                label_weights=next_token[tokens],
-                divergence_weights=None if target is None else prediction[tokens],
-                temperature=options.temperature,
-                kind=options.kind,
-                beta=options.beta,
-                label_kind=label_kind,
-                metrics=forward.metrics,
-                check_finite=False,  # whoever steps looks once a step
-            )
-            total = losses.divergence if total is None else total + losses.divergence
-            total = total + losses.next_token
-            sums = {"next_token": losses.next_token, "prediction": losses.divergence}
-            terms = {name: value + sums[name].detach() for name, value in terms.items()}
+            term = "spans" if isinstance(target, SpanTarget) else "prediction"
+            shared: dict[str, Any] = {
+                "labels": labels[tokens],
+                "label_weights": weights["next_token"][tokens],
+                "divergence_weights": None if target is None else weights[term][tokens],
+                "metrics": forward.metrics,
+                "check_finite": False,  # whoever steps looks once a step
+            }
+            if isinstance(target, SpanTarget):
+                assert isinstance(options, Spans), "only sources with this term have such targets"
+                temperature = options.chunk_temperature
+                losses = span_losses(
+                    hidden[tokens], forward.head, target, chunk_temperature=temperature, **shared
+                )
+            else:
+                compared = options if isinstance(options, Prediction) else Prediction()
+                losses = vocabulary_losses(
+                    hidden[tokens],
+                    forward.head,
+                    target,
+                    temperature=compared.temperature,
+                    kind=compared.kind,
+                    beta=compared.beta,
+                    label_kind=label_kind,
+                    **shared,
+                )
+            both = losses.divergence + losses.next_token
+            total = both if total is None else total + both
+            sums = {"next_token": losses.next_token, term: losses.divergence}
+            terms = {
+                name: value + sums[name].detach() if name in sums else value
+                for name, value in terms.items()
+            }
             for name, values in logged.items():
                 if (measured := getattr(losses.per_token, name, None)) is not None:
                     values[tokens] = measured.float()
             if target is not None:
-                logged["taught"][tokens] = 1.0
-                logged["measured"][tokens] = float(forward.metrics)
+                spans = target if isinstance(target, SpanTarget) else None
+                logged["taught"][tokens] = 1.0 if spans is None else spans.compared.float()
+                measured = 1.0 if spans is None else spans.weights.float()
+                logged["measured"][tokens] = measured * float(forward.metrics)
         return Computed(total, terms, logged)
 
     def _groups(
         self, forward: ForwardPass
-    ) -> Iterator[tuple[Tensor | slice, Target | None, tuple[LabelKind, Prediction]]]:
+    ) -> Iterator[tuple[Tensor | slice, Target | SpanTarget | None, _Scoring]]:
         """Supervised tokens by how they are scored: (tokens, target, kind and options)."""
         everything = forward.signal.parts if forward.signal else ()
         targets = [(part.rows, part.target) for part in everything if part.target is not None]
@@ -122,7 +145,7 @@ class VocabularyPass:
                 ranks.append((taught[part], taught[part] + span.supervised))
                 taught[part] += span.supervised
             elif start < stop:
-                if self._weights["prediction"].values[span.source] > 0:
+                if any(self._weights[each].values[span.source] > 0 for each in _COMPARED):
                     raise ValueError(
                         "a source compares predictions and the signal has no teacher for it"
                     )
@@ -143,7 +166,9 @@ class VocabularyPass:
 
 
 #: How tokens are scored: against their labels, and against a teacher.
-_Scoring = tuple[LabelKind, "Prediction"]
+_Scoring = tuple[LabelKind, "Prediction | Spans"]
+#: The terms that compare with a teacher's distribution.
+_COMPARED = ("prediction", "spans")
 #: From the first to behind the last.
 _Range = tuple[int, int]
 
@@ -198,14 +223,44 @@ class Prediction(Term):
         return self.kind != "forward_kl"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spans(Term):
+    """Likelihoods of aligned spans of text: for a teacher with another tokenizer.
+
+    Where tokens of both models end at the same byte of an answer, the teacher's distribution is
+    mapped into the student's vocabulary and compared by forward KL (`docs/other-tokenizers.md`).
+    Where a token of one side is several of the other, likelihoods of what is written are.
+
+    Attributes:
+        weight: factor of the term.
+        chunk_temperature: τ of the likelihoods p^{1/τ} of chunks that are several tokens of the
+            student (arXiv 2503.20083).
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"distribution"})
+    computation = VocabularyPass
+    weight: float = 1.0
+    chunk_temperature: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.chunk_temperature < float("inf"):
+            raise ValueError(
+                f"chunk_temperature must be positive and finite, got {self.chunk_temperature}"
+            )
+
+    @property
+    def needs_live_teacher(self) -> bool:
+        """Whether the term weighs: no cache keeps what chunks are compared with."""
+        return self.weighs
+
+
 _UNLABELLED = NextToken(weight=0.0)
 
 
-def _options(prediction: NextToken | Prediction | None) -> Prediction:
+def _options(term: NextToken | Prediction | Spans | None) -> Prediction | Spans:
     """How predictions are compared, whatever the weight."""
-    if isinstance(prediction, Prediction):
-        return replace(prediction, weight=1.0)
-    return Prediction()
+    return replace(term, weight=1.0) if isinstance(term, Prediction | Spans) else Prediction()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +270,7 @@ class LossTerms:
     Attributes:
         next_token: the labels of the data, the only term that needs no teacher.
         prediction: the teacher's next-token distributions.
+        spans: the same of a teacher with another tokenizer, in place of `prediction`.
         attention: the teacher's attention.
         router: load balancing, where the student is a mixture of experts.
     """
@@ -224,6 +280,7 @@ class LossTerms:
     always: ClassVar[dict[str, Term]] = {"next_token": _UNLABELLED}
     next_token: NextToken | None = None
     prediction: Prediction | None = None
+    spans: Spans | None = None
     attention: Attention | None = None
     router: Router | None = None
 
@@ -231,6 +288,15 @@ class LossTerms:
         if not any(term.suffices and term.weighs for term in self.present.values()):
             beside = " beside router" if self.router else ""
             raise ValueError(f"a loss needs at least one term{beside} with a weight above 0")
+        if not self.weighs("spans"):
+            return
+        if other := next((n for n in ("prediction", "attention") if self.weighs(n)), None):
+            raise ValueError(
+                f"spans and {other} are for different teachers: spans compares with one of another "
+                f"tokenizer, {other} with one of the student's; leave one of them out"
+            )
+        if self.next_token is not None and self.next_token.kind != "cross_entropy":
+            raise ValueError("beside spans, next_token is kind: cross_entropy")
 
     @property
     def names(self) -> list[str]:

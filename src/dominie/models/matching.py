@@ -27,8 +27,9 @@ def check_same_tokens(student: Any, teacher: Any, *, where: str) -> None:
         "student and teacher disagree on what token ids mean",
         where=where,
         whose="the student's",
-        do="choose a teacher with the student's tokenizer; where only the order differs, "
-        "map it: models: {NAME: {path: …, map_tokens: true}}",
+        do="compare with it by spans of text: loss: {spans: 1.0} in place of prediction; or choose "
+        "a teacher with the student's tokenizer; where only the order differs, map it: models: "
+        "{NAME: {path: …, map_tokens: true}}",
     )
 
 

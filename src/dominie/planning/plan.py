@@ -269,7 +269,7 @@ def _setup(
         rows=work.rows,
         length=work.length,
         accumulates=train.batch // on.count > micro_batch,
-        compares=any(source.terms.weighs("prediction") for source in sources),
+        compares=any(source.terms.weighs(t) for source in sources for t in ("prediction", "spans")),
         routes=any(source.terms.weighs("router") for source in sources),
         attention=len(pairs.pairs),
         ranks=on.count,

@@ -106,6 +106,13 @@ def _check_marked(recipe: Recipe, stage: TrainStage, name: str, *, where: str) -
             expected="a loss that compares with a teacher, such as prediction",
             do="give the source a teacher and a prediction loss, or remove on_policy",
         )
+    if loss.weighs("spans"):
+        raise InputError(
+            "a teacher with another tokenizer reads answers that are known before training, and "
+            "not those that the student writes",
+            where=f"{where}.on_policy",
+            do="remove on_policy from this source, or name a teacher with the student's tokenizer",
+        )
     if loss.weighs("next_token"):
         raise InputError(
             "next_token would have the student learn its own answers by heart",

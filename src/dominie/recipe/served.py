@@ -1,4 +1,4 @@
-"""Models behind servers in a recipe: where they may stand, and how a stage learns from them."""
+"""Models behind servers in a recipe, and teachers from caches: where they may stand."""
 
 from __future__ import annotations
 
@@ -146,6 +146,8 @@ def _needs_of(stage: TrainStage, source: str) -> str:
     loss = stage.loss_on(source)
     if loss.weighs("attention"):
         return "the attention loss needs the teacher's queries and keys"
+    if loss.weighs("spans"):
+        return "spans needs the teacher's whole distribution, in its own tokens"
     kind = loss.prediction.kind if loss.prediction else "?"
     return f"prediction: {{kind: {kind}}} needs the teacher's probability of any token"
 
@@ -159,3 +161,61 @@ def with_served_teachers(recipe: Recipe, stage: TrainStage) -> TrainStage:
     }
     cache = _TOP if served and stage.cache is None else stage.cache
     return dataclasses.replace(stage, data=data, cache=cache)
+
+
+def check_caches(stage: TrainStage, *, where: str) -> None:
+    """Refuse a cached teacher if the loss needs what no cache keeps.
+
+    Raises:
+        InputError: names the source.
+    """
+    for source in stage.active:
+        if stage.data[source].cache and stage.teacher_on(source) is None:
+            raise InputError(
+                "this source has no teacher that could be cached",
+                where=f"{where}.data.{source}.cache",
+                do="remove cache, or give the source a teacher and a prediction loss",
+            )
+        if (cache := stage.cache_on(source)) is None:
+            continue
+        loss, here = stage.loss_on(source), f"{where}.data.{source}"
+        live = f"set {here.partition(': ')[2]}.cache=false to keep this teacher in memory"
+        if loss.weighs("attention"):
+            raise InputError(
+                "the attention loss needs its teacher in memory: a cache keeps what a teacher "
+                "predicts, and a query and key for every layer would be a thousand times as "
+                "large",
+                where=here,
+                do=f"remove the attention term, or {live}",
+            )
+        if loss.weighs("spans"):
+            raise InputError(
+                "a teacher with another tokenizer is needed in memory: a cache keeps no "
+                "likelihoods of chunks",
+                where=here,
+                do=live,
+            )
+        if loss.prediction is not None and loss.prediction.kind != "forward_kl":
+            raise InputError(
+                "the divergence cannot be computed from a cache, which keeps a sparse target",
+                where=f"{here}.loss.prediction.kind",
+                expected="forward_kl",
+                found=loss.prediction.kind,
+                do=f"use forward_kl, or {live}",
+            )
+        most = cache.most_temperature
+        if loss.prediction is not None and loss.prediction.temperature > most:
+            raise InputError(
+                "the temperature is too high for this cache: the noise of what it stores outweighs "
+                "what the teacher says",
+                where=f"{here}.loss.prediction.temperature",
+                expected=f"at most {most:.3g} with the settings of the cache",
+                found=f"{loss.prediction.temperature:g}",
+                do=f"store more (a lower cache.threshold, more cache.samples), or {live}",
+            )
+    if stage.cache is not None and stage.cache.enabled and not stage.cached:
+        raise InputError(
+            "there is no teacher that could be cached",
+            where=f"{where}.cache",
+            do="remove cache; this stage needs no teacher in any case",
+        )

@@ -21,6 +21,7 @@ from dominie.models.spec import Placement
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
+    from dominie.recipe import TrainStage
     from dominie.recipe.schema import Recipe
 
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
@@ -260,3 +261,19 @@ class _AnyKind:
 
 
 AnyStage = Annotated[StageConfig, _AnyKind()]
+
+
+def span_sources(stage: TrainStage) -> dict[str, list[str]]:
+    """The sources that a stage compares with a teacher by spans, by their teacher."""
+    found: dict[str, list[str]] = {}
+    for source in stage.active:
+        teacher = stage.teacher_on(source)
+        if teacher is not None and stage.loss_on(source).weighs("spans"):
+            found.setdefault(teacher, []).append(source)
+    return found
+
+
+def same_token_teachers(stage: TrainStage) -> list[str]:
+    """The teachers that have to have the student's tokens: all that are compared otherwise."""
+    others = (each for each in stage.active if not stage.loss_on(each).weighs("spans"))
+    return list(dict.fromkeys(name for each in others if (name := stage.teacher_on(each))))

@@ -12,7 +12,7 @@ from dominie.core.errors import InputError, nearest
 from dominie.core.references import references
 from dominie.recipe.on_policy_checks import check_on_policy, check_shown_answers
 from dominie.recipe.schema import Recipe
-from dominie.recipe.served import check_scored, check_served_teachers, refuse_served
+from dominie.recipe.served import check_caches, check_scored, check_served_teachers, refuse_served
 from dominie.recipe.train_arguments import check_gap
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def check_training_stage(recipe: Recipe, name: str, stage: TrainStage, *, where:
     """Refuse a mix of nothing, a loss without its teacher, a cache that cannot serve."""
     _check_mix(name, stage, where=where)
     check_served_teachers(recipe, stage, where=where)
-    _check_caches(stage, where=where)
+    check_caches(stage, where=where)
     _check_adapter(recipe, stage, where=where)
     check_on_policy(recipe, stage, where=where)
     check_shown_answers(recipe, stage, where=where)
@@ -168,53 +168,6 @@ def _check_mix(name: str, stage: TrainStage, *, where: str) -> None:
                 where=f"{where}.data.{source}",
                 do=f"set stages.{name}.teacher, or teacher on the source, or use next_token alone",
             )
-
-
-def _check_caches(stage: TrainStage, *, where: str) -> None:
-    """Refuse a cached teacher if the loss needs what no cache keeps."""
-    for source in stage.active:
-        if stage.data[source].cache and stage.teacher_on(source) is None:
-            raise InputError(
-                "this source has no teacher that could be cached",
-                where=f"{where}.data.{source}.cache",
-                do="remove cache, or give the source a teacher and a prediction loss",
-            )
-        if (cache := stage.cache_on(source)) is None:
-            continue
-        loss, here = stage.loss_on(source), f"{where}.data.{source}"
-        live = f"set {here.partition(': ')[2]}.cache=false to keep this teacher in memory"
-        if loss.weighs("attention"):
-            raise InputError(
-                "the attention loss needs its teacher in memory: a cache keeps what a teacher "
-                "predicts, and a query and key for every layer would be a thousand times as "
-                "large",
-                where=here,
-                do=f"remove the attention term, or {live}",
-            )
-        if loss.prediction is not None and loss.prediction.kind != "forward_kl":
-            raise InputError(
-                "the divergence cannot be computed from a cache, which keeps a sparse target",
-                where=f"{here}.loss.prediction.kind",
-                expected="forward_kl",
-                found=loss.prediction.kind,
-                do=f"use forward_kl, or {live}",
-            )
-        most = cache.most_temperature
-        if loss.prediction is not None and loss.prediction.temperature > most:
-            raise InputError(
-                "the temperature is too high for this cache: the noise of what it stores outweighs "
-                "what the teacher says",
-                where=f"{here}.loss.prediction.temperature",
-                expected=f"at most {most:.3g} with the settings of the cache",
-                found=f"{loss.prediction.temperature:g}",
-                do=f"store more (a lower cache.threshold, more cache.samples), or {live}",
-            )
-    if stage.cache is not None and stage.cache.enabled and not stage.cached:
-        raise InputError(
-            "there is no teacher that could be cached",
-            where=f"{where}.cache",
-            do="remove cache; this stage needs no teacher in any case",
-        )
 
 
 def _check_adapter(recipe: Recipe, stage: TrainStage, *, where: str) -> None:

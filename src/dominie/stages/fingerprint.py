@@ -55,7 +55,7 @@ _HARMLESS_KEYS = (
 
 #: Settings that finished stages were made without, and the defaults that leave those as they are:
 #: at its default such a setting is no part of a fingerprint.
-_YOUNGER: dict[str, Any] = {"next_token.kind": "cross_entropy"}
+_YOUNGER: dict[str, Any] = {"next_token.kind": "cross_entropy", "spans": None}
 
 
 def digest(*parts: Any) -> str:
@@ -123,16 +123,22 @@ def _without_younger(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def rows_digests(stage: TrainStage, sources: Mapping[str, PreparedSource]) -> dict[str, str]:
+def rows_digests(
+    stage: TrainStage,
+    sources: Mapping[str, PreparedSource],
+    pairs: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """Hash the rows that a model depends on: those that it learns, and those that choose it.
 
     Args:
         stage: that trains.
         sources: its rows by source, as far as they are known; of others the hash is empty.
+        pairs: of sources that are compared by spans, a hash of their rows in the teacher's tokens.
     """
     train = stage.train
     held_out = {n: each.validation.first(train.evaluate_rows).digest for n, each in sources.items()}
     found = {name: sources[name].train.digest if name in sources else "" for name in stage.active}
+    found |= {name: f"{found[name]}, {key}" for name, key in (pairs or {}).items()}
     if not train.validation_decides:
         return found
     for name in held_out:

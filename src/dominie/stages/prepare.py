@@ -20,13 +20,9 @@ from dominie.data.assistant_spans import unended
 from dominie.data.rows import PreparedSource, held_out_of_all, prepare
 from dominie.data.sources import content_fingerprint
 from dominie.models.attention_hooks import check_attention
-from dominie.models.matching import (
-    check_context,
-    check_same_tokens,
-    check_vocabulary,
-    token_map,
-)
+from dominie.models.matching import check_context, check_same_tokens, check_vocabulary, token_map
 from dominie.recipe.on_policy_checks import on_policy_notices, shown_answer_notices
+from dominie.recipe.stage_config import same_token_teachers, span_sources
 from dominie.recipe.validate import stage_order
 from dominie.stages.fingerprint import digest
 from dominie.stages.run_folder import ChatTokenizers, RunFolder, check_whole
@@ -216,11 +212,11 @@ class Preparation:
 
 
 def check_tokens(
-    folder: RunFolder, tokenizers: ChatTokenizers, name: str, models: Sequence[str]
+    folder: RunFolder, tokenizers: ChatTokenizers, name: str, stage: TrainStage
 ) -> None:
     """Refuse teachers of other tokens than the student's, but for those whose tokens are mapped."""
     tokenizer = tokenizers.of(name)
-    for other in models[1:]:
+    for other in same_token_teachers(stage):
         where, theirs = f"stages.{name}, model {other}", tokenizers.of(other)
         if other not in folder.recipe.served and folder.spec(other).map_tokens:
             size = folder.info(other).need("vocabulary", use="mapping tokens")
@@ -295,6 +291,8 @@ def check_training(folder: RunFolder, prepared: PreparedTraining) -> None:
     rows = [split for s in prepared.sources.values() for split in (s.train, s.validation)]
     highest = max((split.highest_id for split in rows), default=0)
     for name, model in models.items():
+        if name in span_sources(stage):
+            continue  # it reads rows of its own
         check_context(model, stage.train.max_length, where=f"{where}, model {name}")
         check_vocabulary(model, highest, where=f"{where}, model {name}")
     try:

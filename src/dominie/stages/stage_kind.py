@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dominie.recipe.schema import Recipe
     from dominie.stages.prepare import Preparation
     from dominie.stages.run_folder import RunFolder
+    from dominie.teachers.paired_rows import PairedRows
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Prepared:
         depends: the same by key, to name what has changed.
         sources: the tokenised sources it reads, by name.
         waits_for: stages that have to make data before the rest can be checked.
+        pairs: the rows in the tokens of teachers that are compared with by spans, by their names.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Prepared:
     depends: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     sources: Mapping[str, PreparedSource] = field(default_factory=dict, kw_only=True)
     waits_for: tuple[str, ...] = field(default=(), kw_only=True)
+    pairs: Mapping[str, PairedRows] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass

@@ -189,25 +189,24 @@ class TrainStage(StageKind):
         from dominie.recipe.validate import reference_sources
         from dominie.stages import fingerprint
         from dominie.stages.prepare import check_tokens, check_training
+        from dominie.stages.run_folder import pair_rows
 
-        check_tokens(preparation.folder, preparation.tokenizers, name, self.models)
-        rows = preparation.rows(name, self.train.max_length)
-        order = [*self.active, *(source for source in rows if source not in self.active)]
-        sources = {source: rows[source] for source in order if source in rows}
-        known, digests = preparation.fingerprints, fingerprint.rows_digests(self, sources)
+        check_tokens(preparation.folder, preparation.tokenizers, name, self)
+        rows, tokens = preparation.rows(name, self.train.max_length), preparation.tokenizers
+        sources = {each: rows[each] for each in (*self.active, *rows) if each in rows}
+        pairs, keys = pair_rows(preparation, name, self, sources)
+        known, digests = preparation.fingerprints, fingerprint.rows_digests(self, sources, keys)
         parts = fingerprint.training_parts(preparation.recipe, name, rows=digests, models=known)
-        teachers = {self.teacher_on(source) for source in self.active}
         prepared = PreparedTraining(
             name,
             self,
-            preparation.tokenizers.of(name),
+            tokens.of(name),
             fingerprint.digest(*parts),
             sources=sources,
-            teachers={teacher: known[teacher] for teacher in teachers if teacher},
-            depends=fingerprint.training_dependencies(
-                *parts, preparation.tokenizers.fingerprint(name)
-            ),
+            teachers={teacher: known[teacher] for teacher in self.models[1:]},
+            depends=fingerprint.training_dependencies(*parts, tokens.fingerprint(name)),
             references=reference_sources(preparation.recipe, self),
+            pairs=pairs,
         )
         check_training(preparation.folder, prepared)
         preparation.notices(name, prepared)
@@ -249,6 +248,7 @@ class TrainStage(StageKind):
                     teachers=teachers,
                     caches=stored_or_asked(stored, asked),
                     shared=shared,
+                    pairs=prepared.pairs,
                 ),
                 callbacks=[StepProgress(advance)],
             )

@@ -78,6 +78,10 @@ class LocalTeacher:
         rows = torch.arange(len(batch.input_ids))
         return Signal((Part(rows, DenseTarget(states, output_head(self.model)), captured),))
 
+    def predictions(self, batch: Batch) -> DenseTarget:
+        """The hidden states and head of its `signal`."""
+        return cast("DenseTarget", self.signal(batch).parts[0].target)
+
     @torch.no_grad()
     def run_for_other_ranks(self, device: torch.device) -> None:
         """Run the forward pass for other ranks, which need the shard of the weights on this one."""

@@ -59,9 +59,16 @@ class StageSource:
     @property
     def target_provider(self) -> str | None:
         """Name of the cache or teacher that provides its targets; None without any."""
+        if self.teacher is not None and self.terms.weighs("spans"):
+            return span_teacher_name(self.teacher)
         if self.shows is not None:
             return f"{self.teacher}, which reads {self.shows!r}"
         return self.cache or self.teacher
+
+
+def span_teacher_name(teacher: str) -> str:
+    """By which sources that compare by spans name a teacher, which may teach others as it is."""
+    return f"{teacher}, by spans"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from dominie.models.info import ModelFlops, describe, info_of, model_flops
 from dominie.models.loading import load_student
 from dominie.models.spec import Model
 from dominie.teachers import AdapterTeacher, LocalTeacher, Teacher
+from dominie.teachers.paired_rows import PairedRows
+from dominie.teachers.span_teacher import SpanTeacher
 from dominie.teachers.teacher import load_teacher
 from dominie.training.callbacks import SaveAndStop, StopAtForgetting
 from dominie.training.checkpoints import verified_checkpoint
@@ -32,7 +34,12 @@ from dominie.training.monitoring import Monitor
 from dominie.training.on_policy import on_policy_rows
 from dominie.training.settings import TrainSettings, training_arguments
 from dominie.training.source_weights import SourceWeights
-from dominie.training.stage_sources import StageTraining, attention_pairs, routed_teacher
+from dominie.training.stage_sources import (
+    StageTraining,
+    attention_pairs,
+    routed_teacher,
+    span_teacher_name,
+)
 from dominie.training.time_limits import LimitTime
 from dominie.training.trainer import DistillationTrainer
 from dominie.training.validation import Validation
@@ -50,6 +57,7 @@ class StageModels:
         teachers: by the names that the sources use.
         caches: teachers that read stored targets, by the names that the sources use.
         shared: which teachers share the student's base, of `shared_base_of`; None finds it out.
+        pairs: the rows in the tokens of teachers that are compared with by spans, by their names.
     """
 
     student: Model
@@ -57,6 +65,7 @@ class StageModels:
     teachers: Mapping[str, Model] = field(default_factory=dict)
     caches: Mapping[str, Teacher] = field(default_factory=dict)
     shared: SharedBase | None = None
+    pairs: Mapping[str, PairedRows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,16 +194,21 @@ def load_models(
     mesh = world_mesh() if any(t.placed == "sharded" for t in models.teachers.values()) else None
     teachers: dict[str, LocalTeacher] = {
         name: AdapterTeacher(student, shared.adapters[name])
-        if name in shared.adapters
+        if name in shared.adapters and name not in models.pairs
         else LocalTeacher(load_teacher(spec, tokenizer=models.tokenizer, device=device, mesh=mesh))
         for name, spec in models.teachers.items()
     }
+    for name, pairs in models.pairs.items():
+        spans = SpanTeacher(teachers[name].model, pairs.of, pairs.words)
+        teachers[span_teacher_name(name)] = spans
     loaded = LoadedModels(student=student, flops=flops, teachers=teachers, caches=models.caches)
     return loaded, counts
 
 
 def shared_base_of(
-    student: Model, teachers: Mapping[str, Model], settings: TrainSettings
+    student: Model,
+    teachers: Mapping[str, Model],
+    settings: TrainSettings,
 ) -> SharedBase:
     """Find the teachers that share the student's base; none if its weights are sharded."""
     if settings.lora is None or not teachers:

@@ -154,9 +154,7 @@ class BasePredictions:
         with torch.no_grad(), accelerator.autocast():
             self._head = _kept_head(model, accelerator.device)
             for batch in batches:
-                target = base.signal(batch).parts[0].target
-                assert isinstance(target, DenseTarget), "a local model has all its predictions"
-                states = target.hidden.to(self._head.weight.dtype)
+                states = base.predictions(batch).hidden.to(self._head.weight.dtype)
                 self._hidden.append(states.to("cpu", copy=True))
         model.train(training)
 
