@@ -1,33 +1,28 @@
-"""Checks what a stage says of answers: those its student writes, and those its teachers read."""
+"""Checks what a stage says of answers that its student writes itself, and what is told of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dominie.core.distributed import is_sharded
 from dominie.core.errors import InputError
 from dominie.data.assistant_spans import ends_of_turn, unended
-from dominie.data.batch import filled
 from dominie.data.chat_template import ChatTemplate
 from dominie.data.row_store import turn_of
-from dominie.models.matching import check_context
-from dominie.teachers.answer_shown import AnswerPrompt
 from dominie.training.rollouts import MOST_BYTES
 
 if TYPE_CHECKING:
-    from dominie.data.row_store import Rows
-    from dominie.models.info import ModelInfo
     from dominie.recipe import TrainStage
     from dominie.recipe.schema import Recipe
     from dominie.training.stage_sources import StageSource
 
 #: Prompts of a source that are looked at.
-_LOOKED_AT = 500
+LOOKED_AT = 500
 
 
 def check_on_policy(recipe: Recipe, stage: TrainStage, *, where: str) -> None:
@@ -122,7 +117,7 @@ def _check_marked(recipe: Recipe, stage: TrainStage, name: str, *, where: str) -
             do="remove the term from this source; for labels of the data, name the same file as a "
             "second source without on_policy",
         )
-    if _is_cached(recipe, stage, name):
+    if is_cached(recipe, stage, name):
         raise InputError(
             "a cached teacher has predicted the answers of the data, and says nothing about those "
             "that the student writes",
@@ -133,112 +128,13 @@ def _check_marked(recipe: Recipe, stage: TrainStage, name: str, *, where: str) -
         )
 
 
-def _is_cached(recipe: Recipe, stage: TrainStage, name: str) -> bool:
+def is_cached(recipe: Recipe, stage: TrainStage, name: str) -> bool:
     """Whether a source has a cache in its teacher's place."""
     teacher = stage.teacher_on(name)
     if teacher in recipe.served:
         return bool(stage.data[name].cache)  # without a word it is asked while the stage trains
     placed = teacher is not None and recipe.placement(teacher) == "cached"
     return stage.cache_on(name) is not None or (placed and stage.data[name].cache is None)
-
-
-def check_shown_answers(recipe: Recipe, stage: TrainStage, *, where: str) -> None:
-    """Refuse teachers that are to read answers where there are none, or that could not use them.
-
-    Raises:
-        InputError: names the key.
-    """
-    for name in stage.active:
-        if stage.shown_on(name) is None:
-            continue
-        source, here = recipe.data.get(name), f"{where}.data.{name}"
-        if source is not None and source.prompts:
-            raise InputError(
-                "the teacher is to read the right answers, and a source of prompts has none",
-                where=f"{here}.teacher.shows",
-                do=f"give the conversations answers and remove data.{name}.prompts, or name the "
-                "teacher alone",
-            )
-        if stage.loss_on(name).weighs("attention"):
-            raise InputError(
-                "the attention of a teacher that reads more than the student cannot be compared "
-                "with the student's: its tokens stand elsewhere",
-                where=f"{here}.loss.attention",
-                do="remove the attention term from this source",
-            )
-        if stage.teacher_on(name) in recipe.served:
-            raise InputError(
-                "a teacher behind a server reads what the student reads",
-                where=here,
-                expected="a teacher in memory, for answers that it alone is shown",
-                found=f"{stage.teacher_on(name)}, behind a server",
-                do="name a local model, or remove shows",
-            )
-        if _is_cached(recipe, stage, name):
-            raise InputError(
-                "a cache keeps what a teacher predicts that reads what the student reads",
-                where=here,
-                expected="a teacher in memory",
-                found=f"{stage.teacher_on(name)}, cached",
-                do=f"set {here.partition(': ')[2]}.cache=false, or remove shows",
-            )
-
-
-def shown_answer_notices(
-    name: str,
-    stage: TrainStage,
-    sources: Sequence[StageSource],
-    tokenizer: Any,
-    info: Callable[[str], ModelInfo],
-) -> Iterator[str]:
-    """Say what teachers read beside the questions; refuse what they cannot read.
-
-    Args:
-        name: of the stage.
-        stage: its part of the recipe.
-        sources: with their rows.
-        tokenizer: the student's.
-        info: what is known of a model, by its name.
-
-    Raises:
-        InputError: the chat template does not tell where a question ends, a conversation has no
-            question, or what the teacher is to read is longer than its context.
-    """
-    for source in sources:
-        if source.shows is None or source.teacher is None:
-            continue
-        where = f"stages.{name}.data.{source.name}"
-        prompt = AnswerPrompt.of(tokenizer, source.shows, where=where)
-        looked_at = list(islice(source.train, _LOOKED_AT))
-        try:
-            for row in looked_at:
-                prompt.row(filled([[(0, row)]]).spans[0])
-        except ValueError as error:
-            raise InputError(
-                "the right answers cannot be written into the teacher's prompts",
-                where=where,
-                found=str(error),
-                do="use a chat template that ends questions alike, or name the teacher alone",
-            ) from None
-        words, rows = prompt.before + prompt.after, cast("Rows", source.train)
-        whole = stage.train.max_length if source.on_policy else rows.lengths
-        check_context(
-            info(source.teacher),
-            len(words) + int(np.max(whole + rows.supervised_lengths, initial=0)),
-            where=f"{where}, {source.teacher} with the right answer in its prompt",
-            do=f"lower train.max_length, now {stage.train.max_length}",
-        )
-        more = [len(prompt.shown(turn_of(row).answer)) for row in looked_at]
-        yield (
-            f"{name}: {source.teacher} reads the right answers of {source.name}, and the student "
-            f"does not: {np.mean(more or [0]):.0f} tokens more a question"
-        )
-        if unknown := sum(token == tokenizer.unk_token_id for token in words):
-            yield (
-                f"warning: {name}: the tokenizer does not know {unknown} of the {len(words)} "
-                f"tokens around the answers that {source.teacher} reads; set {where}.teacher.text "
-                "to words that it knows"
-            )
 
 
 def on_policy_notices(
@@ -267,7 +163,7 @@ def on_policy_notices(
     yield from _teacher_notices(tokenizers, name, {s.teacher for s in answered if s.teacher})
     ending = _generation_prompt(tokenizers.of(name))
     for source in answered:
-        prompts = [turn_of(row).prompt for row in islice(source.train, _LOOKED_AT)]
+        prompts = [turn_of(row).prompt for row in islice(source.train, LOOKED_AT)]
         lengths = [len(prompt) for prompt in prompts]
         yield from _without_prompt(name, source, lengths, stage.train.max_length)
         if ending and any(prompt[-len(ending) :] != ending for prompt in prompts):

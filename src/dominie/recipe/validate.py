@@ -10,22 +10,18 @@ from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError, nearest
 from dominie.core.references import references
-from dominie.recipe.on_policy_checks import check_on_policy, check_shown_answers
+from dominie.recipe.on_policy_checks import check_on_policy
 from dominie.recipe.schema import Recipe
 from dominie.recipe.served import check_caches, check_scored, check_served_teachers, refuse_served
+from dominie.recipe.shown_answers import check_shown_answers
 from dominie.recipe.train_arguments import check_gap
 
 if TYPE_CHECKING:
     from dominie.recipe import TrainStage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_RESERVED = {
-    "evaluation",
-    "toyworld",
-    "gguf",
-    "rows",
-    "cache",
-}  # folders a run keeps beside its stages
+#: Folders that a run keeps beside its stages.
+_RESERVED = {"evaluation", "toyworld", "gguf", "rows", "cache"}
 
 
 def check_names(recipe: Recipe, *, where: str) -> None:

@@ -21,7 +21,8 @@ from dominie.data.rows import PreparedSource, held_out_of_all, prepare
 from dominie.data.sources import content_fingerprint
 from dominie.models.attention_hooks import check_attention
 from dominie.models.matching import check_context, check_same_tokens, check_vocabulary, token_map
-from dominie.recipe.on_policy_checks import on_policy_notices, shown_answer_notices
+from dominie.recipe.on_policy_checks import on_policy_notices
+from dominie.recipe.shown_answers import shown_answer_notices
 from dominie.recipe.stage_config import same_token_teachers, span_sources
 from dominie.recipe.validate import stage_order
 from dominie.stages.fingerprint import digest
