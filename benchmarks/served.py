@@ -9,6 +9,10 @@ real server is measured with ``--endpoint URL --model NAME --tokenizer PATH``.
 
 ``--quick`` scores fewer and shorter conversations; a full run also writes a dated table to
 ``benchmarks/results``.
+
+``--kl`` measures what a small k costs: held-out KL(teacher ‖ student) on the toy world of students
+that learnt from a served teacher's k likeliest tokens and what is left, beside those that learnt
+from the whole vocabulary of the same teacher here. Start, rows and order are the same in a seed.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import socket
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
@@ -231,6 +236,132 @@ def rows(options: Any) -> Iterator[Row]:
         process.kill()
 
 
+#: Ids that are asked for; the last are all that the toy world has.
+KS = (4, 20, 64, 242)
+
+TAUGHT = """
+name: taught
+data:
+  corpus: {path: "toyworld:corpus?rows=6000"}
+  general: {path: "toyworld:general?rows=1200", test_fraction: 0.3}
+train: {learning_rate: 2e-3, batch: 32, max_length: 32, packing: false, seed: 0}
+stages:
+  teacher:
+    student: "toyworld:teacher"
+    data: {corpus: 1.0}
+    loss: {next_token: 1.0}
+    train: {steps: STEPS}
+"""
+
+
+def model_server(path: Path) -> str:
+    """Serve a model's log-probabilities of prompts, in a thread; return its URL."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, lock = AutoModelForCausalLM.from_pretrained(path).eval(), threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+        def answered(self, tree: dict[str, Any]) -> None:
+            content = json.dumps(tree).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            self.answered({"data": [{"id": "teacher"}], "version": "0"})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            ids, k = body["prompt"], body["prompt_logprobs"]
+            with lock, torch.no_grad():
+                log_p = model(input_ids=torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1)
+            top = log_p.topk(k)
+            entries: list[dict[str, Any] | None] = [None]
+            rows = zip(log_p.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
+            for token, (every, best, values) in zip(ids[1:], rows, strict=True):
+                ranked = enumerate(zip(best, values, strict=True), 1)
+                entry = {str(i): {"logprob": v, "rank": rank} for rank, (i, v) in ranked}
+                entry.setdefault(str(token), {"logprob": every[token], "rank": k + 1})
+                entries.append(entry)
+            usage = {"prompt_tokens": len(ids), "completion_tokens": 1}
+            self.answered({"choices": [{"text": "", "prompt_logprobs": entries}], "usage": usage})
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{http.server_address[1]}/v1"
+
+
+def kl_rows(options: Any) -> Iterator[Row]:
+    """A row for each k and one for the whole vocabulary, over the seeds."""
+    from ruamel.yaml import YAML
+
+    from dominie.recipe import recipe_of
+    from dominie.workflows.pipeline import run_recipe
+
+    seeds, steps, first = (2, 20, 40) if options.quick else (3, 200, 500)
+    quiet = Display(Console(file=StringIO()))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        tree: dict[str, Any] = YAML(typ="safe").load(TAUGHT.replace("STEPS", str(first)))
+        made = run_recipe(recipe_of(tree), folder, quiet) / "teacher" / "model"
+        url = model_server(made)
+        found: dict[str, list[float]] = {}
+        for seed in range(seeds):
+            served = {"endpoint": url, "model": "teacher", "tokenizer": str(made), "engine": "vllm"}
+            tree["name"] = f"students-{seed}"
+            tree["models"] = {"big": served, "here": {"path": str(made)}}
+            tree["train"] |= {"seed": seed, "steps": steps}
+            tree["data"] = {"general": tree["data"]["general"]}
+            tree["stages"] = {
+                f"k{k}": {
+                    "student": "toyworld:student",
+                    "teacher": "big" if k else "here",
+                    "data": {"general": 1.0},
+                    "loss": {"prediction": 1.0},
+                    "cache": {
+                        "enabled": bool(k),
+                        "scheme": "top",
+                        "top_p": 1.0,
+                        "k_max": k or 1,
+                        "folder": str(folder / f"cache-{k}"),
+                    },
+                }
+                for k in (0, *KS)
+            }
+            tree["evaluate"] = {
+                "models": {name: name for name in tree["stages"]},
+                "tasks": {"like": {"source": "general", "metric": "agreement", "teacher": "here"}},
+            }
+            run = run_recipe(recipe_of(tree), folder, quiet)
+            results = json.loads((run / "results.json").read_text("utf-8"))
+            for name in tree["stages"]:
+                found.setdefault(name, []).append(
+                    results.get("results", results)[name]["like"]["kl"]
+                )
+    whole = np.array(found["k0"])
+    for name, values in found.items():
+        more = np.array(values) - whole
+        yield {
+            "part": "held-out KL",
+            "what": f"k = {name[1:]} and the rest"
+            if name != "k0"
+            else "the whole vocabulary, here",
+            "KL(teacher ‖ student), nats": round(float(np.mean(values)), 4),
+            "more than the whole": round(float(more.mean()), 4),
+            "± over seeds": round(float(more.std(ddof=1)), 4),
+            "seeds": len(values),
+        }
+
+
 def _serve(sender: Any, prompts: list[list[int]], few: list[list[int]], ks: list[int]) -> None:
     server(sender, [*prompts, *few], ks)
 
@@ -238,14 +369,17 @@ def _serve(sender: Any, prompts: list[list[int]], few: list[list[int]], ks: list
 def main() -> None:
     """Measure, print, and after a full run write down."""
     parser = _results.parser(__doc__)
+    parser.add_argument("--kl", action="store_true", help="held-out KL of students, by k")
     parser.add_argument("--endpoint", help="a real vLLM, up to /v1, in the place of the small one")
     parser.add_argument("--model", help="the name that it has there")
     parser.add_argument("--tokenizer", help="folder or hub id of its tokenizer")
     options = parser.parse_args()
     if bool(options.endpoint) != bool(options.model and options.tokenizer):
         sys.exit("--endpoint, --model and --tokenizer go together")
-    parts = _results.gathered(rows(options), as_json=options.json)
-    _results.finish("served", "A cache filled by a server", parts, options)
+    found = kl_rows(options) if options.kl else rows(options)
+    parts = _results.gathered(found, as_json=options.json)
+    title = "Students of a served teacher" if options.kl else "A cache filled by a server"
+    _results.finish("served-kl" if options.kl else "served", title, parts, options)
 
 
 if __name__ == "__main__":

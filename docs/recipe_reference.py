@@ -67,6 +67,7 @@ _TITLES = {
     "Prune": "What is pruned",
     "AnswersStage": "A stage that writes answers",
     "Answers": "What is answered",
+    "Keep": "Which answers are kept",
     "Evaluation": "Evaluation",
     "Task": "A task",
     "Harness": "Tasks of lm-evaluation-harness",

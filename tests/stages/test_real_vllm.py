@@ -134,24 +134,31 @@ models:
 data:
   domain: {path: "toyworld:domain?rows=ROWS"}
 stages:
-  align:
+  marked:
     student: small
     teacher: big
+    data: {domain: {share: 1.0, on_policy: 1.0}}
+    loss: {prediction: 1.0}
+    rollouts: {max_new_tokens: 12}
+  written:
+    student: small
+    teacher: small
     data: {domain: {share: 1.0, on_policy: 1.0}}
     loss: {prediction: 1.0}
     rollouts: {max_new_tokens: 12, engine: {endpoint: URL, model: NAME, timeout: 600}}
 """
 
 
-def test_it_writes_the_students_answers_and_marks_them(recipe: Path, caplog) -> None:
+def test_it_marks_the_students_answers_and_writes_them(recipe: Path, caplog) -> None:
     recipe.write_text(filled(LIVE))
     display = Display(Console(file=StringIO(), width=400, color_system=None))
-    folder = run_recipe(load_recipe(recipe), recipe.parent / "runs", display) / "align"
-    text = (folder / "metrics.jsonl").read_text()
-    lines = [json.loads(line)["sources"]["domain"] for line in text.splitlines()]
-    print(lines, caplog.text)
-    assert lines[0]["own"] == 1.0
-    assert lines[0]["divergence"] < 0.05, "teacher and student are one model, but for rounding"
-    served = read_stage(folder)["served"]["big"]
-    assert served["self_test"]["noise_mean"] <= 0.02
+    folder = run_recipe(load_recipe(recipe), recipe.parent / "runs", display)
+    for stage in ("marked", "written"):  # once it has loaded an adapter, it may score no prompts
+        text = (folder / stage / "metrics.jsonl").read_text()
+        lines = [json.loads(line)["sources"]["domain"] for line in text.splitlines()]
+        print(stage, lines)
+        assert lines[0]["own"] == 1.0
+        assert lines[0]["divergence"] < 0.05, "teacher and student are one model, but for rounding"
+    assert read_stage(folder / "marked")["served"]["big"]["self_test"]["noise_mean"] <= 0.02
+    print(caplog.text)
     assert "nats from the student's" not in caplog.text, "its tokens are those of the adapter"

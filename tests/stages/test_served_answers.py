@@ -21,6 +21,7 @@ from dominie.core.errors import InputError, RunError
 from dominie.generation.prompt_answers import logged_answers
 from dominie.planning.plan import machine, plan_recipe
 from dominie.recipe import dump_recipe, load_recipe
+from dominie.stages.kept_answers import declines
 from dominie.workflows.check import check_recipe
 from dominie.workflows.pipeline import run_recipe
 
@@ -164,6 +165,78 @@ def test_a_killed_stage_pays_for_no_answer_twice(recipe, serve):
     assert paid < sum(server.paid.values())
 
 
+CHOSEN = """
+name: toy
+models:
+  writer: {endpoint: URL, model: org/big, backoff: 0.001}
+  judge: {endpoint: URL, model: org/judge, backoff: 0.001}
+data: {sums: {path: sums.jsonl, test_fraction: 0.2}}
+stages:
+  written:
+    answers: {model: writer, source: sums, samples: 3, temperature: 0.7, keep: KEEP}
+evaluate:
+  models: {one: "toyworld:student"}
+  tasks: {right: {source: sums, metric: exact_match}}
+"""
+
+
+def sums(asked: Asked) -> Answer:
+    """Sums, every second one right; thoughts in a field; verdicts of the judge, high if right."""
+    if asked.body["model"] == "org/judge":
+        return reply(f"Rating: [[{9 if is_right(asked.text) else 2}]]")
+    a, b = (int(word) for word in asked.text.split() if word.isdigit())
+    wrong = (len(asked.text) + asked.before) % 2
+    text = str(a + b + wrong + (asked.before == 2) * wrong)
+    answer = reply(text, finish_reason="stop")
+    tree = json.loads(answer.body)
+    tree["choices"][0]["message"]["reasoning_content"] = "so it is"
+    return Answer(body=json.dumps(tree))
+
+
+def is_right(text: str) -> bool:
+    """Whether the answer that a judge is shown is the sum."""
+    asked = next(line for line in text.splitlines() if line.startswith("how much"))
+    answer = next(line for line in text.splitlines() if line.isdigit())
+    return sum(int(word) for word in asked.split() if word.isdigit()) == int(answer)
+
+
+@pytest.mark.parametrize("keep", ["{task: right, best: 1}", "{judge: judge, best: 1}"])
+def test_answers_are_chosen_by_a_task_or_a_judge(tmp_path, serve, keep):
+    rows = [
+        {"prompt": f"how much is {a} and {b} ?", "completion": str(a + b)}
+        for a in range(2, 8)
+        for b in range(2, 6)
+    ]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    server, file = serve(sums), tmp_path / "toy.yaml"
+    file.write_text(CHOSEN.replace("URL", server.url).replace("KEEP", keep))
+    recipe = load_recipe(file, ["stages.written.answers.keep_thoughts=true"])
+    folder = run_recipe(recipe, tmp_path / "runs", Display()) / "written"
+    made = [json.loads(x) for x in (folder / "data/answers.jsonl").read_text().splitlines()]
+    record = json.loads((folder / "stage.json").read_text())
+    assert len(made) == record["prompts"] > 5, "one answer to each prompt"
+    for row in made:
+        thoughts, answer = row["messages"][-1]["content"].split("\n</think>\n\n")
+        assert thoughts == "<think>\nso it is"
+        a, b = (int(word) for word in row["messages"][0]["content"].split() if word.isdigit())
+        assert int(answer) == a + b
+        assert row["origin"]["score"] == (1.0 if "task" in keep else 9.0)
+    dropped = record["dropped"]
+    assert dropped["below keep.at_least"] > 0
+    assert len(made) + sum(dropped.values()) == 3 * record["prompts"]
+    asked = len(server.bodies)
+    (folder / "stage.json").unlink()
+    run_recipe(recipe, tmp_path / "runs", Display())
+    assert len(server.bodies) == asked, "no answer and no verdict is paid twice"
+
+
+def test_what_declines_is_told():
+    assert declines("I'm sorry, but I can't help with that.")
+    assert declines("As an AI language model, I have no")
+    assert not declines("The shop is sorry for the delay.")
+    assert not declines("7")
+
+
 WRITER = """
 import sys
 from pathlib import Path
@@ -236,6 +309,10 @@ def test_a_server_that_stops_answering_keeps_what_it_wrote(recipe, serve):
         ("models.writer.tokeniser=x", "did you mean tokenizer"),
         ("stages.tuned.student=writer", "its weights are not at hand"),
         ("stages.written.answers.budget={calls: 1}", "stand under models"),
+        ("stages.written.answers.keep={}", "either a task or a judge"),
+        ("stages.written.answers.keep={task: x}", "whose metric scores answers"),
+        ("stages.written.answers.keep={judge: tuned}", "judged by a model behind a server"),
+        ("stages.written.answers.judge=writer", "chooses answers under keep"),
         ("stages.m={merge: {models: {writer: 1.0}}}", "its weights are not at hand"),
         ("evaluate.models={a: writer}", "the tokenizer is not known"),
     ],

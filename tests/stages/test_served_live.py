@@ -24,7 +24,7 @@ from dominie.models.spec import Model
 from dominie.recipe import recipe_of
 from dominie.stages.served_caches import LiveScores
 from dominie.stages.server_scores import ServerScorer
-from dominie.teachers.scored import ScoredTeacher
+from dominie.teachers.ahead import ScoredTeacher
 from dominie.toyworld import materialise
 from dominie.workflows.pipeline import run_recipe
 

@@ -21,10 +21,11 @@ from dominie.data.conversations import read_conversations
 from dominie.data.sources import Source, held_out_prompts, prompt_digest
 from dominie.generation.generator import Generation, Sampling
 from dominie.generation.local import LocalGenerator
-from dominie.generation.prompt_answers import Asked, fault, prompts_of
+from dominie.generation.prompt_answers import Asked, prompts_of
 from dominie.planning.plan import machine, plan_recipe
 from dominie.planning.plan_output import as_json, as_lines
 from dominie.recipe import dump_recipe, load_recipe, only_models
+from dominie.stages.kept_answers import fault
 from dominie.workflows.check import check_recipe
 from dominie.workflows.lineage import lineage
 from dominie.workflows.pipeline import run_recipe
@@ -274,7 +275,7 @@ def test_a_plan_grows_with_answers_their_length_and_the_batch(recipe):
         ("stages.written.answers.seed=-1", "seed must be from 0"),
         ("stages.written.answers.model=tuned", "stages need each other"),
         ("stages.written.answers.source=domian", "did you mean domain"),
-        ("stages.written.answers.judge={model: x}", "no judge and no metric chooses"),
+        ("stages.written.answers.judge={model: x}", "chooses answers under keep"),
         ("stages.written.answers.model=http://127.0.0.1:1/v1", "an address is no name of a model"),
         ("models.writer={endpoint: x}", "missing key"),
         ("stages.written.answers.sample=2", "did you mean samples"),

@@ -149,15 +149,19 @@ class Calls:
         queue, started = iter(enumerate(items)), time.monotonic()
 
         async def worker() -> None:
-            for i, item in queue:
-                try:
-                    found[i] = await work(item, self._ask)
-                except _Stopping:
-                    return
-                except DominieError as error:
-                    self._error = self._error or error
-                    self._stopped.set()
-                    return
+            while not self._stopped.is_set():
+                async with self._places:
+                    if (following := next(queue, None)) is None:
+                        return
+                    i, item = following
+                    try:
+                        found[i] = await work(item, self._ask)
+                    except _Stopping:
+                        return
+                    except DominieError as error:
+                        self._error = self._error or error
+                        self._stopped.set()
+                        return
                 if advance is not None:
                     rate = len(found) / max(time.monotonic() - started, 1e-9)
                     advance(len(found), len(items), f"{rate:.1f}/s{self.budget.note}")
@@ -165,7 +169,7 @@ class Calls:
         self._client = Client(self.endpoint, self._key, url=self._url, largest=self._largest)
         async with self._client:
             with self._handling_signals():
-                # More than calls at once: one that waits before a further attempt takes no place.
+                # More than calls at once: one that waits before a further attempt has no place.
                 workers = min(2 * self.endpoint.concurrency, len(items))
                 await asyncio.gather(*(worker() for _ in range(workers)))
 
@@ -193,12 +197,27 @@ class Calls:
                 if seconds >= _LONG_WAIT and not self._waited:
                     self._waited = True
                     self._show(f"{self.where}: waits up to {seconds:.0f} s, {found_in(outcome)}")
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopped.wait(), seconds)
+                await self._wait(seconds)
         self.failures[key] = found_in(outcome)
         if not refused_for_its_text(outcome, replied=bool(self._answered) or self._replied_before):
             self._note_failure(outcome, body)
         return None
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait before a further attempt, or until all stops.
+
+        Meanwhile another item is begun, if the endpoint has answered any.
+        """
+        if not self._answered:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), seconds)
+            return
+        self._places.release()
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), seconds)
+        finally:
+            await self._places.acquire()
 
     async def _attempt(self, key: str, body: dict[str, Any]) -> tuple[Outcome, Reply | None]:
         if self.budget.unproven:
@@ -208,12 +227,6 @@ class Calls:
         return await self._sent(key, body)
 
     async def _sent(self, key: str, body: dict[str, Any]) -> tuple[Outcome, Reply | None]:
-        async with self._places:
-            if self._stopped.is_set():
-                raise _Stopping
-            return await self._sent_at_once(key, body)
-
-    async def _sent_at_once(self, key: str, body: dict[str, Any]) -> tuple[Outcome, Reply | None]:
         with self.budget.reserved(body) as settle:
             began = time.time()
             # The same until it is answered, then another: a gateway bills what it repeats once.

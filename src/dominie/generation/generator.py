@@ -69,6 +69,7 @@ class Generation:
         begun: whether the prompt ends within thoughts.
         reason: why there is no answer.
         tokens: how many were generated, thoughts included; None if not known.
+        thoughts: that came apart from the text, in a field of their own.
     """
 
     text: str
@@ -77,6 +78,7 @@ class Generation:
     begun: bool = False
     reason: str = ""
     tokens: int | None = None
+    thoughts: str = ""
 
     def parted(self, *, keep_thoughts: bool = False) -> Parted:
         """Return the answer and the thoughts that are not part of it."""
@@ -184,7 +186,8 @@ class EndpointGenerator:
         if reply.refused:
             return Generation("", "unanswered", reason=FILTERED)
         tokens = reply.usage and reply.usage[1]
-        return Generation(reply.text, "length" if reply.cut else "stop", tokens=tokens)
+        stopped: Literal["stop", "length"] = "length" if reply.cut else "stop"
+        return Generation(reply.text, stopped, tokens=tokens, thoughts=reply.thoughts)
 
 
 def _sampling_fields(sampling: Sampling) -> dict[str, Any]:

@@ -30,11 +30,40 @@ from dominie.generation.reply_log import ReplyLog, call_key
 
 #: Where settings of a server belong, and what is not done.
 _OF_MODELS = "the server of a writer, its price and its budget stand under models"
-_NOT_HERE = "answers that are cut off, empty or repeated are dropped, and no others: no judge and "
-_NOT_HERE += "no metric chooses among them"
+_NOT_HERE = "a judge or a task's metric chooses answers under keep: {judge: NAME} or {task: NAME}"
 _ANSWERED = 0.95  # least share of what a server is asked, for its answers to be data
 #: Seeds below this; further samples are drawn with seeds above it.
 MOST_SEED = 2**32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """Which of the whole answers are learnt from, by a score.
+
+    Attributes:
+        task: name of a task under `evaluate`, whose metric compares with the data's own answers;
+            scores are from 0 to 1.
+        judge: name of a model behind a server that rates each answer from 1 to 10.
+        at_least: the lowest score that is kept; None is 1 of a task, and 7 of a judge.
+        best: most answers to one prompt, the best first, and of equals the first; None is all.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    task: str | None = None
+    judge: ModelName | None = None
+    at_least: float | None = None
+    best: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.task is None) == (self.judge is None):
+            raise ValueError("keep names either a task or a judge")
+        if self.best is not None and self.best < 1:
+            raise ValueError(f"best must be at least 1, got {self.best}")
+
+    @property
+    def least(self) -> float:
+        """The lowest score that is kept."""
+        return self.at_least if self.at_least is not None else 1.0 if self.task else 7.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +84,10 @@ class Answers:
         seed: of the draws; None is `train.seed` of the recipe. A server draws by its own.
         batch: answers of one forward pass; changes time and memory alone, and nothing where a
             server writes.
+        keep: which answers are learnt from, by a task's metric or a judge; None is all that are
+            whole and not repeated.
+        keep_thoughts: whether what the writer thinks before it answers is part of its answer,
+            between <think> and </think>.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
@@ -71,6 +104,8 @@ class Answers:
     seed: int | None = None
     batch: int = 64
     system: str | None = None
+    keep: Keep | None = None
+    keep_thoughts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens", "batch"):
@@ -224,7 +259,7 @@ def write_answers(
             {
                 "key": asked[index].key,
                 "text": parted.answer if local else parted.answer.strip(),
-                "thoughts": parted.thoughts,
+                "thoughts": parted.thoughts or result.thoughts,
                 "stopped": result.stop_reason,
                 "tokens": result.tokens if result.token_ids is None else len(result.token_ids),
             }
@@ -284,22 +319,6 @@ def logged_answers(folder: Path) -> dict[str, dict[str, Any]]:
     """The answers in all logs of a folder, by key."""
     logs = (ReplyLog(path) for path in sorted(folder.glob("*.jsonl")))
     return {record["key"]: record for log in logs for record in log.records}
-
-
-def fault(answer: Mapping[str, Any], before: Set[str]) -> str | None:
-    """Why an answer is dropped; None if it is learnt from.
-
-    Args:
-        answer: its record in the log.
-        before: the answers to the same prompt that are kept.
-    """
-    if answer["stopped"] == "unanswered":
-        return "refused by the server"
-    if answer["stopped"] != "stop":
-        return "cut off"
-    if not answer["text"].strip():
-        return "empty"
-    return "repeated" if answer["text"] in before else None
 
 
 def counted(reasons: Mapping[str, int]) -> str:

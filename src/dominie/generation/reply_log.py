@@ -37,6 +37,7 @@ class Reply:
         candidates: log-probabilities of the first token's alternatives, if they were given.
         usage: (prompt, reply) tokens, if the server counted them believably.
         silent: whether the model thought, or did nothing, and had no word left for the text.
+        thoughts: what it thought, if the server sends that in a field of its own.
     """
 
     text: str
@@ -45,6 +46,7 @@ class Reply:
     candidates: Mapping[str, float] | None = None
     usage: tuple[int, int] | None = None
     silent: bool = False
+    thoughts: str = ""
 
 
 def read_reply(body: str) -> Reply | None:
@@ -68,9 +70,16 @@ def read_reply(body: str) -> Reply | None:
         cut=reason in _CUT,
         refused=refused,
         silent=bool(silent),
+        thoughts=whole_characters(_thoughts(message)),
         candidates=_candidates(choice),
         usage=_usage(tree.get("usage")),
     )
+
+
+def _thoughts(message: Mapping[str, Any]) -> str:
+    """Return what a server sends of thoughts beside the text of a message."""
+    found = (message.get(name) for name in ("reasoning_content", "reasoning"))
+    return next((text.strip() for text in found if isinstance(text, str)), "")
 
 
 def _text(message: Mapping[str, Any]) -> str | None:

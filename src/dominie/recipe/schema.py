@@ -196,6 +196,11 @@ class Recipe:
         """The models that are behind servers."""
         return {n: model for n, model in self.models.items() if isinstance(model, ServedModel)}
 
+    def task(self, name: str) -> dict[str, Any]:
+        """The settings of a task, as plain data."""
+        assert self.evaluate is not None, "checked when the recipe was loaded"
+        return dataclasses.asdict(self.evaluate.tasks[name])
+
     def model(self, name: str) -> Model:
         """Describe a model that no stage makes.
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from dominie.core.errors import InputError
 from dominie.core.task_result import LIKENESS
+from dominie.evaluation.metrics import METRICS
 from dominie.generation.endpoint import NO_WEIGHTS, PLACES
 from dominie.teachers.cache_sampling import CacheSettings
 
 if TYPE_CHECKING:
-    from dominie.generation.prompt_answers import Answers
+    from dominie.generation.prompt_answers import Answers, Keep
     from dominie.recipe import TrainStage
     from dominie.recipe.schema import Recipe
 
@@ -118,6 +119,8 @@ def check_writer(recipe: Recipe, answers: Answers, *, where: str) -> None:
         InputError: names the key.
     """
     name, here = answers.model, where.partition(": ")[0]
+    if answers.keep is not None:
+        _check_keep(recipe, answers.keep, where=f"{where}.keep")
     if name.startswith(("http://", "https://")):
         raise InputError(
             "an address is no name of a model",
@@ -138,6 +141,29 @@ def check_writer(recipe: Recipe, answers: Answers, *, where: str) -> None:
             "what the answers stage sets would be overwritten",
             where=f"{here}: models.{name}.request.{min(twice)}",
             do="remove it there, and set temperature, top_p and max_new_tokens in the stage",
+        )
+
+
+def _check_keep(recipe: Recipe, keep: Keep, *, where: str) -> None:
+    """Refuse a task that scores no answers, and a judge that is no server's."""
+    tasks = recipe.evaluate.tasks if recipe.evaluate else {}
+    if keep.judge is not None and keep.judge not in recipe.served:
+        raise InputError(
+            "answers are judged by a model behind a server",
+            where=f"{where}.judge",
+            expected=f"one of {', '.join(recipe.served) or 'models with an endpoint'}",
+            found=keep.judge,
+            do="give it an endpoint under models, or choose by the metric of a task",
+        )
+    if keep.task is not None and (
+        keep.task not in tasks or METRICS[tasks[keep.task].metric].score is None
+    ):
+        scored = [name for name, task in tasks.items() if METRICS[task.metric].score is not None]
+        raise InputError(
+            "answers are chosen by a task whose metric scores answers",
+            where=f"{where}.task",
+            expected=f"one of {', '.join(scored) or 'evaluate.tasks'}",
+            found=keep.task,
         )
 
 

@@ -19,10 +19,10 @@ from dominie.data.shards import Entry, ShardWriter
 from dominie.generation.calls import Ask, Calls
 from dominie.generation.prompt_scores import PromptScores
 from dominie.stages.server_scores import ServerScorer
+from dominie.teachers.ahead import AskedScores, ScoredTeacher
 from dominie.teachers.cache_sampling import CacheSettings, TokenStats
 from dominie.teachers.cache_writer import chosen_of, token_counts
 from dominie.teachers.cached import CachedTeacher, key_of_row
-from dominie.teachers.scored import AskedScores, ScoredTeacher
 
 if TYPE_CHECKING:
     from dominie.data.batch import Row

@@ -54,13 +54,13 @@ class AnswersStage(StageKind):
     key: ClassVar[str | None] = "answers"
     makes: ClassVar = "data"
     past: ClassVar[str] = "written"
-    served: ClassVar[frozenset[str]] = frozenset({"model"})
+    served: ClassVar[frozenset[str]] = frozenset({"model", "judge"})
     answers: Answers
 
     @property
     def names_in_record(self) -> dict[str, Any]:
         """The model that writes, and the source of the prompts."""
-        return {"models": self.models, "source": self.answers.source}
+        return {"models": [self.answers.model], "source": self.answers.source}
 
     def conversations(self, sizes: Mapping[str, int]) -> int | None:
         """Count the answers, as if every prompt stood once and none of them were dropped."""
@@ -122,6 +122,12 @@ class AnswersStage(StageKind):
         settings["answers"].pop("batch")
         if answers.system is None:
             settings["answers"].pop("system")  # as before there was one
+        if answers.keep is None:
+            settings["answers"].pop("keep")
+        elif answers.keep.task is not None:
+            settings["answers"]["keep"]["by"] = preparation.recipe.task(answers.keep.task)
+        if not answers.keep_thoughts:
+            settings["answers"].pop("keep_thoughts")
         template = "" if served else preparation.tokenizers.fingerprint(answers.model)
         depends = making_dependencies(settings, *parts)
         return PreparedAnswers(
@@ -246,28 +252,29 @@ class AnswersStage(StageKind):
         self, run: StageRun, asked: Sequence[Asked], logged: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, Any]:
         """Write the data; return what `stage.json` says of them."""
-        from dominie.generation.prompt_answers import counted, fault
+        from dominie.generation.prompt_answers import counted
+        from dominie.stages.kept_answers import (
+            declines,
+            kept_answers,
+            scorer_of,
+            with_thoughts,
+        )
 
         served = run.folder.recipe.served.get(self.answers.model)
         dropped: Counter[str] = Counter()
-        kept, tokens, thoughts = 0, 0, 0
+        kept, tokens, thoughts, declined = 0, 0, 0, 0
         shown: list[list[Message]] = []
-        texts: set[str] = set()  # the answers to one prompt
+        score = scorer_of(self.answers, run, _logs(run).with_name(f"{run.name}.verdicts.jsonl"))
         with run.result() as folder, (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
-            for each in asked:
-                if each.sampling.sample == 0:
-                    texts.clear()
-                if (answer := logged.get(each.key)) is None:
-                    dropped["not answered"] += 1
-                    continue
-                if (reason := fault(answer, texts)) is not None:
-                    dropped[reason] += 1
-                    continue
-                texts.add(answer["text"])
-                row = each.row(answer, self.answers.model, served)
+            for each, answer, value in kept_answers(self.answers, asked, logged, dropped, score):
+                whole = with_thoughts(answer) if self.answers.keep_thoughts else answer
+                row = each.row(whole, self.answers.model, served)
+                if value is not None:
+                    row["origin"]["score"] = value
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 kept, tokens = kept + 1, tokens + (answer["tokens"] or 0)
                 thoughts += bool(answer["thoughts"])
+                declined += declines(answer["text"])
                 shown += [row["messages"]] if len(shown) < _SHOWN else []
             if not kept:
                 raise RunError(
@@ -275,19 +282,22 @@ class AnswersStage(StageKind):
                     where=f"stages.{run.name}.answers",
                     found=counted(dropped),
                     do=f"look at the answers in {_logs(run)}; raise max_new_tokens if they are "
-                    "cut off",
+                    "cut off, lower keep.at_least if they score less",
                 )
         if served is not None:
             run.display.line(
                 f"{run.name}: written by {served.model}: some licences and terms of use forbid to "
                 "train other models on such answers, or ask for a name; read them before you train"
             )
-        if thoughts:
+        if thoughts and not self.answers.keep_thoughts:
             run.display.line(f"{run.name}: the thoughts before {thoughts:,} answers are left out")
+        if declined:
+            run.display.line(f"{run.name}: {declined:,} answers decline to answer; they are kept")
         return {
             "conversations": kept,
-            "dropped": dict(dropped),
-            "thoughts_left_out": thoughts,
+            "dropped": {reason: count for reason, count in dropped.items() if count},
+            "thoughts_left_out": 0 if self.answers.keep_thoughts else thoughts,
+            "declined": declined,
             "tokens": tokens,
             "mean_tokens": round(tokens / kept, 2),
             "samples": shown,
