@@ -43,7 +43,7 @@ from evidence_scatter import scatter
 from evidence_tables import tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 HERE = Path(__file__).parent
 RESULTS = {
@@ -176,6 +176,11 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def _which(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a row of a CSV file tells."""
+    return row["run"], row["model"], row["task"]
+
+
 def write_docs(rows: list[dict[str, str]], docs: Path) -> None:
     """The tables into the page of the evidence, and its pictures beside it."""
     page = docs / "evidence.md"
@@ -231,12 +236,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "runs" if options.quick else options.runs.resolve()
         results = Path(scratch) / "evidence.csv" if options.quick else RESULTS[part]
-        written = {row["run"] for row in read(results)}
+        written = {_which(row) for row in read(results)}
 
         def finished(trial: Trial) -> None:
             rows = list(flat_rows(names[trial.name], trial, folder))
-            if trial.name not in written:
-                appended(results, rows)
+            appended(results, [row for row in rows if _which(row) not in written])
             for row in rows if options.json else ():
                 print(json.dumps(row), flush=True)
 
