@@ -143,7 +143,7 @@ WAYS = {"dominie": ours, "TRL's, no mask": mapped, "TRL's, with a mask": masked}
 
 def rows(quick: bool) -> Iterator[Row]:
     """A row for each way and number of cores."""
-    count, repeats = (3_000, 1) if quick else (10_000, 3)
+    count, repeats = (3_000, 1) if quick else (10_000, 2)
     counts = [1, 2] if cores() > 1 else [1]
     seconds: dict[tuple[str, int], list[float]] = {(w, n): [] for w in WAYS for n in counts}
     digests = set()

@@ -23,7 +23,7 @@ from dominie.core.results_file import (
 from dominie.core.run_reader import read_object
 from dominie.core.task_result import TaskResult, in_nats
 from dominie.data.conversations import Conversation
-from dominie.data.sources import conversation_digest, read_split
+from dominie.data.sources import conversation_digest
 from dominie.evaluation.likelihood import choice
 from dominie.evaluation.lm_eval import definitions_digest, harness_score
 from dominie.evaluation.score_items import Items, ScoredTask, compare_models
@@ -117,9 +117,7 @@ class Evaluator:
     ) -> None:
         self.folder, self.evaluation, self.display = folder, evaluation, display
         self.models = EvaluationModels(folder, fingerprints, display)
-        self._conversations = functools.cache(
-            lambda source, split: read_split(folder.source(source), split)
-        )
+        self._conversations = functools.cache(folder.asked)
         self._questions: dict[tuple[Any, ...], list[Question]] = {}
         self.fingerprints = fingerprints
         self._kept = broadcast_from_main(self._read_kept)

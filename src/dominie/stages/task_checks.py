@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dominie.data.sources import read_split
 from dominie.data.tokenization import prompt_ids
 from dominie.evaluation.lm_eval import check_harness
 from dominie.evaluation.metrics import METRICS, check_rows
@@ -66,7 +65,7 @@ def check_task(folder: RunFolder, task: Task, tokenizers: ChatTokenizers) -> lis
         What the template of an evaluated model leaves out; that of the stages is told with sources.
     """
     assert task.source is not None, "a task of lm_eval brings its own questions"
-    conversations = read_split(folder.source(task.source), task.split)
+    conversations = folder.asked(task.source, task.split)
     check_group(conversations, task.by)
     if task.metric == "choice":
         for conversation in conversations[: task.limit]:
