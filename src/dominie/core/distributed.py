@@ -55,6 +55,17 @@ def is_sharded(arguments: Mapping[str, Any]) -> bool:
     return launched or bool(arguments.get("fsdp") or arguments.get("deepspeed"))
 
 
+def is_fsdp2(arguments: Mapping[str, Any]) -> bool:
+    """Return whether it is FSDP2 that cuts up what is trained, as a launcher asks for it.
+
+    Args:
+        arguments: as of `is_sharded`.
+    """
+    asked = arguments.get("fsdp") or arguments.get("deepspeed")
+    launched = os.environ.get("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") == "2"
+    return bool(launched and not asked and not os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+
+
 def init_distributed(*, cpu: bool = False) -> PartialState:
     """Initialise the process group, on the first call, and return accelerate's state.
 

@@ -1,10 +1,12 @@
-"""Frozen models larger than a device: offloaded, quantised, or sharded over the processes."""
+"""Models larger than a device: offloaded, quantised, or sharded over the processes."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -158,3 +160,39 @@ def is_sharded(model: Any) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(decoder(model), FSDPModule)
+
+
+@contextlib.contextmanager
+def whole_weights(model: Any) -> Iterator[None]:
+    """Within, each process holds all weights of a model that FSDP2 cuts up; of others it does so.
+
+    A forward pass then needs no other process, so that each may run as many as it likes. Every
+    process has to enter and leave at once.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    cut = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if cut:  # FSDP wants the first forward pass to be that of the whole model
+        nothing = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        model(input_ids=nothing, use_cache=False)
+    again = [module for module in cut if _is_cut(module)]  # others are whole after a forward pass
+    for module in again:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in again:
+            module.set_reshard_after_forward(True, recurse=False)
+        for module in cut:
+            module.reshard()
+
+
+def _is_cut(module: Any) -> bool:
+    """Whether weights that this FSDP2 module looks after lie in parts on the processes."""
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+    inner = [m for m in module.modules() if m is not module and isinstance(m, FSDPModule)]
+    theirs = {parameter for each in inner for parameter in cast("nn.Module", each).parameters()}
+    return any(isinstance(p, DTensor) for p in module.parameters() if p not in theirs)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dominie.core.distributed import is_sharded
+from dominie.core.distributed import is_fsdp2, is_sharded
 from dominie.core.errors import InputError
 from dominie.data.assistant_spans import ends_of_turn, unended
 from dominie.data.chat_template import ChatTemplate
@@ -64,11 +64,14 @@ def check_on_policy(recipe: Recipe, stage: TrainStage, *, where: str) -> None:
         )
     if stage.rollout_settings.engine is not None:
         _check_server(stage, where=where)
-    if is_sharded(stage.train.arguments):
+    local = stage.rollout_settings.engine is None
+    if is_sharded(stage.train.arguments) and not (local and is_fsdp2(stage.train.arguments)):
         raise InputError(
-            "the student cannot answer while FSDP or DeepSpeed cuts up its weights",
+            "the student cannot answer while DeepSpeed or FSDP1 cuts up its weights"
+            if local
+            else "a server cannot be given an adapter that FSDP or DeepSpeed cuts up",
             where=f"{where}.train",
-            do="train it whole on each device, or with LoRA; or set on_policy: 0",
+            do="use --engine fsdp2 and rollouts.engine: local, or train it whole on each device",
         )
 
 

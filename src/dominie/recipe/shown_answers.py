@@ -40,6 +40,13 @@ def check_shown_answers(recipe: Recipe, stage: TrainStage, *, where: str) -> Non
                 do=f"give the conversations answers and remove data.{name}.prompts, or name the "
                 "teacher alone",
             )
+        if stage.loss_on(name).weighs("spans"):
+            raise InputError(
+                "a teacher that is compared by spans reads the conversation in its own tokens, and "
+                "no right answer with it",
+                where=f"{here}.loss.spans",
+                do="name the teacher without shows, or compare predictions of one tokenizer",
+            )
         if stage.loss_on(name).weighs("attention"):
             raise InputError(
                 "the attention of a teacher that reads more than the student cannot be compared "

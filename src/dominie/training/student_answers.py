@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from dominie.core.errors import RunError
 from dominie.models.head import causal_lm
 from dominie.models.packed_attention import use_stock_attention
+from dominie.models.placement import whole_weights
 from dominie.training.loss_forward import without_losses
 from dominie.training.rollouts import Rollout, RolloutKey, RolloutSettings
 
@@ -137,7 +139,7 @@ class StudentAnswers:
         self.student.eval()
         use_stock_attention(causal_lm(self.student))
         try:
-            with without_losses(self.student):
+            with without_losses(self.student), whole_weights(self.student):
                 results = generate_all(self._generator, requests)
         finally:
             self.student.train(was_training)
@@ -159,12 +161,21 @@ class StudentAnswers:
 def weights_hash(student: nn.Module) -> str:
     """Hash of the weights that are trained: of the sum of the bits of each tensor.
 
-    Weights that an optimiser has changed have another; it is one pass over them.
+    Weights that an optimiser has changed have another; it is one pass over them. Of weights that
+    are cut up every process has the same hash, that of the whole; all call it at once.
     """
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    trained = [p.detach().contiguous() for p in student.parameters() if p.requires_grad]
+    parameters = [p.detach() for p in student.parameters() if p.requires_grad]
+    is_cut = [isinstance(p, DTensor) for p in parameters]
+    trained = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
+    trained = [p.contiguous() for p in trained]
     sums = [p.view(whole[p.element_size()]).sum(dtype=torch.int64) for p in trained]
-    bits = torch.stack([each.to(sums[0].device) for each in sums]).cpu().numpy().tobytes()
+    added = torch.stack([each.to(sums[0].device) for each in sums])
+    if any(is_cut):
+        parts = torch.where(torch.tensor(is_cut, device=added.device), added, 0)
+        torch.distributed.all_reduce(parts)
+        added = torch.where(torch.tensor(is_cut, device=added.device), parts, added)
+    bits = added.cpu().numpy().tobytes()
     return blake2b(bits, digest_size=8).hexdigest()
 
 
