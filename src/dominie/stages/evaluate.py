@@ -38,6 +38,7 @@ from dominie.stages.evaluation_models import EvaluationModels, ServedAnswers, St
 from dominie.stages.fingerprint import digest
 from dominie.stages.judged import JudgedScores
 from dominie.stages.run_folder import RunFolder
+from dominie.stages.task_checks import task_rows
 
 #: Part of every result's fingerprint: raised when the same task would come to another result.
 _FORMAT = 3
@@ -117,7 +118,7 @@ class Evaluator:
     ) -> None:
         self.folder, self.evaluation, self.display = folder, evaluation, display
         self.models = EvaluationModels(folder, fingerprints, display)
-        self._conversations = functools.cache(folder.asked)
+        self._conversations = functools.cache(functools.partial(task_rows, folder))
         self._questions: dict[tuple[Any, ...], list[Question]] = {}
         self.fingerprints = fingerprints
         self._kept = broadcast_from_main(self._read_kept)

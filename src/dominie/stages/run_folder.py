@@ -13,8 +13,7 @@ from dominie.core.distributed import is_main_process
 from dominie.core.errors import InputError
 from dominie.core.io import exclusive_lock, manifest_error, remove, write_checksummed
 from dominie.core.run_reader import read_stage
-from dominie.data.conversations import Conversation
-from dominie.data.sources import Source, Split, read_split
+from dominie.data.sources import Source
 from dominie.data.tokenization import tokenizer_fingerprint
 from dominie.models.gguf_header import is_gguf
 from dominie.models.gguf_model import dequantised
@@ -41,9 +40,6 @@ _HALF_MADE = (
     "*/.writing-data",
 )
 
-#: Conversations of a split that stay in memory while stages train.
-_KEPT = 10_000
-
 
 class RunFolder:
     """`runs/<name>`, and the models and sources that the recipe's names refer to."""
@@ -53,7 +49,6 @@ class RunFolder:
         #: What the folder holds when this recipe has run: more, if it is a part of another.
         self.described = described or recipe
         self._info: dict[str, ModelInfo] = {}
-        self._asked: dict[tuple[str, Split], list[Conversation]] = {}
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -121,19 +116,6 @@ class RunFolder:
         of_stage = name not in self.recipe.data
         path = str(self.path / source.path) if of_stage else self._generated(source.path)
         return dataclasses.replace(source, path=path)
-
-    def asked(self, name: str, split: Split) -> list[Conversation]:
-        """The conversations of a source's split; of tasks, so that a short one is read once.
-
-        Raises:
-            InputError: as `read_split` does.
-        """
-        found = self._asked.get((name, split))
-        if found is None:
-            found = read_split(self.source(name), split)
-            if len(found) <= _KEPT and name in self.recipe.data:  # what a stage makes may change
-                self._asked[name, split] = found
-        return found
 
     def model(self, name: str) -> Model:
         """Locate the model that a name refers to, as a folder or hub id to load weights from.

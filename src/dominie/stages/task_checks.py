@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
+from dominie.data.conversations import Conversation
+from dominie.data.sources import Split, read_split
 from dominie.data.tokenization import prompt_ids
 from dominie.evaluation.lm_eval import check_harness
 from dominie.evaluation.metrics import METRICS, check_rows
@@ -11,6 +14,12 @@ from dominie.evaluation.task import candidates, check_group, check_rendering
 from dominie.models.matching import check_same_tokens
 from dominie.recipe import Task
 from dominie.stages.run_folder import ChatTokenizers, RunFolder
+
+#: Conversations of a split that stay in memory while stages train.
+_MOST_KEPT = 10_000
+_KEPT: WeakKeyDictionary[RunFolder, dict[tuple[str, Split], list[Conversation]]] = (
+    WeakKeyDictionary()
+)
 
 
 def check_tasks(
@@ -58,6 +67,21 @@ def check_tasks(
     return notes
 
 
+def task_rows(folder: RunFolder, name: str, split: Split) -> list[Conversation]:
+    """The conversations of a split; for checks and scores of tasks a short one is read once.
+
+    Raises:
+        InputError: as `read_split` does.
+    """
+    kept = _KEPT.setdefault(folder, {})
+    found = kept.get((name, split))
+    if found is None:
+        found = read_split(folder.source(name), split)
+        if len(found) <= _MOST_KEPT and name in folder.recipe.data:  # what a stage makes may change
+            kept[name, split] = found
+    return found
+
+
 def check_task(folder: RunFolder, task: Task, tokenizers: ChatTokenizers) -> list[str]:
     """Refuse a task whose rows have no right answer, or that a chat template fails on.
 
@@ -65,7 +89,7 @@ def check_task(folder: RunFolder, task: Task, tokenizers: ChatTokenizers) -> lis
         What the template of an evaluated model leaves out; that of the stages is told with sources.
     """
     assert task.source is not None, "a task of lm_eval brings its own questions"
-    conversations = folder.asked(task.source, task.split)
+    conversations = task_rows(folder, task.source, task.split)
     check_group(conversations, task.by)
     if task.metric == "choice":
         for conversation in conversations[: task.limit]:
