@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dominie.core.display import Display
 from dominie.core.distributed import is_main_process
@@ -21,13 +21,7 @@ from dominie.models.info import ModelInfo, describe
 from dominie.models.matching import differing_ids
 from dominie.models.spec import Model
 from dominie.recipe import Recipe
-from dominie.recipe.stage_config import span_sources
 from dominie.toyworld import is_toyworld, materialise
-
-if TYPE_CHECKING:
-    from dominie.recipe import TrainStage
-    from dominie.stages.prepare import Preparation
-    from dominie.teachers.paired_rows import PairedRows
 
 #: Where files and folders are written before they get their names.
 _HALF_MADE = (
@@ -280,49 +274,3 @@ def _template_text(path: str) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("the chat template cannot be read", where=path, found=str(error)) from None
-
-
-def pair_rows(
-    preparation: Preparation, name: str, stage: TrainStage, known: Container[str]
-) -> tuple[dict[str, PairedRows], dict[str, str]]:
-    """Pair the sources of a stage with the tokens of the teachers that it compares with by spans.
-
-    Returns:
-        The pairs by teacher, and of each source that is known what its pairs depend on.
-
-    Raises:
-        InputError: nothing of a source can be paired, or the teacher's tokens are reordered.
-    """
-    from dominie.teachers.paired_rows import pair_sources
-
-    folder, found, keys = preparation.folder, {}, {}
-    for teacher, sources in span_sources(stage).items():
-        if folder.spec(teacher).map_tokens:
-            raise InputError(
-                "spans compares with a teacher in its own tokens, which map_tokens would reorder",
-                where=f"models.{teacher}.map_tokens",
-                do="remove map_tokens, or use prediction in place of spans",
-            )
-        with preparation.display.progress(f"conversations for {teacher}") as advance:
-            found[teacher], alignments = pair_sources(
-                [folder.source(source) for source in sources if source in known],
-                preparation.tokenizers.of(name),
-                preparation.tokenizers.of(teacher),
-                max_length=stage.train.max_length,
-                teacher_length=folder.info(teacher).context,
-                cache=folder.rows,
-                progress=lambda source, read: advance(read, None, source),
-            )
-        for source, (path, alignment) in alignments.items():
-            line = alignment.line(source, teacher)
-            if not alignment.direct + alignment.chunks:
-                raise InputError(
-                    "nothing that the student learns can be compared with this teacher",
-                    where=f"stages.{name}.data.{source}",
-                    expected="answers with the same text under both chat templates",
-                    found=line,
-                    do="compare the two renderings (dominie.data.supervised_spans)",
-                )
-            preparation.notice(f"{name}: {line}")
-            keys[source] = path.name
-    return found, keys

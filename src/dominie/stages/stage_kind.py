@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from dominie.core.distributed import broadcast_from_main, is_main_process
+from dominie.core.errors import InputError
 from dominie.core.io import empty_folder
 from dominie.core.whole_folders import publish, writing
-from dominie.recipe.stage_config import StageConfig
+from dominie.recipe.stage_config import StageConfig, span_sources
 
 if TYPE_CHECKING:
     from dominie.core.display import Display
     from dominie.data.rows import PreparedSource
     from dominie.models.spec import Model
+    from dominie.recipe import TrainStage
     from dominie.recipe.schema import Recipe
     from dominie.stages.prepare import Preparation
     from dominie.stages.run_folder import RunFolder
@@ -241,3 +243,49 @@ def export(run: StageRun, write: Callable[[Path], int]) -> int:
 def stage_kind(recipe: Recipe, name: str) -> StageKind:
     """Get a stage of a recipe with the methods of its kind."""
     return cast("StageKind", recipe.stages[name])
+
+
+def pair_rows(
+    preparation: Preparation, name: str, stage: TrainStage, known: Container[str]
+) -> tuple[dict[str, PairedRows], dict[str, str]]:
+    """Pair the sources of a stage with the tokens of the teachers that it compares with by spans.
+
+    Returns:
+        The pairs by teacher, and of each source that is known what its pairs depend on.
+
+    Raises:
+        InputError: nothing of a source can be paired, or the teacher's tokens are reordered.
+    """
+    from dominie.teachers.paired_rows import pair_sources
+
+    folder, found, keys = preparation.folder, {}, {}
+    for teacher, sources in span_sources(stage).items():
+        if folder.spec(teacher).map_tokens:
+            raise InputError(
+                "spans compares with a teacher in its own tokens, which map_tokens would reorder",
+                where=f"models.{teacher}.map_tokens",
+                do="remove map_tokens, or use prediction in place of spans",
+            )
+        with preparation.display.progress(f"conversations for {teacher}") as advance:
+            found[teacher], alignments = pair_sources(
+                [folder.source(source) for source in sources if source in known],
+                preparation.tokenizers.of(name),
+                preparation.tokenizers.of(teacher),
+                max_length=stage.train.max_length,
+                teacher_length=folder.info(teacher).context,
+                cache=folder.rows,
+                progress=lambda source, read: advance(read, None, source),
+            )
+        for source, (path, alignment) in alignments.items():
+            line = alignment.line(source, teacher)
+            if not alignment.direct + alignment.chunks:
+                raise InputError(
+                    "nothing that the student learns can be compared with this teacher",
+                    where=f"stages.{name}.data.{source}",
+                    expected="answers with the same text under both chat templates",
+                    found=line,
+                    do="compare the two renderings (dominie.data.supervised_spans)",
+                )
+            preparation.notice(f"{name}: {line}")
+            keys[source] = path.name
+    return found, keys

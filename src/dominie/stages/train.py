@@ -17,7 +17,7 @@ from dominie.recipe.stage_config import (
     info_of_stage,
     register_stage_kind,
 )
-from dominie.stages.stage_kind import Prepared, StageKind, StageRun
+from dominie.stages.stage_kind import Prepared, StageKind, StageRun, pair_rows
 from dominie.teachers.cache_sampling import CacheSettings
 from dominie.training.rollouts import RolloutSettings
 from dominie.training.settings import TrainSettings
@@ -189,7 +189,6 @@ class TrainStage(StageKind):
         from dominie.recipe.validate import reference_sources
         from dominie.stages import fingerprint
         from dominie.stages.prepare import check_tokens, check_training
-        from dominie.stages.run_folder import pair_rows
 
         check_tokens(preparation.folder, preparation.tokenizers, name, self)
         rows, tokens = preparation.rows(name, self.train.max_length), preparation.tokenizers
