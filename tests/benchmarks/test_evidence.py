@@ -131,6 +131,29 @@ def test_gain_and_kept_are_shares_run_by_run():
     assert "| 50.0 |" in noise, "student and expert are those of the base where it has none"
 
 
+def test_generation_and_teacher_are_parts_of_the_seconds(tmp_path):
+    from evidence import parts_of
+    from evidence_tables import tables
+
+    lines = [
+        {"step": 1, "generation_seconds": 0.5, "teacher_seconds": 0.25},
+        {"step": 1, "evaluation": {}},
+        {"step": 2, "generation_seconds": 1.0, "teacher_seconds": 0.25},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    parts = parts_of(tmp_path)
+    assert parts == {"generation_seconds": 1.5, "teacher_seconds": 0.5}
+    assert parts_of(tmp_path / "none") == {}
+    own = row("own", 0, "general", 0.7) | {part: str(value) for part, value in parts.items()}
+    told = {
+        line.split("|")[1].strip(): line
+        for line in tables([row("mix", 0, "general", 0.7), own]).splitlines()
+        if "|" in line
+    }
+    assert told["own"].endswith("| 2 | 60 | 20 |"), "of 2.5 seconds"
+    assert told["mix"].endswith("| 2 | – | – |")
+
+
 def test_the_front_is_told_by_paired_intervals():
     from evidence_tables import tables
 
