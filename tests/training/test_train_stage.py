@@ -560,7 +560,8 @@ def test_limits_of_time_change_what_is_measured_and_saved_and_no_weight(
     found = {}
     for name, seconds in (("all", 1e9), ("limited", 0.0)):
         monkeypatch.setattr("dominie.training.time_limits.FREE", seconds)
-        monkeypatch.setattr("dominie.training.time_limits.FRACTION", 0.0)
+        none = dict.fromkeys(("validation", "checkpoint"), (0.0, "none"))
+        monkeypatch.setattr("dominie.training.time_limits.FRACTIONS", none)
         asks = AskAtThree()
         train(name, validation=rows_of(8, seed=7), checkpoint_every=None, callbacks=[asks])
         lines = (tmp_path / name / "metrics.jsonl").read_text("utf-8").splitlines()
