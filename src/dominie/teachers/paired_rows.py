@@ -115,15 +115,19 @@ class PairedRows:
 
 
 def vocabularies(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, *, cache: Path
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+    *,
+    cache: Path,
+    fingerprints: Sequence[str],
 ) -> Vocabularies:
-    """The bytes of both tokenizers, and the map between them, found again by their fingerprints.
+    """The bytes of both tokenizers, and the map between them, found again by `fingerprints`.
 
     Raises:
         InputError: one of them is not a fast tokenizer.
     """
     tables = token_bytes(student), token_bytes(teacher)
-    key = _key(FORMAT_VERSION, tokenizer_fingerprint(student), tokenizer_fingerprint(teacher))
+    key = _key(FORMAT_VERSION, *fingerprints)
     path = cache / f"{key}.tokens.npy"
     sizes = len(tables[1]), len(tables[0])
     try:
@@ -156,8 +160,12 @@ def pair_sources(
     Returns:
         The pairs of all, and what `prepare_pairs` returns of each source by its name.
     """
-    words = vocabularies(student, teacher, cache=options["cache"])
-    made = {each.name: prepare_pairs(each, student, teacher, words, **options) for each in sources}
+    prints = tokenizer_fingerprint(student), tokenizer_fingerprint(teacher)
+    words = vocabularies(student, teacher, cache=options["cache"], fingerprints=prints)
+    made = {
+        each.name: prepare_pairs(each, student, teacher, words, fingerprints=prints, **options)
+        for each in sources
+    }
     return PairedRows([path for path, _ in made.values()], words), made
 
 
@@ -167,6 +175,7 @@ def prepare_pairs(
     teacher: PreTrainedTokenizerBase,
     words: Vocabularies,
     *,
+    fingerprints: Sequence[str],
     max_length: int,
     teacher_length: int | None,
     cache: Path,
@@ -179,6 +188,7 @@ def prepare_pairs(
         student: fast tokenizer with a chat template.
         teacher: likewise.
         words: the tokens of both.
+        fingerprints: of both tokenizers.
         max_length: tokens in the student's longest row.
         teacher_length: in the teacher's; what lies behind is not compared. None is no bound.
         cache: folder of the tokenised rows.
@@ -194,8 +204,7 @@ def prepare_pairs(
     key = _key(
         FORMAT_VERSION,
         "pairs",
-        tokenizer_fingerprint(student),
-        tokenizer_fingerprint(teacher),
+        *fingerprints,
         content_fingerprint(source),
         max_length,
         teacher_length,
