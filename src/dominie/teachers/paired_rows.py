@@ -52,7 +52,8 @@ class Alignment:
     Attributes:
         tokens: how many there are.
         direct: those whose whole distribution is compared.
-        chunks: those that are compared by the likelihood of a chunk.
+        chunks: those that are compared by the likelihood of a chunk, if the teacher finds it
+            likely that a boundary follows.
         space: those that are left out as white space.
         written: tokens in which the teacher writes these answers.
         same: those of them that are a token of the student as they are.
@@ -76,8 +77,8 @@ class Alignment:
         apart = self.tokens - self.direct - self.chunks - self.space
         return (
             f"{name}: of {self.tokens:,} supervised tokens {share(self.direct, self.tokens)} are "
-            f"compared with {teacher}'s distribution, {share(self.chunks, self.tokens)} by the "
-            f"likelihood of a chunk; {share(self.space, self.tokens)} are white space and left "
+            f"compared with {teacher}'s distribution, up to {share(self.chunks, self.tokens)} by "
+            f"the likelihood of a chunk; {share(self.space, self.tokens)} are white space and left "
             f"out, {share(apart, self.tokens)} have no counterpart. Of the tokens in which "
             f"{teacher} writes these answers {share(self.same, self.written)} are tokens of the "
             f"student, {share(self.unmapped, self.written)} begin with none"
