@@ -156,6 +156,27 @@ def test_without_a_word_on_caches_all_that_is_returned_is_stored(recipe, vocabul
     del scorer
 
 
+def test_an_estimate_asks_the_server_nothing(recipe, serve, vocabulary):
+    scorer = Scorer(vocabulary)
+    server = serve(scorer)
+    recipe.write_text(RECIPE.replace("URL", server.url))
+    runs, out = recipe.parent / "runs", StringIO()
+    display = Display(Console(file=out, width=400, color_system=None))
+    overrides = ["models.big.price={input: 2.0, output: 8.0}"]
+    loaded = load_recipe(recipe, overrides)
+    (found,) = cache_recipe(loaded, runs, display, estimate=True)["caches"]
+    assert not server.asked
+    assert "nothing was asked" in out.getvalue()
+    (record,) = cache_recipe(loaded, runs, display)["caches"]
+    _, rows = opened(recipe, *overrides)
+    assert found["tokens"] == sum(len(row.input_ids) + 1 for row in rows.values())
+    assert found["supervised_tokens"] == record["supervised_tokens"]
+    assert found["requests"] == scorer.scored
+    assert found["bytes"] == pytest.approx(record["bytes"], rel=0.5)
+    inputs = sum(len(row.input_ids) for row in rows.values())
+    assert found["money"] == pytest.approx((2.0 * inputs + 8.0 * len(rows)) / 1e6)
+
+
 def test_failures_lose_nothing_and_budgets_hold(recipe, vocabulary, serve):
     scorer, count = Scorer(vocabulary), iter(range(100_000))
     faults = (Answer(429, "slow"), Answer(503, "no"), Answer(body='{"choices"', cut=True))
