@@ -30,9 +30,10 @@ from dominie.losses.objective import Objective
 from dominie.losses.targets import Signal
 from dominie.losses.terms import LossTerms, NextToken, Prediction, Spans
 from dominie.models.head import output_head
+from dominie.teachers.ahead import signals
 from dominie.teachers.cached import key_of, key_of_row
 from dominie.teachers.span_teacher import SpanTeacher, asked_of
-from dominie.teachers.teacher import LocalTeacher, signals
+from dominie.teachers.teacher import LocalTeacher
 
 ANSWERS = [
     "The quick teachers taught naïve students.",
