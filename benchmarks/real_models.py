@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import sys
@@ -39,16 +38,17 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dominie.core.display import Display
-from dominie.core.task_result import estimate
 from dominie.toyworld.toy_models import WORDS, word_tokenizer
 from dominie.workflows.sweep import run_trials
 from dominie.workflows.sweep_trials import Trial, grid, seeds_of
 
 sys.path.insert(0, str(HERE.parent / "examples" / "real_model"))
+sys.path.insert(0, str(HERE / "parts"))
 from prepare import as_choice, as_instruction, rows_of, write_rows
+from real_model_tables import tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 RECIPE = HERE / "real_models.yaml"
 RESULTS = HERE / "results" / "real-models.csv"
@@ -72,6 +72,7 @@ CUT: dict[str, tuple[tuple[str, ...], int]] = {
     "cut": (("cut", "cut_labels", "cut_prediction", "cut_attention", "random_prediction"), 450),
     "longer": (("cut_labels_longer", "cut_prediction_longer"), 250),
 }
+ALIGNED, CUTS = ([m for models, _ in part.values() for m in models] for part in (ALIGN, CUT))
 FIRST, LAST = ("align", "mix", "text", "cut", "alone", "longer"), ("conversations",)
 
 
@@ -175,111 +176,11 @@ QUICK = (
 )  # fmt: skip
 
 
-def tables(rows: Sequence[Mapping[str, str]]) -> str:
-    """The tables of docs/evidence-real.md, in Markdown.
-
-    `gain` is a model's F1 above the original's as a share of the expert's gain, `kept` its
-    HellaSwag as a share of the original's, both seed by seed. ± is Student's 95 % interval over
-    seeds. KL is KL(original ‖ model) in nats a token. Tokens (supervised) and seconds are of a
-    model's own stage.
-    """
-    scores: dict[str, dict[str, dict[str, float]]] = {}
-    for row in rows:
-        scores.setdefault(row["model"], {}).setdefault(row["seed"], {})[row["task"]] = float(
-            row["score"]
-        )
-    align = [model for block, _ in ALIGN.values() for model in block if model in scores]
-    cut = [model for block, _ in CUT.values() for model in block if model in scores]
-    head = [
-        "model",
-        "seeds",
-        "entities F1 %",
-        "gain %",
-        "HellaSwag %",
-        "kept %",
-        "KL",
-        "tokens",
-        "s",
-    ]
-    lines = [
-        [
-            model,
-            str(len(scores[model])),
-            _mean(scores, model, lambda s, _: 100 * s["entities"]),
-            _mean(scores, model, _gain),
-            _mean(scores, model, lambda s, _: 100 * s["hellaswag"]),
-            _mean(scores, model, lambda s, of: 100 * s["hellaswag"] / of("original")["hellaswag"]),
-            _mean(scores, model, _nats, digits=3),
-            *_cost(rows, model),
-        ]
-        for model in align
-    ]
-    head_of_cut = ["model", "seeds", "KL(teacher ‖ model)", "tokens", "s"]
-    lines_of_cut = [
-        [
-            model,
-            str(len(scores[model])),
-            _mean(scores, model, _nats, digits=3),
-            *_cost(rows, model),
-        ]
-        for model in cut
-    ]
-    return f"{_markdown(head, lines)}\n\n{_markdown(head_of_cut, lines_of_cut)}"
-
-
-def _gain(mine: Mapping[str, float], of: Callable[[str], Mapping[str, float]]) -> float:
-    before, expert = of("original")["entities"], of("expert")["entities"]
-    return 100 * (mine["entities"] - before) / (expert - before) if expert != before else math.nan
-
-
-def _nats(mine: Mapping[str, float], _: object) -> float:
-    return -math.log(mine["moved"]) + 0.0
-
-
-def _mean(
-    scores: Mapping[str, Mapping[str, Mapping[str, float]]],
-    model: str,
-    value: Callable[[Mapping[str, float], Callable[[str], Mapping[str, float]]], float],
-    *,
-    digits: int = 1,
-) -> str:
-    """The mean over the seeds that have what it needs; a dash where none has."""
-    found = []
-    for seed, tasks in scores[model].items():
-        try:
-            found.append(value(tasks, lambda other, seed=seed: scores[other][seed]))
-        except KeyError:
-            continue
-    found = [each for each in found if math.isfinite(each)]
-    if not found:
-        return "–"
-    over = estimate(found)
-    return f"{over.mean:.{digits}f}" + ("" if over.half is None else f" ±{over.half:.{digits}f}")
-
-
-def _cost(rows: Sequence[Mapping[str, str]], model: str) -> list[str]:
-    cells = []
-    for column in ("tokens", "seconds"):
-        values = {r["seed"]: float(r[column]) for r in rows if r["model"] == model and r[column]}
-        cells.append(f"{sum(values.values()) / len(values):,.0f}" if values else "–")
-    return cells
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(
-        [
-            f"| {' | '.join(head)} |",
-            f"|{'---|' * len(head)}",
-            *(f"| {' | '.join(cells)} |" for cells in lines),
-        ]
-    )
-
-
 def write_page(rows: Sequence[Mapping[str, str]]) -> None:
     """Put the tables into the page."""
     head, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     tail = rest.split(END)[1]
-    PAGE.write_text(f"{head}{BEGIN}\n{tables(rows)}\n{END}{tail}", encoding="utf-8")
+    PAGE.write_text(f"{head}{BEGIN}\n{tables(rows, ALIGNED, CUTS)}\n{END}{tail}", encoding="utf-8")
 
 
 def main() -> None:
@@ -300,7 +201,7 @@ def main() -> None:
         if options.write:
             write_page(read(RESULTS))
         else:
-            print(tables(read(RESULTS)))
+            print(tables(read(RESULTS), ALIGNED, CUTS))
         return
     given = [options.model, options.domain, options.general, options.hellaswag]
     if not options.quick and None in given:
@@ -335,7 +236,7 @@ def main() -> None:
             deadline=time.monotonic() + 60 * options.minutes,
         )
         if not options.json:
-            print(tables(read(results)))
+            print(tables(read(results), ALIGNED, CUTS))
 
 
 def quick_trials(inputs: Path) -> dict[str, Trial]:

@@ -73,7 +73,7 @@ def test_arms_that_are_compared_read_as_many_rows(real_models):
 def test_tables_are_means_over_the_seeds_that_are_there(real_models):
     def row(model: str, seed: int, task: str, score: float) -> dict[str, str]:
         return {
-            "model": model, "seed": str(seed), "task": task, "score": str(score),
+            "model": model, "seed": str(seed), "task": task, "score": str(score), "stderr": "",
             "tokens": "1000" if model == "dae" else "", "seconds": "20" if model == "dae" else "",
         }  # fmt: skip
 
@@ -83,7 +83,7 @@ def test_tables_are_means_over_the_seeds_that_are_there(real_models):
         rows += [row("dae", seed, "entities", f1), row("dae", seed, "moved", math.exp(-0.02))]
         rows += [row("original", seed, "hellaswag", 0.4), row("dae", seed, "hellaswag", 0.38)]
     rows.append(row("cut_prediction", 0, "moved", math.exp(-1.5)))
-    text = real_models.tables(rows)
+    text = real_models.tables(rows, real_models.ALIGNED, real_models.CUTS)
     dae = next(line for line in text.splitlines() if line.startswith("| dae "))
     cells = [cell.strip() for cell in dae.strip("|").split("|")]
     assert cells[1] == "2"

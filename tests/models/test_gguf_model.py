@@ -201,3 +201,26 @@ def test_a_run_from_a_gguf_file(rounded, tmp_path):
     shutil.rmtree(made)  # it is made again, and nothing is trained again
     again = dominie.run(recipe, runs=tmp_path)
     assert json.loads((again.folder / "tuned" / "stage.json").read_text("utf-8")) == record
+
+
+def test_a_student_is_cut_from_a_file(rounded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"{n} and {n}?", "completion": str(2 * n)} for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "name": "cut",
+        "models": {"big": {"path": str(rounded)}},
+        "data": {"sums": {"path": "rows.jsonl", "validation_fraction": 0.3}},
+        "stages": {"small": {"prune": {"model": "big", "layers": 1, "source": "sums"}}},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    dominie.run(tmp_path / "recipe.yaml")
+    made = json.loads((tmp_path / "runs" / "cut" / "small" / "stage.json").read_text())
+    assert (made["kept_layers"], made["layers_before"]) == ([0], 2)
+    assert {"loss_before", "loss_after"} <= made.keys()
+    found = load_frozen(Model(path=str(tmp_path / "runs" / "cut" / "small" / "model")))
+    whole = load_frozen(Model(path=str(dequantised(Model(path=str(rounded)), tmp_path))))
+    assert torch.equal(
+        found.state_dict()["model.layers.0.mlp.up_proj.weight"],
+        whole.state_dict()["model.layers.0.mlp.up_proj.weight"],
+    )

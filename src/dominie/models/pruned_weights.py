@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dominie.core.errors import InputError
+from dominie.models.gguf_header import is_gguf
 from dominie.models.info import ModelInfo, describe
 from dominie.models.model_folder import base_and_adapter
 from dominie.models.pruning import Prune, changes, heads_in_group
@@ -128,6 +129,8 @@ def check_text_model(model: Model, *, where: str) -> None:
     from transformers import PreTrainedConfig
 
     base, _ = base_and_adapter(model)
+    if is_gguf(base):
+        return  # what else a model reads is in a file of its own
     settings, _ = PreTrainedConfig.get_config_dict(base, revision=model.revision)
     if "text_config" in settings:
         raise InputError(
