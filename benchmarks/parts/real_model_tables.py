@@ -79,7 +79,11 @@ def _gain(mine: Mapping[str, float], of: Callable[[str], Mapping[str, float]]) -
 
 def _score(scores: Scores, errors: Scores, model: str, task: str) -> str:
     """A score in percent, with the intervals over questions and seeds."""
-    found = [(100 * s[task], 196 * errors[model][seed][task]) for seed, s in scores[model].items()]
+    found = [
+        (100 * by_task[task], 196 * errors[model][seed][task])
+        for seed, by_task in scores[model].items()
+        if task in by_task
+    ]
     return _estimated(found, digits=1)
 
 

@@ -211,6 +211,7 @@ def test_a_student_is_cut_from_a_file(rounded, tmp_path, monkeypatch):
         "name": "cut",
         "models": {"big": {"path": str(rounded)}},
         "data": {"sums": {"path": "rows.jsonl", "validation_fraction": 0.3}},
+        "train": {"max_length": 64},
         "stages": {"small": {"prune": {"model": "big", "layers": 1, "source": "sums"}}},
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
