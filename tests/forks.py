@@ -8,6 +8,7 @@ a fresh interpreter imports and prints is tested where `sys.executable` is start
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -143,9 +144,14 @@ def _stand_in(place: str, arguments: list[str]) -> int:
     told = _connected(place, order, 1, 2).makefile("r")
     child = int(told.readline())
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: os.kill(child, received))
+        signal.signal(number, lambda received, _: _pass_on(child, received))
     status = int(told.readline())
     return status if status >= 0 else 128 - status
+
+
+def _pass_on(child: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        os.kill(child, number)
 
 
 def dominie_on_two(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -403,7 +403,7 @@ def test_thoughts_are_not_judged_and_broken_answers_are_counted_aloud(serve, tmp
         assert words in out
     report = (run_folder(recipe) / "report.html").read_text()
     assert "of answers were cut off" in report
-    assert "cut off, %" in report
+    assert "12.5 % cut off, 6.2 % empty" in report
     assert sum(server.asked.values()) == len(server.asked) + 1, "an error was asked for again"
     questions["keep_thoughts"] = True
     server.behave = lambda asked: reply("Grade: [[5]]" if shown_answers(asked.text) else "unasked")

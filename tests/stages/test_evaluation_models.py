@@ -6,6 +6,7 @@ import gc
 import json
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,7 +95,7 @@ def test_what_is_not_kept_is_freed_before_the_load(recipe, monkeypatch):
             order.append(f"load {name}")
             weakref.finalize(self, order.append, f"free {name}")
 
-    folder = type("Folder", (), {"model": staticmethod(lambda name: name)})()
+    folder = SimpleNamespace(model=lambda name: name, recipe=SimpleNamespace(served={}))
     monkeypatch.setattr(evaluation_models, "load_frozen", lambda spec, device: Fake(spec))
     monkeypatch.setattr(evaluation_models, "ChatTokenizers", lambda *_: None)
     models = EvaluationModels(folder, {}, Display(Console(quiet=True)))

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, wrapped
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -229,6 +228,8 @@ def _packed(*arrays: Numbers) -> bytes:
 
     How many numbers an array holds is for the reader to know.
     """
+    from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, wrapped
+
     compressor = wrapped.FileCompressor()
     widths = [sum(array.max(initial=0) >> bits > 0 for bits in _WIDTHS[:2]) for array in arrays]
     places = sum(width << (2 * i) for i, width in enumerate(widths))
@@ -254,6 +255,8 @@ class _Reader:
     """
 
     def __init__(self, data: bytes) -> None:
+        from pcodec import wrapped
+
         try:
             self._decompressor, used = wrapped.FileDecompressor.new(data)
             (self._widths,) = struct.unpack_from("<H", data, used)
