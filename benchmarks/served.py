@@ -65,8 +65,9 @@ def conversations(count: int, length: int) -> list[SimpleNamespace]:
     ]
 
 
-def reply(ids: list[int], k: int, rng: np.random.Generator) -> bytes:
-    """What vLLM sends for a prompt."""
+def reply(ids: list[int], k: int) -> bytes:
+    """What vLLM sends for a prompt: the same each time."""
+    rng = np.random.default_rng([k, *ids])
     entries: list[dict[str, Any] | None] = [None]
     ranks = np.arange(1, VOCABULARY + 1)
     weights = ranks**-1.5
@@ -89,10 +90,10 @@ def reply(ids: list[int], k: int, rng: np.random.Generator) -> bytes:
 
 def server(sender: Connection, prompts: list[list[int]], ks: list[int]) -> None:
     """Serve until the process is ended; a model named `faulty` fails at one call in twenty."""
-    rng, made = np.random.default_rng(1), dict[tuple[int, bytes], bytes]()
+    made = dict[tuple[int, bytes], bytes]()
     for k in ks:
         for ids in prompts:
-            made[k, np.array(ids, np.int32).tobytes()] = reply(ids, k, rng)
+            made[k, np.array(ids, np.int32).tobytes()] = reply(ids, k)
     calls = iter(range(10**9))
 
     class Handler(BaseHTTPRequestHandler):
@@ -125,7 +126,7 @@ def server(sender: Connection, prompts: list[list[int]], ks: list[int]) -> None:
                 if kind in ("429", "500"):
                     self.send(b"{}", int(kind))
                 else:
-                    content = made[key] if key in made else reply(body["prompt"], key[0], rng)
+                    content = made[key] if key in made else reply(body["prompt"], key[0])
                     self.send(content, cut=kind == "cut")
             except OSError:
                 self.close_connection = True  # the client has gone
