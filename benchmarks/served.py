@@ -308,7 +308,7 @@ def kl_rows(options: Any) -> Iterator[Row]:
     from dominie.recipe import recipe_of
     from dominie.workflows.pipeline import run_recipe
 
-    seeds, steps, first = (2, 20, 40) if options.quick else (3, 150, 400)
+    seeds, steps, first = (2, 20, 40) if options.quick else (3, 100, 200)
     quiet = Display(Console(file=StringIO()))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
